@@ -1,0 +1,106 @@
+//! vm events: the counters of `/proc/vmstat`, raised by what really happens.
+//!
+//! Names are those that Linux prints, so that its tools and its users can read ours. Events that Linux does not
+//! have keep the style.
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A countable event.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[repr(usize)]
+        #[non_exhaustive]
+        pub enum Event { $($(#[$doc])* $variant,)* }
+
+        impl Event {
+            /// All events, in the order in which they are printed.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name that `/proc/vmstat` prints, or one in its style.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+events! {
+    /// Frames allocated, 2^order for each allocation.
+    PgAlloc = "pgalloc",
+    /// Frames freed, 2^order for each free.
+    PgFree = "pgfree",
+    /// Page faults served.
+    PgFault = "pgfault",
+    /// Frames moved to their new place, for any reason.
+    PgmigrateSuccess = "pgmigrate_success",
+    /// Frames that were to be moved and stayed.
+    PgmigrateFail = "pgmigrate_fail",
+    /// Frames taken off their owners' books by compaction.
+    CompactIsolated = "compact_isolated",
+    /// Direct compactions begun: always success + fail.
+    CompactStall = "compact_stall",
+    /// Direct compactions that gave no block.
+    CompactFail = "compact_fail",
+    /// Direct compactions that gave a block.
+    CompactSuccess = "compact_success",
+    /// Requests that did not begin direct compaction: the watermark said no.
+    CompactSkipped = "compact_skipped",
+    /// Requests that did not begin direct compaction: deferred after failures.
+    CompactDeferred = "compact_deferred",
+    /// Times that background compaction was woken.
+    CompactDaemonWake = "compact_daemon_wake",
+    /// Frames moved by background compaction (a part of `pgmigrate_success`).
+    CompactDaemonMigrated = "compact_daemon_migrated",
+    /// Blocks wholly emptied by evacuation, direct or background.
+    CompactBlockEmptied = "compact_block_emptied",
+    /// Blocks given up by evacuation after it began.
+    CompactBlockAborted = "compact_block_aborted",
+    /// Blocks not begun for a remembered refusal.
+    CompactRefusalRemembered = "compact_refusal_remembered",
+    /// Balloon frames taken off their balloon by compaction (the series' own counter).
+    CompactBalloonIsolated = "compact_balloon_isolated",
+    /// Balloon frames replaced after both acknowledgements (the series' own counter).
+    CompactBalloonMigrated = "compact_balloon_migrated",
+    /// Old balloon frames given back to the allocator (the series' own counter).
+    CompactBalloonReleased = "compact_balloon_released",
+    /// Balloon frames isolated and put back (the series' own counter).
+    CompactBalloonReturned = "compact_balloon_returned",
+    /// Frames given to the host.
+    BalloonInflate = "balloon_inflate",
+    /// Frames taken back from the host.
+    BalloonDeflate = "balloon_deflate",
+    /// Balloon frames moved.
+    BalloonMigrate = "balloon_migrate",
+    /// Requests sent on the inflate and deflate queues.
+    BalloonMessages = "balloon_messages",
+    /// Requests among them that an exchange of moved frames sent.
+    BalloonMigrateMessages = "balloon_migrate_messages",
+    /// Inflations put off because no frame was to be had.
+    BalloonRetry = "balloon_retry",
+    /// Huge pages installed at a fault.
+    ThpFaultAlloc = "thp_fault_alloc",
+    /// Faults that asked for a huge page and got base pages.
+    ThpFaultFallback = "thp_fault_fallback",
+    /// Huge pages split into base pages.
+    ThpSplit = "thp_split_page",
+    /// Whole free blocks claimed by a migratetype.
+    BlockClaimed = "pageblock_claimed",
+    /// Blocks whose type was changed by stealing (fallback policy `steal`).
+    BlockStolen = "pageblock_stolen",
+    /// Takings from a block of a foreign type that left it a hybrid.
+    BlockPolluted = "pageblock_polluted",
+    /// Blocks evacuated to serve an unmovable or reclaimable request (fallback policy `evacuate`).
+    BlockEvacuated = "pageblock_evacuated",
+    /// Times that a movable request broke the whole-block reserve.
+    ReserveBroken = "reserve_broken",
+    /// Requests that had to reclaim.
+    AllocStall = "allocstall",
+    /// Frames given back by reclaim.
+    PgReclaimed = "pgreclaimed",
+    /// Requests that ended without memory.
+    OutOfMemory = "alloc_failed",
+}
+
+impl Event {
+    /// How many events there are.
+    pub const COUNT: usize = Self::ALL.len();
+}

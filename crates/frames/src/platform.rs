@@ -1,0 +1,75 @@
+//! Everything the CPU and the machine give, in one small trait.
+
+use crate::{CpuId, Pfn};
+
+/// What a deterministic machine charges to its virtual clock; real machines let real time pass.
+///
+/// The order of magnitude of each is the caller's business to document; the hosted machine keeps its prices in one table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Cost {
+    /// One page fault, without the filling of the page.
+    Fault,
+    /// Writing one base page.
+    FillFrame,
+    /// Taking this many frames off their owners' books.
+    Isolate(u32),
+    /// Copying and remapping this many base frames.
+    MoveFrame(u32),
+    /// Looking at one block and deciding about it.
+    ExamineBlock,
+    /// One request to a device, with this many page frame numbers in it.
+    HostRequest(u32),
+    /// Giving this many frames back under reclaim.
+    Reclaim(u32),
+}
+
+/// The machine below the memory manager.
+///
+/// Frame contents are reached by number and position, never by reference: another CPU, or the host, may change them at
+/// any time. All accesses are volatile or atomic.
+///
+/// # What the implementer owes
+///
+/// Accesses to a frame that the allocator manages reach that frame's memory and no other. Frames outside the machine's
+/// memory are a caller's error; an implementation panics or ignores them, it does not touch other memory.
+pub trait Platform: Sync {
+    /// The processor that the caller runs on. It must stay there while it works with the answer (preemption off, or a pinned thread).
+    fn cpu(&self) -> CpuId;
+    /// Nanoseconds since the machine began; never goes back.
+    fn now(&self) -> u64;
+    /// Charges `cost` to a virtual clock. Machines with real time do nothing.
+    fn charge(&self, cost: Cost) {
+        let _ = cost;
+    }
+
+    /// Reads 64-bit word `index` (0 to 511) of a frame.
+    fn read_word(&self, frame: Pfn, index: usize) -> u64;
+    /// Writes 64-bit word `index` (0 to 511) of a frame.
+    fn write_word(&self, frame: Pfn, index: usize, value: u64);
+    /// Copies `count` whole frames; the ranges do not overlap.
+    fn copy_frames(&self, from: Pfn, to: Pfn, count: usize);
+    /// Fills `count` whole frames with zeroes.
+    fn zero_frames(&self, first: Pfn, count: usize);
+
+    /// Atomic load (acquire) of word `index` of a page-table frame.
+    fn load_entry(&self, table: Pfn, index: usize) -> u64;
+    /// Atomic swap (acquire and release) of word `index` of a page-table frame; gives the old value.
+    fn swap_entry(&self, table: Pfn, index: usize, value: u64) -> u64;
+    /// Atomic compare-and-exchange (acquire and release) of a page-table word; the error is the value found.
+    fn compare_exchange_entry(&self, table: Pfn, index: usize, current: u64, new: u64) -> Result<u64, u64>;
+    /// Atomic or (acquire and release) into a page-table word; gives the old value.
+    fn or_entry(&self, table: Pfn, index: usize, bits: u64) -> u64;
+
+    /// Begins a stretch in which this CPU walks page tables and touches what it finds. Stretches are short, do not nest,
+    /// and nothing in them may wait for another CPU. Real hardware, where the TLB does this, does nothing.
+    fn enter_access(&self) {}
+    /// Ends the stretch.
+    fn leave_access(&self) {}
+    /// Returns when no CPU uses a translation any more that was replaced before the call.
+    /// `address` is a hint (a virtual address of space `space`), not a limit.
+    fn shoot_down(&self, space: u32, address: u64);
+
+    /// Lets others run while the caller waits: yields or halts for a moment, and returns.
+    fn relax(&self);
+}
