@@ -1,2 +1,4 @@
 //! placeholder
 #![no_std]
+mod owner;
+pub use owner::{MovableOwner, MovePair, Outcome};

@@ -1,0 +1,83 @@
+//! What an owner of movable frames implements, and the pairs that are handed to it.
+
+use dirigible_frames::{Order, Pfn};
+
+/// How one pair of a migration ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Outcome {
+    /// Not looked at yet: what the owner finds. A pair left so counts as [`Outcome::Refused`].
+    Todo,
+    /// `to` is on the owner's books (`Listed`); `from` is `Owned` and on nobody's: the core frees it.
+    Moved,
+    /// Nothing changed: `from` is still `Isolated`, the core puts it back and frees `to`.
+    Refused,
+    /// The owner needs neither: `from` is `Owned` and on nobody's books, `to` is untouched: the core frees both.
+    Released,
+    /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until it calls
+    /// [`Mobility::complete`](crate::Mobility::complete).
+    Pending,
+}
+
+/// One allocation that is to move, and where to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MovePair {
+    /// Head of the allocation that leaves; `Isolated`.
+    pub from: Pfn,
+    /// Head of the allocation that takes its place; `Owned`, of the same order and class as `from`.
+    pub to: Pfn,
+    /// Order of both: 0 or 9.
+    pub order: Order,
+    /// The owner's answer.
+    pub outcome: Outcome,
+}
+
+impl MovePair {
+    /// A pair of single frames, not looked at yet.
+    pub const fn base(from: Pfn, to: Pfn) -> Self {
+        Self { from, to, order: Order::BASE, outcome: Outcome::Todo }
+    }
+
+    /// A pair of huge frames, not looked at yet.
+    pub const fn huge(from: Pfn, to: Pfn) -> Self {
+        Self { from, to, order: Order::HUGE, outcome: Outcome::Todo }
+    }
+
+    /// Base frames on either side.
+    pub const fn frames(&self) -> usize {
+        self.order.frames()
+    }
+}
+
+/// Somebody who has movable frames: user memory, page cache, a balloon.
+///
+/// The owner's class number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how
+/// the core finds the owner of a frame. All calls come from any CPU, several at once, with at most mobility's
+/// compaction lock held: an owner may take its own books' lock in each of them, and must not call back into mobility
+/// while it holds that lock.
+///
+/// The core never asks what kind of frames an owner has; it never follows anything found in a frame's owner word.
+pub trait MovableOwner: Sync {
+    /// Takes `frame` off the books, or refuses (`false`, nothing changed).
+    ///
+    /// The decision is one step, `FrameAllocator::transition` from `Listed` to `Isolated`: whoever else wanted the
+    /// frame at that moment (a dequeue, an unmap) sees either state, never something between. The frame may have
+    /// changed hands since the core looked at it: an owner that meets a frame that is not its own refuses.
+    fn isolate(&self, frame: Pfn) -> bool;
+
+    /// Moves a batch, all of it this owner's and isolated; writes each pair's [`Outcome`].
+    ///
+    /// The owner allocates nothing here, and does not wait longer than its own books' lock: what takes longer is
+    /// [`Outcome::Pending`].
+    fn migrate(&self, pairs: &mut [MovePair]);
+
+    /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
+    fn putback(&self, frame: Pfn);
+
+    /// Lets pending pairs make progress: one step of a device that is driven by polling, or a wait that ends at
+    /// `deadline` (on the clock of `Platform::now`). Gives whether any pair settled. Owners that are never pending
+    /// keep this default.
+    fn poll(&self, deadline: u64) -> bool {
+        let _ = deadline;
+        false
+    }
+}
