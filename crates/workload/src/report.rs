@@ -1,0 +1,576 @@
+//! What a run hands back: plain data, in the order in which the JSON report prints it (schema 1, `docs/json.md`).
+//!
+//! Who fills what:
+//!
+//! - the engine of this crate fills a [`ColumnReport`] (all but `host`), with `attainable` and `percent_attainable` left 0;
+//! - the twin fills a [`TwinReport`]; the command joins the two with [`ColumnReport::set_attainable`];
+//! - the machine fills [`ColumnReport::host`], which the command moves to the one object `host` of the [`Report`]
+//!   (or drops with `--no-host`).
+//!
+//! Everything outside `host` is a function of the parameters and the seed in deterministic mode. That is why fractions are
+//! integers of a fixed number of places ([`Decimal`]) and why nothing here is a hash map: the same run prints the same
+//! bytes.
+
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt;
+
+use dirigible_frames::Event;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+};
+
+/// The number of the schema, raised when a field changes its meaning or goes away.
+pub const SCHEMA: u32 = 1;
+
+/// A number with `PLACES` decimal places, kept as an integer so that it prints the same everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub struct Decimal<const PLACES: u32>(u64);
+
+/// One decimal place: per cent, MiB.
+pub type Tenths = Decimal<1>;
+/// Four decimal places: small ratios, such as host messages per frame moved.
+pub type TenThousandths = Decimal<4>;
+
+impl<const PLACES: u32> Decimal<PLACES> {
+    const SCALE: u64 = 10u64.pow(PLACES);
+
+    /// `part / whole`, rounded to nearest, half up; 0 when `whole` is 0.
+    pub const fn ratio(part: u64, whole: u64) -> Self {
+        if whole == 0 {
+            return Self(0);
+        }
+        let wide = (part as u128 * Self::SCALE as u128 * 2 + whole as u128) / (whole as u128 * 2);
+        Self(if wide > u64::MAX as u128 { u64::MAX } else { wide as u64 })
+    }
+
+    /// `100 * part / whole`, rounded to nearest; 0 when `whole` is 0.
+    pub const fn percent(part: u64, whole: u64) -> Self {
+        Self::ratio(part.saturating_mul(100), whole)
+    }
+
+    /// Frames of 4 KiB as MiB.
+    pub const fn mib_of_frames(frames: u64) -> Self {
+        Self::ratio(frames, 256)
+    }
+
+    /// The number as a float.
+    pub fn value(self) -> f64 {
+        self.0 as f64 / Self::SCALE as f64
+    }
+
+    /// The nearest number to `value`; negative and not-a-number give 0.
+    pub fn from_value(value: f64) -> Self {
+        // The cast truncates, saturates and maps NaN to 0.
+        Self((value * Self::SCALE as f64 + 0.5) as u64)
+    }
+}
+
+impl<const PLACES: u32> fmt::Display for Decimal<PLACES> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if PLACES == 0 {
+            return write!(f, "{}", self.0);
+        }
+        let (whole, fraction) = (self.0 / Self::SCALE, self.0 % Self::SCALE);
+        write!(f, "{whole}.{fraction:0places$}", places = PLACES as usize)
+    }
+}
+
+impl<const PLACES: u32> Serialize for Decimal<PLACES> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.value())
+    }
+}
+
+impl<'de, const PLACES: u32> Deserialize<'de> for Decimal<PLACES> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        f64::deserialize(deserializer).map(Self::from_value)
+    }
+}
+
+/// vm events by name, in the order of `/proc/vmstat`; a JSON object.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct VmStat(pub Vec<(String, u64)>);
+
+impl VmStat {
+    /// Events since `before`; both are snapshots of [`dirigible_frames::Events`].
+    pub fn since(before: &[u64; Event::COUNT], now: &[u64; Event::COUNT]) -> Self {
+        let named = |&event: &Event| {
+            let index = event as usize;
+            (event.name().to_string(), now[index].saturating_sub(before[index]))
+        };
+        Self(Event::ALL.iter().map(named).collect())
+    }
+
+    /// The count of the event that is called `name`, 0 if there is none.
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.iter().find(|(known, _)| known == name).map_or(0, |&(_, count)| count)
+    }
+}
+
+impl Serialize for VmStat {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, count)| (name, count)))
+    }
+}
+
+impl<'de> Deserialize<'de> for VmStat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = VmStat;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of event counts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<VmStat, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(VmStat(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// Median, 99th percentile and maximum of a set of times in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Spread {
+    /// Half of them took no longer than this.
+    pub median: u64,
+    /// 99 of 100 took no longer than this.
+    pub p99: u64,
+    /// The longest.
+    pub max: u64,
+}
+
+impl Spread {
+    /// The spread of `times`, which this sorts; all 0 when there are none.
+    pub fn of(times: &mut [u64]) -> Self {
+        times.sort_unstable();
+        let Some(last) = times.len().checked_sub(1) else {
+            return Self::default();
+        };
+        Self { median: times[last / 2], p99: times[last * 99 / 100], max: times[last] }
+    }
+}
+
+/// A run of one or more columns with one seed.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The machine that the run was made on: `hosted`.
+    pub machine: String,
+    /// `paper` or `quick`.
+    pub profile: String,
+    /// The seed.
+    pub seed: u64,
+    /// The other parameters.
+    pub parameters: Parameters,
+    /// The columns, in the order in which they were asked for.
+    pub columns: Vec<ColumnReport>,
+    /// What was measured on the host; absent with `--no-host`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<HostReport>,
+}
+
+/// The parameters of a run, as the command understood them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Parameters {
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// The balloon at its fullest in MiB.
+    pub balloon_mib: u64,
+    /// One step of the balloon's schedule in MiB.
+    pub step_mib: u64,
+    /// Time between two steps in milliseconds.
+    pub period_ms: u64,
+    /// `cycle` or `held`.
+    pub schedule: String,
+    /// Where the balloon takes its frames in column `steered`: `fill-holes` or `whole-blocks`.
+    pub placement: String,
+    /// Threads of load; 0 is the deterministic mode.
+    pub threads: u64,
+    /// The load is multiplied by this.
+    pub load_scale: TenThousandths,
+    /// The watermarks are multiplied by this.
+    pub watermark_scale: TenThousandths,
+    /// Whether the filler keeps memory full.
+    pub filler: bool,
+}
+
+/// One column: one policy under the load.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ColumnReport {
+    /// `pinned`, `movable` or `steered`.
+    pub name: String,
+    /// The policies that make the column.
+    pub policy: Policy,
+    /// MemTotal at boot, before any balloon, in MiB.
+    pub mem_total_mib: Tenths,
+    /// Length of the run on the guest's clock, in milliseconds.
+    pub elapsed_ms: u64,
+    /// The passes, in order. Profile `paper`: `pass1`, `pass2`, `rested`. Profile `quick`: each pass has two tests:
+    /// `pass1`, `pass1-thp`, `pass2`, `pass2-thp`, `rested`, `rested-thp`.
+    pub passes: Vec<PassReport>,
+    /// All vm events of the run.
+    pub vmstat: VmStat,
+    /// Pages whose contents were not what their owner had written. Anything but 0 is a fault of ours.
+    pub content_errors: u64,
+    /// Pages whose contents were checked whole.
+    pub pages_checked: u64,
+    /// Requests sent to the balloon device to move frames (an exchange of one batch is two).
+    pub host_messages: u64,
+    /// Balloon frames moved by compaction.
+    pub balloon_frames_moved: u64,
+    /// `host_messages / balloon_frames_moved`.
+    pub messages_per_frame_moved: TenThousandths,
+    /// All requests sent to the balloon device.
+    pub host_messages_total: u64,
+    /// Migrations refused because the balloon's lock was taken.
+    pub balloon_lock_refusals: u64,
+    /// Frames moved over the whole run, direct and background, every owner.
+    pub pages_moved: u64,
+    /// Huge pages that the passes got, together.
+    pub huge_pages: u64,
+    /// `pages_moved / huge_pages`: the moves of the whole run.
+    pub moved_per_huge_page: Tenths,
+    /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns and the twin.
+    pub targets_hash: String,
+    /// The largest number of MiB that the balloon ever held.
+    pub balloon_max_mib: Tenths,
+    /// Errors of the protocol that the device counted. Anything but 0 is a fault of ours.
+    pub device_errors: u64,
+    /// What the load did.
+    pub load: LoadReport,
+    /// What the machine measured on the host. The command moves this into [`Report::host`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<ColumnHost>,
+}
+
+impl ColumnReport {
+    /// Copies the attainable of each pass from the twin, which ran with the same seed.
+    ///
+    /// # Errors
+    ///
+    /// Names the pass that one of the two does not have, or says that the balloon's targets differ.
+    pub fn set_attainable(&mut self, twin: &TwinReport) -> Result<(), String> {
+        if self.targets_hash != twin.targets_hash {
+            return Err(alloc::format!(
+                "column {}: the balloon's targets differ from the twin's (hash {} against {})",
+                self.name,
+                self.targets_hash,
+                twin.targets_hash
+            ));
+        }
+        for pass in &mut self.passes {
+            let Some(known) = twin.passes.iter().find(|known| known.name == pass.name) else {
+                return Err(alloc::format!("the twin has no pass {}", pass.name));
+            };
+            pass.attainable = known.attainable;
+            pass.percent_attainable = Tenths::percent(pass.allocated, known.attainable);
+        }
+        Ok(())
+    }
+}
+
+/// The policies of a column: settings of one system.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Policy {
+    /// Whether the balloon's frames can be moved.
+    pub balloon_movable: bool,
+    /// `steal` or `evacuate`.
+    pub fallback: String,
+    /// Where movable requests go: `lowest-first` or `fullest-first`.
+    pub placement: String,
+    /// Where the balloon takes its frames: `ordinary`, `unmovable`, `fill-holes` or `whole-blocks`.
+    pub inflate: String,
+    /// Which frames the balloon gives back first: `newest-first` or `heal`.
+    pub deflate: String,
+    /// Frames that one exchange moves at most; 1 means two messages for each frame.
+    pub exchange_batch: u64,
+    /// Whole free blocks kept from movable order-0 requests.
+    pub reserve_blocks: u64,
+}
+
+/// One test of the probe in one pass.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct PassReport {
+    /// `pass1`, `pass2`, `rested`; the THP tests of profile `quick` end in `-thp`.
+    pub name: String,
+    /// Huge pages asked for.
+    pub asked: u64,
+    /// Attempts made: `asked` in profile `paper`, writes or ranges in profile `quick`.
+    pub attempts: u64,
+    /// Huge pages got.
+    pub allocated: u64,
+    /// Huge pages that the twin got: the reference for all columns.
+    pub attainable: u64,
+    /// `100 * allocated / asked`.
+    pub percent_asked: Tenths,
+    /// `100 * allocated / attainable`; above 100 is printed as it is.
+    pub percent_attainable: Tenths,
+    /// The balloon's mean size over the pass.
+    pub balloon_mean_mib: Tenths,
+    /// The mean of the balloon's targets over the pass.
+    pub balloon_target_mean_mib: Tenths,
+    /// The load held at the end of the pass, without the filler: `load_anonymous_mib + load_kernel_mib`.
+    pub load_mib: Tenths,
+    /// Anonymous memory of the jobs, their page tables not counted.
+    pub load_anonymous_mib: Tenths,
+    /// Unmovable and reclaimable memory, page tables included.
+    pub load_kernel_mib: Tenths,
+    /// What the filler holds.
+    pub filler_mib: Tenths,
+    /// Hybrid blocks at the end of the pass.
+    pub hybrid_blocks: u64,
+    /// Memory just before the pass.
+    pub before: MemoryState,
+    /// Memory at the end of the pass, the probe's pages still held.
+    pub after: MemoryState,
+    /// Cost of an attempt on the guest's clock.
+    pub attempt_cost_ns: Spread,
+    /// Attempts that got a free block at once.
+    pub got_free: u64,
+    /// Attempts that compaction served.
+    pub got_compaction: u64,
+    /// Attempts that compaction served after reclaim.
+    pub got_reclaim: u64,
+    /// Attempts that failed, by cause.
+    pub failed: FailureCauses,
+    /// Frames moved during the pass by direct compaction.
+    pub moved_direct: u64,
+    /// Frames moved during the pass by background compaction.
+    pub moved_background: u64,
+    /// `(moved_direct + moved_background) / allocated`.
+    pub moved_per_huge_page: Tenths,
+    /// Requests sent to the balloon device to move frames.
+    pub host_messages: u64,
+    /// Balloon frames moved.
+    pub balloon_frames_moved: u64,
+    /// vm events of the pass.
+    pub vmstat: VmStat,
+}
+
+/// Why attempts failed; the sum is `attempts - allocated` where one attempt asks for one page.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct FailureCauses {
+    /// Too little memory free for a whole block above the watermark, even after reclaim.
+    pub watermark: u64,
+    /// Compaction was put off after earlier failures.
+    pub deferred: u64,
+    /// No block without unmovable frames was left, or none within the budget.
+    pub no_block: u64,
+    /// A block was chosen and could not be emptied: an owner refused, or targets ran out.
+    pub aborted: u64,
+}
+
+/// A look at the guest's memory.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct MemoryState {
+    /// Free frames.
+    pub free_frames: u64,
+    /// Wholly free blocks.
+    pub free_blocks: u64,
+    /// Hybrid blocks.
+    pub hybrid_blocks: u64,
+    /// What the balloon holds.
+    pub balloon_frames: u64,
+    /// Maximal aligned free runs of each order, 0 to 10, as `/proc/buddyinfo` prints them.
+    pub buddyinfo: Vec<u64>,
+    /// Blocks and free runs of each migratetype, as `/proc/pagetypeinfo` prints them.
+    pub pagetypeinfo: Vec<TypeState>,
+    /// Share of the free memory that a request of order 0, 1, … 10 cannot use, in thousandths.
+    pub unusable_permille: Vec<u64>,
+    /// Blocks by what is in them.
+    pub census: BlockCensus,
+}
+
+/// One row of `/proc/pagetypeinfo`.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct TypeState {
+    /// `Unmovable`, `Movable` or `Reclaimable`.
+    pub name: String,
+    /// Blocks of the type.
+    pub blocks: u64,
+    /// Maximal aligned free runs of each order, 0 to 10, within blocks of the type.
+    pub free: Vec<u64>,
+}
+
+/// Every pageblock of the guest, counted by what stands between it and a huge page.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct BlockCensus {
+    /// Held whole as a huge page.
+    pub huge: u64,
+    /// Wholly free.
+    pub free: u64,
+    /// Movable and balloon frames only: can be emptied.
+    pub movable: u64,
+    /// Unmovable or reclaimable frames, nothing movable beside them.
+    pub kernel: u64,
+    /// Both: hybrid.
+    pub hybrid: u64,
+    /// Isolated at this moment.
+    pub isolated: u64,
+    /// Holding reserved frames or holes.
+    pub reserved: u64,
+    /// Free frames in `kernel`, `hybrid` and `reserved` blocks: free memory that no huge page can use.
+    pub stranded_free_frames: u64,
+}
+
+/// What the load did over the run.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// Jobs begun.
+    pub jobs_started: u64,
+    /// Jobs that came to their end.
+    pub jobs_finished: u64,
+    /// Times that a job had to wait for memory.
+    pub waits: u64,
+    /// Time that jobs spent waiting, together, in milliseconds of the guest's clock.
+    pub waited_ms: u64,
+    /// Frames that the filler took.
+    pub filler_taken: u64,
+    /// Frames that the filler gave back.
+    pub filler_given: u64,
+}
+
+/// The counts-only twin: what the same requests would get if frames had no places.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct TwinReport {
+    /// The hash of the balloon's targets, see [`ColumnReport::targets_hash`].
+    pub targets_hash: String,
+    /// The passes, named as in the columns.
+    pub passes: Vec<TwinPass>,
+}
+
+/// One pass of the twin.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TwinPass {
+    /// As in the columns.
+    pub name: String,
+    /// Huge pages asked for.
+    pub asked: u64,
+    /// Huge pages got.
+    pub attainable: u64,
+}
+
+/// What was measured on the host: not a function of the seed.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Operating system and kernel release.
+    pub kernel: String,
+    /// CPUs that the process may use.
+    pub cpus: u64,
+    /// Whether the host's kernel has `process_madvise` with `MADV_DONTNEED`.
+    pub process_madvise: bool,
+    /// Wall-clock time of the command, all columns together, in milliseconds.
+    pub wall_ms: u64,
+    /// Each column's own measurements, in the order of `columns`.
+    pub columns: Vec<ColumnHost>,
+}
+
+/// What was measured on the host while one column ran. `kernel`, `cpus` and `process_madvise` are the same in all.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ColumnHost {
+    /// The column.
+    pub name: String,
+    /// Operating system and kernel release.
+    pub kernel: String,
+    /// CPUs that the process may use.
+    pub cpus: u64,
+    /// Whether the host's kernel has `process_madvise` with `MADV_DONTNEED`.
+    pub process_madvise: bool,
+    /// Wall-clock time of the column in milliseconds.
+    pub wall_ms: u64,
+    /// CPU time in user mode in milliseconds.
+    pub user_ms: u64,
+    /// CPU time in the kernel in milliseconds.
+    pub system_ms: u64,
+    /// Host calls that discarded memory.
+    pub discard_calls: u64,
+    /// Memory resident on the host around the balloon's largest size.
+    pub residency: Residency,
+    /// Host time of one attempt, for each pass.
+    pub attempts: Vec<AttemptHost>,
+}
+
+/// Guest memory resident on the host, by `mincore`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Residency {
+    /// Resident with the balloon empty and every guest frame touched.
+    pub empty_balloon_mib: Tenths,
+    /// Resident with the balloon at its fullest.
+    pub full_balloon_mib: Tenths,
+    /// What the balloon held at that moment.
+    pub balloon_mib: Tenths,
+}
+
+/// Host time of the attempts of one pass.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct AttemptHost {
+    /// The pass.
+    pub pass: String,
+    /// Nanoseconds of the host's clock.
+    pub ns: Spread,
+}
+
+/// Where a run stands, for a progress bar.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// What is going on: `boot`, `warm-up`, `pass1`, …
+    pub phase: &'static str,
+    /// The guest's clock in milliseconds since boot.
+    pub now_ms: u64,
+    /// When the run will end on that clock, as far as is known.
+    pub end_ms: u64,
+}
+
+/// Hears how a run gets on. Called about once in a second of the guest's clock; must not block.
+pub trait Observer {
+    /// The run has come this far.
+    fn progress(&mut self, progress: Progress);
+}
+
+/// Hears nothing.
+impl Observer for () {
+    fn progress(&mut self, _: Progress) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_round_half_up_and_print_all_places() {
+        assert_eq!(Tenths::percent(1, 3).to_string(), "33.3");
+        assert_eq!(Tenths::percent(2, 3).to_string(), "66.7");
+        assert_eq!(Tenths::ratio(1, 20).to_string(), "0.1");
+        assert_eq!(Tenths::percent(9, 8).to_string(), "112.5");
+        assert_eq!(TenThousandths::ratio(2, 256).to_string(), "0.0078");
+        assert_eq!(Tenths::ratio(5, 0).to_string(), "0.0");
+    }
+
+    #[test]
+    fn decimals_survive_the_way_through_a_float() {
+        for n in (0..100_000).chain([u64::from(u32::MAX), 1 << 40]) {
+            let decimal = Decimal::<1>(n);
+            assert_eq!(Decimal::<1>::from_value(decimal.value()), decimal);
+        }
+        assert_eq!(Tenths::from_value(f64::NAN), Tenths::default());
+        assert_eq!(Tenths::from_value(-3.0), Tenths::default());
+    }
+
+    #[test]
+    fn spread_of_few_and_none() {
+        assert_eq!(Spread::of(&mut []), Spread::default());
+        assert_eq!(Spread::of(&mut [7]), Spread { median: 7, p99: 7, max: 7 });
+        let mut hundred: Vec<u64> = (1..=100).rev().collect();
+        assert_eq!(Spread::of(&mut hundred), Spread { median: 50, p99: 99, max: 100 });
+    }
+}
