@@ -44,7 +44,11 @@ impl<const PLACES: u32> Decimal<PLACES> {
             return Self(0);
         }
         let wide = (part as u128 * Self::SCALE as u128 * 2 + whole as u128) / (whole as u128 * 2);
-        Self(if wide > u64::MAX as u128 { u64::MAX } else { wide as u64 })
+        Self(if wide > u64::MAX as u128 {
+            u64::MAX
+        } else {
+            wide as u64
+        })
     }
 
     /// `100 * part / whole`, rounded to nearest; 0 when `whole` is 0.
@@ -100,14 +104,20 @@ impl VmStat {
     pub fn since(before: &[u64; Event::COUNT], now: &[u64; Event::COUNT]) -> Self {
         let named = |&event: &Event| {
             let index = event as usize;
-            (event.name().to_string(), now[index].saturating_sub(before[index]))
+            (
+                event.name().to_string(),
+                now[index].saturating_sub(before[index]),
+            )
         };
         Self(Event::ALL.iter().map(named).collect())
     }
 
     /// The count of the event that is called `name`, 0 if there is none.
     pub fn get(&self, name: &str) -> u64 {
-        self.0.iter().find(|(known, _)| known == name).map_or(0, |&(_, count)| count)
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .map_or(0, |&(_, count)| count)
     }
 }
 
@@ -155,7 +165,11 @@ impl Spread {
         let Some(last) = times.len().checked_sub(1) else {
             return Self::default();
         };
-        Self { median: times[last / 2], p99: times[last * 99 / 100], max: times[last] }
+        Self {
+            median: times[last / 2],
+            p99: times[last * 99 / 100],
+            max: times[last],
+        }
     }
 }
 
@@ -179,7 +193,8 @@ pub struct Report {
     pub host: Option<HostReport>,
 }
 
-/// The parameters of a run, as the command understood them.
+/// The parameters of a run, as the command understood them: the public fields of the crate's `Params` that are the same in
+/// all columns (sizes in bytes there, the period in nanoseconds, the scales in thousandths).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Parameters {
     /// Guest memory in MiB.
@@ -569,8 +584,22 @@ mod tests {
     #[test]
     fn spread_of_few_and_none() {
         assert_eq!(Spread::of(&mut []), Spread::default());
-        assert_eq!(Spread::of(&mut [7]), Spread { median: 7, p99: 7, max: 7 });
+        assert_eq!(
+            Spread::of(&mut [7]),
+            Spread {
+                median: 7,
+                p99: 7,
+                max: 7
+            }
+        );
         let mut hundred: Vec<u64> = (1..=100).rev().collect();
-        assert_eq!(Spread::of(&mut hundred), Spread { median: 50, p99: 99, max: 100 });
+        assert_eq!(
+            Spread::of(&mut hundred),
+            Spread {
+                median: 50,
+                p99: 99,
+                max: 100
+            }
+        );
     }
 }
