@@ -478,29 +478,33 @@ pub struct TwinPass {
 /// What was measured on the host: not a function of the seed.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct HostReport {
-    /// Operating system and kernel release.
-    pub kernel: String,
-    /// CPUs that the process may use.
-    pub cpus: u64,
-    /// Whether the host's kernel has `process_madvise` with `MADV_DONTNEED`.
-    pub process_madvise: bool,
+    /// The host itself.
+    pub facts: HostFacts,
     /// Wall-clock time of the command, all columns together, in milliseconds.
     pub wall_ms: u64,
     /// Each column's own measurements, in the order of `columns`.
     pub columns: Vec<ColumnHost>,
 }
 
-/// What was measured on the host while one column ran. `kernel`, `cpus` and `process_madvise` are the same in all.
+/// The host itself.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct ColumnHost {
-    /// The column.
-    pub name: String,
+pub struct HostFacts {
     /// Operating system and kernel release.
     pub kernel: String,
     /// CPUs that the process may use.
     pub cpus: u64,
     /// Whether the host's kernel has `process_madvise` with `MADV_DONTNEED`.
     pub process_madvise: bool,
+}
+
+/// What was measured on the host while one column ran.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ColumnHost {
+    /// The column.
+    pub name: String,
+    /// The host itself. The command moves this into [`HostReport::facts`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub facts: Option<HostFacts>,
     /// Wall-clock time of the column in milliseconds.
     pub wall_ms: u64,
     /// CPU time in user mode in milliseconds.
