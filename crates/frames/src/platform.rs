@@ -1,6 +1,11 @@
 //! Everything the CPU and the machine give, in one small trait.
 
-use crate::{CpuId, Pfn};
+use crate::{CpuId, FRAME_SIZE, Pfn};
+
+/// 64-bit words in a cache line of 64 bytes.
+pub const WORDS_PER_LINE: usize = 8;
+/// Cache lines in a frame.
+pub const LINES_PER_FRAME: usize = FRAME_SIZE / (8 * WORDS_PER_LINE);
 
 /// What a deterministic machine charges to its virtual clock; real machines let real time pass.
 ///
@@ -47,6 +52,18 @@ pub trait Platform: Sync {
     fn read_word(&self, frame: Pfn, index: usize) -> u64;
     /// Writes 64-bit word `index` (0 to 511) of a frame.
     fn write_word(&self, frame: Pfn, index: usize, value: u64);
+    /// Writes one word at the head of each of the frame's 64 cache lines: `words[i]` goes to word `8 * i`.
+    fn write_lines(&self, frame: Pfn, words: &[u64; LINES_PER_FRAME]) {
+        for (line, &word) in words.iter().enumerate() {
+            self.write_word(frame, line * WORDS_PER_LINE, word);
+        }
+    }
+    /// Reads the word at the head of each of the frame's 64 cache lines: word `8 * i` goes to `out[i]`.
+    fn read_lines(&self, frame: Pfn, out: &mut [u64; LINES_PER_FRAME]) {
+        for (line, word) in out.iter_mut().enumerate() {
+            *word = self.read_word(frame, line * WORDS_PER_LINE);
+        }
+    }
     /// Copies `count` whole frames; the ranges do not overlap.
     fn copy_frames(&self, from: Pfn, to: Pfn, count: usize);
     /// Fills `count` whole frames with zeroes.
