@@ -217,6 +217,8 @@ pub struct Parameters {
     pub watermark_scale: TenThousandths,
     /// Whether the filler keeps memory full.
     pub filler: bool,
+    /// The lengths of the phases are multiplied by this.
+    pub time_scale: TenThousandths,
 }
 
 /// One column: one policy under the load.
