@@ -194,15 +194,15 @@ pub struct Report {
 }
 
 /// The parameters of a run, as the command understood them: the public fields of the crate's `Params` that are the same in
-/// all columns (sizes in bytes there, the period in nanoseconds, the scales in thousandths).
+/// all columns (the period in nanoseconds there, the scales in thousandths).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Parameters {
-    /// Guest memory in MiB.
-    pub memory_mib: u64,
-    /// The balloon at its fullest in MiB.
-    pub balloon_mib: u64,
-    /// One step of the balloon's schedule in MiB.
-    pub step_mib: u64,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// The balloon at its fullest in bytes.
+    pub balloon_bytes: u64,
+    /// One step of the balloon's schedule in bytes.
+    pub step_bytes: u64,
     /// Time between two steps in milliseconds.
     pub period_ms: u64,
     /// `cycle` or `held`.
