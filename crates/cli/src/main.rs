@@ -1,2 +1,44 @@
-//! placeholder
-fn main() {}
+//! The command: `dirigible stress-highalloc` runs the experiment and prints its table.
+//!
+//! Each column runs in a process of its own ([`children`] starts them, [`column`] is what they do); what they print is
+//! put together into one report ([`stress`]), which [`show`] prints as a table and [`json_file`] writes as JSON.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod checks;
+mod children;
+mod column;
+mod failure;
+mod figures;
+#[cfg(test)]
+mod fixture;
+mod json_file;
+mod machine;
+mod plan;
+mod progress;
+mod show;
+mod stress;
+mod summary;
+mod table;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // A wrong command line ends here, with status 2.
+    let cli = args::Cli::parse();
+    let result = match cli.command {
+        args::Command::StressHighalloc(args) => stress::run(&args),
+        args::Command::RunColumn => column::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.status()
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Period, Scale, Size};
+
+/// A memory manager and virtio-balloon driver for guests, whose ballooned memory stays movable.
+#[derive(Parser, Debug)]
+#[command(name = "dirigible", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the command can do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// How many huge pages a loaded guest can get while a balloon grows and shrinks in it
+    ///
+    /// Boots a guest in this process, on real memory and real virtqueues, loads it, moves its balloon and tries to allocate
+    /// nearly all of its memory as huge pages: twice under load and once at rest. Each column is one policy under the same
+    /// load: `pinned` (balloon pages cannot be moved), `movable` (they can, nothing else differs) and `steered` (they
+    /// can, and all of dirigible is on).
+    StressHighalloc(Box<StressHighalloc>),
+    /// Runs one column; for the command's own use. Reads its job from the first line of standard input and ends when
+    /// standard input does.
+    #[command(hide = true)]
+    RunColumn,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  dirigible stress-highalloc
+      The experiment: a 4 GiB guest, a balloon of 1 GiB that moves 256 MiB each minute, all three columns.
+  dirigible stress-highalloc --schedule held --runs 10 --json held.json
+      Ten seeds with the balloon held full; median and range in the table, every run in the file.
+  dirigible stress-highalloc --balloon 0 --columns pinned,movable
+      The control: without a balloon the two must score the same.
+  dirigible stress-highalloc --memory 1G --balloon 256M --step 64M --profile quick
+      A small and quick run.
+
+Exit status: 0 when the run is done, 1 when it failed, 2 when the command line is wrong.";
+
+/// Flags of `stress-highalloc`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct StressHighalloc {
+    /// Memory of the guest (suffix K, M, G or T)
+    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    pub memory: Size,
+    /// Size of the balloon at its fullest; 0 for no balloon
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub balloon: Size,
+    /// What one step of the schedule adds to the balloon or takes from it
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub step: Size,
+    /// Time between two steps (suffix ms, s, m or h); 60s unless the profile `quick` says otherwise
+    #[arg(long, value_name = "TIME")]
+    pub period: Option<Period>,
+    /// When the balloon moves
+    #[arg(long, value_enum, default_value = "cycle")]
+    pub schedule: Schedule,
+    /// Length of the phases and kind of the tests
+    #[arg(long, value_enum, default_value = "paper")]
+    pub profile: Profile,
+    /// Seed of the load and of the schedule's phase
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Runs with the seeds N, N+1, …; the columns then show median and range
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub runs: u64,
+    /// Which columns, in which order
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "pinned,movable,steered"
+    )]
+    pub columns: Vec<Column>,
+    /// The machine to run on
+    #[arg(long, value_enum, default_value = "hosted")]
+    pub machine: Machine,
+    /// Threads of load; 0 is the deterministic mode: one thread, a virtual clock, the same result for the same seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: u64,
+    /// Where the balloon takes its frames in the column `steered`
+    #[arg(long, value_enum, default_value = "fill-holes")]
+    pub placement: Placement,
+    /// Writes everything to FILE as JSON, `-` for standard output (docs/json.md describes it)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Leaves out what is measured on the host (times, residency): the same seed then prints the same bytes
+    #[arg(long)]
+    pub no_host: bool,
+    /// Multiplies the load (number and size of jobs, kernel memory)
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value = "1",
+        help_heading = "Variants of the experiment"
+    )]
+    pub load_scale: Scale,
+    /// Multiplies the watermarks
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value = "1",
+        help_heading = "Variants of the experiment"
+    )]
+    pub watermark_scale: Scale,
+    /// Does not keep memory full: what the load leaves stays free
+    #[arg(long, help_heading = "Variants of the experiment")]
+    pub no_filler: bool,
+    /// Multiplies the lengths of the phases, not the load's pace: for a quick look; 1 is the experiment
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value = "1",
+        help_heading = "Variants of the experiment"
+    )]
+    pub time_scale: Scale,
+    /// Columns that run at the same time, each in a process of its own
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub jobs: u64,
+}
+
+macro_rules! names {
+    ($kind:ident { $($variant:ident = $name:literal),* $(,)? }) => {
+        impl $kind {
+            /// The name as the command line and the report write it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+/// When the balloon moves.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Up and down for ever, a step each period, the phase drawn from the seed; emptied before the rested pass
+    Cycle,
+    /// Up, down and up before pass 1, then full to the end
+    Held,
+}
+names!(Schedule { Cycle = "cycle", Held = "held" });
+
+/// Length of the phases and kind of the tests.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// stress-highalloc: five minutes of warm-up, three passes with an attempt each 125 ms, on the virtual clock
+    Paper,
+    /// The compressed schedule of the Linux peer: hugetlb and THP tests, seconds in place of minutes
+    Quick,
+}
+names!(Profile { Paper = "paper", Quick = "quick" });
+
+/// A policy.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Column {
+    /// Balloon pages cannot be moved: before the series
+    Pinned,
+    /// Balloon pages can be moved, nothing else differs from `pinned`: the series
+    Movable,
+    /// Everything on: what a user of dirigible gets
+    Steered,
+}
+names!(Column { Pinned = "pinned", Movable = "movable", Steered = "steered" });
+
+/// The machine.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Machine {
+    /// In the command's own process: guest memory is an mmap, the devices are models over real virtqueues
+    Hosted,
+}
+names!(Machine { Hosted = "hosted" });
+
+/// Where the balloon takes its frames.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// From the blocks that are used or spoilt already: the guest keeps its huge pages
+    FillHoles,
+    /// Whole free blocks first: the host keeps its huge pages
+    WholeBlocks,
+}
+names!(Placement { FillHoles = "fill-holes", WholeBlocks = "whole-blocks" });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_the_experiment() {
+        let cli = Cli::parse_from(["dirigible", "stress-highalloc"]);
+        let Command::StressHighalloc(args) = cli.command else {
+            panic!("another command");
+        };
+        assert_eq!(
+            (args.memory, args.balloon, args.step),
+            (Size(4 << 30), Size(1 << 30), Size(256 << 20))
+        );
+        assert_eq!(
+            args.columns,
+            [Column::Pinned, Column::Movable, Column::Steered]
+        );
+        assert_eq!((args.seed, args.runs, args.threads), (1, 1, 0));
+        assert_eq!(
+            (args.schedule, args.profile),
+            (Schedule::Cycle, Profile::Paper)
+        );
+        assert!(!args.no_host && args.json.is_none());
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        for column in Column::value_variants() {
+            assert_eq!(
+                column.to_possible_value().unwrap().get_name(),
+                column.name()
+            );
+        }
+        for placement in Placement::value_variants() {
+            assert_eq!(
+                placement.to_possible_value().unwrap().get_name(),
+                placement.name()
+            );
+        }
+        for schedule in Schedule::value_variants() {
+            assert_eq!(
+                schedule.to_possible_value().unwrap().get_name(),
+                schedule.name()
+            );
+        }
+    }
+}

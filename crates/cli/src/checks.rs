@@ -1,0 +1,174 @@
+//! What makes a result worthless or worth a doubt.
+
+use dirigible_workload::report::{ColumnReport, Report};
+
+/// The balloon's mean size may differ from its mean target by this part: beyond it a better score may be a smaller
+/// balloon's.
+const BALLOON_DEVIATION: f64 = 0.05;
+/// The load of two columns may differ by this part.
+const LOAD_DEVIATION: f64 = 0.02;
+
+/// Sentences for the foot of the table; empty when all is well.
+pub fn remarks(reports: &[Report]) -> Vec<String> {
+    let of_run = |report: &Report| {
+        let prefix = match reports.len() {
+            1 => String::new(),
+            _ => format!("seed {}, ", report.seed),
+        };
+        let faults = faults(report)
+            .into_iter()
+            .map(|text| format!("FAULT: {text}"));
+        let doubts = doubts(report)
+            .into_iter()
+            .map(|text| format!("note: {text}"));
+        faults
+            .chain(doubts)
+            .map(|text| text.replacen(": ", &format!(": {prefix}"), 1))
+            .collect()
+    };
+    reports
+        .iter()
+        .flat_map(|report| -> Vec<String> { of_run(report) })
+        .collect()
+}
+
+/// What must never be: the run counts as failed.
+pub fn faults(report: &Report) -> Vec<String> {
+    let mut faults = Vec::new();
+    for column in &report.columns {
+        let name = &column.name;
+        for (count, what) in [
+            (column.content_errors, "content errors"),
+            (column.device_errors, "device errors"),
+        ] {
+            if count != 0 {
+                faults.push(format!("{name}: {count} {what}"));
+            }
+        }
+        faults.extend(
+            broken_identities(column)
+                .into_iter()
+                .map(|text| format!("{name}: {text}")),
+        );
+    }
+    faults
+}
+
+/// The counters' identities at the end of a run, when nothing is isolated any more.
+fn broken_identities(column: &ColumnReport) -> Vec<String> {
+    let event = |name: &str| column.vmstat.get(name);
+    let mut broken = Vec::new();
+    let mut equal = |whole: &str, parts: &[&str]| {
+        let sum: u64 = parts.iter().map(|part| event(part)).sum();
+        if event(whole) != sum {
+            broken.push(format!(
+                "{whole} is {} and {} is {sum}",
+                event(whole),
+                parts.join(" + ")
+            ));
+        }
+    };
+    equal("compact_stall", &["compact_success", "compact_fail"]);
+    equal(
+        "compact_balloon_isolated",
+        &["compact_balloon_migrated", "compact_balloon_returned"],
+    );
+    equal("compact_balloon_released", &["compact_balloon_migrated"]);
+    broken
+}
+
+/// What makes columns hard to compare.
+fn doubts(report: &Report) -> Vec<String> {
+    let mut doubts = Vec::new();
+    for column in &report.columns {
+        for pass in &column.passes {
+            let (mean, target) = (
+                pass.balloon_mean_mib.value(),
+                pass.balloon_target_mean_mib.value(),
+            );
+            if (mean - target).abs() > BALLOON_DEVIATION * target {
+                doubts.push(format!(
+                    "{}, {}: the balloon's mean of {mean:.1} MiB is more than 5 % off the mean target of {target:.1} MiB",
+                    column.name, pass.name
+                ));
+            }
+        }
+    }
+    let Some((first, others)) = report.columns.split_first() else {
+        return doubts;
+    };
+    for other in others {
+        for (pass, reference) in other.passes.iter().zip(&first.passes) {
+            let (load, expected) = (pass.load_mib.value(), reference.load_mib.value());
+            if (load - expected).abs() > LOAD_DEVIATION * expected {
+                doubts.push(format!(
+                    "{}: {} holds a load of {load:.1} MiB and {} of {expected:.1} MiB, which differ by more than 2 %",
+                    pass.name, other.name, first.name
+                ));
+            }
+        }
+        if other.targets_hash != first.targets_hash {
+            doubts.push(format!(
+                "the balloon's targets differ: {} in {}, {} in {}",
+                first.targets_hash, first.name, other.targets_hash, other.name
+            ));
+        }
+    }
+    doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use dirigible_workload::report::{PassReport, Tenths, VmStat};
+
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn a_sound_report_has_no_remarks() {
+        assert_eq!(remarks(&[fixture::report(1)]), [""; 0]);
+    }
+
+    #[test]
+    fn content_errors_and_broken_identities_are_faults() {
+        let mut report = fixture::report(1);
+        report.columns[1].content_errors = 3;
+        report.columns[2].vmstat = VmStat(vec![
+            ("compact_stall".into(), 5),
+            ("compact_fail".into(), 4),
+        ]);
+        assert_eq!(
+            faults(&report),
+            [
+                "movable: 3 content errors",
+                "steered: compact_stall is 5 and compact_success + compact_fail is 4"
+            ]
+        );
+    }
+
+    /// A column must not win by failing to inflate, or by carrying less.
+    #[test]
+    fn pitfall_92_a_small_balloon_or_load_is_told() {
+        let mut report = fixture::report(1);
+        let change = |pass: &mut PassReport, balloon: f64, load: f64| {
+            pass.balloon_mean_mib =
+                Tenths::from_value(pass.balloon_target_mean_mib.value() * balloon);
+            pass.load_mib = Tenths::from_value(pass.load_mib.value() * load);
+        };
+        change(&mut report.columns[1].passes[0], 0.96, 0.985);
+        assert_eq!(doubts(&report), [""; 0]);
+        change(&mut report.columns[1].passes[0], 0.94, 0.97);
+        report.columns[2].targets_hash = "other".into();
+        let doubts = doubts(&report);
+        assert!(
+            doubts[0].contains("movable, pass1: the balloon's mean of"),
+            "{doubts:?}"
+        );
+        assert!(
+            doubts[1].contains("pass1: movable holds a load of"),
+            "{doubts:?}"
+        );
+        assert!(doubts[2].contains("targets differ"), "{doubts:?}");
+        assert_eq!(doubts.len(), 3);
+    }
+}

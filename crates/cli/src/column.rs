@@ -1,0 +1,73 @@
+//! The child's side: runs one column, or the twin, and prints its report.
+//!
+//! The job comes as the first line of standard input, which the parent then keeps open: when it ends, the parent is gone
+//! (killed, interrupted, crashed) and so is this process. Progress goes to standard error, one line each; what else is
+//! written there is an error message. The report goes to standard output when all is done.
+
+use std::io::{self, BufRead, Write};
+
+use dirigible_workload::report::{Observer, Progress};
+
+use crate::{failure::Failure, plan::Job};
+
+/// What a line of progress begins with.
+pub const PROGRESS: &str = "@progress";
+
+/// Does what standard input says.
+///
+/// # Errors
+///
+/// A job that cannot be read is a usage error; the rest is what the run says.
+pub fn run() -> Result<(), Failure> {
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line);
+    let job: Job = read
+        .ok()
+        .and_then(|_| serde_json::from_str(&line).ok())
+        .ok_or_else(|| {
+            Failure::Usage(
+                "run-column is for the command's own use: no job on standard input".into(),
+            )
+        })?;
+    std::thread::spawn(leave_with_the_parent);
+    let json = run_job(&job)?;
+    let mut out = io::stdout().lock();
+    out.write_all(&json)
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::Run(format!("cannot write the report: {error}")))
+}
+
+fn run_job(job: &Job) -> Result<Vec<u8>, Failure> {
+    let params = crate::machine::params(job);
+    let report = match job.column {
+        Some(_) => dirigible_hosted::run::run_column(&params, &mut Lines)
+            .map_err(|error| Failure::Run(error.to_string()))
+            .map(|report| serde_json::to_vec(&report)),
+        None => Ok(serde_json::to_vec(&dirigible_workload::twin::run_twin(
+            &params,
+        ))),
+    }?;
+    report.map_err(|error| Failure::Run(format!("cannot print the report: {error}")))
+}
+
+/// Waits for the end of standard input, which is the end of the parent.
+fn leave_with_the_parent() {
+    // Whatever is read or goes wrong: nothing more is expected there.
+    let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    std::process::exit(1);
+}
+
+/// Prints progress as lines on standard error.
+struct Lines;
+
+impl Observer for Lines {
+    fn progress(&mut self, progress: Progress) {
+        let Progress {
+            phase,
+            now_ms,
+            end_ms,
+        } = progress;
+        // A parent that has gone is met on standard input.
+        let _ = writeln!(io::stderr().lock(), "{PROGRESS} {now_ms} {end_ms} {phase}");
+    }
+}

@@ -1,0 +1,249 @@
+//! A made-up but sound report for tests of the table.
+
+use dirigible_workload::report::{
+    AttemptHost, BlockCensus, ColumnHost, ColumnReport, FailureCauses, HostFacts, HostReport,
+    LoadReport, MemoryState, Parameters, PassReport, Policy, Report, Residency, SCHEMA, Spread,
+    TenThousandths, Tenths, TwinPass, TwinReport, TypeState, VmStat,
+};
+
+/// A report of three columns and three passes; `seed` shifts the scores a little.
+pub fn report(seed: u64) -> Report {
+    let mut columns = vec![
+        column("pinned", 900 + seed, 40),
+        column("movable", 1640 + seed, 25),
+        column("steered", 1700 - seed, 0),
+    ];
+    for column in &mut columns {
+        column
+            .set_attainable(&twin())
+            .expect("the fixture's twin has the same targets and passes");
+    }
+    let hosts = columns
+        .iter_mut()
+        .filter_map(|column| column.host.take())
+        .collect();
+    Report {
+        schema: SCHEMA,
+        machine: "hosted".into(),
+        profile: "paper".into(),
+        seed,
+        parameters: Parameters {
+            memory_bytes: 4 << 30,
+            balloon_bytes: 1 << 30,
+            step_bytes: 256 << 20,
+            period_ms: 60_000,
+            schedule: "cycle".into(),
+            placement: "fill-holes".into(),
+            threads: 0,
+            load_scale: TenThousandths::ratio(1, 1),
+            watermark_scale: TenThousandths::ratio(1, 1),
+            filler: true,
+            time_scale: TenThousandths::ratio(1, 1),
+        },
+        columns,
+        host: Some(HostReport {
+            facts: HostFacts {
+                kernel: "Linux 6.12.0".into(),
+                cpus: 2,
+                process_madvise: true,
+            },
+            wall_ms: 61_000,
+            columns: hosts,
+        }),
+    }
+}
+
+/// The fixture's twin.
+pub fn twin() -> TwinReport {
+    let pass = |name: &str, attainable| TwinPass {
+        name: name.into(),
+        asked: 1930,
+        attainable,
+    };
+    TwinReport {
+        targets_hash: "c0ffee0123456789".into(),
+        passes: vec![
+            pass("pass1", 1720),
+            pass("pass2", 1400),
+            pass("rested", 1930),
+        ],
+    }
+}
+
+fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
+    let passes = vec![
+        pass("pass1", score, hybrids),
+        pass("pass2", score - 300, hybrids),
+        pass("rested", score + 200, hybrids / 5),
+    ];
+    let steered = name == "steered";
+    let moved = if name == "pinned" { 0 } else { 140_000 };
+    let messages = if steered { moved / 64 } else { moved * 2 };
+    ColumnReport {
+        name: name.into(),
+        policy: Policy {
+            balloon_movable: name != "pinned",
+            fallback: if steered { "evacuate" } else { "steal" }.into(),
+            placement: if steered {
+                "fullest-first"
+            } else {
+                "lowest-first"
+            }
+            .into(),
+            inflate: if steered { "fill-holes" } else { "ordinary" }.into(),
+            deflate: if steered { "heal" } else { "newest-first" }.into(),
+            exchange_batch: if steered { 256 } else { 1 },
+            reserve_blocks: if steered { 8 } else { 0 },
+        },
+        mem_total_mib: Tenths::ratio(4064, 1),
+        elapsed_ms: 1_218_000,
+        huge_pages: passes.iter().map(|pass| pass.allocated).sum(),
+        passes,
+        vmstat: VmStat(
+            [
+                ("pgmigrate_success", 700_000 + moved),
+                ("pgmigrate_fail", 0),
+                ("compact_stall", 2000),
+                ("compact_fail", 2000 - score),
+                ("compact_success", score),
+                ("compact_balloon_isolated", moved),
+                ("compact_balloon_migrated", moved),
+                ("compact_balloon_released", moved),
+                ("compact_balloon_returned", 0),
+            ]
+            .map(|(name, count)| (name.to_string(), count))
+            .to_vec(),
+        ),
+        content_errors: 0,
+        pages_checked: 5_000_000,
+        host_messages: messages,
+        balloon_frames_moved: moved,
+        messages_per_frame_moved: TenThousandths::ratio(messages, moved),
+        host_messages_total: messages + 12_288,
+        balloon_lock_refusals: 0,
+        pages_moved: 700_000 + moved,
+        moved_per_huge_page: Tenths::ratio(700_000 + moved, 3 * score - 100),
+        targets_hash: "c0ffee0123456789".into(),
+        balloon_max_mib: Tenths::ratio(1024, 1),
+        device_errors: 0,
+        load: LoadReport {
+            jobs_started: 220,
+            jobs_finished: 212,
+            waits: 31,
+            waited_ms: 8_200,
+            filler_taken: 3_000_000,
+            filler_given: 2_900_000,
+        },
+        host: Some(ColumnHost {
+            name: name.into(),
+            facts: Some(HostFacts {
+                kernel: "Linux 6.12.0".into(),
+                cpus: 2,
+                process_madvise: true,
+            }),
+            wall_ms: 29_500,
+            user_ms: 24_000,
+            system_ms: 5_000,
+            discard_calls: 4_100,
+            residency: Residency {
+                empty_balloon_mib: Tenths::ratio(4096, 1),
+                full_balloon_mib: Tenths::ratio(3073, 1),
+                balloon_mib: Tenths::ratio(1024, 1),
+            },
+            attempts: ["pass1", "pass2", "rested"]
+                .map(|pass| AttemptHost {
+                    pass: pass.into(),
+                    ns: spread(31_000),
+                })
+                .to_vec(),
+        }),
+    }
+}
+
+fn pass(name: &str, allocated: u64, hybrids: u64) -> PassReport {
+    PassReport {
+        name: name.into(),
+        asked: 1930,
+        attempts: 1930,
+        allocated,
+        attainable: 0,
+        percent_asked: Tenths::percent(allocated, 1930),
+        percent_attainable: Tenths::default(),
+        balloon_mean_mib: Tenths::ratio(3822, 10),
+        balloon_target_mean_mib: Tenths::ratio(383, 1),
+        load_mib: Tenths::ratio(1300, 1),
+        load_anonymous_mib: Tenths::ratio(1130, 1),
+        load_kernel_mib: Tenths::ratio(170, 1),
+        filler_mib: Tenths::ratio(120, 1),
+        hybrid_blocks: hybrids,
+        before: memory(hybrids + 3),
+        after: MemoryState {
+            census: BlockCensus {
+                huge: allocated,
+                free: 1,
+                ..memory(hybrids).census
+            },
+            ..memory(hybrids)
+        },
+        attempt_cost_ns: spread(450_000),
+        got_free: 100,
+        got_compaction: allocated - 300,
+        got_reclaim: 200,
+        failed: FailureCauses {
+            watermark: 20,
+            deferred: 0,
+            no_block: 1930 - 20 - allocated.min(1910),
+            aborted: 0,
+        },
+        moved_direct: 380 * allocated,
+        moved_background: 40 * allocated,
+        moved_per_huge_page: Tenths::ratio(420, 1),
+        host_messages: 2048,
+        balloon_frames_moved: 50_000,
+        vmstat: VmStat(vec![("compact_stall".into(), 1900)]),
+    }
+}
+
+fn spread(median: u64) -> Spread {
+    Spread {
+        median,
+        p99: 4 * median,
+        max: 11 * median,
+    }
+}
+
+fn memory(hybrids: u64) -> MemoryState {
+    let runs = |scale: u64| {
+        (0..=10)
+            .map(|order| scale * (11 - order))
+            .collect::<Vec<u64>>()
+    };
+    let kind = |name: &str, blocks, scale| TypeState {
+        name: name.into(),
+        blocks,
+        free: runs(scale),
+    };
+    MemoryState {
+        free_frames: 9_000,
+        free_blocks: 4,
+        hybrid_blocks: hybrids,
+        balloon_frames: 98_304,
+        buddyinfo: runs(60),
+        pagetypeinfo: vec![
+            kind("Unmovable", 100, 10),
+            kind("Movable", 1800, 40),
+            kind("Reclaimable", 140, 10),
+        ],
+        unusable_permille: (0..=10).map(|order| 95 * order).collect(),
+        census: BlockCensus {
+            huge: 0,
+            free: 4,
+            movable: 1850 - hybrids,
+            kernel: 170,
+            hybrid: hybrids,
+            isolated: 0,
+            reserved: 16,
+            stranded_free_frames: 5_000,
+        },
+    }
+}

@@ -1,0 +1,411 @@
+//! From flags to checked parameters: whatever a run cannot use is refused here, before anything starts.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::{Column, Machine, Placement, Profile, Schedule, StressHighalloc},
+    units::{Period, Scale, Size},
+};
+
+/// What one column's process is told, but for the column itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// The balloon at its fullest in bytes; 0 for none.
+    pub balloon: u64,
+    /// One step of the schedule in bytes.
+    pub step: u64,
+    /// Time between two steps.
+    pub period_ms: u64,
+    /// When the balloon moves.
+    pub schedule: Schedule,
+    /// Length of the phases.
+    pub profile: Profile,
+    /// The seed.
+    pub seed: u64,
+    /// The machine.
+    pub machine: Machine,
+    /// Where the balloon takes its frames in `steered`.
+    pub placement: Placement,
+    /// Threads of load; 0 is deterministic.
+    pub threads: u64,
+    /// The load, multiplied by this many thousandths.
+    pub load_scale: u64,
+    /// The watermarks, multiplied by this many thousandths.
+    pub watermark_scale: u64,
+    /// Whether the filler keeps memory full.
+    pub filler: bool,
+    /// Lengths of the phases, multiplied by this many thousandths.
+    pub time_scale: u64,
+}
+
+/// What the host has.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// All memory that the process may ever use, in bytes.
+    pub memory: u64,
+    /// What of it is not in use now.
+    pub available: u64,
+    /// CPUs that the process may use.
+    pub cpus: u64,
+}
+
+impl Host {
+    /// Asks the host. A host without `/proc` sets no limit to memory.
+    pub fn probe() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let of = |key| meminfo_bytes(&meminfo, key).unwrap_or(u64::MAX);
+        let group = fs::read_to_string("/sys/fs/cgroup/memory.max")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(u64::MAX);
+        Self {
+            memory: of("MemTotal:").min(group),
+            available: of("MemAvailable:").min(group),
+            cpus,
+        }
+    }
+}
+
+/// The smallest guest that is worth a balloon: room for metadata, page tables, watermarks and some blocks.
+pub const LEAST_MEMORY: Size = Size(64 << 20);
+
+/// Checks the flags against each other and the host.
+///
+/// # Errors
+///
+/// A sentence that names the flag, what it was given and what it may be.
+pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
+    let StressHighalloc {
+        memory,
+        balloon,
+        step,
+        ..
+    } = *args;
+    for (flag, size) in [
+        ("--memory", memory),
+        ("--balloon", balloon),
+        ("--step", step),
+    ] {
+        if !size.is_whole_frames() {
+            return Err(format!(
+                "{flag} {size}: not a whole number of frames (a frame has {} bytes)",
+                Size::FRAME
+            ));
+        }
+    }
+    if memory.0 == 0 {
+        return Err("--memory 0: a guest needs memory".into());
+    }
+    if memory > Size(host.memory) {
+        let host = host.memory >> 20;
+        return Err(format!(
+            "--memory {memory}: larger than the host's memory ({host} MiB)"
+        ));
+    }
+    if memory < LEAST_MEMORY {
+        return Err(format!(
+            "--memory {memory}: a guest needs at least {LEAST_MEMORY}"
+        ));
+    }
+    if balloon >= memory {
+        return Err(format!(
+            "--balloon {balloon}: must be smaller than the guest's memory (--memory {memory})"
+        ));
+    }
+    if step.0 == 0 {
+        return Err(
+            "--step 0: the balloon would never move; give --balloon 0 for no balloon".into(),
+        );
+    }
+    if balloon.0 != 0 && step > balloon {
+        return Err(format!(
+            "--step {step}: larger than the balloon (--balloon {balloon})"
+        ));
+    }
+    if args.period.is_some_and(|period| period.ms == 0) {
+        return Err("--period 0: the balloon needs time between two steps".into());
+    }
+    if args.threads > host.cpus {
+        return Err(format!(
+            "--threads {}: more than the host's {} CPUs",
+            args.threads, host.cpus
+        ));
+    }
+    if args.seed.checked_add(args.runs - 1).is_none() {
+        return Err(format!(
+            "--seed {} with --runs {}: the last seed would be above {}",
+            args.seed,
+            args.runs,
+            u64::MAX
+        ));
+    }
+    if args.columns.is_empty() {
+        return Err("--columns: names no column".into());
+    }
+    for (index, column) in args.columns.iter().enumerate() {
+        if args.columns[..index].contains(column) {
+            return Err(format!("--columns: {} is named twice", column.name()));
+        }
+    }
+    let plan = Plan {
+        memory: memory.0,
+        balloon: balloon.0,
+        step: step.0,
+        period_ms: args.period.unwrap_or(default_period(args.profile)).ms,
+        schedule: args.schedule,
+        profile: args.profile,
+        seed: args.seed,
+        machine: args.machine,
+        placement: args.placement,
+        threads: args.threads,
+        load_scale: args.load_scale.thousandths,
+        watermark_scale: args.watermark_scale.thousandths,
+        filler: !args.no_filler,
+        time_scale: args.time_scale.thousandths,
+    };
+    // The engine knows more about what it can run than can be told by flags one by one.
+    crate::machine::params(&Job {
+        plan: plan.clone(),
+        column: None,
+    })
+    .check()
+    .map_err(|error| error.to_string())?;
+    Ok(plan)
+}
+
+/// Time between two steps where none was given.
+const fn default_period(profile: Profile) -> Period {
+    match profile {
+        Profile::Paper => Period { ms: 60_000 },
+        Profile::Quick => Period { ms: 5_000 },
+    }
+}
+
+/// How many columns may run at once: what was asked for, as far as memory and, with threads, CPUs allow.
+pub fn jobs(asked: u64, plan: &Plan, host: &Host) -> usize {
+    // Guest memory is wholly resident while a column runs; the rest of a process is small beside it.
+    let by_memory = host.available / plan.memory.max(1);
+    let by_cpus = match plan.threads {
+        0 => host.cpus,
+        threads => host.cpus / threads,
+    };
+    asked.min(by_memory).min(by_cpus).max(1) as usize
+}
+
+impl Plan {
+    /// One line that says what is run, for the head of the table.
+    pub fn headline(&self, runs: u64) -> String {
+        let seeds = match runs {
+            1 => format!("seed {}", self.seed),
+            _ => format!("seeds {} to {}", self.seed, self.seed + (runs - 1)),
+        };
+        let balloon = match self.balloon {
+            0 => "no balloon".to_string(),
+            bytes => format!(
+                "balloon {} in steps of {}, one each {}, {}",
+                Size(bytes),
+                Size(self.step),
+                Period { ms: self.period_ms },
+                self.schedule.name(),
+            ),
+        };
+        let mut line = format!(
+            "{} machine, profile {}, {seeds}; memory {}; {balloon}",
+            self.machine.name(),
+            self.profile.name(),
+            Size(self.memory),
+        );
+        if self.placement != Placement::FillHoles {
+            line += &format!("; placement {}", self.placement.name());
+        }
+        if self.threads != 0 {
+            line += &format!("; {} threads of load", self.threads);
+        }
+        for (what, thousandths) in [
+            ("load", self.load_scale),
+            ("watermarks", self.watermark_scale),
+            ("times", self.time_scale),
+        ] {
+            if thousandths != 1000 {
+                line += &format!("; {what} x {}", Scale { thousandths });
+            }
+        }
+        if !self.filler {
+            line += "; no filler";
+        }
+        line
+    }
+}
+
+/// What a child process is told: which column to run, or the counts-only twin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The parameters.
+    pub plan: Plan,
+    /// The column; `None` for the twin.
+    pub column: Option<Column>,
+}
+
+impl Job {
+    /// The job's name in messages.
+    pub fn name(&self) -> &'static str {
+        self.column.map_or("twin", Column::name)
+    }
+}
+
+/// The value of a line of `/proc/meminfo`, which counts in KiB.
+fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim_end().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    const HOST: Host = Host {
+        memory: 16 << 30,
+        available: 9 << 30,
+        cpus: 2,
+    };
+
+    fn checked(flags: &str) -> Result<Plan, String> {
+        let words = ["dirigible", "stress-highalloc"]
+            .into_iter()
+            .chain(flags.split_whitespace());
+        match Cli::try_parse_from(words)
+            .expect("clap takes these")
+            .command
+        {
+            Command::StressHighalloc(args) => check(&args, &HOST),
+            Command::RunColumn => panic!("another command"),
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_flag() {
+        for (flags, message) in [
+            ("--memory 0", "--memory 0: a guest needs memory"),
+            (
+                "--memory 5000",
+                "--memory 5000: not a whole number of frames",
+            ),
+            (
+                "--memory 1T",
+                "--memory 1T: larger than the host's memory (16384 MiB)",
+            ),
+            ("--memory 4M", "--memory 4M: a guest needs at least 64M"),
+            (
+                "--balloon 4G",
+                "--balloon 4G: must be smaller than the guest's memory (--memory 4G)",
+            ),
+            ("--balloon 8G", "--balloon 8G: must be smaller"),
+            (
+                "--balloon 4097",
+                "--balloon 4097: not a whole number of frames",
+            ),
+            ("--step 0", "--step 0: the balloon would never move"),
+            ("--step 1K", "--step 1K: not a whole number of frames"),
+            (
+                "--step 2G",
+                "--step 2G: larger than the balloon (--balloon 1G)",
+            ),
+            ("--period 0s", "--period 0: the balloon needs time"),
+            ("--threads 3", "--threads 3: more than the host's 2 CPUs"),
+            (
+                "--columns pinned,pinned",
+                "--columns: pinned is named twice",
+            ),
+            (
+                "--seed 18446744073709551615 --runs 2",
+                "--seed 18446744073709551615 with --runs 2",
+            ),
+        ] {
+            let refusal = checked(flags).unwrap_err();
+            assert!(refusal.starts_with(message), "{flags}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn what_is_sound_passes() {
+        let plan = checked("").unwrap();
+        assert_eq!(
+            (plan.memory, plan.balloon, plan.step),
+            (4 << 30, 1 << 30, 256 << 20)
+        );
+        assert_eq!(
+            (plan.period_ms, plan.load_scale, plan.filler),
+            (60_000, 1000, true)
+        );
+        assert_eq!(checked("--profile quick").unwrap().period_ms, 5000);
+        assert_eq!(
+            checked("--profile quick --period 2m").unwrap().period_ms,
+            120_000
+        );
+        // Without a balloon the step means nothing.
+        assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
+        assert_eq!(
+            checked("--seed 18446744073709551615").unwrap().seed,
+            u64::MAX
+        );
+    }
+
+    #[test]
+    fn columns_run_at_once_as_far_as_the_host_allows() {
+        let plan = checked("").unwrap();
+        assert_eq!(jobs(2, &plan, &HOST), 2);
+        assert_eq!(jobs(8, &plan, &HOST), 2);
+        assert_eq!(
+            jobs(
+                2,
+                &plan,
+                &Host {
+                    available: 5 << 30,
+                    ..HOST
+                }
+            ),
+            1
+        );
+        assert_eq!(
+            jobs(
+                2,
+                &plan,
+                &Host {
+                    available: 0,
+                    ..HOST
+                }
+            ),
+            1
+        );
+        assert_eq!(jobs(2, &checked("--threads 2").unwrap(), &HOST), 1);
+    }
+
+    #[test]
+    fn headlines() {
+        insta::assert_snapshot!(
+            checked("").unwrap().headline(1),
+            @"hosted machine, profile paper, seed 1; memory 4G; balloon 1G in steps of 256M, one each 60s, cycle"
+        );
+        insta::assert_snapshot!(
+            checked("--balloon 0 --no-filler --load-scale 0.7 --threads 2").unwrap().headline(10),
+            @"hosted machine, profile paper, seeds 1 to 10; memory 4G; no balloon; 2 threads of load; load x 0.7; no filler"
+        );
+    }
+
+    #[test]
+    fn meminfo_lines() {
+        let text = "MemTotal:       24689764 kB\nMemFree:         123 kB\n";
+        assert_eq!(meminfo_bytes(text, "MemTotal:"), Some(24_689_764 * 1024));
+        assert_eq!(meminfo_bytes(text, "MemAvailable:"), None);
+        assert_eq!(meminfo_bytes("MemTotal: x kB", "MemTotal:"), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! The progress bar: one line for each job that runs, on a terminal only.
+
+use std::{collections::BTreeMap, io::IsTerminal};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::{
+    children::{News, Step},
+    plan::Job,
+};
+
+/// Bars for jobs, or silence where standard error is no terminal.
+pub struct Bars {
+    /// All bars, and the one that counts jobs.
+    shown: Option<(MultiProgress, ProgressBar)>,
+    names: Vec<String>,
+    running: BTreeMap<usize, ProgressBar>,
+}
+
+impl Bars {
+    /// Bars for `jobs`.
+    pub fn new(jobs: &[Job]) -> Self {
+        let several_seeds = jobs
+            .windows(2)
+            .any(|pair| pair[0].plan.seed != pair[1].plan.seed);
+        let name = |job: &Job| match several_seeds {
+            true => format!("{} seed {}", job.name(), job.plan.seed),
+            false => job.name().to_string(),
+        };
+        let shown = std::io::stderr().is_terminal().then(|| {
+            let bars = MultiProgress::new();
+            let total = bars.add(ProgressBar::new(jobs.len() as u64));
+            total.set_style(style("{pos}/{len} done, {elapsed} so far"));
+            total.enable_steady_tick(std::time::Duration::from_secs(1));
+            (bars, total)
+        });
+        Self {
+            shown,
+            names: jobs.iter().map(name).collect(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// Shows a piece of news.
+    pub fn hear(&mut self, news: News) {
+        let Some((bars, total)) = &self.shown else {
+            return;
+        };
+        match news {
+            News::Step(
+                index,
+                Step {
+                    phase,
+                    now_ms,
+                    end_ms,
+                },
+            ) => {
+                let bar = self.running.entry(index).or_insert_with(|| {
+                    let bar = bars.insert_before(total, ProgressBar::new(end_ms.max(1)));
+                    bar.set_style(style("{prefix:>20} [{bar:40}] {percent:>3}% {msg}"));
+                    bar.set_prefix(self.names[index].clone());
+                    bar
+                });
+                bar.set_length(end_ms.max(1));
+                bar.set_position(now_ms);
+                bar.set_message(phase);
+            }
+            News::Done(index) => {
+                if let Some(bar) = self.running.remove(&index) {
+                    bar.finish_and_clear();
+                }
+                total.inc(1);
+            }
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        if let Some((bars, total)) = &self.shown {
+            total.finish_and_clear();
+            // Nothing can be done for a terminal that has gone.
+            let _ = bars.clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}

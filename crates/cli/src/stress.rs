@@ -1,0 +1,182 @@
+//! `stress-highalloc`: from flags to table and JSON.
+
+use std::{
+    io::{self, Write},
+    time::Instant,
+};
+
+use dirigible_workload::report::{ColumnReport, HostReport, Report, SCHEMA, TwinReport};
+use serde_json::{Map, Value};
+
+use crate::{
+    args::StressHighalloc,
+    checks,
+    children::run_all,
+    failure::Failure,
+    json_file::JsonFile,
+    machine,
+    plan::{self, Host, Job, Plan},
+    progress::Bars,
+    show, summary,
+};
+
+/// Runs the experiment.
+///
+/// # Errors
+///
+/// Flags that no run can use, a column that failed, a result that must not be.
+pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
+    let started = Instant::now();
+    let host = Host::probe();
+    let plan = plan::check(args, &host).map_err(Failure::Usage)?;
+    let mut json = match &args.json {
+        Some(path) => Some(JsonFile::open(path).map_err(Failure::Usage)?),
+        None => None,
+    };
+    let jobs = jobs(args, &plan);
+    let at_once = plan::jobs(args.jobs, &plan, &host);
+    let outputs = {
+        let mut bars = Bars::new(&jobs);
+        run_all(&jobs, at_once, |news| bars.hear(news))?
+    };
+    let mut reports = assemble(&jobs, &outputs)?;
+    for report in &mut reports {
+        match &mut report.host {
+            host if args.no_host => *host = None,
+            Some(host) => host.wall_ms = started.elapsed().as_millis() as u64,
+            None => {}
+        }
+    }
+    let text = show::text(&plan.headline(args.runs), &reports);
+    let stdout_taken = json.as_ref().is_some_and(JsonFile::is_stdout);
+    print(&text, stdout_taken).map_err(|error| Failure::Run(format!("cannot print: {error}")))?;
+    if let Some(file) = &mut json {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::Run(format!("cannot write --json: {error}"));
+        let mut text = json_text(&plan, args.runs, &reports).map_err(|error| failed(&error))?;
+        text.push('\n');
+        file.write(&text).map_err(|error| failed(&error))?;
+    }
+    let faults: Vec<String> = reports.iter().flat_map(checks::faults).collect();
+    match faults.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Run(format!(
+            "the result cannot be trusted: {}",
+            faults.join("; ")
+        ))),
+    }
+}
+
+/// What the children have to do: seed after seed, the columns and then the twin.
+fn jobs(args: &StressHighalloc, plan: &Plan) -> Vec<Job> {
+    let of_seed = |run: u64| {
+        let plan = Plan {
+            seed: plan.seed + run,
+            ..plan.clone()
+        };
+        let columns = args
+            .columns
+            .iter()
+            .map(|&column| Some(column))
+            .chain([None]);
+        columns.map(move |column| Job {
+            plan: plan.clone(),
+            column,
+        })
+    };
+    (0..args.runs).flat_map(of_seed).collect()
+}
+
+/// One report for each seed, from what the children printed.
+fn assemble(jobs: &[Job], outputs: &[Vec<u8>]) -> Result<Vec<Report>, Failure> {
+    let mut reports = Vec::new();
+    let mut columns: Vec<ColumnReport> = Vec::new();
+    for (job, output) in jobs.iter().zip(outputs) {
+        let unreadable = |error: serde_json::Error| {
+            Failure::Run(format!(
+                "{}: its report cannot be read: {error}",
+                job.name()
+            ))
+        };
+        if job.column.is_some() {
+            columns.push(serde_json::from_slice(output).map_err(unreadable)?);
+            continue;
+        }
+        let twin: TwinReport = serde_json::from_slice(output).map_err(unreadable)?;
+        for column in &mut columns {
+            column.set_attainable(&twin).map_err(Failure::Run)?;
+        }
+        reports.push(of_seed(&job.plan, std::mem::take(&mut columns)));
+    }
+    Ok(reports)
+}
+
+fn of_seed(plan: &Plan, mut columns: Vec<ColumnReport>) -> Report {
+    let mut hosts: Vec<_> = columns
+        .iter_mut()
+        .filter_map(|column| column.host.take())
+        .collect();
+    let facts: Vec<_> = hosts
+        .iter_mut()
+        .filter_map(|host| host.facts.take())
+        .collect();
+    let host = facts.into_iter().next().map(|facts| HostReport {
+        facts,
+        wall_ms: 0,
+        columns: hosts,
+    });
+    Report {
+        schema: SCHEMA,
+        machine: plan.machine.name().into(),
+        profile: plan.profile.name().into(),
+        seed: plan.seed,
+        parameters: machine::parameters(plan),
+        columns,
+        host,
+    }
+}
+
+/// The JSON report: one run as it is, several under `runs` with their `summary`.
+pub fn json_text(plan: &Plan, runs: u64, reports: &[Report]) -> Result<String, serde_json::Error> {
+    if let ([report], 1) = (reports, runs) {
+        return serde_json::to_string_pretty(report);
+    }
+    let values: Vec<Value> = reports
+        .iter()
+        .map(serde_json::to_value)
+        .collect::<Result<_, serde_json::Error>>()?;
+    let mut whole = Map::new();
+    whole.insert("schema".into(), SCHEMA.into());
+    whole.insert("machine".into(), plan.machine.name().into());
+    whole.insert("profile".into(), plan.profile.name().into());
+    whole.insert("seed".into(), plan.seed.into());
+    whole.insert(
+        "parameters".into(),
+        serde_json::to_value(machine::parameters(plan))?,
+    );
+    let mut folded = Map::new();
+    for key in ["columns", "host"] {
+        let parts: Vec<&Value> = values.iter().filter_map(|run| run.get(key)).collect();
+        if !parts.is_empty() {
+            folded.insert(key.into(), summary::of_values(&parts));
+        }
+    }
+    whole.insert("summary".into(), Value::Object(folded));
+    whole.insert("runs".into(), Value::Array(values));
+    serde_json::to_string_pretty(&Value::Object(whole))
+}
+
+/// Prints the table; a reader who has seen enough (`| head`) is no error.
+fn print(text: &str, to_stderr: bool) -> io::Result<()> {
+    let result = match to_stderr {
+        true => io::stderr().lock().write_all(text.as_bytes()),
+        false => {
+            let mut out = io::stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        }
+    };
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
