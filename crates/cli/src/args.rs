@@ -50,16 +50,31 @@ Exit status: 0 when the run is done, 1 when it failed, 2 when the command line i
 #[command(after_help = EXAMPLES)]
 pub struct StressHighalloc {
     /// Memory of the guest (suffix K, M, G or T)
-    #[arg(long, value_name = "SIZE", default_value = "4G")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        allow_hyphen_values = true,
+        default_value = "4G"
+    )]
     pub memory: Size,
     /// Size of the balloon at its fullest; 0 for no balloon
-    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        allow_hyphen_values = true,
+        default_value = "1G"
+    )]
     pub balloon: Size,
     /// What one step of the schedule adds to the balloon or takes from it
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        allow_hyphen_values = true,
+        default_value = "256M"
+    )]
     pub step: Size,
     /// Time between two steps (suffix ms, s, m or h); 60s unless the profile `quick` says otherwise
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub period: Option<Period>,
     /// When the balloon moves
     #[arg(long, value_enum, default_value = "cycle")]
@@ -68,7 +83,7 @@ pub struct StressHighalloc {
     #[arg(long, value_enum, default_value = "paper")]
     pub profile: Profile,
     /// Seed of the load and of the schedule's phase
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true, value_parser = seed)]
     pub seed: u64,
     /// Runs with the seeds N, N+1, …; the columns then show median and range
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
@@ -127,6 +142,13 @@ pub struct StressHighalloc {
     /// Columns that run at the same time, each in a process of its own
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub jobs: u64,
+}
+
+/// A seed, or why it is none.
+fn seed(text: &str) -> Result<u64, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.then(|| text.parse().ok()).flatten();
+    number.ok_or_else(|| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 macro_rules! names {

@@ -19,10 +19,8 @@ pub enum JsonFile {
     Stream(File),
     /// A regular file, new or old.
     Regular {
-        /// What is written first.
+        /// What is written first. Made and removed once before the run, so that an interrupted run leaves nothing.
         draft: PathBuf,
-        /// Open draft.
-        file: File,
         /// Where the draft goes.
         place: PathBuf,
     },
@@ -56,14 +54,16 @@ impl JsonFile {
         let Some(name) = path.file_name() else {
             return Err(format!("--json {}: names no file", path.display()));
         };
+        // A link stays a link: the file that it names is replaced, from a draft on the same file system.
+        let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let mut draft_name = std::ffi::OsString::from(".");
         draft_name.push(name);
         draft_name.push(format!(".{}", std::process::id()));
-        let draft = path.with_file_name(draft_name);
-        let file = File::create(&draft).map_err(refused)?;
-        // A link stays a link: the file that it names is replaced.
-        let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        Ok(Self::Regular { draft, file, place })
+        let draft = place.with_file_name(draft_name);
+        File::create(&draft)
+            .and_then(|_| fs::remove_file(&draft))
+            .map_err(refused)?;
+        Ok(Self::Regular { draft, place })
     }
 
     /// Writes the report.
@@ -79,11 +79,13 @@ impl JsonFile {
                 out.flush()
             }
             Self::Stream(file) => file.write_all(json.as_bytes()),
-            Self::Regular { draft, file, place } => {
-                file.write_all(json.as_bytes())?;
-                file.flush()?;
-                // A place on another file system (through a link) cannot be renamed to.
-                fs::rename(&*draft, &*place).or_else(|_| fs::copy(&*draft, &*place).map(drop))
+            Self::Regular { draft, place } => {
+                let result = fs::write(&*draft, json).and_then(|()| fs::rename(&*draft, &*place));
+                if result.is_err() {
+                    // What went wrong first is what is told.
+                    let _ = fs::remove_file(&*draft);
+                }
+                result
             }
         }
     }
@@ -91,15 +93,6 @@ impl JsonFile {
     /// Whether this is standard output, which the table then must leave alone.
     pub fn is_stdout(&self) -> bool {
         matches!(self, Self::Stdout)
-    }
-}
-
-impl Drop for JsonFile {
-    fn drop(&mut self) {
-        if let Self::Regular { draft, .. } = self {
-            // Gone already when the report was written.
-            let _ = fs::remove_file(draft);
-        }
     }
 }
 
