@@ -1,1 +1,66 @@
-//! placeholder
+//! The hosted machine: a guest's memory, CPUs and devices inside one process.
+//!
+//! Guest memory is a real mapping, the balloon device talks to its driver over real virtqueues and really gives memory
+//! back to the host, so resident memory falls as the balloon grows, and a frame that is used while the host holds it
+//! reads as zeroes. A machine runs in one of two [modes](Mode): *deterministic* (one thread, virtual time; the same
+//! input gives the same run) or with *threads* (real time, devices on threads of their own).
+//!
+//! ```
+//! use dirigible_frames::{Pfn, Platform};
+//! use dirigible_hosted::{BalloonOptions, MachineBuilder};
+//!
+//! let machine = MachineBuilder::new(64 << 20).balloon(BalloonOptions::default()).build()?;
+//! let frame = machine.ram().layout().managed()[0].start;
+//! machine.platform().write_word(frame, 0, 42);
+//! assert_eq!(machine.platform().read_word(frame, 0), 42);
+//! assert_eq!(machine.ram().resident_frames()?, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A driver takes the device's [transport](HostBalloon::transport) and the [`HostedHal`]; the host side sets targets and
+//! reads counters through [`HostBalloon`]. The allocator gets its metadata memory from [`GuestRam::metadata_slice`].
+#![deny(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("the hosted machine needs Linux: it discards and counts memory by Linux' own calls");
+
+mod balloon_device;
+mod balloon_host;
+mod balloon_stats;
+mod binding;
+mod clock;
+pub mod costs;
+mod device;
+mod discard;
+mod dma;
+mod faults;
+mod hal;
+mod host_facts;
+mod host_model;
+mod interrupt;
+mod layout;
+mod machine;
+mod memory;
+mod platform;
+mod residency;
+mod ring;
+mod runner;
+mod sections;
+mod transport;
+mod words;
+
+pub use balloon_device::{BalloonCounters, features};
+pub use balloon_host::{BalloonOptions, BalloonOptionsError, HostBalloon, TargetError};
+pub use balloon_stats::GuestStatistics;
+pub use binding::{BindError, CpuBinding};
+pub use discard::{DiscardCounts, DiscardMethod};
+pub use faults::{Fault, FaultPlan, Request};
+pub use hal::HostedHal;
+pub use host_facts::HostFacts;
+pub use host_model::ProtocolErrors;
+pub use interrupt::InterruptLine;
+pub use layout::{LayoutError, MAX_MEMORY, MIN_MEMORY, RamLayout};
+pub use machine::{HostedMachine, MAX_CPUS, MachineBuilder, MachineError};
+pub use memory::{Backing, GuestRam, RamError};
+pub use platform::{HostedPlatform, Mode};
+pub use transport::InProcessTransport;
