@@ -1,4 +1,152 @@
-//! placeholder
+//! One interface for every page frame that can move, and compaction that knows none of them by name.
+//!
+//! User memory, page cache and a balloon are *owners*: each implements [`MovableOwner`] (isolate, migrate, putback),
+//! registers with [`Mobility`] under a class number, and writes that number into the descriptors of its frames. Whoever
+//! needs room then asks `Mobility`:
+//!
+//! | call | for whom | what it does |
+//! |---|---|---|
+//! | [`compact_direct`](Mobility::compact_direct) | a request for a huge page | empties the cheapest block and hands it over |
+//! | [`compact_background`](Mobility::compact_background) | a background worker | keeps a reserve of wholly free blocks |
+//! | [`evacuate_for`](Mobility::evacuate_for) | an unmovable request | gives it a whole block, so that no hybrid block is left |
+//! | [`evacuate`](Mobility::evacuate), [`evacuate_many`](Mobility::evacuate_many) | anybody | empties named blocks |
+//! | [`migrate_frames`](Mobility::migrate_frames) | anybody | moves named frames |
+//!
+//! # Evacuation
+//!
+//! There are no scanners. The allocator's index names the blocks that are cheapest to empty (no unmovable frame, few
+//! used ones; a balloon frame costs an eighth of a frame with contents, as it is not copied). Such a block is isolated,
+//! so that nothing is allocated from it; targets for *all* its used frames are reserved in the fullest other blocks,
+//! never in a wholly free one; all its used frames are isolated; only then does anything move. If any of that falls short,
+//! everything is put back, and a refusal is remembered until the block changes. Owners get their frames in batches: a
+//! balloon sends one message for up to 256 of them, also when they come from several blocks.
+//!
+//! # Counting
+//!
+//! `Mobility` raises `compact_*` and `pgmigrate_*` (the owners raise their own, such as `balloon_migrate`). A frame that its
+//! owner released instead of moving it ([`Outcome::Released`]) counts as moved, as in Linux. [`Mobility::verify`] checks the
+//! identities between them. It charges the platform for looking at blocks and for isolating frames; the owner who copies
+//! or sends charges for that.
+//!
+//! # Locks
+//!
+//! One compaction lock guards the workspace. Under it owners are called, and they take the locks of their books; so an
+//! owner holds no such lock when it calls in here. Compaction that is entered again from inside itself (an owner that
+//! allocates) does not wait: it is skipped. The lock order is: compaction lock, owner's books, registry or CPU caches.
+//!
+//! # A first owner
+//!
+//! ```
+//! use std::sync::Mutex;
+//! use dirigible_frames::*;
+//! use dirigible_mobility::*;
+//! # struct Machine;
+//! # impl Platform for Machine {
+//! #     fn cpu(&self) -> CpuId { CpuId::new(0) }
+//! #     fn now(&self) -> u64 { 0 }
+//! #     fn read_word(&self, _: Pfn, _: usize) -> u64 { 0 }
+//! #     fn write_word(&self, _: Pfn, _: usize, _: u64) {}
+//! #     fn copy_frames(&self, _: Pfn, _: Pfn, _: usize) {}
+//! #     fn zero_frames(&self, _: Pfn, _: usize) {}
+//! #     fn load_entry(&self, _: Pfn, _: usize) -> u64 { 0 }
+//! #     fn swap_entry(&self, _: Pfn, _: usize, _: u64) -> u64 { 0 }
+//! #     fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> { Ok(0) }
+//! #     fn or_entry(&self, _: Pfn, _: usize, _: u64) -> u64 { 0 }
+//! #     fn shoot_down(&self, _: u32, _: u64) {}
+//! #     fn relax(&self) {}
+//! # }
+//!
+//! /// Keeps one frame.
+//! struct Keeper<'a> {
+//!     frames: &'a FrameAllocator<'a>,
+//!     machine: &'a Machine,
+//!     book: Mutex<Option<Pfn>>,
+//! }
+//!
+//! impl MovableOwner for Keeper<'_> {
+//!     fn isolate(&self, frame: Pfn) -> bool {
+//!         let mut book = self.book.lock().unwrap();
+//!         *book == Some(frame)
+//!             && self.frames.transition(frame, FrameState::Listed, FrameState::Isolated).is_ok()
+//!             && book.take().is_some()
+//!     }
+//!
+//!     fn migrate(&self, pairs: &mut [MovePair]) {
+//!         for pair in pairs {
+//!             self.machine.copy_frames(pair.from, pair.to, 1);
+//!             self.frames.set_owner(pair.to, OwnerClass::new(1).unwrap(), 0);
+//!             self.frames.transition(pair.to, FrameState::Owned, FrameState::Listed).unwrap();
+//!             *self.book.lock().unwrap() = Some(pair.to);
+//!             self.frames.transition(pair.from, FrameState::Isolated, FrameState::Owned).unwrap();
+//!             pair.outcome = Outcome::Moved;
+//!         }
+//!     }
+//!
+//!     fn putback(&self, frame: Pfn) {
+//!         *self.book.lock().unwrap() = Some(frame);
+//!         self.frames.transition(frame, FrameState::Isolated, FrameState::Listed).unwrap();
+//!     }
+//! }
+//!
+//! // Two pageblocks of memory.
+//! let layout = Config {
+//!     zones: &[ZoneConfig {
+//!         name: "Normal",
+//!         ranges: &[Pfn::new(0)..Pfn::new(1024)],
+//!         watermarks: Watermarks { min: 16, low: 24, high: 32 },
+//!         reserve_blocks: 0,
+//!     }],
+//!     reserved: &[],
+//!     cpus: 1,
+//!     placement: Placement::FullestFirst,
+//!     fallback: Fallback::Evacuate,
+//! };
+//! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&layout)?];
+//! let frames = FrameAllocator::new(&layout, &mut metadata)?;
+//! let (cpu, machine) = (CpuId::new(0), Machine);
+//! let keeper = Keeper { frames: &frames, machine: &machine, book: Mutex::new(None) };
+//! let mobility = Mobility::new(&frames, &machine, CompactionConfig::default());
+//! let class = OwnerClass::new(1).unwrap();
+//! mobility.register(class, &keeper)?;
+//!
+//! // The owner gets a frame, puts its class on it and lists it: from now on it can move.
+//! let frame = frames.alloc(cpu, AllocRequest::movable())?;
+//! frames.set_owner(frame, class, 0);
+//! *keeper.book.lock().unwrap() = Some(frame);
+//! frames.transition(frame, FrameState::Owned, FrameState::Listed).unwrap();
+//!
+//! // Somebody wants it elsewhere.
+//! assert!(mobility.isolate(frame));
+//! let target = frames.alloc(cpu, AllocRequest::movable())?;
+//! let stats = mobility.migrate_frames(&mut [MovePair::base(frame, target)]);
+//! assert_eq!(stats.moved, 1);
+//! assert_eq!(*keeper.book.lock().unwrap(), Some(target));
+//! assert_eq!(frames.state(frame), FrameState::Free);
+//! mobility.verify()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![no_std]
+#![forbid(unsafe_code)]
+
+mod account;
+mod background;
+mod candidate;
+mod config;
+mod defer;
+mod direct;
+mod evacuate;
+mod migrate;
+mod mobility;
 mod owner;
+mod refusal;
+mod registry;
+
+pub use account::{IdentityError, PerClass};
+pub use background::BackgroundResult;
+pub use config::{CompactionConfig, MAX_BATCH_BLOCKS, MAX_LOOK, WORKSPACE_FRAMES};
+pub use direct::CompactResult;
+pub use evacuate::EvacuateError;
+pub use migrate::MigrateStats;
+pub use mobility::Mobility;
 pub use owner::{MovableOwner, MovePair, Outcome};
+pub use registry::{OWNERS, RegisterError};

@@ -7,11 +7,13 @@ use dirigible_frames::{Order, Pfn};
 pub enum Outcome {
     /// Not looked at yet: what the owner finds. A pair left so counts as [`Outcome::Refused`].
     Todo,
-    /// `to` is on the owner's books (`Listed`); `from` is `Owned` and on nobody's: the core frees it.
+    /// `to` is on the owner's books (`Listed`); `from` is `Owned`, still carries the owner's class number and is on
+    /// nobody's books: the core frees it.
     Moved,
-    /// Nothing changed: `from` is still `Isolated`, the core puts it back and frees `to`.
+    /// Nothing changed: `from` is still `Isolated` and `to` `Owned`; the core puts `from` back and frees `to`.
     Refused,
-    /// The owner needs neither: `from` is `Owned` and on nobody's books, `to` is untouched: the core frees both.
+    /// The owner needs neither: `from` is `Owned`, still carries the owner's class number and is on nobody's books, `to`
+    /// is untouched: the core frees both.
     Released,
     /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until it calls
     /// [`Mobility::complete`](crate::Mobility::complete).
@@ -34,12 +36,22 @@ pub struct MovePair {
 impl MovePair {
     /// A pair of single frames, not looked at yet.
     pub const fn base(from: Pfn, to: Pfn) -> Self {
-        Self { from, to, order: Order::BASE, outcome: Outcome::Todo }
+        Self {
+            from,
+            to,
+            order: Order::BASE,
+            outcome: Outcome::Todo,
+        }
     }
 
     /// A pair of huge frames, not looked at yet.
     pub const fn huge(from: Pfn, to: Pfn) -> Self {
-        Self { from, to, order: Order::HUGE, outcome: Outcome::Todo }
+        Self {
+            from,
+            to,
+            order: Order::HUGE,
+            outcome: Outcome::Todo,
+        }
     }
 
     /// Base frames on either side.

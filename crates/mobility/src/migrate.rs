@@ -1,0 +1,326 @@
+//! Isolation, migration and putback of frames, whoever owns them.
+
+use arrayvec::ArrayVec;
+use dirigible_frames::{
+    CpuId, FrameAllocator, FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Platform,
+};
+
+use dirigible_frames::Event;
+use dirigible_frames::sync::Ordering;
+
+use crate::{Mobility, MovePair, Outcome};
+
+/// What became of a batch, in base frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MigrateStats {
+    /// Moved to their targets.
+    pub moved: u64,
+    /// Refused, and put back.
+    pub failed: u64,
+    /// No longer needed by their owners, and freed.
+    pub released: u64,
+    /// Under way.
+    pub pending: u64,
+}
+
+impl MigrateStats {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.moved += other.moved;
+        self.failed += other.failed;
+        self.released += other.released;
+        self.pending += other.pending;
+    }
+}
+
+/// What an isolated frame is: it cannot change while the frame stays isolated, so it is read once and carried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) owner: OwnerClass,
+    pub(crate) class: FrameClass,
+}
+
+/// Frames on their way back to the allocator, many at a time.
+pub(crate) struct Freed<'f, 'm> {
+    frames: &'f FrameAllocator<'m>,
+    cpu: CpuId,
+    base: ArrayVec<Pfn, 64>,
+}
+
+impl<'f, 'm> Freed<'f, 'm> {
+    pub(crate) fn new(frames: &'f FrameAllocator<'m>, cpu: CpuId) -> Self {
+        Self {
+            frames,
+            cpu,
+            base: ArrayVec::new(),
+        }
+    }
+
+    pub(crate) fn push(&mut self, frame: Pfn, order: Order) {
+        if order != Order::BASE {
+            let freed = self.frames.free(self.cpu, frame, order);
+            debug_assert!(
+                freed.is_ok(),
+                "{frame} of order {order:?} is not ours to free"
+            );
+            return;
+        }
+        if self.base.is_full() {
+            self.flush();
+        }
+        self.base.push(frame);
+    }
+
+    fn flush(&mut self) {
+        if !self.base.is_empty() {
+            let freed = self.frames.free_bulk(self.cpu, &self.base);
+            debug_assert!(
+                freed.is_ok(),
+                "a frame of {:?} is not ours to free",
+                self.base
+            );
+            self.base.clear();
+        }
+    }
+}
+
+impl Drop for Freed<'_, '_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Brings the pairs for which `belongs` holds to the front, in their order; gives how many they are.
+pub(crate) fn gather(pairs: &mut [MovePair], mut belongs: impl FnMut(&MovePair) -> bool) -> usize {
+    let mut front = 0;
+    for at in 0..pairs.len() {
+        if belongs(&pairs[at]) {
+            pairs.swap(front, at);
+            front += 1;
+        }
+    }
+    front
+}
+
+impl<P: Platform + ?Sized> Mobility<'_, P> {
+    /// Takes one frame (or huge frame, by its head) off its owner's books, for
+    /// [`migrate_frames`](Self::migrate_frames) or [`putback_movable_frames`](Self::putback_movable_frames).
+    ///
+    /// Refused (`false`, nothing changed): frames that are not `Listed`, pinned ones, frames of a class that cannot move
+    /// or of an owner that is not registered, and whatever the owner itself refuses.
+    pub fn isolate(&self, frame: Pfn) -> bool {
+        let cpu = self.platform.cpu();
+        let Some((kind, order)) = self.isolate_frame(frame) else {
+            return false;
+        };
+        self.accounts
+            .isolated(self.frames.events(), cpu, kind.class, order.frames() as u64);
+        true
+    }
+
+    /// Isolates without counting: the caller counts, for many at a time.
+    pub(crate) fn isolate_frame(&self, frame: Pfn) -> Option<(Kind, Order)> {
+        let seen = self.frames.frame(frame)?;
+        if seen.state != FrameState::Listed || seen.flags.contains(FrameFlags::PINNED) {
+            return None;
+        }
+        let owner = self.registry.enter(seen.owner)?;
+        if !owner.isolate(frame) {
+            return None;
+        }
+        // What was read before is hearsay; this holds until the frame leaves the isolated state.
+        let now = self.frames.frame(frame)?;
+        debug_assert_eq!(
+            now.state,
+            FrameState::Isolated,
+            "the owner of {frame} said it isolated it"
+        );
+        debug_assert_eq!(
+            now.owner, seen.owner,
+            "an owner isolated a frame of another"
+        );
+        if now.flags.contains(FrameFlags::PINNED) || !now.class.is_movable() {
+            owner.putback(frame);
+            return None;
+        }
+        owner.keep();
+        Some((
+            Kind {
+                owner: now.owner,
+                class: now.class,
+            },
+            now.order,
+        ))
+    }
+
+    /// Moves isolated frames to their targets: groups the pairs by owner, in place, and hands each owner its whole group.
+    ///
+    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Owned`) and of the same
+    /// order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources that moved
+    /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until
+    /// [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused.
+    pub fn migrate_frames(&self, pairs: &mut [MovePair]) -> MigrateStats {
+        let cpu = self.platform.cpu();
+        let mut stats = MigrateStats::default();
+        let alive = gather(pairs, |pair| self.isolated_kind(pair.from).is_some());
+        let (mut rest, strays) = pairs.split_at_mut(alive);
+        let mut freed = Freed::new(self.frames, cpu);
+        for pair in strays {
+            pair.outcome = Outcome::Refused;
+            stats.failed += pair.frames() as u64;
+            freed.push(pair.to, pair.order);
+        }
+        drop(freed);
+        while let Some(kind) = rest.first().and_then(|pair| self.isolated_kind(pair.from)) {
+            let group = gather(rest, |pair| self.isolated_kind(pair.from) == Some(kind));
+            let (batch, others) = rest.split_at_mut(group);
+            stats.add(self.migrate_batch(cpu, kind, batch));
+            rest = others;
+        }
+        stats
+    }
+
+    /// Owner and class of `frame` if it is isolated and can move.
+    pub(crate) fn isolated_kind(&self, frame: Pfn) -> Option<Kind> {
+        let info = self.frames.frame(frame)?;
+        (info.state == FrameState::Isolated && info.class.is_movable()).then_some(Kind {
+            owner: info.owner,
+            class: info.class,
+        })
+    }
+
+    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending.
+    pub(crate) fn migrate_batch(
+        &self,
+        cpu: CpuId,
+        kind: Kind,
+        batch: &mut [MovePair],
+    ) -> MigrateStats {
+        for pair in batch.iter_mut() {
+            pair.outcome = Outcome::Todo;
+            self.frames.reclass(pair.to, kind.class);
+        }
+        // Isolated frames keep their owner in the table; without one (a caller's mistake) nothing moves.
+        match self.registry.enter(kind.owner) {
+            Some(owner) => owner.migrate(batch),
+            None => batch
+                .iter_mut()
+                .for_each(|pair| pair.outcome = Outcome::Refused),
+        }
+        let mut stats = MigrateStats::default();
+        let mut settled = 0;
+        let mut freed = Freed::new(self.frames, cpu);
+        for pair in batch.iter_mut() {
+            let n = pair.frames() as u64;
+            match pair.outcome {
+                Outcome::Moved => {
+                    stats.moved += n;
+                    freed.push(pair.from, pair.order);
+                }
+                Outcome::Released => {
+                    stats.released += n;
+                    freed.push(pair.from, pair.order);
+                    freed.push(pair.to, pair.order);
+                }
+                Outcome::Pending => {
+                    stats.pending += n;
+                    continue;
+                }
+                Outcome::Todo | Outcome::Refused => {
+                    pair.outcome = Outcome::Refused;
+                    stats.failed += n;
+                    self.hand_back(kind, pair.from);
+                    freed.push(pair.to, pair.order);
+                }
+            }
+            settled += 1;
+        }
+        drop(freed);
+        self.registry.let_go(kind.owner, settled);
+        let events = self.frames.events();
+        if stats.moved + stats.released > 0 {
+            self.accounts
+                .moved(events, cpu, kind.class, stats.moved + stats.released);
+        }
+        if stats.failed > 0 {
+            events.add(cpu, Event::PgmigrateFail, stats.failed);
+            self.accounts
+                .put_back(events, cpu, kind.class, stats.failed);
+        }
+        stats
+    }
+
+    /// Gives isolated frames back to their owners, unmoved. Frames that are not isolated are left alone.
+    pub fn putback_movable_frames(&self, frames: &[Pfn]) {
+        let cpu = self.platform.cpu();
+        for &frame in frames {
+            self.putback_frame(cpu, frame);
+        }
+    }
+
+    pub(crate) fn putback_frame(&self, cpu: CpuId, frame: Pfn) {
+        // Read before the putback: a moment later the frame may be anybody's.
+        let Some(kind) = self.isolated_kind(frame) else {
+            return;
+        };
+        let n = self
+            .frames
+            .frame(frame)
+            .map_or(1, |info| info.order.frames() as u64);
+        self.hand_back(kind, frame);
+        self.registry.let_go(kind.owner, 1);
+        self.accounts
+            .put_back(self.frames.events(), cpu, kind.class, n);
+    }
+
+    fn hand_back(&self, kind: Kind, frame: Pfn) {
+        match self.registry.enter(kind.owner) {
+            Some(owner) => owner.putback(frame),
+            None => debug_assert!(false, "an isolated frame keeps its owner registered"),
+        }
+    }
+
+    /// Settles a pair that its owner left [`Outcome::Pending`]; called by the owner, once for each such pair, without its
+    /// books' lock held. May come before `migrate` has returned, and long after whoever asked for the move gave up.
+    ///
+    /// The frames are then as the outcome says: for `Moved` and `Released`, `from` is `Owned` and still carries the
+    /// owner's class number; for `Refused`, `from` is `Isolated` and `to` is `Owned`. Gives whether the pair was settled:
+    /// with frames in any other state, or `outcome` itself pending, nothing is done.
+    pub fn complete(&self, from: Pfn, to: Pfn, outcome: Outcome) -> bool {
+        let cpu = self.platform.cpu();
+        let Some(info) = self.frames.frame(from) else {
+            return false;
+        };
+        let kind = Kind {
+            owner: info.owner,
+            class: info.class,
+        };
+        let n = info.order.frames() as u64;
+        let events = self.frames.events();
+        match outcome {
+            Outcome::Moved | Outcome::Released => {
+                if self.frames.free(cpu, from, info.order).is_err() {
+                    return false;
+                }
+                if outcome == Outcome::Released {
+                    Freed::new(self.frames, cpu).push(to, info.order);
+                }
+                self.registry.let_go(kind.owner, 1);
+                self.accounts.moved(events, cpu, kind.class, n);
+            }
+            Outcome::Refused => {
+                if info.state != FrameState::Isolated {
+                    return false;
+                }
+                self.hand_back(kind, from);
+                Freed::new(self.frames, cpu).push(to, info.order);
+                self.registry.let_go(kind.owner, 1);
+                events.add(cpu, Event::PgmigrateFail, n);
+                self.accounts.put_back(events, cpu, kind.class, n);
+            }
+            Outcome::Todo | Outcome::Pending => return false,
+        }
+        // Release pairs with the acquire of whoever waits for the block.
+        self.settled.fetch_add(1, Ordering::Release);
+        true
+    }
+}

@@ -1,0 +1,200 @@
+//! The object that everything hangs on: the registry, the accounts, and compaction's lock and workspace.
+
+use core::ops::{Deref, DerefMut};
+
+use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
+use dirigible_frames::{
+    CpuId, FRAMES_PER_BLOCK, FrameAllocator, OwnerClass, Pfn, Platform, ZoneId,
+};
+
+use crate::account::Accounts;
+use crate::config::WORKSPACE_FRAMES;
+use crate::defer::Defer;
+use crate::refusal::Refusals;
+use crate::registry::Registry;
+use crate::{CompactionConfig, IdentityError, MovableOwner, MovePair, PerClass, RegisterError};
+
+/// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
+///
+/// It holds its workspace in itself, about 34 KiB: keep it in a static, a box or a place of its own rather than on a
+/// small stack.
+pub struct Mobility<'a, P: Platform + ?Sized> {
+    pub(crate) frames: &'a FrameAllocator<'a>,
+    pub(crate) platform: &'a P,
+    pub(crate) config: CompactionConfig,
+    pub(crate) registry: Registry<'a>,
+    pub(crate) accounts: Accounts,
+    /// Raised each time a pending pair settles: whoever waits looks again.
+    pub(crate) settled: AtomicU64,
+    /// Background compaction has begun and not yet reached its goal.
+    pub(crate) background_runs: AtomicBool,
+    workspace: Mutex<Workspace>,
+    /// 1 + the number of the CPU that holds the workspace, or 0: a second entry on the same CPU does not wait for itself.
+    holder: AtomicU32,
+}
+
+/// What the compaction lock guards: room to work in, so that compaction needs neither memory nor much stack, and what
+/// compaction remembers.
+pub(crate) struct Workspace {
+    pub(crate) pairs: [MovePair; WORKSPACE_FRAMES],
+    pub(crate) targets: [Pfn; FRAMES_PER_BLOCK],
+    pub(crate) refusals: Refusals,
+    pub(crate) direct: Defer,
+    pub(crate) background: Defer,
+}
+
+/// The workspace, locked.
+pub(crate) struct Working<'w> {
+    guard: MutexGuard<'w, Workspace>,
+    holder: &'w AtomicU32,
+}
+
+impl Deref for Working<'_> {
+    type Target = Workspace;
+
+    fn deref(&self) -> &Workspace {
+        &self.guard
+    }
+}
+
+impl DerefMut for Working<'_> {
+    fn deref_mut(&mut self) -> &mut Workspace {
+        &mut self.guard
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        // Relaxed: only the CPU that wrote it draws a conclusion from it.
+        self.holder.store(0, Ordering::Relaxed);
+    }
+}
+
+impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
+    /// Mobility for the frames of `frames`, without owners yet.
+    pub fn new(frames: &'a FrameAllocator<'a>, platform: &'a P, config: CompactionConfig) -> Self {
+        let nothing = Pfn::new(0);
+        Self {
+            frames,
+            platform,
+            config: config.in_range(),
+            registry: Registry::new(),
+            accounts: Accounts::default(),
+            settled: AtomicU64::new(0),
+            background_runs: AtomicBool::new(false),
+            workspace: Mutex::new(Workspace {
+                pairs: [MovePair::base(nothing, nothing); WORKSPACE_FRAMES],
+                targets: [nothing; FRAMES_PER_BLOCK],
+                refusals: Refusals::new(),
+                direct: Defer::new(),
+                background: Defer::new(),
+            }),
+            holder: AtomicU32::new(0),
+        }
+    }
+
+    /// Makes `owner` the owner of all frames that carry `class`.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Busy`] when the class has an owner, [`RegisterError::OutOfRange`] when its number is not 1 to 15.
+    pub fn register(
+        &self,
+        class: OwnerClass,
+        owner: &'a dyn MovableOwner,
+    ) -> Result<(), RegisterError> {
+        self.registry.add(class, owner)
+    }
+
+    /// Takes the owner of `class` out of the table. Frames that still carry the class cannot be moved any more.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Isolated`] while any of its frames is isolated or one of its operations runs: removal waits,
+    /// the caller decides how. [`RegisterError::Absent`] when there is no such owner.
+    pub fn unregister(&self, class: OwnerClass) -> Result<(), RegisterError> {
+        self.registry.remove(class)
+    }
+
+    /// The allocator whose frames these are.
+    pub fn frames(&self) -> &'a FrameAllocator<'a> {
+        self.frames
+    }
+
+    /// The machine below.
+    pub fn platform(&self) -> &'a P {
+        self.platform
+    }
+
+    /// The constants in use.
+    pub fn config(&self) -> &CompactionConfig {
+        &self.config
+    }
+
+    /// Base frames that are off their owners' books now, pending ones included.
+    pub fn isolated_frames(&self) -> u64 {
+        self.accounts.now().sum()
+    }
+
+    /// The same for each class. Balloon frames are counted apart, so that reclaim that waits for too many isolated
+    /// frames of its own does not wait for a balloon's.
+    pub fn isolated_by_class(&self) -> PerClass {
+        self.accounts.now()
+    }
+
+    /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated = moved +
+    /// put back + isolated now, for movable and for balloon frames; the events say the same; `compact_balloon_released`
+    /// = `compact_balloon_migrated`.
+    ///
+    /// # Errors
+    ///
+    /// The first identity that does not hold.
+    pub fn verify(&self) -> Result<(), IdentityError> {
+        self.accounts.verify(self.frames.events())
+    }
+
+    /// All zones, in the order in which requests try them: the last first.
+    pub(crate) fn zone_ids(&self) -> impl Iterator<Item = ZoneId> + use<P> {
+        (0..self.frames.zones())
+            .rev()
+            .filter_map(|zone| u8::try_from(zone).ok().map(ZoneId::new))
+    }
+
+    /// The workspace if it is free.
+    pub(crate) fn try_work(&self, cpu: CpuId) -> Option<Working<'_>> {
+        let guard = self.workspace.try_lock()?;
+        self.holder.store(Self::holder_mark(cpu), Ordering::Relaxed);
+        Some(Working {
+            guard,
+            holder: &self.holder,
+        })
+    }
+
+    /// The workspace, after a bounded wait; `None` when it stays taken, or at once when this CPU itself has it (an
+    /// allocation inside compaction came back here).
+    pub(crate) fn work(&self, cpu: CpuId) -> Option<Working<'_>> {
+        for _ in 0..self.config.lock_relaxes {
+            if let Some(working) = self.try_work(cpu) {
+                return Some(working);
+            }
+            if self.holder.load(Ordering::Relaxed) == Self::holder_mark(cpu) {
+                return None;
+            }
+            self.platform.relax();
+        }
+        self.try_work(cpu)
+    }
+
+    fn holder_mark(cpu: CpuId) -> u32 {
+        cpu.index() as u32 + 1
+    }
+}
+
+impl<P: Platform + ?Sized> core::fmt::Debug for Mobility<'_, P> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Mobility")
+            .field("config", &self.config)
+            .field("isolated", &self.accounts.now())
+            .finish_non_exhaustive()
+    }
+}

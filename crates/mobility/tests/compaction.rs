@@ -1,0 +1,337 @@
+//! Direct and background compaction: when they begin, what they try, when they stop.
+
+mod machine;
+
+use std::sync::atomic::Ordering;
+
+use dirigible_frames::{AllocRequest, Event, FrameClass, FrameFlags, FrameState, Pfn};
+use dirigible_mobility::{BackgroundResult, CompactResult, CompactionConfig, Outcome};
+use machine::{CPU, HUGE, Machine, blocks, machine};
+
+fn block_number(frame: Pfn) -> usize {
+    frame.get() as usize / 512
+}
+
+fn direct(m: &Machine) -> CompactResult {
+    m.mobility.compact_direct(CPU, FrameClass::Movable)
+}
+
+/// Captures until it fails; gives the heads.
+fn capture_all(m: &Machine) -> Vec<Pfn> {
+    let mut heads = Vec::new();
+    while let CompactResult::Captured(head) = direct(m) {
+        heads.push(head);
+        m.check_at_rest();
+    }
+    heads
+}
+
+#[test]
+fn pitfall_12_a_zone_of_balloon_frames_and_holes_yields_its_huge_pages() {
+    let m = blocks(16);
+    m.inflate_and_keep(|frame| frame.get() % 3 != 0);
+    let possible = (m.frames.free_frames() - machine::MARKS.min) / 512;
+    assert_eq!(possible, 5);
+    // A remembered refusal must not outlive its reason.
+    let frame = m.balloon.frames()[0];
+    m.frames.set_flags(frame, FrameFlags::PINNED);
+    let mut heads = capture_all(&m);
+    m.frames.clear_flags(frame, FrameFlags::PINNED);
+    heads.extend(capture_all(&m));
+    assert_eq!(heads.len() as u64, possible);
+    assert_eq!(m.user.count(), 0);
+    m.check_at_rest();
+}
+
+#[test]
+fn pitfall_48_a_captured_page_is_the_callers_and_only_the_callers() {
+    let m = blocks(8);
+    m.fill_and_keep(|frame| frame.get() % 4 == 0);
+    let free = m.frames.free_frames();
+    let heads = capture_all(&m);
+    assert_eq!(heads.len(), 5);
+    assert_eq!(m.frames.free_frames(), free - 5 * 512);
+    let mut distinct = heads.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!(distinct.len(), heads.len());
+    for &head in &heads {
+        let info = m.frames.frame(head).unwrap();
+        assert_eq!(
+            (info.state, info.order, info.class),
+            (FrameState::Owned, HUGE, FrameClass::Movable)
+        );
+        assert_eq!(m.frames.free(CPU, head, HUGE), Ok(()));
+        assert!(m.frames.free(CPU, head, HUGE).is_err(), "freed once");
+    }
+    assert_eq!(m.frames.free_frames(), free);
+    m.check_at_rest();
+}
+
+#[test]
+fn pitfall_62_the_watermark_decides_to_the_frame() {
+    let m = blocks(4);
+    // Free frames: 575 (64 + 512 - 1), in every block about a quarter.
+    m.fill_and_keep(|frame| frame.offset_in_block() >= [144, 144, 144, 143][block_number(frame)]);
+    assert_eq!(m.frames.free_frames(), 575);
+    assert_eq!(direct(&m), CompactResult::Skipped);
+    assert_eq!(
+        (m.event(Event::CompactSkipped), m.event(Event::CompactStall)),
+        (1, 0)
+    );
+    // What reclaim frees is counted even while a CPU cache holds it: else each would wait for the other.
+    m.user.free(*m.user.frames().last().unwrap());
+    let CompactResult::Captured(head) = direct(&m) else {
+        panic!("64 + 512 frames are free")
+    };
+    assert_eq!(m.frames.free_frames(), 64);
+    assert_eq!(direct(&m), CompactResult::Skipped);
+    m.frames.free(CPU, head, HUGE).unwrap();
+    m.check_at_rest();
+}
+
+#[test]
+fn each_zone_has_its_own_watermark() {
+    // Together 800 frames are free, in no zone 576.
+    let m = machine::zoned(&[&[0..1024], &[1024..2048]], CompactionConfig::default());
+    m.fill_and_keep(|frame| frame.offset_in_block() >= 200);
+    assert_eq!(direct(&m), CompactResult::Skipped);
+    // And a zone that has them gives the block, whatever the other has.
+    m.thin(|frame| frame.get() >= 1024 && frame.offset_in_block() < 330);
+    let CompactResult::Captured(head) = direct(&m) else {
+        panic!("660 frames are free in a zone")
+    };
+    assert!(head.get() >= 1024);
+    m.check_at_rest();
+}
+
+#[test]
+fn the_cheapest_block_goes_first() {
+    let m = blocks(6);
+    m.fill_and_keep(|frame| {
+        frame.offset_in_block() < [400, 300, 20, 350, 450, 200][block_number(frame)]
+    });
+    assert_eq!(direct(&m), CompactResult::Captured(Pfn::new(2 * 512)));
+    assert_eq!(m.event(Event::PgmigrateSuccess), 20);
+    m.check_at_rest();
+}
+
+/// All blocks refuse, by one pinned frame in each.
+fn refusing() -> (Machine, Vec<Pfn>) {
+    let config = CompactionConfig {
+        budget_blocks: 2,
+        ..CompactionConfig::default()
+    };
+    let m = machine(0..6 * 512, config);
+    m.fill_and_keep(|frame| frame.offset_in_block() < 200);
+    let pinned: Vec<_> = (0..6).map(|block| Pfn::new(block * 512)).collect();
+    pinned
+        .iter()
+        .for_each(|&frame| m.frames.set_flags(frame, FrameFlags::PINNED));
+    (m, pinned)
+}
+
+#[test]
+fn pitfall_45_a_remembered_refusal_is_dropped_when_its_block_changes() {
+    let (m, pinned) = refusing();
+    let mut fails = 0;
+    while fails < 3 {
+        fails += u64::from(direct(&m) == CompactResult::Failed);
+        assert!(m.event(Event::CompactDeferred) < 20);
+    }
+    assert_eq!(
+        m.event(Event::CompactBlockAborted),
+        6,
+        "two a time, each block once"
+    );
+    // Now all are remembered: nothing is begun any more.
+    while direct(&m) != CompactResult::Failed {}
+    assert_eq!(m.event(Event::CompactBlockAborted), 6);
+    assert!(m.event(Event::CompactRefusalRemembered) >= 6);
+    // The pin goes and a frame of that block is freed: the block changed, so it is tried again, deferred or not.
+    m.frames.clear_flags(pinned[3], FrameFlags::PINNED);
+    m.user.free(pinned[3].plus(1));
+    assert_eq!(direct(&m), CompactResult::Captured(pinned[3]));
+    m.check_at_rest();
+}
+
+#[test]
+fn a_remembered_refusal_ends_with_its_time() {
+    let (m, pinned) = refusing();
+    for _ in 0..20 {
+        let _ = direct(&m);
+    }
+    pinned
+        .iter()
+        .for_each(|&frame| m.frames.clear_flags(frame, FrameFlags::PINNED));
+    m.platform.clock.fetch_add(1_000_000_000, Ordering::Relaxed);
+    assert!(matches!(direct(&m), CompactResult::Captured(_)));
+    m.check_at_rest();
+}
+
+#[test]
+fn pitfall_47_failures_defer_and_success_resets() {
+    let (m, pinned) = refusing();
+    let mut between = Vec::new();
+    let mut deferred = 0;
+    while between.len() < 6 {
+        match direct(&m) {
+            CompactResult::Deferred => deferred += 1,
+            CompactResult::Failed => between.push(std::mem::take(&mut deferred)),
+            other => panic!("{other:?}"),
+        }
+    }
+    // While unrefused blocks are left, none of them cheaper, each failure doubles the wait.
+    assert_eq!(between, [0, 1, 3, 7, 15, 31]);
+    assert_eq!(m.event(Event::CompactDeferred), 57);
+    assert_eq!(m.event(Event::CompactStall), 6);
+    // Frames come free: the deferral is dropped.
+    m.thin(|frame| frame.offset_in_block() >= 100);
+    assert_eq!(direct(&m), CompactResult::Failed);
+    // Background compaction has a state of its own.
+    assert_eq!(m.event(Event::CompactDaemonWake), 0);
+    m.frames.clear_flags(pinned[0], FrameFlags::PINNED);
+    m.user.free(pinned[0]);
+    assert!(matches!(direct(&m), CompactResult::Captured(_)));
+    assert_eq!(
+        direct(&m),
+        CompactResult::Failed,
+        "not deferred after a success"
+    );
+    m.check_at_rest();
+}
+
+#[test]
+fn the_captured_block_bears_the_class_that_was_asked_for() {
+    let m = blocks(6);
+    m.fill_and_keep(|frame| frame.offset_in_block() < 200);
+    for class in [
+        FrameClass::Unmovable,
+        FrameClass::Reclaimable,
+        FrameClass::Movable,
+    ] {
+        let CompactResult::Captured(head) = m.mobility.compact_direct(CPU, class) else {
+            panic!()
+        };
+        assert_eq!(m.frames.frame(head).unwrap().class, class);
+        let block = m.frames.block_of(head).unwrap();
+        assert_eq!(m.frames.ledger(block).migratetype(), class.migratetype());
+    }
+    m.frames.verify().unwrap();
+}
+
+#[test]
+fn background_keeps_the_reserve_with_hysteresis() {
+    let config = CompactionConfig {
+        reserve_low: 2,
+        reserve_high: 4,
+        ..CompactionConfig::default()
+    };
+    let m = machine(0..12 * 512, config);
+    m.fill_and_keep(|frame| frame.offset_in_block() < 250);
+    assert!(m.mobility.wants_background());
+    assert_eq!(m.mobility.compact_background(CPU, 0).emptied, 0);
+    let first = m.mobility.compact_background(CPU, 3);
+    assert_eq!(
+        first,
+        BackgroundResult {
+            emptied: 3,
+            more: true
+        }
+    );
+    assert!(m.mobility.wants_background(), "above low, but it has begun");
+    let second = m.mobility.compact_background(CPU, 3);
+    assert_eq!(
+        second,
+        BackgroundResult {
+            emptied: 1,
+            more: false
+        }
+    );
+    assert!(!m.mobility.wants_background());
+    assert_eq!(m.event(Event::CompactDaemonWake), 1);
+    assert_eq!(
+        m.event(Event::CompactDaemonMigrated),
+        m.event(Event::PgmigrateSuccess)
+    );
+    // Between low and high it stays at rest.
+    let huge: Vec<_> = (0..2)
+        .map(|_| m.frames.alloc(CPU, AllocRequest::huge()).unwrap())
+        .collect();
+    assert_eq!(m.frames.free_blocks(), 2);
+    assert!(!m.mobility.wants_background());
+    assert_eq!(
+        m.mobility.compact_background(CPU, 9),
+        BackgroundResult::default()
+    );
+    let third = m.frames.alloc(CPU, AllocRequest::huge()).unwrap();
+    assert!(m.mobility.wants_background());
+    for head in huge.into_iter().chain([third]) {
+        m.frames.free(CPU, head, HUGE).unwrap();
+    }
+    m.check_at_rest();
+}
+
+#[test]
+fn background_with_the_reserve_off_looks_at_the_low_watermark_only() {
+    let m = blocks(4);
+    m.fill_and_keep(|frame| frame.offset_in_block() >= 24);
+    assert_eq!(m.frames.free_frames(), 96);
+    assert!(!m.mobility.wants_background(), "at the low watermark");
+    m.map().unwrap();
+    m.frames.drain_cpu_caches();
+    assert!(m.mobility.wants_background());
+    // Nothing to be had: 488 used frames in each block, 95 free in all. It fails, defers, and ends.
+    for _ in 0..10 {
+        let result = m.mobility.compact_background(CPU, 4);
+        assert_eq!(result, BackgroundResult::default());
+    }
+    assert_eq!(m.event(Event::CompactIsolated), 0);
+    assert_eq!(
+        m.event(Event::CompactBlockAborted),
+        4 * 3,
+        "ten calls, three attempts"
+    );
+    m.check_at_rest();
+}
+
+#[test]
+fn background_moves_balloon_frames_of_several_blocks_in_one_exchange() {
+    let config = CompactionConfig {
+        reserve_low: 4,
+        reserve_high: 4,
+        ..CompactionConfig::default()
+    };
+    let m = machine(0..12 * 512, config);
+    m.inflate_and_keep(|frame| {
+        frame.offset_in_block() < if block_number(frame) < 8 { 30 } else { 300 }
+    });
+    assert_eq!(m.mobility.compact_background(CPU, 8).emptied, 4);
+    let batches = m.balloon.batches.lock().unwrap().clone();
+    assert_eq!(batches, [120]);
+    m.check_at_rest();
+}
+
+#[test]
+fn direct_and_background_are_told_apart() {
+    let config = CompactionConfig {
+        reserve_low: 1,
+        reserve_high: 1,
+        ..CompactionConfig::default()
+    };
+    let m = machine(0..6 * 512, config);
+    m.fill_and_keep(|frame| frame.offset_in_block() < 200);
+    m.user.say([Outcome::Refused]);
+    assert_eq!(
+        m.mobility.compact_background(CPU, 1).emptied,
+        1,
+        "the next block does it"
+    );
+    assert_eq!(m.event(Event::CompactStall), 0);
+    assert!(matches!(direct(&m), CompactResult::Captured(_)));
+    assert_eq!(
+        (m.event(Event::CompactStall), m.event(Event::CompactSuccess)),
+        (1, 1)
+    );
+    m.check_at_rest();
+}

@@ -1,0 +1,449 @@
+//! A machine for tests: an allocator, a platform whose clock only moves when something is charged, and two owners whose
+//! answers are scripted. Everything is leaked: owners, mobility and allocator refer to each other.
+#![allow(dead_code)]
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use dirigible_frames::{
+    AllocRequest, BalloonPlacement, BlockId, Config, Cost, CpuId, Event, Fallback, FrameAllocator,
+    FrameClass, FrameState, Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks,
+    ZoneConfig,
+};
+use dirigible_mobility::{CompactionConfig, Mobility, MovableOwner, MovePair, Outcome};
+
+pub const CPU: CpuId = CpuId::new(0);
+
+/// Counts what is charged; contents are one word per frame.
+#[derive(Default)]
+pub struct MockPlatform {
+    pub clock: AtomicU64,
+    pub examined: AtomicU64,
+    pub isolated: AtomicU64,
+}
+
+impl Platform for MockPlatform {
+    fn cpu(&self) -> CpuId {
+        CPU
+    }
+    fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+    fn charge(&self, cost: Cost) {
+        match cost {
+            Cost::ExamineBlock => self.examined.fetch_add(1, Ordering::Relaxed),
+            Cost::Isolate(n) => self.isolated.fetch_add(n.into(), Ordering::Relaxed),
+            other => panic!("mobility does not charge {other:?}"),
+        };
+        self.clock.fetch_add(100, Ordering::Relaxed);
+    }
+    fn read_word(&self, _: Pfn, _: usize) -> u64 {
+        unreachable!("mobility does not look into frames")
+    }
+    fn write_word(&self, _: Pfn, _: usize, _: u64) {
+        unreachable!("mobility does not look into frames")
+    }
+    fn copy_frames(&self, _: Pfn, _: Pfn, _: usize) {
+        unreachable!("owners copy")
+    }
+    fn zero_frames(&self, _: Pfn, _: usize) {
+        unreachable!("mobility does not look into frames")
+    }
+    fn load_entry(&self, _: Pfn, _: usize) -> u64 {
+        unreachable!("no page tables here")
+    }
+    fn swap_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
+        unreachable!("no page tables here")
+    }
+    fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> {
+        unreachable!("no page tables here")
+    }
+    fn or_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
+        unreachable!("no page tables here")
+    }
+    fn shoot_down(&self, _: u32, _: u64) {}
+    fn relax(&self) {
+        self.clock.fetch_add(1_000, Ordering::Relaxed);
+    }
+}
+
+/// How a pending pair is answered when the owner is polled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    Never,
+    Moved,
+    Refused,
+    Released,
+}
+
+/// An owner whose answers are scripted: one word of the script for each pair; without script, everything moves.
+pub struct MockOwner {
+    frames: &'static FrameAllocator<'static>,
+    pub class: OwnerClass,
+    pub of: FrameClass,
+    pub books: Mutex<BTreeSet<Pfn>>,
+    pub stubborn: Mutex<BTreeSet<Pfn>>,
+    pub script: Mutex<VecDeque<Outcome>>,
+    pub answer: Mutex<Answer>,
+    pub pending: Mutex<Vec<MovePair>>,
+    /// Sizes of the batches of `migrate`.
+    pub batches: Mutex<Vec<usize>>,
+    /// All pairs that were ever seen.
+    pub seen: Mutex<Vec<(Pfn, Pfn)>>,
+    mobility: OnceLock<&'static Mobility<'static, MockPlatform>>,
+    /// Called by `migrate` before anything else.
+    pub hook: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+impl MockOwner {
+    fn new(frames: &'static FrameAllocator<'static>, class: u8, of: FrameClass) -> &'static Self {
+        Box::leak(Box::new(Self {
+            frames,
+            class: OwnerClass::new(class).unwrap(),
+            of,
+            books: Mutex::default(),
+            stubborn: Mutex::default(),
+            script: Mutex::default(),
+            answer: Mutex::new(Answer::Moved),
+            pending: Mutex::default(),
+            batches: Mutex::default(),
+            seen: Mutex::default(),
+            mobility: OnceLock::new(),
+            hook: Mutex::default(),
+        }))
+    }
+
+    fn step(&self, frame: Pfn, from: FrameState, to: FrameState) {
+        assert_eq!(
+            self.frames.transition(frame, from, to),
+            Ok(()),
+            "{frame} {from:?} -> {to:?}"
+        );
+    }
+
+    /// Puts a frame that was allocated for it on its books.
+    pub fn list(&self, frame: Pfn) {
+        self.frames.set_owner(frame, self.class, frame.get());
+        self.enter(frame);
+    }
+
+    fn enter(&self, frame: Pfn) {
+        if self.of == FrameClass::Balloon {
+            self.step(frame, FrameState::Owned, FrameState::Entering);
+            self.step(frame, FrameState::Entering, FrameState::Listed);
+        } else {
+            self.step(frame, FrameState::Owned, FrameState::Listed);
+        }
+        assert!(self.books.lock().unwrap().insert(frame));
+    }
+
+    fn leave(&self, frame: Pfn, from: FrameState) {
+        if self.of == FrameClass::Balloon {
+            self.step(frame, from, FrameState::Leaving);
+            self.step(frame, FrameState::Leaving, FrameState::Owned);
+        } else {
+            self.step(frame, from, FrameState::Owned);
+        }
+    }
+
+    /// Frees one of its frames.
+    pub fn free(&self, frame: Pfn) {
+        assert!(self.books.lock().unwrap().remove(&frame));
+        self.leave(frame, FrameState::Listed);
+        let order = self.frames.frame(frame).unwrap().order;
+        self.frames.free(CPU, frame, order).unwrap();
+    }
+
+    pub fn count(&self) -> usize {
+        self.books.lock().unwrap().len()
+    }
+
+    pub fn frames(&self) -> Vec<Pfn> {
+        self.books.lock().unwrap().iter().copied().collect()
+    }
+
+    pub fn refuse(&self, frame: Pfn) {
+        self.stubborn.lock().unwrap().insert(frame);
+    }
+
+    /// The next answers of `migrate`, pair by pair.
+    pub fn say(&self, outcomes: impl IntoIterator<Item = Outcome>) {
+        self.script.lock().unwrap().extend(outcomes);
+    }
+
+    /// Does to one isolated pair what `outcome` means.
+    fn act(&self, pair: &MovePair, outcome: Outcome) {
+        match outcome {
+            Outcome::Moved => {
+                self.frames.set_owner(pair.to, self.class, pair.to.get());
+                self.enter(pair.to);
+                self.leave(pair.from, FrameState::Isolated);
+            }
+            Outcome::Released => self.leave(pair.from, FrameState::Isolated),
+            Outcome::Refused | Outcome::Todo | Outcome::Pending => {}
+        }
+    }
+
+    /// Answers all pending pairs; gives how many there were.
+    pub fn settle(&self, outcome: Outcome) -> usize {
+        let pending = std::mem::take(&mut *self.pending.lock().unwrap());
+        for pair in &pending {
+            self.act(pair, outcome);
+            assert!(
+                self.mobility
+                    .get()
+                    .unwrap()
+                    .complete(pair.from, pair.to, outcome)
+            );
+        }
+        pending.len()
+    }
+}
+
+impl MovableOwner for MockOwner {
+    fn isolate(&self, frame: Pfn) -> bool {
+        if self.stubborn.lock().unwrap().contains(&frame) {
+            return false;
+        }
+        let mut books = self.books.lock().unwrap();
+        if !books.contains(&frame)
+            || self
+                .frames
+                .transition(frame, FrameState::Listed, FrameState::Isolated)
+                .is_err()
+        {
+            return false;
+        }
+        books.remove(&frame)
+    }
+
+    fn migrate(&self, pairs: &mut [MovePair]) {
+        if let Some(hook) = &*self.hook.lock().unwrap() {
+            hook();
+        }
+        self.batches.lock().unwrap().push(pairs.len());
+        for pair in pairs {
+            assert_eq!(pair.outcome, Outcome::Todo);
+            let (from, to) = (
+                self.frames.frame(pair.from).unwrap(),
+                self.frames.frame(pair.to).unwrap(),
+            );
+            assert_eq!((from.state, from.owner), (FrameState::Isolated, self.class));
+            assert_eq!(
+                (to.state, to.class, to.order),
+                (FrameState::Owned, from.class, from.order)
+            );
+            self.seen.lock().unwrap().push((pair.from, pair.to));
+            pair.outcome = self
+                .script
+                .lock()
+                .unwrap()
+                .pop_front()
+                .unwrap_or(Outcome::Moved);
+            self.act(pair, pair.outcome);
+            if pair.outcome == Outcome::Pending {
+                self.pending.lock().unwrap().push(*pair);
+            }
+        }
+    }
+
+    fn putback(&self, frame: Pfn) {
+        self.step(frame, FrameState::Isolated, FrameState::Listed);
+        assert!(self.books.lock().unwrap().insert(frame));
+    }
+
+    fn poll(&self, _: u64) -> bool {
+        let outcome = match *self.answer.lock().unwrap() {
+            Answer::Never => return false,
+            Answer::Moved => Outcome::Moved,
+            Answer::Refused => Outcome::Refused,
+            Answer::Released => Outcome::Released,
+        };
+        self.settle(outcome) > 0
+    }
+}
+
+pub struct Machine {
+    pub frames: &'static FrameAllocator<'static>,
+    pub platform: &'static MockPlatform,
+    pub mobility: &'static Mobility<'static, MockPlatform>,
+    pub user: &'static MockOwner,
+    pub balloon: &'static MockOwner,
+}
+
+pub const MARKS: Watermarks = Watermarks {
+    min: 64,
+    low: 96,
+    high: 128,
+};
+
+/// A machine with one zone.
+pub fn machine(range: Range<u64>, config: CompactionConfig) -> Machine {
+    zoned(&[&[range]], config)
+}
+
+/// A machine with `blocks` whole blocks in one zone.
+pub fn blocks(blocks: u64) -> Machine {
+    machine(0..blocks * 512, CompactionConfig::default())
+}
+
+/// A machine with one zone for each list of ranges.
+pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
+    let ranges: Vec<Vec<Range<Pfn>>> = zones
+        .iter()
+        .map(|zone| {
+            zone.iter()
+                .map(|r| Pfn::new(r.start)..Pfn::new(r.end))
+                .collect()
+        })
+        .collect();
+    let zones: Vec<ZoneConfig> = ranges
+        .iter()
+        .map(|ranges| ZoneConfig {
+            name: "zone",
+            ranges,
+            watermarks: MARKS,
+            reserve_blocks: 0,
+        })
+        .collect();
+    let layout = Config {
+        zones: &zones,
+        reserved: &[],
+        cpus: 2,
+        placement: Placement::FullestFirst,
+        fallback: Fallback::Steal,
+    };
+    let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
+    let frames: &'static _ = Box::leak(Box::new(FrameAllocator::new(&layout, metadata).unwrap()));
+    let platform: &'static MockPlatform = Box::leak(Box::default());
+    let user = MockOwner::new(frames, 1, FrameClass::Movable);
+    let balloon = MockOwner::new(frames, 2, FrameClass::Balloon);
+    let mobility: &'static _ = Box::leak(Box::new(Mobility::new(frames, platform, config)));
+    for owner in [user, balloon] {
+        mobility.register(owner.class, owner).unwrap();
+        assert!(owner.mobility.set(mobility).is_ok());
+    }
+    Machine {
+        frames,
+        platform,
+        mobility,
+        user,
+        balloon,
+    }
+}
+
+impl Machine {
+    /// Allocates one movable frame and lists it with the user.
+    pub fn map(&self) -> Option<Pfn> {
+        let request = AllocRequest::movable().with_watermark(Watermark::None);
+        let frame = self.frames.alloc(CPU, request).ok()?;
+        self.user.list(frame);
+        Some(frame)
+    }
+
+    /// Gives up to `count` frames to the balloon.
+    pub fn inflate(&self, count: usize) -> usize {
+        let mut taken = vec![Pfn::new(0); count];
+        let how = BalloonPlacement::Ordinary;
+        let got = self
+            .frames
+            .alloc_balloon(CPU, how, Watermark::None, &mut taken);
+        taken[..got]
+            .iter()
+            .for_each(|&frame| self.balloon.list(frame));
+        got
+    }
+
+    /// The owner of a listed frame.
+    pub fn owner_of(&self, frame: Pfn) -> &'static MockOwner {
+        if self.balloon.books.lock().unwrap().contains(&frame) {
+            self.balloon
+        } else {
+            self.user
+        }
+    }
+
+    /// Frees every listed frame for which `goes` holds.
+    pub fn thin(&self, mut goes: impl FnMut(Pfn) -> bool) {
+        for owner in [self.user, self.balloon] {
+            for frame in owner.frames() {
+                if goes(frame) {
+                    owner.free(frame);
+                }
+            }
+        }
+        self.frames.drain_cpu_caches();
+    }
+
+    /// Fills all memory with movable frames, then frees all but those for which `stays` holds.
+    pub fn fill_and_keep(&self, stays: impl Fn(Pfn) -> bool) {
+        while self.map().is_some() {}
+        self.thin(|frame| !stays(frame));
+    }
+
+    /// The same with balloon frames.
+    pub fn inflate_and_keep(&self, stays: impl Fn(Pfn) -> bool) {
+        while self.inflate(64) > 0 {}
+        self.thin(|frame| !stays(frame));
+    }
+
+    pub fn event(&self, event: Event) -> u64 {
+        self.frames.events().get(event)
+    }
+
+    pub fn block(&self, number: u32) -> BlockId {
+        BlockId::new(number)
+    }
+
+    pub fn free_in(&self, block: BlockId) -> usize {
+        self.frames.ledger(block).free().into()
+    }
+
+    /// Every frame is where it should be: the books, the descriptors and the counters agree, and nothing is isolated.
+    pub fn check_at_rest(&self) {
+        assert_eq!(self.mobility.isolated_frames(), 0);
+        self.check();
+    }
+
+    /// The same while pairs may be pending.
+    pub fn check(&self) {
+        self.frames.drain_cpu_caches();
+        self.frames.verify().unwrap();
+        self.mobility.verify().unwrap();
+        let counts = self.frames.class_frames();
+        let isolated = self.mobility.isolated_by_class();
+        for (owner, count, isolated) in [
+            (self.user, counts.movable, isolated.movable),
+            (self.balloon, counts.balloon, isolated.balloon),
+        ] {
+            let pending = owner.pending.lock().unwrap().len();
+            assert_eq!(isolated, pending as u64);
+            let mut listed = 0;
+            for frame in owner.frames() {
+                let info = self.frames.frame(frame).unwrap();
+                assert_eq!(
+                    (info.state, info.class),
+                    (FrameState::Listed, owner.of),
+                    "{frame}"
+                );
+                assert_eq!(
+                    (info.owner, info.word),
+                    (owner.class, frame.get()),
+                    "{frame}"
+                );
+                listed += info.order.frames();
+            }
+            // A pending pair holds two frames.
+            assert_eq!(
+                count,
+                (listed + 2 * pending) as u64,
+                "{:?} frames lost or found",
+                owner.of
+            );
+        }
+    }
+}
+
+pub const HUGE: Order = Order::HUGE;

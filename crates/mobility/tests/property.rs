@@ -1,0 +1,245 @@
+//! Random populations, random answers, random requests: after every step all identities hold and no frame is lost.
+
+mod machine;
+
+use dirigible_frames::{AllocRequest, FrameClass, FrameFlags, Pfn, Watermark};
+use dirigible_mobility::{CompactResult, CompactionConfig, MovePair, Outcome};
+use machine::{Answer, CPU, HUGE, Machine};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Map(u16),
+    Inflate(u16),
+    Unmovable,
+    FreeUnmovable(u16),
+    /// Frees every n-th listed frame.
+    Thin(u16),
+    /// Leaves one freed frame in a CPU cache.
+    FreeOne(u16),
+    Pin(u16),
+    Unpin,
+    Stubborn(u16),
+    Say(u8, u8),
+    Answer(u8),
+    Settle(u8),
+    Direct(u8),
+    Background(u8),
+    EvacuateFor,
+    Evacuate(u16, u8),
+    MoveByHand(u16),
+    FreeHuge,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (1u16..600).prop_map(Step::Map),
+        2 => (1u16..600).prop_map(Step::Inflate),
+        1 => Just(Step::Unmovable),
+        1 => any::<u16>().prop_map(Step::FreeUnmovable),
+        3 => (2u16..8).prop_map(Step::Thin),
+        2 => any::<u16>().prop_map(Step::FreeOne),
+        1 => any::<u16>().prop_map(Step::Pin),
+        1 => Just(Step::Unpin),
+        1 => any::<u16>().prop_map(Step::Stubborn),
+        4 => (any::<u8>(), any::<u8>()).prop_map(|(n, kind)| Step::Say(n, kind)),
+        1 => any::<u8>().prop_map(Step::Answer),
+        2 => any::<u8>().prop_map(Step::Settle),
+        4 => (0u8..3).prop_map(Step::Direct),
+        3 => (1u8..6).prop_map(Step::Background),
+        1 => Just(Step::EvacuateFor),
+        3 => (any::<u16>(), 1u8..5).prop_map(|(at, n)| Step::Evacuate(at, n)),
+        2 => any::<u16>().prop_map(Step::MoveByHand),
+        2 => Just(Step::FreeHuge),
+    ]
+}
+
+fn outcome(kind: u8) -> Outcome {
+    match kind % 4 {
+        0 => Outcome::Moved,
+        1 => Outcome::Refused,
+        2 => Outcome::Released,
+        _ => Outcome::Pending,
+    }
+}
+
+/// A settled answer for pending pairs.
+fn settled(kind: u8) -> Outcome {
+    outcome(kind % 3)
+}
+
+#[derive(Default)]
+struct Held {
+    unmovable: Vec<Pfn>,
+    huge: Vec<Pfn>,
+    pinned: Vec<Pfn>,
+}
+
+fn listed(m: &Machine, at: u16) -> Option<Pfn> {
+    let mut frames = m.user.frames();
+    frames.extend(m.balloon.frames());
+    (!frames.is_empty()).then(|| frames[usize::from(at) % frames.len()])
+}
+
+fn take(m: &Machine, step: Step, held: &mut Held) {
+    let frames = m.frames;
+    match step {
+        Step::Map(count) => {
+            for _ in 0..count {
+                m.map();
+            }
+        }
+        Step::Inflate(count) => {
+            m.inflate(count.into());
+        }
+        Step::Unmovable => {
+            let request = AllocRequest::unmovable().with_watermark(Watermark::None);
+            held.unmovable.extend(frames.alloc(CPU, request));
+        }
+        Step::FreeUnmovable(at) => {
+            if !held.unmovable.is_empty() {
+                let frame = held
+                    .unmovable
+                    .swap_remove(usize::from(at) % held.unmovable.len());
+                frames
+                    .free(CPU, frame, AllocRequest::unmovable().order)
+                    .unwrap();
+            }
+        }
+        Step::Thin(nth) => m.thin(|frame| frame.get() % u64::from(nth) == 0),
+        Step::FreeOne(at) => {
+            if let Some(frame) = listed(m, at) {
+                m.owner_of(frame).free(frame);
+            }
+        }
+        Step::Pin(at) => {
+            if let Some(frame) = listed(m, at) {
+                frames.set_flags(frame, FrameFlags::PINNED);
+                held.pinned.push(frame);
+            }
+        }
+        Step::Unpin => {
+            held.pinned
+                .drain(..)
+                .for_each(|frame| frames.clear_flags(frame, FrameFlags::PINNED));
+        }
+        Step::Stubborn(at) => {
+            if let Some(frame) = listed(m, at) {
+                m.owner_of(frame).refuse(frame);
+            }
+        }
+        Step::Say(n, kind) => {
+            let owner = if n % 2 == 0 { m.user } else { m.balloon };
+            owner.script.lock().unwrap().clear();
+            owner.say((0..n / 2).map(|_| Outcome::Moved));
+            owner.say([outcome(kind)]);
+        }
+        Step::Answer(kind) => {
+            let answer = [
+                Answer::Never,
+                Answer::Moved,
+                Answer::Refused,
+                Answer::Released,
+            ][usize::from(kind) % 4];
+            *m.user.answer.lock().unwrap() = answer;
+            *m.balloon.answer.lock().unwrap() = answer;
+        }
+        Step::Settle(kind) => {
+            m.user.settle(settled(kind));
+            m.balloon.settle(settled(kind / 4));
+        }
+        Step::Direct(class) => {
+            let class = [
+                FrameClass::Movable,
+                FrameClass::Unmovable,
+                FrameClass::Reclaimable,
+            ][usize::from(class)];
+            if let CompactResult::Captured(head) = m.mobility.compact_direct(CPU, class) {
+                held.huge.push(head);
+            }
+        }
+        Step::Background(most) => {
+            let result = m.mobility.compact_background(CPU, most.into());
+            assert!(result.emptied <= most.into());
+        }
+        Step::EvacuateFor => {
+            let _ = m.mobility.evacuate_for(CPU, FrameClass::Unmovable);
+        }
+        Step::Evacuate(at, n) => {
+            let all: Vec<_> = frames.blocks().collect();
+            let first = usize::from(at) % all.len();
+            let batch = &all[first..all.len().min(first + usize::from(n))];
+            m.mobility.evacuate_many(batch, |_, result| {
+                if let Ok(token) = result {
+                    frames.unisolate_block(token);
+                }
+            });
+        }
+        Step::MoveByHand(at) => {
+            if let Some(from) = listed(m, at)
+                && let Ok(to) = frames.alloc(CPU, AllocRequest::movable())
+            {
+                if m.mobility.isolate(from) {
+                    m.mobility.migrate_frames(&mut [MovePair::base(from, to)]);
+                } else {
+                    frames.free(CPU, to, AllocRequest::movable().order).unwrap();
+                }
+            }
+        }
+        Step::FreeHuge => {
+            if let Some(head) = held.huge.pop() {
+                frames.free(CPU, head, HUGE).unwrap();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pitfall_81_identities_hold_after_every_step(
+        start in 0u64..1200,
+        lengths in proptest::collection::vec((300u64..1800, 0u64..900), 1..4),
+        reserve in 0u64..3,
+        blocks_per_batch in 1usize..5,
+        exchange_batch in prop_oneof![Just(1), Just(16), Just(256)],
+        steps in proptest::collection::vec(step(), 1..60),
+    ) {
+        let config = CompactionConfig {
+            reserve_low: reserve,
+            reserve_high: 2 * reserve,
+            blocks_per_batch,
+            exchange_batch,
+            budget_blocks: 2,
+            idle_polls: 20,
+            ..CompactionConfig::default()
+        };
+        let mut ranges = Vec::new();
+        let mut at = start;
+        for (length, gap) in lengths {
+            ranges.push(at..at + length);
+            at += length + gap;
+        }
+        let m = machine::zoned(&[&ranges], config);
+        let mut held = Held::default();
+        for step in steps {
+            // Pins and refusals are the mock's and go with the frame, which moves or is freed under them.
+            let cached = matches!(step, Step::FreeOne(_));
+            take(&m, step, &mut held);
+            if !cached {
+                m.check();
+            }
+        }
+        m.user.settle(Outcome::Moved);
+        m.balloon.settle(Outcome::Moved);
+        m.check_at_rest();
+        held.huge.drain(..).for_each(|head| m.frames.free(CPU, head, HUGE).unwrap());
+        held.unmovable.drain(..).for_each(|frame| {
+            m.frames.free(CPU, frame, AllocRequest::unmovable().order).unwrap();
+        });
+        m.thin(|_| true);
+        m.check_at_rest();
+        prop_assert_eq!(m.frames.free_frames(), m.frames.managed_frames());
+    }
+}
