@@ -1,2 +1,76 @@
-//! placeholder
-fn main() {}
+//! The project's chores: `cargo xtask test` and its like.
+
+#![forbid(unsafe_code)]
+
+mod experiment;
+mod no_std;
+mod pitfalls;
+mod step;
+mod suite;
+mod verdict;
+
+use std::process::ExitCode;
+
+use step::{Step, cargo};
+
+const USAGE: &str = "\
+Usage: cargo xtask <chore>
+
+  test [--quick]          everything that a change must pass: format, lints, docs, all tests, model checks, no_std, a run
+                          of the command; --quick leaves out the model checks and the run
+  bench                   the allocator beside its peers
+  soak [--seconds N]      two threads of load, the balloon cycling, compaction running (default 60 s)
+  experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
+                          all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
+                          3), into DIR (default target/experiment); what is there already is not run again
+  pitfalls                checks that each test that docs/pitfalls.md names exists, and prints those it does not name";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["test"] => suite::run(false),
+        ["test", "--quick"] => suite::run(true),
+        ["bench", rest @ ..] => bench(rest),
+        ["soak"] => soak("60"),
+        ["soak", "--seconds", seconds] => soak(seconds),
+        ["experiment", rest @ ..] => experiment::run(rest),
+        ["pitfalls"] => pitfalls::check(true),
+        ["-h" | "--help" | "help"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(rest: &[&str]) -> Result<(), String> {
+    Step::new(
+        "benchmarks",
+        cargo(&["bench", "-p", "dirigible-frames"]).args(rest),
+    )
+    .run()
+}
+
+fn soak(seconds: &str) -> Result<(), String> {
+    let run = [
+        "run",
+        "--release",
+        "--",
+        "stress-highalloc",
+        "--threads",
+        "2",
+    ];
+    let _ = (run, seconds);
+    Err("soak: not wired yet".into())
+}

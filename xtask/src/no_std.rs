@@ -1,0 +1,100 @@
+//! Floors 0 to 3 run in kernels: no standard library in them, nor in what they depend on.
+
+use std::{fs, process::Command};
+
+use crate::step::{cargo, root};
+
+/// The crates, by folder under `crates/`.
+const CRATES: &[&str] = &["frames", "mobility", "balloon", "paging", "workload"];
+/// A target without a standard library: building for it is the proof.
+const BARE: &str = "x86_64-unknown-none";
+
+/// Builds for the bare target where it is installed; otherwise looks at what can be looked at: each crate declares
+/// `no_std`, and no dependency has a feature called `std` on.
+///
+/// # Errors
+///
+/// Names the crate and what stands against it.
+pub fn check() -> Result<(), String> {
+    for folder in CRATES {
+        let path = root().join("crates").join(folder).join("src/lib.rs");
+        let source = fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let declared = source.lines().any(|line| {
+            matches!(
+                line.trim(),
+                "#![no_std]" | "#![cfg_attr(not(test), no_std)]"
+            )
+        });
+        if !declared {
+            return Err(format!("{}: does not declare #![no_std]", path.display()));
+        }
+    }
+    if bare_target_installed() {
+        let mut build = cargo(&["check", "--target", BARE, "--lib"]);
+        for folder in CRATES {
+            build.args(["--package", &package(folder)]);
+        }
+        let status = build
+            .status()
+            .map_err(|error| format!("cannot run {build:?}: {error}"))?;
+        return match status.success() {
+            true => Ok(()),
+            false => Err(format!("a crate needs the standard library: {build:?}")),
+        };
+    }
+    println!("{BARE} is not installed (rustup target add {BARE}): looking at features instead");
+    CRATES
+        .iter()
+        .try_for_each(|folder| no_std_features(&package(folder)))
+}
+
+fn package(folder: &str) -> String {
+    format!("dirigible-{folder}")
+}
+
+fn bare_target_installed() -> bool {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", BARE])
+        .output();
+    output.is_ok_and(|output| {
+        let path = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success() && fs::exists(path.trim()).unwrap_or(false)
+    })
+}
+
+/// Demands that no dependency of `package` has its feature `std` on.
+fn no_std_features(package: &str) -> Result<(), String> {
+    let tree = [
+        "tree",
+        "--package",
+        package,
+        "--edges",
+        "normal,no-proc-macro",
+        "--prefix",
+        "none",
+    ];
+    let output = cargo(&tree)
+        .args(["--format", "{p}|{f}"])
+        .output()
+        .map_err(|error| format!("cannot run cargo tree: {error}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Some((dependency, features)) = line.split_once('|') else {
+            continue;
+        };
+        if features
+            .trim_end_matches(" (*)")
+            .split(',')
+            .any(|feature| feature == "std")
+        {
+            return Err(format!(
+                "{package}: its dependency {dependency} has the feature std on"
+            ));
+        }
+    }
+    Ok(())
+}

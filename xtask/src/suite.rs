@@ -1,0 +1,219 @@
+//! `cargo xtask test`: everything that a change must pass.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    no_std, pitfalls,
+    step::{Step, cargo, seconds, target, timed},
+};
+
+/// Crates whose atomics and locks run under the model checker, in tests called `shuttle`.
+const MODEL_CHECKED: &[&str] = &[
+    "dirigible-frames",
+    "dirigible-mobility",
+    "dirigible-balloon",
+];
+
+/// Runs all steps, the cheapest first, and ends with the closing line of all tests together.
+///
+/// # Errors
+///
+/// The first step that failed.
+pub fn run(quick: bool) -> Result<(), String> {
+    let started = Instant::now();
+    Step::new("format", &mut cargo(&["fmt", "--all", "--check"])).run()?;
+    timed("pitfalls", || pitfalls::check(false))?;
+    timed("no_std", no_std::check)?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    Step::new("clippy", &mut cargo(&clippy)).run()?;
+    let docs = [
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ];
+    Step::new("docs", cargo(&docs).env("RUSTDOCFLAGS", "-D warnings")).run()?;
+    deny()?;
+    let mut total = Totals::default();
+    if !quick {
+        total += timed("model checks", model_checks)?;
+        smoke()?;
+    }
+    // Tests run real workloads, and some compare times: one test binary after the other, as cargo does it.
+    total += timed("tests", || {
+        tests(cargo(&["test", "--workspace", "--no-fail-fast"]))
+    })?;
+    println!("everything passed in {}", seconds(started.elapsed()));
+    println!();
+    println!("{}", total.closing_line(started.elapsed()));
+    Ok(())
+}
+
+/// Licences and advisories, where cargo-deny is installed. It needs the network, so a failure to fetch is not ours.
+fn deny() -> Result<(), String> {
+    let installed = cargo(&["deny", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !installed {
+        println!("==> deny: skipped, cargo-deny is not installed");
+        return Ok(());
+    }
+    let checks = ["deny", "--offline", "check", "bans", "licenses", "sources"];
+    Step::new("deny", &mut cargo(&checks)).run()
+}
+
+/// The tests that need `--cfg shuttle`, in a target folder of their own: the flag rebuilds everything.
+fn model_checks() -> Result<Totals, String> {
+    let mut total = Totals::default();
+    for package in MODEL_CHECKED {
+        let mut command = cargo(&[
+            "test",
+            "--package",
+            package,
+            "--features",
+            "shuttle",
+            "--test",
+            "shuttle",
+        ]);
+        command
+            .env("RUSTFLAGS", "--cfg shuttle")
+            .env("CARGO_TARGET_DIR", target().join("shuttle"));
+        total += tests(command)?;
+    }
+    Ok(total)
+}
+
+/// A small run of the command as a user starts it.
+fn smoke() -> Result<(), String> {
+    let run = "run --release --quiet -- stress-highalloc --memory 256M --balloon 64M --step 16M --profile quick";
+    Step::new(
+        "a run of the command",
+        &mut cargo(&run.split(' ').collect::<Vec<_>>()),
+    )
+    .run()
+}
+
+/// Runs a cargo test command, passes its output through and adds up its closing lines.
+fn tests(mut command: std::process::Command) -> Result<Totals, String> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("cannot run {command:?}: {error}"))?;
+    let mut total = Totals::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            total += Totals::of_closing_line(&line).unwrap_or_default();
+        }
+    }
+    let status = child
+        .wait()
+        .map_err(|error| format!("cannot wait for {command:?}: {error}"))?;
+    if !status.success() || total.failed > 0 {
+        println!("\n{}", total.closing_line(Duration::ZERO));
+        return Err(format!("tests failed ({status}): {command:?}"));
+    }
+    Ok(total)
+}
+
+/// What the closing lines of test binaries say, added up.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Totals {
+    /// What a line like `test result: ok. 3 passed; 0 failed; …` says.
+    fn of_closing_line(line: &str) -> Option<Self> {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let mut total = Self::default();
+        for part in counts.split("; ") {
+            let Some((number, what)) = part.split_once(' ') else {
+                continue;
+            };
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => total.passed = number,
+                "failed" => total.failed = number,
+                "ignored" => total.ignored = number,
+                _ => {}
+            }
+        }
+        Some(total)
+    }
+
+    /// Such a line.
+    fn closing_line(self, elapsed: Duration) -> String {
+        let Self {
+            passed,
+            failed,
+            ignored,
+        } = self;
+        let verdict = if failed == 0 { "ok" } else { "FAILED" };
+        format!(
+            "test result: {verdict}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; 0 filtered out; \
+             finished in {:.2}s",
+            elapsed.as_secs_f64()
+        )
+    }
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_add_up() {
+        let line = "test result: ok. 33 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        let mut total = Totals::of_closing_line(line).unwrap();
+        assert_eq!(
+            total,
+            Totals {
+                passed: 33,
+                failed: 0,
+                ignored: 2
+            }
+        );
+        total +=
+            Totals::of_closing_line("test result: FAILED. 1 passed; 4 failed; 0 ignored").unwrap();
+        assert_eq!(
+            total,
+            Totals {
+                passed: 34,
+                failed: 4,
+                ignored: 2
+            }
+        );
+        assert!(
+            total
+                .closing_line(Duration::ZERO)
+                .starts_with("test result: FAILED. 34 passed; 4 failed;")
+        );
+        assert_eq!(Totals::of_closing_line("test a ... ok"), None);
+    }
+}
