@@ -112,7 +112,11 @@ impl Order {
 
     /// The order `order`, or `None` above [`Order::MAX`].
     pub const fn new(order: u8) -> Option<Self> {
-        if order <= Self::MAX.0 { Some(Self(order)) } else { None }
+        if order <= Self::MAX.0 {
+            Some(Self(order))
+        } else {
+            None
+        }
     }
 
     /// The exponent.

@@ -74,7 +74,13 @@ pub trait Platform: Sync {
     /// Atomic swap (acquire and release) of word `index` of a page-table frame; gives the old value.
     fn swap_entry(&self, table: Pfn, index: usize, value: u64) -> u64;
     /// Atomic compare-and-exchange (acquire and release) of a page-table word; the error is the value found.
-    fn compare_exchange_entry(&self, table: Pfn, index: usize, current: u64, new: u64) -> Result<u64, u64>;
+    fn compare_exchange_entry(
+        &self,
+        table: Pfn,
+        index: usize,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64>;
     /// Atomic or (acquire and release) into a page-table word; gives the old value.
     fn or_entry(&self, table: Pfn, index: usize, bits: u64) -> u64;
 

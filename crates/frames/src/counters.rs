@@ -1,0 +1,67 @@
+//! Where vm events are counted: a row of counters for each CPU, summed when read.
+
+use core::fmt;
+
+use crate::{
+    CpuId, Event,
+    cpu::CpuSlot,
+    sync::{AtomicU64, Ordering},
+};
+
+/// Counters in a CPU's row: room for all events, whole cache lines.
+pub(crate) const ROW: usize = 48;
+const _: () = assert!(Event::COUNT <= ROW);
+
+/// The vm events of one allocator.
+#[derive(Clone, Copy, Debug)]
+pub struct Events<'a> {
+    pub(crate) cpus: &'a [CpuSlot],
+}
+
+impl Events<'_> {
+    /// Counts `event` `times` times on `cpu`.
+    ///
+    /// [`Event::PgAlloc`] and [`Event::PgFree`] are the allocator's own.
+    #[inline]
+    pub fn add(&self, cpu: CpuId, event: Event, times: u64) {
+        // Relaxed: counters order nothing.
+        self.cpus[cpu.index()].events[event as usize].fetch_add(times, Ordering::Relaxed);
+    }
+
+    /// The count of `event` over all CPUs.
+    pub fn get(&self, event: Event) -> u64 {
+        self.cpus.iter().fold(0, |sum, cpu| {
+            sum.wrapping_add(cpu.events[event as usize].load(Ordering::Relaxed))
+        })
+    }
+
+    /// All counts, in the order of [`Event::ALL`].
+    pub fn snapshot(&self) -> [u64; Event::COUNT] {
+        let mut all = [0; Event::COUNT];
+        for (count, event) in all.iter_mut().zip(Event::ALL) {
+            *count = self.get(*event);
+        }
+        all
+    }
+
+    /// Writes `name count` lines, as `/proc/vmstat` prints them.
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
+    pub fn write_vmstat(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        for event in Event::ALL {
+            writeln!(out, "{} {}", event.name(), self.get(*event))?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds to a counter that only the holder of the CPU's lock changes.
+#[inline]
+pub(crate) fn add_locked(counter: &AtomicU64, times: u64) {
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(times),
+        Ordering::Relaxed,
+    );
+}

@@ -1,0 +1,207 @@
+//! Frame descriptors: 16 bytes for each frame, all atomics.
+
+use bitfield_struct::bitfield;
+
+use crate::{
+    FrameClass,
+    sync::{AtomicU64, Ordering},
+};
+
+/// Where a frame is in its life. DESIGN: Free ⇄ Cached → Owned → Entering → Listed → Isolated → Leaving → Owned → Free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum FrameState {
+    /// In its block's field.
+    Free = 0,
+    /// In a CPU's cache.
+    Cached = 1,
+    /// Handed out; on nobody's books as movable.
+    Owned = 2,
+    /// Being given to the host: the inflate request is out.
+    Entering = 3,
+    /// On its owner's books, and may be isolated.
+    Listed = 4,
+    /// Off the books, to be moved or put back.
+    Isolated = 5,
+    /// Being taken back from the host: the deflate request is out.
+    Leaving = 6,
+    /// Never handed out, or no memory at all.
+    Reserved = 7,
+    /// Inside a larger allocation; its head has the state.
+    Tail = 8,
+}
+
+impl FrameState {
+    const fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::Free,
+            1 => Self::Cached,
+            2 => Self::Owned,
+            3 => Self::Entering,
+            4 => Self::Listed,
+            5 => Self::Isolated,
+            6 => Self::Leaving,
+            8 => Self::Tail,
+            _ => Self::Reserved,
+        }
+    }
+
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+
+    /// Whether a frame's holder may take it from this state to `to`. The allocator's own edges (free, cached) are not among them.
+    pub const fn may_become(self, to: Self) -> bool {
+        use FrameState::{Entering, Isolated, Leaving, Listed, Owned};
+        matches!(
+            (self, to),
+            (Owned, Entering | Listed | Isolated)
+                | (Entering, Listed | Owned | Isolated | Leaving)
+                | (Listed, Isolated | Leaving | Owned)
+                | (Isolated, Listed | Leaving | Owned | Entering)
+                | (Leaving, Owned | Listed)
+        )
+    }
+}
+
+/// Which owner of movable frames a frame belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub struct OwnerClass(u8);
+
+impl OwnerClass {
+    /// No owner.
+    pub const NONE: Self = Self(0);
+
+    /// Owner number `number`, 1 to 255; `None` for 0.
+    pub const fn new(number: u8) -> Option<Self> {
+        if number == 0 {
+            None
+        } else {
+            Some(Self(number))
+        }
+    }
+
+    /// The number; 0 is nobody.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// Marks on a frame, as a set of bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+pub struct FrameFlags(u8);
+
+impl FrameFlags {
+    /// No mark.
+    pub const EMPTY: Self = Self(0);
+    /// Contents differ from what is on disk.
+    pub const DIRTY: Self = Self(1);
+    /// Used since the mark was last cleared.
+    pub const REFERENCED: Self = Self(1 << 1);
+    /// Must stay where it is for now; isolation refuses.
+    pub const PINNED: Self = Self(1 << 2);
+    /// Being written to disk.
+    pub const WRITEBACK: Self = Self(1 << 3);
+
+    /// The bits.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The set with these bits.
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    /// Whether all marks of `other` are in this set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets together.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The state word of a descriptor.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub(crate) struct Word {
+    #[bits(4, from = FrameState::from_bits, into = FrameState::into_bits)]
+    pub state: FrameState,
+    #[bits(2)]
+    pub class_bits: u8,
+    #[bits(4)]
+    pub order: u8,
+    #[bits(3)]
+    pub generation: u8,
+    #[bits(8)]
+    pub flags: u8,
+    #[bits(8)]
+    pub owner: u8,
+    #[bits(3)]
+    __: u8,
+    #[bits(16)]
+    pub refcount: u16,
+    #[bits(16)]
+    __: u16,
+}
+
+impl Word {
+    pub fn class(self) -> FrameClass {
+        FrameClass::from_bits(self.class_bits())
+    }
+
+    pub fn with_class(self, class: FrameClass) -> Self {
+        self.with_class_bits(class as u8)
+    }
+}
+
+/// What the allocator knows of one frame. Four share a cache line.
+///
+/// Orderings: a holder publishes a frame by a release store or CAS of `word` (Owned → Listed); whoever takes it by an
+/// acquiring CAS (Listed → Isolated, Leaving, Owned) sees the owner word that was stored before.
+#[derive(Debug)]
+#[cfg_attr(
+    not(shuttle),
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout)
+)]
+#[cfg_attr(shuttle, derive(Default))]
+#[repr(C)]
+pub(crate) struct Descriptor {
+    /// [`Word`].
+    word: AtomicU64,
+    /// The owner's: where the frame is mapped, or which slot of which balloon it is.
+    pub owner: AtomicU64,
+}
+
+#[cfg(not(shuttle))]
+const _: () = assert!(size_of::<Descriptor>() == 16);
+
+impl Descriptor {
+    #[inline]
+    pub fn load(&self) -> Word {
+        // Acquire: pairs with the release of the transition that made this state.
+        Word::from_bits(self.word.load(Ordering::Acquire))
+    }
+
+    /// For a frame that nobody else may change: ours alone, or held under a lock.
+    #[inline]
+    pub fn store(&self, word: Word) {
+        // Release: pairs with the acquire in `load` and `update`.
+        self.word.store(word.into_bits(), Ordering::Release);
+    }
+
+    /// Changes the word by `change` in one atomic step; `None` from it gives the word found as error.
+    #[inline]
+    pub fn update(&self, mut change: impl FnMut(Word) -> Option<Word>) -> Result<Word, Word> {
+        // AcqRel: the winner sees what the publisher stored, and publishes what it stored itself.
+        self.word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+                change(Word::from_bits(bits)).map(Word::into_bits)
+            })
+            .map(Word::from_bits)
+            .map_err(Word::from_bits)
+    }
+}

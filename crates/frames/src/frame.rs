@@ -1,0 +1,224 @@
+//! Frame by frame: states and their transitions, owners, classes, marks.
+
+use crate::{
+    BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
+    OwnerClass, Pfn,
+    descriptor::{Descriptor, Word},
+    sync::Ordering,
+};
+
+/// What the allocator knows of a frame, at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameInfo {
+    /// Where it is in its life.
+    pub state: FrameState,
+    /// How it is counted.
+    pub class: FrameClass,
+    /// Of the allocation that it heads.
+    pub order: Order,
+    /// Who knows how to move it.
+    pub owner: OwnerClass,
+    /// Marks.
+    pub flags: FrameFlags,
+    /// References beside the owner's.
+    pub refcount: u16,
+    /// Age, 0 to 7.
+    pub generation: u8,
+    /// The owner's word.
+    pub word: u64,
+}
+
+impl FrameAllocator<'_> {
+    fn descriptor(&self, pfn: Pfn) -> Option<&Descriptor> {
+        self.frame_index(pfn)
+            .map(|frame| &self.descriptors[frame as usize])
+    }
+
+    /// The state of `pfn`; *Reserved* outside the span.
+    pub fn state(&self, pfn: Pfn) -> FrameState {
+        self.frame_index(pfn)
+            .map_or(FrameState::Reserved, |frame| self.state_at(frame))
+    }
+
+    pub(crate) fn state_at(&self, frame: u32) -> FrameState {
+        let word = self.descriptors[frame as usize].load();
+        if word.state() == FrameState::Free {
+            // Inside a huge page only the head's descriptor is written.
+            let block = Self::block_of_index(frame);
+            if self.ledger(block).state() == BlockState::Huge {
+                return FrameState::Tail;
+            }
+        }
+        word.state()
+    }
+
+    /// All that is known of `pfn`; `None` outside the span.
+    pub fn frame(&self, pfn: Pfn) -> Option<FrameInfo> {
+        let frame = self.frame_index(pfn)?;
+        let descriptor = &self.descriptors[frame as usize];
+        let word = descriptor.load();
+        Some(FrameInfo {
+            state: self.state_at(frame),
+            class: word.class(),
+            order: Order::new(word.order()).unwrap_or_default(),
+            owner: OwnerClass::new(word.owner()).unwrap_or_default(),
+            flags: FrameFlags::from_bits(word.flags()),
+            refcount: word.refcount(),
+            generation: word.generation(),
+            word: descriptor.owner.load(Ordering::Relaxed),
+        })
+    }
+
+    /// The owner of `pfn`, without the rest.
+    pub fn owner(&self, pfn: Pfn) -> OwnerClass {
+        self.descriptor(pfn)
+            .and_then(|descriptor| OwnerClass::new(descriptor.load().owner()))
+            .unwrap_or_default()
+    }
+
+    /// Says who owns a frame that the caller holds (not free, not listed by another), and the owner's word.
+    pub fn set_owner(&self, pfn: Pfn, owner: OwnerClass, word: u64) {
+        if let Some(descriptor) = self.descriptor(pfn) {
+            // Relaxed: published by the release of the word's update right after, or of the transition to Listed.
+            descriptor.owner.store(word, Ordering::Relaxed);
+            let _ = descriptor.update(|word| Some(word.with_owner(owner.get())));
+        }
+    }
+
+    /// The owner's word.
+    pub fn owner_word(&self, pfn: Pfn) -> u64 {
+        // Relaxed: who has the right to use it took the frame by an acquiring transition, or holds the owner's lock.
+        self.descriptor(pfn)
+            .map_or(0, |descriptor| descriptor.owner.load(Ordering::Relaxed))
+    }
+
+    /// Replaces the owner's word; the owner's own lock orders it.
+    pub fn set_owner_word(&self, pfn: Pfn, word: u64) {
+        if let Some(descriptor) = self.descriptor(pfn) {
+            descriptor.owner.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the frame from state `from` to `to` in one atomic step.
+    ///
+    /// # Errors
+    ///
+    /// The state found, if it is not `from`, or if a holder may not take that edge. Nothing was changed.
+    #[inline]
+    pub fn transition(&self, pfn: Pfn, from: FrameState, to: FrameState) -> Result<(), FrameState> {
+        self.transition_if(pfn, from, to, |_| true)
+    }
+
+    /// Listed → Isolated, if `pfn` belongs to `owner` and is not pinned: what an owner's isolate operation needs, in one step.
+    ///
+    /// # Errors
+    ///
+    /// The state found. Nothing was changed.
+    pub fn try_isolate(&self, pfn: Pfn, owner: OwnerClass) -> Result<(), FrameState> {
+        self.transition_if(pfn, FrameState::Listed, FrameState::Isolated, |word| {
+            word.owner() == owner.get()
+                && !FrameFlags::from_bits(word.flags()).contains(FrameFlags::PINNED)
+        })
+    }
+
+    #[inline]
+    fn transition_if(
+        &self,
+        pfn: Pfn,
+        from: FrameState,
+        to: FrameState,
+        allowed: impl Fn(Word) -> bool,
+    ) -> Result<(), FrameState> {
+        let legal = from.may_become(to);
+        debug_assert!(legal, "{from:?} may not become {to:?}");
+        let descriptor = self.descriptor(pfn).ok_or(FrameState::Reserved)?;
+        descriptor
+            .update(|word| {
+                let fits = legal && word.state() == from && allowed(word);
+                fits.then(|| word.with_state(to))
+            })
+            .map(|_| ())
+            .map_err(|word| word.state())
+    }
+
+    /// Counts a held frame (single or huge, not free) in another class.
+    pub fn reclass(&self, pfn: Pfn, class: FrameClass) {
+        let Some(frame) = self.frame_index(pfn) else {
+            return;
+        };
+        let Ok(old) = self.descriptors[frame as usize].update(|word| Some(word.with_class(class)))
+        else {
+            return;
+        };
+        let (from, count) = (old.class(), 1u16 << old.order());
+        if from != class && count as usize <= FRAMES_PER_BLOCK {
+            let _ = self.change(Self::block_of_index(frame), |ledger| {
+                let ledger = ledger.with_class_count(from, ledger.class_count(from) - count);
+                Some(ledger.with_class_count(class, ledger.class_count(class) + count))
+            });
+        }
+    }
+
+    /// The class of `pfn`.
+    pub fn class(&self, pfn: Pfn) -> FrameClass {
+        self.descriptor(pfn)
+            .map_or(FrameClass::Unmovable, |d| d.load().class())
+    }
+
+    /// The order of the allocation that `pfn` heads.
+    pub fn order(&self, pfn: Pfn) -> Order {
+        self.descriptor(pfn)
+            .and_then(|d| Order::new(d.load().order()))
+            .unwrap_or_default()
+    }
+
+    /// The marks of `pfn`.
+    pub fn flags(&self, pfn: Pfn) -> FrameFlags {
+        self.descriptor(pfn).map_or(FrameFlags::EMPTY, |d| {
+            FrameFlags::from_bits(d.load().flags())
+        })
+    }
+
+    /// Adds marks.
+    pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
+        self.update_word(pfn, |word| word.with_flags(word.flags() | flags.bits()));
+    }
+
+    /// Removes marks.
+    pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
+        self.update_word(pfn, |word| word.with_flags(word.flags() & !flags.bits()));
+    }
+
+    /// Adds a reference; false if the count is full (nothing was changed).
+    #[must_use]
+    pub fn get_ref(&self, pfn: Pfn) -> bool {
+        self.descriptor(pfn).is_some_and(|d| {
+            d.update(|word| Some(word.with_refcount(word.refcount().checked_add(1)?)))
+                .is_ok()
+        })
+    }
+
+    /// Drops a reference; false if there was none.
+    pub fn put_ref(&self, pfn: Pfn) -> bool {
+        self.descriptor(pfn).is_some_and(|d| {
+            d.update(|word| Some(word.with_refcount(word.refcount().checked_sub(1)?)))
+                .is_ok()
+        })
+    }
+
+    /// The age of `pfn`, 0 to 7.
+    pub fn generation(&self, pfn: Pfn) -> u8 {
+        self.descriptor(pfn).map_or(0, |d| d.load().generation())
+    }
+
+    /// Sets the age (its three low bits count).
+    pub fn set_generation(&self, pfn: Pfn, generation: u8) {
+        self.update_word(pfn, |word| word.with_generation(generation & 7));
+    }
+
+    fn update_word(&self, pfn: Pfn, change: impl Fn(Word) -> Word) {
+        if let Some(descriptor) = self.descriptor(pfn) {
+            let _ = descriptor.update(|word| Some(change(word)));
+        }
+    }
+}

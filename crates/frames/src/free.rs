@@ -1,0 +1,163 @@
+//! Freeing: into the CPU's cache, or straight into the field.
+
+use crate::{
+    BlockState, CpuId, Event, FrameAllocator, FrameClass, FrameState, FreeError, Migratetype,
+    Order, Pfn,
+    counters::add_locked,
+    cpu::{BATCH, CpuGuard},
+    descriptor::Word,
+    sync::Ordering,
+};
+
+impl FrameAllocator<'_> {
+    /// Gives back what [`alloc`](Self::alloc) gave: in state *Owned*, with the same order.
+    ///
+    /// # Errors
+    ///
+    /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already.
+    #[inline]
+    pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        let frame = self.frame_index(pfn).ok_or(FreeError::Unknown(pfn))?;
+        let descriptor = &self.descriptors[frame as usize];
+        let word = descriptor.load();
+        if word.state() != FrameState::Owned || word.order() != order.get() {
+            return Err(self.refuse_free(pfn, word));
+        }
+        if order != Order::BASE {
+            return self.free_large(cpu, frame, word);
+        }
+        let class = word.class();
+        let guard = self.cpu(cpu).lock();
+        add_locked(&guard.slot.events[Event::PgFree as usize], 1);
+        if class == FrameClass::Balloon || self.in_isolated_block(frame) {
+            self.put_one(frame, class);
+            return Ok(());
+        }
+        let migratetype = class.migratetype();
+        if !guard.push(migratetype, frame) {
+            self.flush(&guard, migratetype, class);
+            let room = guard.push(migratetype, frame);
+            debug_assert!(room, "a flush makes room");
+        }
+        descriptor.store(Word::new().with_state(FrameState::Cached).with_class(class));
+        Ok(())
+    }
+
+    #[cold]
+    fn refuse_free(&self, pfn: Pfn, word: Word) -> FreeError {
+        if word.state() == FrameState::Owned {
+            FreeError::WrongOrder(pfn)
+        } else {
+            FreeError::NotOwned(pfn)
+        }
+    }
+
+    /// Gives back single frames in one go, past the cache; neighbours should stand together.
+    ///
+    /// # Errors
+    ///
+    /// The first frame that is not the caller's; those before it are free, those after it are not.
+    pub fn free_bulk(&self, cpu: CpuId, pfns: &[Pfn]) -> Result<(), FreeError> {
+        let mut batch = [0u32; BATCH];
+        let (mut count, mut class) = (0, FrameClass::Movable);
+        let mut result = Ok(());
+        let mut freed = 0;
+        for &pfn in pfns {
+            let Some(frame) = self.frame_index(pfn) else {
+                result = Err(FreeError::Unknown(pfn));
+                break;
+            };
+            let word = self.descriptors[frame as usize].load();
+            if word.state() != FrameState::Owned || word.order() != 0 {
+                result = Err(self.refuse_free(pfn, word));
+                break;
+            }
+            if count == BATCH || (count > 0 && word.class() != class) {
+                self.put_into_field(&batch[..count], class);
+                count = 0;
+            }
+            class = word.class();
+            self.descriptors[frame as usize].store(Word::new());
+            batch[count] = frame;
+            count += 1;
+            freed += 1;
+        }
+        self.put_into_field(&batch[..count], class);
+        self.events().add(cpu, Event::PgFree, freed);
+        result
+    }
+
+    /// Empties all CPUs' caches and reservations into the blocks.
+    pub fn drain_cpu_caches(&self) {
+        for slot in self.cpus {
+            let guard = slot.lock();
+            for migratetype in Migratetype::ALL {
+                while guard.len(migratetype) > 0 {
+                    self.flush(&guard, migratetype, class_of(migratetype));
+                }
+                guard.set_reserved(migratetype, crate::cpu::NO_BLOCK);
+            }
+        }
+    }
+
+    /// Moves a batch from the cache to the field, oldest first.
+    fn flush(&self, guard: &CpuGuard<'_>, migratetype: Migratetype, class: FrameClass) {
+        let mut batch = [0u32; BATCH];
+        let count = guard.extract(migratetype, &mut batch, |_| true);
+        self.uncache(&batch[..count], class);
+    }
+
+    /// Cached → Free, for frames that were just taken out of a cache.
+    pub(crate) fn uncache(&self, frames: &[u32], class: FrameClass) {
+        for frame in frames {
+            self.descriptors[*frame as usize].store(Word::new());
+        }
+        self.put_into_field(frames, class);
+    }
+
+    fn put_one(&self, frame: u32, class: FrameClass) {
+        self.descriptors[frame as usize].store(Word::new());
+        self.put_into_field(&[frame], class);
+    }
+
+    /// Whether the frame must not be cached. Called with the CPU's lock held.
+    ///
+    /// An isolator raises the count first, changes the ledger, then takes each CPU's lock to empty the caches. Who has the
+    /// lock before it will be emptied; who gets it after sees the count, by that lock.
+    #[inline]
+    fn in_isolated_block(&self, frame: u32) -> bool {
+        self.isolated_blocks.load(Ordering::Relaxed) > 0
+            && self.ledger(Self::block_of_index(frame)).state() == BlockState::Isolated
+    }
+
+    fn free_large(&self, cpu: CpuId, frame: u32, word: Word) -> Result<(), FreeError> {
+        let order = Order::new(word.order()).unwrap_or_default();
+        if order >= Order::HUGE {
+            self.free_blocks_of(frame, order, word.class());
+        } else {
+            let mut batch = [0u32; BATCH];
+            let all = frame..frame + order.frames() as u32;
+            for frame in all.clone() {
+                self.descriptors[frame as usize].store(Word::new());
+            }
+            for start in all.step_by(BATCH) {
+                let count = BATCH.min(order.frames());
+                for (place, frame) in batch.iter_mut().zip(start..) {
+                    *place = frame;
+                }
+                self.put_into_field(&batch[..count], word.class());
+            }
+        }
+        self.events().add(cpu, Event::PgFree, order.frames() as u64);
+        Ok(())
+    }
+}
+
+/// The class of the frames in the cache of `migratetype`.
+pub(crate) fn class_of(migratetype: Migratetype) -> FrameClass {
+    match migratetype {
+        Migratetype::Unmovable => FrameClass::Unmovable,
+        Migratetype::Movable => FrameClass::Movable,
+        Migratetype::Reclaimable => FrameClass::Reclaimable,
+    }
+}

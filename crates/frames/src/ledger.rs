@@ -1,0 +1,114 @@
+//! The ledger: one atomic word for each pageblock.
+
+use bitfield_struct::bitfield;
+
+use crate::{FRAMES_PER_BLOCK, FrameClass, Migratetype};
+
+/// What may be done with a pageblock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum BlockState {
+    /// Frames are taken from it and freed into it.
+    Open = 0,
+    /// Frames are freed into it; none is taken. Somebody is emptying it.
+    Isolated = 1,
+    /// One allocation holds all of it.
+    Huge = 2,
+}
+
+impl BlockState {
+    const fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::Open,
+            1 => Self::Isolated,
+            _ => Self::Huge,
+        }
+    }
+
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+}
+
+/// A value of the ledger word. The four counts always sum to 512.
+///
+/// Reserved frames and holes count as unmovable; cached and isolated frames keep their class. The version moves at each
+/// change of the word (it wraps after a million).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Ledger {
+    /// Frames that can be taken.
+    #[bits(10)]
+    pub free: u16,
+    /// Frames with contents that can be moved.
+    #[bits(10)]
+    pub movable: u16,
+    /// Frames that a balloon holds and that can be moved.
+    #[bits(10)]
+    pub balloon: u16,
+    /// All others.
+    #[bits(10)]
+    pub unmovable: u16,
+    #[bits(2)]
+    pub(crate) type_bits: u8,
+    /// What may be done with the block.
+    #[bits(2, from = BlockState::from_bits, into = BlockState::into_bits)]
+    pub state: BlockState,
+    /// Moves at each change.
+    #[bits(20)]
+    pub version: u32,
+}
+
+impl Ledger {
+    /// Which requests the block serves.
+    pub fn migratetype(self) -> Migratetype {
+        Migratetype::from_bits(self.type_bits())
+    }
+
+    /// Frames that are not free.
+    pub fn used(self) -> u16 {
+        FRAMES_PER_BLOCK as u16 - self.free()
+    }
+
+    /// Whether it is open and wholly free: a free huge page.
+    pub fn is_whole(self) -> bool {
+        self.free() as usize == FRAMES_PER_BLOCK && self.state() == BlockState::Open
+    }
+
+    pub(crate) fn with_type(self, migratetype: Migratetype) -> Self {
+        self.with_type_bits(migratetype as u8)
+    }
+
+    pub(crate) fn class_count(self, class: FrameClass) -> u16 {
+        match class {
+            FrameClass::Movable => self.movable(),
+            FrameClass::Balloon => self.balloon(),
+            FrameClass::Unmovable | FrameClass::Reclaimable => self.unmovable(),
+        }
+    }
+
+    pub(crate) fn with_class_count(self, class: FrameClass, count: u16) -> Self {
+        match class {
+            FrameClass::Movable => self.with_movable(count),
+            FrameClass::Balloon => self.with_balloon(count),
+            FrameClass::Unmovable | FrameClass::Reclaimable => self.with_unmovable(count),
+        }
+    }
+
+    /// `count` frames go from free to `class`.
+    pub(crate) fn taken(self, class: FrameClass, count: u16) -> Self {
+        self.with_free(self.free() - count)
+            .with_class_count(class, self.class_count(class) + count)
+    }
+
+    /// `count` frames go from `class` to free.
+    pub(crate) fn given(self, class: FrameClass, count: u16) -> Self {
+        self.with_class_count(class, self.class_count(class) - count)
+            .with_free(self.free() + count)
+    }
+
+    /// The same with the next version.
+    pub(crate) fn bumped(self) -> Self {
+        self.with_version(self.version().wrapping_add(1) & 0xf_ffff)
+    }
+}

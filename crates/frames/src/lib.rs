@@ -1,0 +1,92 @@
+//! A page-frame allocator for guests of a hypervisor: bitfields and ledgers, no lists, no allocation.
+//!
+//! Memory is divided into pageblocks of 2 MiB. Each has a 512-bit field, in which a set bit is a free frame, and one atomic
+//! [`Ledger`] word with the counts of free, movable, balloon and unmovable frames. A block whose free count is 512 *is* a
+//! free huge page; nothing has to be merged. Blocks are findable by what is in them, so that placement, compaction and the
+//! balloon never scan memory.
+//!
+//! The allocator deals in frame numbers and never touches the frames. It never allocates: the caller hands in metadata
+//! memory.
+//!
+//! ```
+//! use dirigible_frames::*;
+//!
+//! // One zone of 64 MiB from frame 256 on. Ranges need not be aligned and may have holes.
+//! let ranges = [Pfn::new(256)..Pfn::new(256 + 16384)];
+//! let watermarks = Watermarks { min: 64, low: 80, high: 96 };
+//! let zones = [ZoneConfig { name: "Normal", ranges: &ranges, watermarks, reserve_blocks: 0 }];
+//! let config = Config {
+//!     zones: &zones,
+//!     reserved: &[],
+//!     cpus: 1,
+//!     placement: Placement::FullestFirst,
+//!     fallback: Fallback::Steal,
+//! };
+//! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config)?];
+//! let frames = FrameAllocator::new(&config, &mut metadata)?;
+//!
+//! let cpu = CpuId::new(0);
+//! let page = frames.alloc(cpu, AllocRequest::movable())?;
+//! let huge = frames.alloc(cpu, AllocRequest::huge())?;
+//! assert!(huge.is_aligned(Order::HUGE));
+//! frames.free(cpu, page, Order::BASE)?;
+//! frames.free(cpu, huge, Order::HUGE)?;
+//! assert!(frames.free(cpu, page, Order::BASE).is_err(), "a second time is found out");
+//! frames.verify()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Where to look: requests in [`AllocRequest`], what a frame can be in [`FrameState`], what compaction needs in
+//! [`FrameAllocator::isolate_block`], what the machine gives in [`Platform`].
+//!
+//! Bitfield plus counter for each 2 MiB is the idea of LLFree (Wrenger et al., USENIX ATC 2023); the ledger by mobility,
+//! isolation and evacuation are this project's.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, shuttle))]
+extern crate std;
+
+mod alloc;
+mod allocator;
+mod bits;
+mod class;
+mod config;
+mod counters;
+mod cpu;
+mod descriptor;
+mod event;
+mod frame;
+mod free;
+mod huge;
+mod index;
+mod isolate;
+mod ledger;
+mod metadata;
+mod pfn;
+mod placement;
+mod platform;
+mod query;
+mod request;
+pub mod sync;
+mod verify;
+mod zone;
+
+pub use allocator::FrameAllocator;
+pub use class::{FrameClass, Migratetype};
+pub use config::{
+    Config, ConfigError, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks, ZoneConfig, ZoneId,
+};
+pub use counters::Events;
+pub use descriptor::{FrameFlags, FrameState, OwnerClass};
+pub use event::Event;
+pub use frame::FrameInfo;
+pub use isolate::{IsolateError, IsolatedBlock};
+pub use ledger::{BlockState, Ledger};
+pub use pfn::{BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn};
+pub use placement::BalloonPlacement;
+pub use platform::{Cost, Platform};
+pub use query::{ClassCounts, PageTypeInfo};
+pub use request::{AllocError, AllocRequest, FreeError, Watermark};
+pub use verify::VerifyError;

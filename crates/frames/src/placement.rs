@@ -1,0 +1,292 @@
+//! Frames for the balloon, and targets for frames that move: taken straight from blocks.
+
+use crate::{
+    AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
+    Ledger, Migratetype, Pfn, Watermark,
+    alloc::{Search, SearchOrder, kinds_of, mark},
+    allocator::kind,
+    cpu::BATCH,
+};
+
+/// Where a balloon takes its frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BalloonPlacement {
+    /// As any movable request does (the series).
+    Ordinary,
+    /// As any unmovable request does (before the series): class Unmovable.
+    Unmovable,
+    /// From polluted and the fullest blocks, so that the guest keeps its whole ones.
+    FillHoles,
+    /// Whole free blocks, ascending, so that the host keeps its huge pages; holes when there is none.
+    WholeBlocks,
+}
+
+impl FrameAllocator<'_> {
+    /// Takes up to `out.len()` frames for a balloon, leaving `watermark`, in ascending order; gives how many.
+    ///
+    /// They come in state *Owned* and class Balloon (Unmovable for [`BalloonPlacement::Unmovable`]).
+    pub fn alloc_balloon(
+        &self,
+        cpu: CpuId,
+        placement: BalloonPlacement,
+        watermark: Watermark,
+        out: &mut [Pfn],
+    ) -> usize {
+        let count = match placement {
+            BalloonPlacement::Unmovable => self.alloc_bulk(
+                cpu,
+                AllocRequest::unmovable().with_watermark(watermark),
+                out,
+            ),
+            _ => self.alloc_balloon_movable(cpu, placement, watermark, out),
+        };
+        out[..count].sort_unstable();
+        count
+    }
+
+    fn alloc_balloon_movable(
+        &self,
+        cpu: CpuId,
+        placement: BalloonPlacement,
+        watermark: Watermark,
+        out: &mut [Pfn],
+    ) -> usize {
+        let mut count = 0;
+        let mut drained = false;
+        while count < out.len() {
+            let mut batch = [0u32; BATCH];
+            let want = BATCH.min(out.len() - count);
+            let taken = self.take_for_balloon(cpu, placement, watermark, &mut batch[..want]);
+            if taken == 0 {
+                if drained {
+                    break;
+                }
+                self.drain_cpu_caches();
+                drained = true;
+                continue;
+            }
+            self.hand_out(&batch[..taken], FrameClass::Balloon);
+            for (place, frame) in out[count..].iter_mut().zip(&batch[..taken]) {
+                *place = self.pfn(*frame);
+            }
+            count += taken;
+        }
+        self.events().add(cpu, Event::PgAlloc, count as u64);
+        count
+    }
+
+    fn take_for_balloon(
+        &self,
+        cpu: CpuId,
+        placement: BalloonPlacement,
+        watermark: Watermark,
+        out: &mut [u32],
+    ) -> usize {
+        for zone_number in (0..self.zones().count()).rev() {
+            let zone = &self.zones[zone_number];
+            let booked = zone.book(out.len(), mark(zone, watermark));
+            if booked == 0 {
+                continue;
+            }
+            let out = &mut out[..booked];
+            let spare = zone.whole() > i64::from(zone.reserve);
+            let holes = |out: &mut [u32]| {
+                let order = match placement {
+                    BalloonPlacement::Ordinary => self.movable_order(),
+                    _ => SearchOrder::Fullest,
+                };
+                self.take_movable(zone_number, order, None, FrameClass::Balloon, out)
+            };
+            let whole = |out: &mut [u32]| {
+                if !spare {
+                    return 0;
+                }
+                let taken = self.take_whole(zone_number, FrameClass::Balloon, out);
+                self.events()
+                    .add(cpu, Event::BlockClaimed, u64::from(taken > 0));
+                taken
+            };
+            let taken = if placement == BalloonPlacement::WholeBlocks {
+                // A block begun is finished before the next is broken.
+                match self.finish_balloon_block(zone_number, out) {
+                    0 => match whole(out) {
+                        0 => holes(out),
+                        taken => taken,
+                    },
+                    taken => taken,
+                }
+            } else {
+                match holes(out) {
+                    0 => whole(out),
+                    taken => taken,
+                }
+            };
+            zone.add_free((booked - taken) as i64);
+            if taken > 0 {
+                return taken;
+            }
+        }
+        0
+    }
+
+    /// Takes from one movable block with room.
+    fn take_movable(
+        &self,
+        zone_number: usize,
+        order: SearchOrder,
+        avoid: Option<BlockId>,
+        class: FrameClass,
+        out: &mut [u32],
+    ) -> usize {
+        let search = Search {
+            kinds: kinds_of(Migratetype::Movable),
+            order,
+            room: 1,
+        };
+        let usable =
+            |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == Migratetype::Movable;
+        self.search(zone_number, &search, |block| {
+            if Some(block) == avoid {
+                return None;
+            }
+            let taken = self.take_from(block, class, out.len(), None, usable, out);
+            (taken > 0).then_some(taken)
+        })
+        .unwrap_or(0)
+    }
+
+    fn take_whole(&self, zone_number: usize, class: FrameClass, out: &mut [u32]) -> usize {
+        let search = Search {
+            kinds: &[kind::WHOLE],
+            order: SearchOrder::Lowest,
+            room: 0,
+        };
+        self.search(zone_number, &search, |block| {
+            let usable = |ledger: Ledger| ledger.is_whole();
+            let retype = Some(Migratetype::Movable);
+            let taken = self.take_from(block, class, out.len(), retype, usable, out);
+            (taken > 0).then_some(taken)
+        })
+        .unwrap_or(0)
+    }
+
+    /// Takes from a block that holds nothing but balloon frames and room.
+    fn finish_balloon_block(&self, zone_number: usize, out: &mut [u32]) -> usize {
+        let usable = |ledger: Ledger| {
+            ledger.balloon() > 0
+                && ledger.movable() == 0
+                && ledger.unmovable() == 0
+                && ledger.migratetype() == Migratetype::Movable
+        };
+        self.by_heal
+            .blocks(0, 0, 0)
+            .find_map(|block| {
+                let here = self.zone_of_block(block).index() == zone_number;
+                let taken = if here {
+                    self.take_from(block, FrameClass::Balloon, out.len(), None, usable, out)
+                } else {
+                    0
+                };
+                (taken > 0).then_some(taken)
+            })
+            .unwrap_or(0)
+    }
+
+    /// Takes up to `out.len()` movable frames to move others to, from movable blocks other than `avoid`, after the rules of
+    /// placement; never from a wholly free or isolated block. Gives how many.
+    ///
+    /// They come in state *Owned* and class Movable. Watermarks do not count: each target frees the frame that moves to it.
+    pub fn take_targets(&self, avoid: BlockId, out: &mut [Pfn]) -> usize {
+        let home = self.zone_of_block(avoid).index();
+        let others = (0..self.zones().count()).rev().filter(|zone| *zone != home);
+        let mut count = 0;
+        for zone_number in core::iter::once(home).chain(others) {
+            while count < out.len() {
+                let mut batch = [0u32; BATCH];
+                let want = BATCH.min(out.len() - count);
+                let order = self.movable_order();
+                let taken = self.take_movable(
+                    zone_number,
+                    order,
+                    Some(avoid),
+                    FrameClass::Movable,
+                    &mut batch[..want],
+                );
+                if taken == 0 {
+                    break;
+                }
+                self.zones[zone_number].add_free(-(taken as i64));
+                self.hand_out(&batch[..taken], FrameClass::Movable);
+                for (place, frame) in out[count..].iter_mut().zip(&batch[..taken]) {
+                    *place = self.pfn(*frame);
+                }
+                count += taken;
+            }
+        }
+        count
+    }
+
+    /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many.
+    ///
+    /// Candidates are open, of movable type, hold at least one frame and none that cannot move. A moved frame costs 1, a
+    /// balloon frame an eighth. The index sorts to 32 frames; what is returned is sorted exactly.
+    pub fn cheapest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
+        let mut count = 0;
+        for number in 0..self.zones().count() {
+            if zone.is_some_and(|zone| zone.index() != number) {
+                continue;
+            }
+            let room = &mut out[count..];
+            let found = (0..crate::index::CLASSES)
+                .flat_map(|class| self.by_cost.blocks(number, class, 0))
+                .zip(room)
+                .map(|(block, place)| *place = block)
+                .count();
+            count += found;
+        }
+        out[..count].sort_unstable_by_key(|block| {
+            (
+                crate::allocator::evacuation_cost(self.ledger(*block)),
+                block.index(),
+            )
+        });
+        count
+    }
+
+    /// Fills `out` with blocks that hold balloon frames, those first that become whole with the fewest others gone; gives how many.
+    pub fn healing_blocks(&self, out: &mut [BlockId]) -> usize {
+        let count = (0..crate::index::CLASSES)
+            .flat_map(|class| self.by_heal.blocks(0, class, 0))
+            .zip(out.iter_mut())
+            .map(|(block, place)| *place = block)
+            .count();
+        out[..count].sort_unstable_by_key(|block| {
+            let ledger = self.ledger(*block);
+            (ledger.unmovable(), ledger.movable(), block.index())
+        });
+        count
+    }
+
+    /// Whether `block` holds movable or balloon frames together with others that cannot move; reserved ones do not count.
+    pub fn is_hybrid(&self, block: BlockId) -> bool {
+        let ledger = self.ledger(block);
+        ledger.state() != BlockState::Huge
+            && ledger.unmovable() > self.reserved_in(block)
+            && ledger.movable() + ledger.balloon() > 0
+    }
+
+    /// How many blocks are hybrids. Walks all ledgers.
+    pub fn hybrid_blocks(&self) -> usize {
+        self.blocks().filter(|block| self.is_hybrid(*block)).count()
+    }
+
+    /// The frames of `block` that are not free, without the reserved ones, ascending, as they are at the time of the look.
+    pub fn used_frames(&self, block: BlockId) -> impl Iterator<Item = Pfn> + '_ {
+        let first = (block.index() * FRAMES_PER_BLOCK) as u32;
+        (first..first + FRAMES_PER_BLOCK as u32).filter_map(|frame| {
+            use crate::FrameState::{Cached, Free, Reserved};
+            let state = self.state_at(frame);
+            (!matches!(state, Free | Cached | Reserved)).then(|| self.pfn(frame))
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! Sums and reports: free memory, buddyinfo, pagetypeinfo.
+
+use crate::{
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, Migratetype, Order, Pfn, Watermarks,
+    ZoneId, bits::count_runs, sync::Ordering,
+};
+
+/// Frames by class over all blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ClassCounts {
+    /// Free, in fields.
+    pub free: u64,
+    /// Movable with contents, cached ones included.
+    pub movable: u64,
+    /// Held by balloons and movable.
+    pub balloon: u64,
+    /// Unmovable and reclaimable, without the reserved.
+    pub unmovable: u64,
+    /// Reserved or no memory, within the span.
+    pub reserved: u64,
+}
+
+/// What `/proc/pagetypeinfo` tells, and what it does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PageTypeInfo {
+    /// Blocks of each migratetype, in the order of [`Migratetype::ALL`].
+    pub blocks: [u32; 3],
+    /// Free runs of each order in blocks of each type.
+    pub free: [[u32; 11]; 3],
+    /// Wholly free blocks among them.
+    pub whole: u32,
+    /// Isolated blocks.
+    pub isolated: u32,
+    /// Blocks that one allocation holds.
+    pub huge: u32,
+    /// Blocks with frames that can move and others that cannot.
+    pub hybrid: u32,
+}
+
+impl FrameAllocator<'_> {
+    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count.
+    pub fn free_frames(&self) -> u64 {
+        self.zones
+            .iter()
+            .map(|zone| zone.free().max(0) as u64)
+            .sum()
+    }
+
+    /// The same of one zone.
+    pub fn zone_free_frames(&self, zone: ZoneId) -> u64 {
+        self.zones[zone.index()].free().max(0) as u64
+    }
+
+    /// Frames in CPU caches. Takes each CPU's lock in turn.
+    pub fn cached_frames(&self) -> u64 {
+        self.cpus
+            .iter()
+            .map(|cpu| {
+                let guard = cpu.lock();
+                Migratetype::ALL
+                    .iter()
+                    .map(|t| guard.len(*t) as u64)
+                    .sum::<u64>()
+            })
+            .sum()
+    }
+
+    /// Wholly free blocks.
+    pub fn free_blocks(&self) -> u64 {
+        self.zones
+            .iter()
+            .map(|zone| zone.whole().max(0) as u64)
+            .sum()
+    }
+
+    /// The same of one zone.
+    pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
+        self.zones[zone.index()].whole().max(0) as u64
+    }
+
+    /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).
+    pub fn managed_frames(&self) -> u64 {
+        self.zones
+            .iter()
+            .map(|zone| zone.managed().max(0) as u64)
+            .sum()
+    }
+
+    /// The same of one zone.
+    pub fn zone_managed(&self, zone: ZoneId) -> u64 {
+        self.zones[zone.index()].managed().max(0) as u64
+    }
+
+    /// Adds `frames` to what `pfn`'s zone has: a balloon takes off what it gives to the host.
+    pub fn adjust_managed(&self, pfn: Pfn, frames: i64) {
+        if let Some(zone) = self.zone_of(pfn) {
+            self.zones[zone.index()].add_managed(frames);
+        }
+    }
+
+    /// The marks of a zone.
+    pub fn watermarks(&self, zone: ZoneId) -> Watermarks {
+        self.zones[zone.index()].marks()
+    }
+
+    /// Replaces the marks of a zone.
+    pub fn set_watermarks(&self, zone: ZoneId, marks: Watermarks) {
+        self.zones[zone.index()].set_marks(marks);
+    }
+
+    /// Whole blocks that movable order-0 requests leave in a zone.
+    pub fn reserve_blocks(&self, zone: ZoneId) -> u32 {
+        self.zones[zone.index()].reserve
+    }
+
+    /// The zone's name.
+    pub fn zone_name(&self, zone: ZoneId) -> &'static str {
+        self.zones[zone.index()].name
+    }
+
+    /// A number that moves whenever a frame of `block` is taken or freed, or its type or state changes.
+    pub fn block_changes(&self, block: BlockId) -> u32 {
+        self.ledger(block).version()
+    }
+
+    /// Frames by class. Walks all ledgers.
+    pub fn class_frames(&self) -> ClassCounts {
+        self.blocks()
+            .fold(ClassCounts::default(), |mut sum, block| {
+                let (ledger, reserved) = (self.ledger(block), u64::from(self.reserved_in(block)));
+                sum.free += u64::from(ledger.free());
+                sum.movable += u64::from(ledger.movable());
+                sum.balloon += u64::from(ledger.balloon());
+                sum.unmovable += u64::from(ledger.unmovable()) - reserved;
+                sum.reserved += reserved;
+                sum
+            })
+    }
+
+    fn words(&self, block: BlockId) -> [u64; 8] {
+        core::array::from_fn(|word| self.fields[block.index()].0[word].load(Ordering::Relaxed))
+    }
+
+    /// Maximal aligned free runs of order 0 to 10 in open blocks, as `/proc/buddyinfo` counts them. Walks all blocks.
+    pub fn buddyinfo(&self) -> [u32; 11] {
+        let mut counts = [0; 11];
+        let mut below = false;
+        for block in self.blocks() {
+            let ledger = self.ledger(block);
+            if ledger.is_whole() {
+                let upper = !self.block_start(block).is_aligned(Order::MAX);
+                if upper && below {
+                    counts[9] -= 1;
+                    counts[10] += 1;
+                } else {
+                    counts[9] += 1;
+                }
+                below = !upper;
+                continue;
+            }
+            below = false;
+            if ledger.state() == BlockState::Open {
+                count_runs(&self.words(block), &mut counts);
+            }
+        }
+        counts
+    }
+
+    /// Blocks by type and state, and the free runs in them. Walks all blocks.
+    pub fn pagetypeinfo(&self) -> PageTypeInfo {
+        let mut info = PageTypeInfo::default();
+        for block in self.blocks() {
+            let ledger = self.ledger(block);
+            let row = ledger.migratetype() as usize;
+            info.blocks[row] += 1;
+            match ledger.state() {
+                BlockState::Isolated => info.isolated += 1,
+                BlockState::Huge => info.huge += 1,
+                BlockState::Open if ledger.is_whole() => {
+                    info.whole += 1;
+                    info.free[row][9] += 1;
+                }
+                BlockState::Open => count_runs(&self.words(block), &mut info.free[row]),
+            }
+            info.hybrid += u32::from(self.is_hybrid(block));
+        }
+        info
+    }
+
+    /// The share of free memory that a request of `order` cannot use, in thousandths: 0 is best. 0 with no free memory.
+    ///
+    /// Gorman's *unusable free space index*, as Linux prints it in `/sys/kernel/debug/extfrag/unusable_index`.
+    pub fn unusable_index(&self, order: Order) -> u32 {
+        let counts = self.buddyinfo();
+        let frames = |orders: core::ops::Range<usize>| -> u64 {
+            orders.map(|o| u64::from(counts[o]) << o).sum()
+        };
+        let (all, unusable) = (frames(0..11), frames(0..order.get() as usize));
+        (unusable * 1000).checked_div(all).unwrap_or(0) as u32
+    }
+
+    /// Frames in a pageblock, for reports that print it.
+    pub const fn block_frames(&self) -> usize {
+        FRAMES_PER_BLOCK
+    }
+}

@@ -1,0 +1,102 @@
+//! What can be asked of the allocator, and how it can say no.
+
+use crate::{FrameClass, Order, Pfn};
+
+/// How deep a request may reach into the free memory of a zone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Watermark {
+    /// To the last frame.
+    None,
+    /// Leaves `min`.
+    #[default]
+    Min,
+    /// Leaves `low`.
+    Low,
+    /// Leaves `high`.
+    High,
+}
+
+/// A request for 2^order frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AllocRequest {
+    /// How many.
+    pub order: Order,
+    /// What for.
+    pub class: FrameClass,
+    /// What it must leave. Tested when frames leave their blocks; frames from a CPU's cache were tested before.
+    pub watermark: Watermark,
+    /// Whether a movable request may take the last whole blocks.
+    pub break_reserve: bool,
+    /// Whether it may take from blocks of other types (under [`Fallback::Steal`](crate::Fallback::Steal)).
+    pub fall_back: bool,
+}
+
+impl AllocRequest {
+    /// An ordinary request: leaves `min`, spares the reserve, may fall back.
+    pub const fn new(order: Order, class: FrameClass) -> Self {
+        Self {
+            order,
+            class,
+            watermark: Watermark::Min,
+            break_reserve: false,
+            fall_back: true,
+        }
+    }
+
+    /// One movable frame.
+    pub const fn movable() -> Self {
+        Self::new(Order::BASE, FrameClass::Movable)
+    }
+
+    /// One unmovable frame.
+    pub const fn unmovable() -> Self {
+        Self::new(Order::BASE, FrameClass::Unmovable)
+    }
+
+    /// One reclaimable frame.
+    pub const fn reclaimable() -> Self {
+        Self::new(Order::BASE, FrameClass::Reclaimable)
+    }
+
+    /// A movable huge page.
+    pub const fn huge() -> Self {
+        Self::new(Order::HUGE, FrameClass::Movable)
+    }
+
+    /// The same, leaving `watermark`.
+    pub const fn with_watermark(mut self, watermark: Watermark) -> Self {
+        self.watermark = watermark;
+        self
+    }
+
+    /// The same, allowed to take the last whole blocks.
+    pub const fn breaking_reserve(mut self) -> Self {
+        self.break_reserve = true;
+        self
+    }
+}
+
+/// Why there is no frame. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AllocError {
+    /// Free memory would fall below the watermark: reclaim first.
+    #[error("free memory is at the watermark; reclaim some")]
+    BelowWatermark,
+    /// Frames are free, but in no block that this request may use: compact, evacuate or reclaim.
+    #[error("free memory is in no block that this request may use; compact or reclaim")]
+    Fragmented,
+}
+
+/// Why a frame was not freed: always a fault of the caller. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FreeError {
+    /// The allocator has no such frame.
+    #[error("frame {0} is outside this allocator's memory")]
+    Unknown(Pfn),
+    /// The frame is not in state *Owned*: freed twice, reserved, on an owner's books, or inside a larger allocation.
+    #[error("frame {0} is not owned by the caller, or was freed before")]
+    NotOwned(Pfn),
+    /// The frame was allocated with another order.
+    #[error("frame {0} was allocated with another order")]
+    WrongOrder(Pfn),
+}

@@ -1,0 +1,103 @@
+//! Zones: watermarks, the whole-block reserve, and the sums that both are tested against.
+
+use crate::{
+    Watermarks,
+    config::ZoneConfig,
+    sync::{AtomicU64, Ordering},
+};
+
+/// A zone's sums. All relaxed: each is a number on its own, and the ledgers decide.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Zone {
+    /// Frames that can be taken, in open blocks. Signed, since a freer may be late.
+    free: AtomicU64,
+    /// Wholly free open blocks.
+    whole: AtomicU64,
+    managed: AtomicU64,
+    min: AtomicU64,
+    low: AtomicU64,
+    high: AtomicU64,
+    pub reserve: u32,
+    pub name: &'static str,
+}
+
+impl Zone {
+    pub fn new(config: &ZoneConfig<'_>) -> Self {
+        let marks = config.watermarks;
+        Self {
+            min: AtomicU64::new(marks.min),
+            low: AtomicU64::new(marks.low),
+            high: AtomicU64::new(marks.high),
+            reserve: config.reserve_blocks,
+            name: config.name,
+            ..Self::absent()
+        }
+    }
+
+    pub fn absent() -> Self {
+        Self {
+            free: AtomicU64::new(0),
+            whole: AtomicU64::new(0),
+            managed: AtomicU64::new(0),
+            min: AtomicU64::new(0),
+            low: AtomicU64::new(0),
+            high: AtomicU64::new(0),
+            reserve: 0,
+            name: "",
+        }
+    }
+
+    pub fn free(&self) -> i64 {
+        self.free.load(Ordering::Relaxed) as i64
+    }
+
+    pub fn whole(&self) -> i64 {
+        self.whole.load(Ordering::Relaxed) as i64
+    }
+
+    pub fn managed(&self) -> i64 {
+        self.managed.load(Ordering::Relaxed) as i64
+    }
+
+    pub fn add_free(&self, frames: i64) {
+        if frames != 0 {
+            self.free.fetch_add(frames as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub fn add_whole(&self, blocks: i64) {
+        self.whole.fetch_add(blocks as u64, Ordering::Relaxed);
+    }
+
+    pub fn add_managed(&self, frames: i64) {
+        self.managed.fetch_add(frames as u64, Ordering::Relaxed);
+    }
+
+    /// Books up to `want` frames, leaving `mark`; what is not taken from a block must be given back by [`Self::add_free`].
+    pub fn book(&self, want: usize, mark: u64) -> usize {
+        let mut granted = 0;
+        let _ = self
+            .free
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
+                let above = (free as i64).saturating_sub(mark as i64).max(0) as u64;
+                granted = above.min(want as u64);
+                (granted > 0).then(|| free.wrapping_sub(granted))
+            });
+        granted as usize
+    }
+
+    pub fn marks(&self) -> Watermarks {
+        Watermarks {
+            min: self.min.load(Ordering::Relaxed),
+            low: self.low.load(Ordering::Relaxed),
+            high: self.high.load(Ordering::Relaxed),
+        }
+    }
+
+    pub fn set_marks(&self, marks: Watermarks) {
+        self.min.store(marks.min, Ordering::Relaxed);
+        self.low.store(marks.low, Ordering::Relaxed);
+        self.high.store(marks.high, Ordering::Relaxed);
+    }
+}
