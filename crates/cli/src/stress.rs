@@ -180,3 +180,129 @@ fn print(text: &str, to_stderr: bool) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::fixture;
+
+    fn plan() -> Plan {
+        let host = Host {
+            memory: u64::MAX,
+            available: u64::MAX,
+            cpus: 2,
+        };
+        plan::check(&args(), &host).unwrap()
+    }
+
+    fn args() -> StressHighalloc {
+        use clap::Parser;
+        let cli = crate::args::Cli::parse_from(["dirigible", "stress-highalloc", "--runs", "2"]);
+        match cli.command {
+            crate::args::Command::StressHighalloc(args) => *args,
+            crate::args::Command::RunColumn => panic!("another command"),
+        }
+    }
+
+    fn keys(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    found.insert(key.clone());
+                    if key != "vmstat" {
+                        keys(value, found);
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| keys(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        let document = include_str!("../../../docs/json.md");
+        let mut found = BTreeSet::new();
+        keys(
+            &serde_json::to_value(fixture::report(1)).unwrap(),
+            &mut found,
+        );
+        let missing: Vec<_> = found
+            .iter()
+            .filter(|key| !document.contains(&format!("`{key}`")))
+            .collect();
+        assert_eq!(missing, [""; 0]);
+    }
+
+    #[test]
+    fn one_run_is_the_schemas_object() {
+        let text = json_text(&plan(), 1, &[fixture::report(1)]).unwrap();
+        let read: Report = serde_json::from_str(&text).unwrap();
+        assert!(read == fixture::report(1));
+        let start = "{\n  \"schema\": 1,\n  \"machine\": \"hosted\",\n  \"profile\": \"paper\",\n  \"seed\": 1,";
+        assert!(text.starts_with(start), "{text}");
+    }
+
+    #[test]
+    fn several_runs_have_a_summary() {
+        let text = json_text(&plan(), 2, &[fixture::report(1), fixture::report(3)]).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["runs"].as_array().map(Vec::len), Some(2));
+        assert_eq!(value["runs"][1]["seed"], 3);
+        let spread = &value["summary"]["columns"][0]["passes"][0]["allocated"];
+        assert_eq!(
+            *spread,
+            serde_json::json!({"median": 902, "min": 901, "max": 903})
+        );
+        assert_eq!(value["summary"]["columns"][2]["policy"]["deflate"], "heal");
+    }
+
+    #[test]
+    fn a_run_has_its_columns_and_the_twin() {
+        let jobs = jobs(&args(), &plan());
+        let names: Vec<_> = jobs.iter().map(|job| (job.plan.seed, job.name())).collect();
+        let of = |seed| {
+            [
+                (seed, "pinned"),
+                (seed, "movable"),
+                (seed, "steered"),
+                (seed, "twin"),
+            ]
+        };
+        assert_eq!(names, [of(1), of(2)].concat());
+    }
+
+    #[test]
+    fn reports_are_put_together_from_what_children_print() {
+        let jobs = &jobs(&args(), &plan())[..4];
+        let report = fixture::report(1);
+        let hosts = report.host.clone().unwrap();
+        let mut outputs: Vec<Vec<u8>> = Vec::new();
+        for (column, host) in report.columns.iter().zip(&hosts.columns) {
+            let mut column = column.clone();
+            let mut host = host.clone();
+            host.facts = Some(hosts.facts.clone());
+            column.host = Some(host);
+            outputs.push(serde_json::to_vec(&column).unwrap());
+        }
+        outputs.push(serde_json::to_vec(&fixture::twin()).unwrap());
+        let mut expected = report.clone();
+        expected.host.as_mut().unwrap().wall_ms = 0;
+        assert!(assemble(jobs, &outputs).unwrap() == [expected]);
+
+        // A column that was given other targets cannot be compared.
+        let mut column = report.columns[1].clone();
+        column.targets_hash = "other".into();
+        outputs[1] = serde_json::to_vec(&column).unwrap();
+        let error = assemble(jobs, &outputs).unwrap_err().to_string();
+        assert!(error.contains("targets differ"), "{error}");
+        outputs[1] = b"{}".to_vec();
+        let error = assemble(jobs, &outputs).unwrap_err().to_string();
+        assert!(
+            error.contains("movable: its report cannot be read"),
+            "{error}"
+        );
+    }
+}
