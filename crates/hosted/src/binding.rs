@@ -12,6 +12,8 @@ use thiserror::Error;
 thread_local! {
     /// The machine's number (0: none) and the CPU's.
     static CURRENT: Cell<(u64, u16)> = const { Cell::new((0, 0)) };
+    /// The machine that this thread built last (0: none).
+    static BUILT: Cell<u64> = const { Cell::new(0) };
 }
 
 /// The CPU of machine `machine` that this thread is bound to.
@@ -25,6 +27,16 @@ pub(crate) fn bound_cpu(machine: u64) -> Option<CpuId> {
 pub(crate) fn bound_machine() -> Option<u64> {
     let (machine, _) = CURRENT.get();
     (machine != 0).then_some(machine)
+}
+
+/// The machine that this thread built last.
+pub(crate) fn built_machine() -> u64 {
+    BUILT.get()
+}
+
+/// This thread built a machine.
+pub(crate) fn set_built_machine(machine: u64) {
+    BUILT.set(machine);
 }
 
 /// A CPU that a thread cannot have.

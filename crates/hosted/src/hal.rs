@@ -1,7 +1,8 @@
 //! What virtio-drivers needs from a machine: DMA memory, and physical addresses of buffers.
 //!
 //! `Hal` has static functions only, while a process may hold several machines (tests do). DMA memory is taken from the
-//! machine that the thread is bound to, or from the only one there is; everything else finds its machine by address.
+//! machine that the thread is bound to, else from the one that it built last, else from the only one there is;
+//! everything else finds its machine by address.
 #![allow(unsafe_code)]
 
 use core::{ops::Range, ptr::NonNull};
@@ -13,7 +14,10 @@ use std::{
 use dirigible_frames::FRAME_SIZE;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use crate::{binding::bound_machine, memory::RamShared};
+use crate::{
+    binding::{bound_machine, built_machine, set_built_machine},
+    memory::RamShared,
+};
 
 /// The machines of this process.
 static MACHINES: RwLock<Vec<Machine>> = RwLock::new(Vec::new());
@@ -65,6 +69,7 @@ pub(crate) fn register(ram: &Arc<RamShared>) {
         .write()
         .unwrap_or_else(PoisonError::into_inner)
         .push(machine);
+    set_built_machine(ram.id());
 }
 
 /// The machine's memory is going away.
@@ -73,20 +78,18 @@ pub(crate) fn unregister(id: u64) {
     machines.retain(|machine| machine.id != id);
 }
 
-/// The machine that this thread works for: the one that it is bound to, else the only one.
+/// The machine that this thread works for.
 fn current() -> Option<Arc<RamShared>> {
     let machines = MACHINES.read().unwrap_or_else(PoisonError::into_inner);
-    match bound_machine() {
-        Some(id) => machines
-            .iter()
-            .find(|machine| machine.id == id)?
-            .ram
-            .upgrade(),
-        None => match &machines[..] {
-            [only] => only.ram.upgrade(),
+    let find = |id| machines.iter().find(|machine| machine.id == id);
+    let machine = match bound_machine() {
+        Some(id) => find(id),
+        None => find(built_machine()).or(match &machines[..] {
+            [only] => Some(only),
             _ => None,
-        },
-    }
+        }),
+    };
+    machine?.ram.upgrade()
 }
 
 /// The physical address of a host range inside a machine's DMA or managed memory.

@@ -1,0 +1,471 @@
+//! One column of the experiment on a hosted machine, from boot to report.
+
+mod port;
+
+use std::{
+    mem::ManuallyDrop,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use dirigible_balloon::{BalloonConfig, BalloonError, Deflate, FrameSource};
+use dirigible_frames::{
+    Config, ConfigError, CpuId, Event, FrameAllocator, OwnerClass, Platform, ZoneConfig,
+};
+use dirigible_mobility::{CompactionConfig, Mobility, RegisterError};
+use dirigible_paging::{Paging, SlowPath, SlowPathConfig};
+use dirigible_workload::{
+    actor::{Actor, Clock, Engine, time},
+    balloon::BalloonWorker,
+    content::ContentLog,
+    control::Control,
+    director::{Director, Targets},
+    filler::{Filler, FillerLoad},
+    kcompactd::Kcompactd,
+    load,
+    params::{Params, ParamsError},
+    report::{
+        AttemptHost, ColumnHost, ColumnReport, LoadReport, Observer, Progress, Residency,
+        TenThousandths, Tenths, VmStat,
+    },
+    system::{HostClock, MoveChecks, Parts, System},
+    timeline::{TargetsHash, Timeline, mem_total_frames},
+    tuning::{ColumnPolicy, LoadTuning, rested_watermarks, watermarks},
+};
+use spin::Mutex;
+use thiserror::Error;
+
+use crate::{
+    BalloonOptions, BindError, HostFacts, HostedMachine, HostedPlatform, MachineBuilder,
+    MachineError, Mode,
+};
+use port::{BalloonPort, Driver};
+
+/// Owner classes of this machine.
+const PAGING: u8 = 1;
+const BALLOON: u8 = 2;
+const FILLER: u8 = 3;
+/// More address spaces than jobs can ever have.
+const SPACES: usize = 64;
+/// Threads of a threaded machine besides those of the load: director, balloon's worker, its interrupts, kcompactd.
+const SERVICE_CPUS: u16 = 4;
+/// Longest sleep of a thread between two looks whether the run has ended.
+const LONGEST_NAP: Duration = Duration::from_millis(50);
+
+/// Why a column has no report.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Parameters that no run can be made of.
+    #[error(transparent)]
+    Params(#[from] ParamsError),
+    /// The machine could not be built.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The allocator could not be built.
+    #[error(transparent)]
+    Frames(#[from] ConfigError),
+    /// The balloon could not be set up.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
+    /// An owner could not be registered with mobility.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// A thread got no CPU.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The machine lacks a part that every machine of this kind has.
+    #[error("the machine has no {0}")]
+    Missing(&'static str),
+    /// The host did not answer.
+    #[error("the host does not say what memory is resident: {0}")]
+    Residency(#[source] std::io::Error),
+    /// What was checked at the end of the run does not hold: a fault of ours.
+    #[error("at the end of column {column}: {what}")]
+    Check {
+        /// The column.
+        column: &'static str,
+        /// What does not hold.
+        what: String,
+    },
+}
+
+/// Runs one column and reports.
+///
+/// # Errors
+///
+/// Bad parameters, a host that cannot give what the machine needs, or books that do not balance at the end.
+pub fn run_column(params: &Params, observer: &mut dyn Observer) -> Result<ColumnReport, RunError> {
+    params.check()?;
+    let started = Instant::now();
+    let (mode, cpus) = match params.threads {
+        0 => (Mode::Deterministic, 1),
+        threads => (Mode::Threads, threads as u16 + SERVICE_CPUS),
+    };
+    let machine = MachineBuilder::new(params.memory)
+        .cpus(cpus)
+        .mode(mode)
+        .balloon(BalloonOptions::default())
+        .build()?;
+    let metadata = machine.ram().metadata_slice().ok_or(RunError::Missing("metadata memory"))?;
+    let policy = ColumnPolicy::new(params);
+    let zone = ZoneConfig {
+        name: "Normal",
+        ranges: machine.ram().layout().managed(),
+        watermarks: watermarks(params),
+        reserve_blocks: policy.reserve_low,
+    };
+    let config = Config {
+        zones: &[zone],
+        reserved: &[],
+        cpus,
+        placement: policy.placement,
+        fallback: policy.fallback,
+    };
+    let frames = FrameAllocator::new(&config, metadata)?;
+    run_on(params, &policy, &machine, &frames, started, observer)
+}
+
+fn run_on<'a>(
+    params: &Params,
+    policy: &ColumnPolicy,
+    machine: &'a HostedMachine,
+    frames: &'a FrameAllocator<'a>,
+    started: Instant,
+    observer: &mut dyn Observer,
+) -> Result<ColumnReport, RunError> {
+    let platform = machine.platform();
+    let host_balloon = machine.balloons().first().ok_or(RunError::Missing("balloon"))?;
+    let class = |number| OwnerClass::new(number).ok_or(RunError::Missing("owner class"));
+    let director_cpu = CpuId::new(params.threads as u16);
+    let binding = (params.threads > 0).then(|| platform.bind_cpu(director_cpu)).transpose()?;
+
+    machine.ram().touch_all();
+    let resident_empty = machine.ram().resident_frames().map_err(RunError::Residency)?;
+
+    let contents = ContentLog::new();
+    let move_checks = MoveChecks::new(platform, &contents);
+    let filler = Filler::new(frames, platform, class(FILLER)?, &contents);
+    let paging = Paging::new(frames, platform, class(PAGING)?, SPACES).observed_by(&move_checks);
+    let compaction = CompactionConfig {
+        reserve_low: u64::from(policy.reserve_low),
+        reserve_high: u64::from(policy.reserve_high),
+        exchange_batch: policy.exchange_batch,
+        ..CompactionConfig::default()
+    };
+    let mobility = Box::new(Mobility::new(frames, platform, compaction));
+    let slow_path = SlowPathConfig { fallback: policy.fallback, ..SlowPathConfig::default() };
+    let memory = SlowPath::new(&mobility, &filler, slow_path);
+    let balloon_config = BalloonConfig {
+        mobility: policy.balloon_movable,
+        placement: policy.inflate,
+        exchange_batch: policy.exchange_batch,
+        deflate: if policy.heal { Deflate::Heal } else { Deflate::NewestFirst },
+        ..BalloonConfig::default()
+    };
+    let transport = host_balloon.transport().ok_or(RunError::Missing("balloon transport"))?;
+    // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
+    // shut down below; the process or the machine takes the rest.
+    let balloon: ManuallyDrop<Driver<'_>> = ManuallyDrop::new(Driver::new(
+        transport,
+        frames,
+        platform,
+        &*mobility,
+        class(BALLOON)?,
+        balloon_config,
+    )?);
+    mobility.register(class(PAGING)?, &paging)?;
+    mobility.register(class(FILLER)?, &filler)?;
+    mobility.register(class(BALLOON)?, &*balloon)?;
+
+    let full = params.balloon_frames();
+    let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);
+    let parts = Parts {
+        platform,
+        frames,
+        mobility: &mobility,
+        paging: &paging,
+        memory: &memory,
+        filler: &filler,
+        balloon: &port,
+        contents: &contents,
+        host_clock: &SinceStart(started),
+    };
+    let system = System::new(parts, rested_watermarks(params));
+    let experiment = Experiment {
+        params,
+        machine,
+        system: &system,
+        filler: &filler,
+        mobility: &mobility,
+        port: &port,
+        timeline: Timeline::new(params),
+        control: Control::new(),
+        hash: Mutex::new(TargetsHash::default()),
+    };
+    experiment.run(observer)?;
+    drop(binding);
+
+    // One thread from here on; it may be any CPU.
+    let binding = (params.threads > 0).then(|| platform.bind_cpu(CpuId::new(0))).transpose()?;
+    let mut report = experiment.report(policy, &contents, &balloon);
+    let (passes, attempts) = system.passes();
+    report.huge_pages = passes.iter().map(|pass| pass.allocated).sum();
+    report.moved_per_huge_page = Tenths::ratio(report.pages_moved, report.huge_pages);
+    report.passes = passes;
+    report.host = Some(column_host(params, machine, started, attempts, port.residency(resident_empty)));
+
+    let checked = check_end(machine, frames, &mobility, &paging, &filler, &balloon, &system);
+    report.content_errors = contents.errors();
+    report.pages_checked = contents.checked_whole();
+    drop(binding);
+    match checked.and_then(|()| content_verdict(&contents)) {
+        Ok(()) => Ok(report),
+        Err(what) => Err(RunError::Check { column: params.column.name(), what }),
+    }
+}
+
+/// What the run itself needs.
+struct Experiment<'e, 'a> {
+    params: &'e Params,
+    machine: &'a HostedMachine,
+    system: &'e System<'a, HostedPlatform>,
+    filler: &'e Filler<'a, HostedPlatform>,
+    mobility: &'e Mobility<'a, HostedPlatform>,
+    port: &'e BalloonPort<'a>,
+    timeline: Timeline,
+    control: Control,
+    hash: Mutex<TargetsHash>,
+}
+
+impl<'a> Experiment<'_, 'a> {
+    /// The load's actors, the filler's among them.
+    fn load(&self) -> Vec<Box<dyn Actor + '_>> {
+        let mut actors: Vec<Box<dyn Actor + '_>> = Vec::new();
+        if self.params.filler {
+            let tuning = LoadTuning::new(self.params).filler;
+            let seed = self.params.seed;
+            actors.push(Box::new(FillerLoad::new(self.filler, &self.control, tuning, seed)));
+        }
+        actors.extend(load::actors(self.system, &self.control, self.params));
+        actors
+    }
+
+    /// Runs all actors to the end: here, or with threads on some of their own.
+    fn run(&self, observer: &mut dyn Observer) -> Result<(), RunError> {
+        let load = self.load();
+        let mut here = Engine::new();
+        here.add(0, Targets::new(self.system, &self.timeline, &self.hash));
+        let audience = load.len() as u64;
+        here.add(0, Director::new(self.system, &self.control, &self.timeline, audience));
+        let worker = BalloonWorker::new(self.port, self.system);
+        let kcompactd = Kcompactd::new(self.mobility);
+        if self.params.threads == 0 {
+            here.add(0, worker);
+            here.add(0, kcompactd);
+            for actor in load {
+                here.add_boxed(0, actor);
+            }
+            self.lead(&mut here, observer);
+            return Ok(());
+        }
+        let threads = self.params.threads;
+        let mut engines: Vec<Engine<'_>> = (0..threads).map(|_| Engine::new()).collect();
+        for (number, actor) in load.into_iter().enumerate() {
+            engines[number % threads].add_boxed(0, actor);
+        }
+        // The director has the CPU after the load's.
+        let mut service = (threads as u16 + 1..).map(CpuId::new);
+        let mut alone = |actor: Box<dyn Actor + '_>| {
+            let mut engine = Engine::new();
+            engine.add_boxed(0, actor);
+            (service.next().unwrap_or_default(), engine)
+        };
+        let services = [alone(Box::new(worker)), alone(Box::new(kcompactd))];
+        let interrupts = service.next().unwrap_or_default();
+        let load = engines.into_iter().enumerate().map(|(cpu, engine)| (CpuId::new(cpu as u16), engine));
+        let platform = self.machine.platform();
+        thread::scope(|scope| {
+            for (cpu, mut engine) in load.chain(services) {
+                scope.spawn(move || {
+                    // Each CPU is given out once, so the binding cannot fail; without it the first access would panic.
+                    let _binding = platform.bind_cpu(cpu);
+                    engine.run(&MachineClock(platform), self.control.ended(), |_, _| {});
+                });
+            }
+            scope.spawn(move || {
+                let _binding = platform.bind_cpu(interrupts);
+                self.port.serve_interrupts(self.control.ended());
+            });
+            self.lead(&mut here, observer);
+        });
+        Ok(())
+    }
+
+    /// Runs the queue that the director is in, and tells how far the run has come.
+    fn lead(&self, engine: &mut Engine<'_>, observer: &mut dyn Observer) {
+        let mut next = 0;
+        let clock = MachineClock(self.machine.platform());
+        engine.run(&clock, self.control.ended(), |now, _| {
+            if now >= next {
+                next = now + time::SECOND;
+                observer.progress(Progress {
+                    phase: self.control.phase(),
+                    now_ms: now / time::MILLISECOND,
+                    end_ms: self.timeline.end() / time::MILLISECOND,
+                });
+            }
+        });
+    }
+
+    /// Everything but the passes and what the host measured.
+    fn report(&self, policy: &ColumnPolicy, contents: &ContentLog, driver: &Driver<'_>) -> ColumnReport {
+        let platform = self.machine.platform();
+        let events = self.mobility.frames().events();
+        let of = |event| events.get(event);
+        let stats = driver.stats();
+        let (messages, moved) = (of(Event::BalloonMigrateMessages), of(Event::BalloonMigrate));
+        let control = &self.control;
+        // The threads have ended: Relaxed.
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ColumnReport {
+            name: self.params.column.name().into(),
+            policy: policy.report(),
+            mem_total_mib: Tenths::mib_of_frames(mem_total_frames(self.params)),
+            elapsed_ms: platform.now() / time::MILLISECOND,
+            vmstat: VmStat::since(&[0; Event::COUNT], &events.snapshot()),
+            content_errors: contents.errors(),
+            host_messages: messages,
+            balloon_frames_moved: moved,
+            messages_per_frame_moved: TenThousandths::ratio(messages, moved),
+            host_messages_total: of(Event::BalloonMessages),
+            balloon_lock_refusals: stats.refused,
+            pages_moved: of(Event::PgmigrateSuccess),
+            targets_hash: self.hash.lock().text(),
+            balloon_max_mib: Tenths::mib_of_frames(self.port.largest()),
+            device_errors: self.machine.balloons().iter().map(|b| b.counters().errors.total()).sum(),
+            load: LoadReport {
+                jobs_started: count(&control.jobs_started),
+                jobs_finished: count(&control.jobs_finished),
+                waits: count(&control.waits),
+                waited_ms: count(&control.waited) / time::MILLISECOND,
+                filler_taken: self.filler.taken(),
+                filler_given: self.filler.given(),
+            },
+            ..ColumnReport::default()
+        }
+    }
+}
+
+/// Gives everything back and balances all books.
+fn check_end(
+    machine: &HostedMachine,
+    frames: &FrameAllocator<'_>,
+    mobility: &Mobility<'_, HostedPlatform>,
+    paging: &Paging<'_, HostedPlatform>,
+    filler: &Filler<'_, HostedPlatform>,
+    balloon: &Driver<'_>,
+    source: &dyn FrameSource,
+) -> Result<(), String> {
+    let text = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    filler.drop_all();
+    let stats = balloon.stats();
+    let held = balloon.held();
+    if stats.inflated.checked_sub(stats.deflated) != Some(held.listed + held.isolated + held.leaving) {
+        return Err(format!("balloon: inflated {} - deflated {} is not {held:?}", stats.inflated, stats.deflated));
+    }
+    balloon.verify().map_err(|error| text("balloon", &error))?;
+    mobility.verify().map_err(|error| text("mobility", &error))?;
+    balloon.shutdown(source).map_err(|error| text("balloon shutdown", &error))?;
+    let audit = paging.audit().map_err(|error| text("page tables", &error))?;
+    if audit.spaces != 0 {
+        return Err(format!("page tables: {} address spaces are left", audit.spaces));
+    }
+    if filler.held() != 0 || mobility.isolated_frames() != 0 {
+        let (held, isolated) = (filler.held(), mobility.isolated_frames());
+        return Err(format!("{held} frames are left with the filler, {isolated} isolated"));
+    }
+    for device in machine.balloons() {
+        let errors = device.counters().errors;
+        if errors.total() != 0 || device.held_frames() != 0 {
+            return Err(format!("balloon device: holds {}, {errors:?}", device.held_frames()));
+        }
+    }
+    frames.drain_cpu_caches();
+    frames.verify().map_err(|error| text("allocator", &error))?;
+    let (free, all) = (frames.free_frames(), machine.ram().layout().managed_frames());
+    if free != all {
+        return Err(format!("allocator: {free} of {all} frames are free"));
+    }
+    Ok(())
+}
+
+/// Contents that were wrong make the run fail, with the first of them.
+fn content_verdict(contents: &ContentLog) -> Result<(), String> {
+    match contents.first_errors().first() {
+        None => Ok(()),
+        Some(first) => Err(format!("{} pages had wrong contents, first {first:?}", contents.errors())),
+    }
+}
+
+fn column_host(
+    params: &Params,
+    machine: &HostedMachine,
+    started: Instant,
+    attempts: Vec<AttemptHost>,
+    residency: Residency,
+) -> ColumnHost {
+    let facts = HostFacts::gather();
+    let usage = process_times();
+    ColumnHost {
+        name: params.column.name().into(),
+        kernel: facts.kernel,
+        cpus: facts.cores as u64,
+        process_madvise: facts.process_madvise,
+        wall_ms: started.elapsed().as_millis() as u64,
+        user_ms: usage.0,
+        system_ms: usage.1,
+        discard_calls: machine.balloons().iter().map(|b| b.counters().discards.calls).sum(),
+        residency,
+        attempts,
+    }
+}
+
+/// Milliseconds that this process has spent in user mode and in the kernel; 0 where `/proc` does not say.
+fn process_times() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The command's name, in parentheses, may hold spaces; user and system time are the 12th and 13th field after it.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = |index| fields.split_whitespace().nth(index).and_then(|n| n.parse::<u64>().ok());
+    let ms = 1000 / rustix::param::clock_ticks_per_second().max(1);
+    (ticks(11).unwrap_or(0) * ms, ticks(12).unwrap_or(0) * ms)
+}
+
+/// Real time since the run began.
+struct SinceStart(Instant);
+
+impl HostClock for SinceStart {
+    fn nanoseconds(&self) -> u64 {
+        self.0.elapsed().as_nanos() as u64
+    }
+}
+
+/// The machine's clock for a queue of actors.
+struct MachineClock<'a>(&'a HostedPlatform);
+
+impl Clock for MachineClock<'_> {
+    fn now(&self) -> u64 {
+        self.0.now()
+    }
+
+    fn wait_until(&self, until: u64, ended: &AtomicBool) {
+        if self.0.mode() == Mode::Deterministic {
+            return self.0.advance_to(until);
+        }
+        // Acquire: pairs with the release that ends the run.
+        while !ended.load(Ordering::Acquire) {
+            let Some(left) = until.checked_sub(self.0.now()).filter(|&left| left > 0) else { return };
+            thread::sleep(Duration::from_nanos(left).min(LONGEST_NAP));
+        }
+    }
+}
