@@ -1,0 +1,701 @@
+//! The state machine: events in, outputs out, no I/O and no waiting.
+
+use dirigible_frames::{FrameState, OwnerClass, Pfn};
+use dirigible_mobility::Outcome;
+
+use crate::books::{Books, List, MAX_SPAN, device_of, unlinked_word};
+use crate::request::{MAX_PFNS, MAX_PLAIN, Message, Phase, REQUESTS, RequestId, Role, Slot};
+use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, Queue};
+
+/// What the caller is to do for the balloon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "an output is handed out once"]
+pub enum Output {
+    /// Put the message's frame numbers on `queue` in one descriptor and notify. When the host has used it, call
+    /// [`Balloon::complete`] with both; when the queue does not take it, [`Balloon::send_failed`].
+    Send {
+        /// Inflate or deflate.
+        queue: Queue,
+        /// Names the request.
+        request: RequestId,
+    },
+    /// The message's frames are the guest's again: give them to the allocator. They still carry the balloon's class.
+    Free,
+    /// A pair whose `migrate` ended as pending has ended now.
+    Settled {
+        /// The old frame; free to be given to the allocator when the outcome is `Moved`, `Isolated` when `Refused`.
+        from: Pfn,
+        /// The new frame; on the balloon's books when the outcome is `Moved`.
+        to: Pfn,
+        /// `Moved` or `Refused`.
+        outcome: Outcome,
+    },
+    /// Write this size to the configuration space.
+    WriteActual(u32),
+}
+
+/// What the balloon should do next to come nearer to its target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Nothing: it is there.
+    Idle,
+    /// Nothing before the host answers.
+    Waiting,
+    /// Get up to so many frames and call [`Balloon::begin_inflate`].
+    Inflate(usize),
+    /// Call [`Balloon::begin_deflate`] for so many frames.
+    Deflate(usize),
+    /// Nothing before this time.
+    RetryAt(u64),
+    /// Nothing: see the fault.
+    Failed(Fault),
+}
+
+/// An answer of the device that fits no request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the device answered a request that it does not have")]
+pub struct ProtocolError;
+
+/// One balloon without its device.
+///
+/// The caller serialises the calls (a lock that is held for the length of one call) and does what
+/// [`next_output`](Self::next_output) says with that lock released. So nothing here is ever held while memory is
+/// allocated, a request is with the host, or anybody waits.
+///
+/// A frame is in one of these places, and its state says in which:
+///
+/// ```text
+/// Owned ─ begin_inflate ─> Entering ─ acknowledged ─> Listed ─ begin_deflate ─> Leaving ─ acknowledged ─> Owned
+///                                                     Listed ─ isolate ─> Isolated ─ putback ─> Listed
+/// exchange: new frame like an inflation, and once that is acknowledged, old frame Isolated ─> Leaving ─> Owned
+/// ```
+#[derive(Debug)]
+pub struct Balloon<'a, B: Books + ?Sized> {
+    pub(crate) books: &'a B,
+    pub(crate) class: OwnerClass,
+    pub(crate) config: BalloonConfig,
+    features: Features,
+    pub(crate) list: List,
+    pub(crate) isolated: u64,
+    /// Frames that the host has been given and has not given back, by its own acknowledgements; exchanges leave it
+    /// alone. Kept apart from the list so that a loss is noticed.
+    promised: u64,
+    target: u64,
+    requested: Option<u32>,
+    pub(crate) slots: [Slot; REQUESTS],
+    retry_at: u64,
+    rest_until: u64,
+    reported: Option<u64>,
+    pub(crate) fatal: Option<Fault>,
+    silent: Option<u64>,
+    stopping: bool,
+    pub(crate) stats: BalloonStats,
+    /// Pairs settled through outputs or taken by `finish_exchange`.
+    pub(crate) settled: u64,
+}
+
+impl<'a, B: Books + ?Sized> Balloon<'a, B> {
+    /// An empty balloon. `features` are those negotiated.
+    ///
+    /// # Errors
+    /// [`Fault::Setting`] for settings out of range, [`Fault::TooLarge`] when frames cannot be named.
+    pub fn new(
+        books: &'a B,
+        class: OwnerClass,
+        features: Features,
+        config: BalloonConfig,
+    ) -> Result<Self, Fault> {
+        if !(1..=MAX_PFNS).contains(&config.exchange_batch) {
+            return Err(Fault::Setting("exchange_batch must be 1 to 256"));
+        }
+        if class == OwnerClass::NONE {
+            return Err(Fault::Setting("a balloon needs an owner class"));
+        }
+        let (base, span) = (books.base().get(), books.span());
+        // The second test: frame numbers are 32 bits on the wire.
+        if span > MAX_SPAN || base.saturating_add(span) > 1 << 32 {
+            return Err(Fault::TooLarge { base, span });
+        }
+        let device = config.device;
+        Ok(Self {
+            books,
+            class,
+            config,
+            features,
+            list: List::new(device),
+            isolated: 0,
+            promised: 0,
+            target: 0,
+            requested: None,
+            slots: [const { Slot::new() }; REQUESTS],
+            retry_at: 0,
+            rest_until: 0,
+            reported: None,
+            fatal: None,
+            silent: None,
+            stopping: false,
+            stats: BalloonStats::default(),
+            settled: 0,
+        })
+    }
+
+    // --- questions
+
+    /// Frames promised to the host: what `actual` says.
+    pub fn actual(&self) -> u64 {
+        self.list.len() + self.isolated + self.in_requests(Role::Deflate)
+    }
+
+    /// The target, lowered to what the guest has.
+    pub const fn target(&self) -> u64 {
+        self.target
+    }
+
+    /// The target as the host set it last.
+    pub const fn requested(&self) -> u32 {
+        match self.requested {
+            Some(requested) => requested,
+            None => 0,
+        }
+    }
+
+    /// The settings.
+    pub const fn config(&self) -> &BalloonConfig {
+        &self.config
+    }
+
+    /// The negotiated features.
+    pub const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// What has happened so far.
+    pub const fn stats(&self) -> BalloonStats {
+        self.stats
+    }
+
+    /// Where the frames are.
+    pub fn held(&self) -> Held {
+        Held {
+            listed: self.list.len(),
+            isolated: self.isolated,
+            entering: self.in_requests(Role::Inflate) + self.in_requests(Role::ExchangeIn(0)),
+            leaving: self.in_requests(Role::Deflate) + self.in_requests(Role::ExchangeOut(0)),
+        }
+    }
+
+    /// What is wrong, if anything.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fatal
+            .or(self.silent.map(|waited_ns| Fault::Silent { waited_ns }))
+    }
+
+    /// Pairs of exchanges that have not ended.
+    pub fn pending_pairs(&self) -> u64 {
+        let of = |slot: &Slot| match slot.role {
+            Role::ExchangeIn(_) if slot.phase != Phase::Free => slot.len() as u64,
+            _ => 0,
+        };
+        self.slots.iter().map(of).sum()
+    }
+
+    /// A number that moves whenever pairs of exchanges end.
+    pub const fn settled(&self) -> u64 {
+        self.settled
+    }
+
+    /// Whether frames change the managed count: without `DEFLATE_ON_OOM` they are not the guest's any more.
+    fn adjusts_managed(&self) -> bool {
+        !self.features.contains(Features::DEFLATE_ON_OOM)
+    }
+
+    /// Frames in requests of the kind of `role` that the host has or is to have.
+    fn in_requests(&self, role: Role) -> u64 {
+        let same = core::mem::discriminant(&role);
+        let under_way = |slot: &&Slot| {
+            core::mem::discriminant(&slot.role) == same
+                && matches!(slot.phase, Phase::Ready | Phase::Sent)
+        };
+        self.slots
+            .iter()
+            .filter(under_way)
+            .map(|slot| slot.len() as u64)
+            .sum()
+    }
+
+    fn plain_in_use(&self) -> usize {
+        let plain = |slot: &&Slot| {
+            slot.phase != Phase::Free && matches!(slot.role, Role::Inflate | Role::Deflate)
+        };
+        self.slots.iter().filter(plain).count()
+    }
+
+    pub(crate) fn free_slot(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.phase == Phase::Free)
+    }
+
+    // --- time and target
+
+    /// Tells the time, so that a device that does not answer is noticed.
+    pub fn tick(&mut self, now: u64) {
+        let oldest = self
+            .slots
+            .iter()
+            .filter(|slot| slot.phase == Phase::Sent)
+            .map(|slot| slot.sent_at)
+            .min();
+        let waited = oldest.map_or(0, |sent_at| now.saturating_sub(sent_at));
+        self.silent = (waited > self.config.request_timeout_ns).then_some(waited);
+    }
+
+    /// Takes the host's target over. `limit` is what the guest has (balloon included): a higher target is lowered to
+    /// it and counted.
+    pub fn set_target(&mut self, requested: u32, limit: u64) {
+        if self.requested != Some(requested) {
+            if u64::from(requested) > limit {
+                self.stats.targets_clamped += 1;
+            }
+            self.requested = Some(requested);
+            // A new target is a new wish of the host: it ends the rest after an out-of-memory deflation.
+            self.rest_until = 0;
+        }
+        self.target = u64::from(requested).min(limit);
+    }
+
+    /// No more inflation, no more isolation; the target is 0 from now on.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// The device is gone: nothing is sent any more. What it held stays on the books.
+    pub fn removed(&mut self) {
+        self.stopping = true;
+        self.fatal = Some(Fault::Removed);
+    }
+
+    /// Whether the balloon is being emptied for good.
+    pub const fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// What to do next.
+    pub fn plan(&mut self, now: u64) -> Work {
+        self.tick(now);
+        self.audit();
+        if let Some(fault) = self.fault() {
+            return Work::Failed(fault);
+        }
+        let target = if self.stopping { 0 } else { self.target };
+        let entering = self.in_requests(Role::Inflate);
+        let coming = self.list.len() + self.isolated + entering;
+        let slots_left = self.plain_in_use() < MAX_PLAIN;
+        if coming < target {
+            if now < self.retry_at.max(self.rest_until) {
+                return Work::RetryAt(self.retry_at.max(self.rest_until));
+            }
+            if !slots_left {
+                return Work::Waiting;
+            }
+            return Work::Inflate((target - coming).min(MAX_PFNS as u64) as usize);
+        }
+        if coming > target {
+            let want = (coming - target).min(self.list.len()).min(MAX_PFNS as u64) as usize;
+            return match (want, slots_left) {
+                // What should leave is on its way in, or in the hands of compaction. An emptied list is not an
+                // empty balloon.
+                (0, _) if entering > 0 => Work::Waiting,
+                (0, _) => Work::RetryAt(now.saturating_add(self.config.retry_delay_ns)),
+                (_, false) => Work::Waiting,
+                (want, true) => Work::Deflate(want),
+            };
+        }
+        if self.plain_in_use() > 0 {
+            Work::Waiting
+        } else {
+            Work::Idle
+        }
+    }
+
+    /// Compares the frames promised to the host with those on the books.
+    fn audit(&mut self) {
+        let found = self.list.len() + self.isolated + self.in_requests(Role::Deflate);
+        if found != self.promised {
+            self.damaged(found.abs_diff(self.promised));
+        }
+    }
+
+    /// The books do not fit. Later finds do not hide the first.
+    pub(crate) fn damaged(&mut self, frames: u64) {
+        if self.fatal.is_none() {
+            self.fatal = Some(Fault::Books { frames });
+        }
+    }
+
+    // --- inflation and deflation
+
+    /// No frame was to be had: rest for the retry delay. Gives when it ends.
+    pub fn inflate_failed(&mut self, now: u64) -> u64 {
+        self.stats.retries += 1;
+        self.retry_at = now.saturating_add(self.config.retry_delay_ns);
+        self.retry_at
+    }
+
+    /// Begins to give frames (in state `Owned`) to the host, and says how many from the front it takes: fewer when the
+    /// target has changed meanwhile. The others stay the caller's.
+    pub fn begin_inflate(&mut self, frames: &[Pfn], now: u64) -> usize {
+        let Work::Inflate(want) = self.plan(now) else {
+            return 0;
+        };
+        let Some(slot) = self.free_slot() else {
+            return 0;
+        };
+        let word = unlinked_word(self.config.device);
+        self.slots[slot].begin(Role::Inflate, Phase::Ready);
+        let mut taken = 0;
+        for &frame in frames.iter().take(want) {
+            if !self.in_span(frame)
+                || self
+                    .books
+                    .transition(frame, FrameState::Owned, FrameState::Entering)
+                    .is_err()
+            {
+                break;
+            }
+            self.books.claim(frame, self.class, word);
+            let pushed = self.slots[slot].push(frame);
+            debug_assert!(pushed, "want is at most a request's length");
+            taken += 1;
+        }
+        if taken == 0 {
+            self.slots[slot].release();
+        }
+        taken
+    }
+
+    /// Begins to take up to `want` frames back: those of `preferred` that are on the list, then the newest. Gives how
+    /// many. Frames in the hands of compaction are passed over.
+    pub fn begin_deflate(&mut self, want: usize, preferred: &[Pfn]) -> usize {
+        if self.fault().is_some() || self.plain_in_use() >= MAX_PLAIN {
+            return 0;
+        }
+        let Some(slot) = self.free_slot() else {
+            return 0;
+        };
+        self.slots[slot].begin(Role::Deflate, Phase::Ready);
+        let want = want.min(MAX_PFNS);
+        for &frame in preferred {
+            if self.slots[slot].len() == want {
+                break;
+            }
+            if self.is_listed_here(frame) {
+                self.dequeue(slot, frame);
+            }
+        }
+        while self.slots[slot].len() < want && self.fatal.is_none() {
+            match self.list.newest(self.books) {
+                Ok(Some(frame)) => self.dequeue(slot, frame),
+                Ok(None) => break,
+                Err(_) => self.damaged(self.list.len()),
+            }
+        }
+        let begun = self.slots[slot].len();
+        if begun == 0 {
+            self.slots[slot].release();
+        }
+        begun
+    }
+
+    /// Deflates up to `want` frames because the guest is out of memory, and lets inflation rest. 0 without
+    /// `DEFLATE_ON_OOM`.
+    pub fn begin_oom_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
+        if !self.features.contains(Features::DEFLATE_ON_OOM) {
+            return 0;
+        }
+        self.rest_until = now.saturating_add(self.config.oom_rest_ns);
+        let begun = self.begin_deflate(want, preferred);
+        self.stats.oom_deflated += begun as u64;
+        begun
+    }
+
+    /// Listed -> Leaving.
+    fn dequeue(&mut self, slot: usize, frame: Pfn) {
+        if self.list.unlink(self.books, frame).is_err() {
+            self.damaged(self.list.len());
+            return;
+        }
+        match self
+            .books
+            .transition(frame, FrameState::Listed, FrameState::Leaving)
+        {
+            Ok(()) => {
+                let pushed = self.slots[slot].push(frame);
+                debug_assert!(pushed, "the caller counted");
+            }
+            // Off the list and not ours: it stays lost, and the audit says so.
+            Err(_) => self.damaged(1),
+        }
+    }
+
+    pub(crate) fn in_span(&self, frame: Pfn) -> bool {
+        frame
+            .get()
+            .checked_sub(self.books.base().get())
+            .is_some_and(|at| at < self.books.span())
+    }
+
+    /// Whether the frame is on this balloon's list. Sure under the balloon's lock: only we move frames of ours to and
+    /// from `Listed`; a frame that is not ours is not looked at further, whatever stands in its word.
+    pub(crate) fn is_listed_here(&self, frame: Pfn) -> bool {
+        self.in_span(frame)
+            && self.books.state(frame) == FrameState::Listed
+            && self.books.owner(frame) == Some(self.class)
+            && device_of(self.books.word(frame)) == self.config.device
+    }
+
+    // --- outputs and answers
+
+    /// The next thing to do, or `None`. `message` receives the frames that it is about.
+    pub fn next_output(&mut self, now: u64, message: &mut Message) -> Option<Output> {
+        for at in 0..REQUESTS {
+            match (self.slots[at].phase, self.slots[at].role) {
+                (Phase::Ready, _) if self.fatal.is_some() => self.withdraw(at),
+                (Phase::Ready, role) => return Some(self.send(at, role, now, message)),
+                _ => {}
+            }
+            match (self.slots[at].phase, self.slots[at].role) {
+                (Phase::Done, Role::Inflate | Role::Deflate) => {
+                    message.fill(self.slots[at].pfns());
+                    self.slots[at].release();
+                    return Some(Output::Free);
+                }
+                (Phase::Done, Role::ExchangeIn(out)) if !self.slots[at].attended => {
+                    return Some(self.hand_out_pair(at, out as usize));
+                }
+                _ => {}
+            }
+        }
+        let actual = self.actual();
+        if self.reported != Some(actual) && self.fatal != Some(Fault::Removed) {
+            self.reported = Some(actual);
+            return Some(Output::WriteActual(actual as u32));
+        }
+        None
+    }
+
+    fn send(&mut self, at: usize, role: Role, now: u64, message: &mut Message) -> Output {
+        let slot = &mut self.slots[at];
+        slot.phase = Phase::Sent;
+        slot.sent_at = now;
+        message.fill(slot.pfns());
+        self.stats.messages += 1;
+        if matches!(role, Role::ExchangeIn(_) | Role::ExchangeOut(_)) {
+            self.stats.migrate_messages += 1;
+        }
+        Output::Send {
+            queue: queue_of(role),
+            request: RequestId::new(at as u8),
+        }
+    }
+
+    /// The host has used a request. Nothing it says is believed: an answer that fits no request is counted and changes
+    /// nothing, too many make the device broken.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] when the answer fits no request.
+    pub fn complete(&mut self, queue: Queue, request: RequestId) -> Result<(), ProtocolError> {
+        let at = request.index();
+        let fits = self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Sent && queue_of(slot.role) == queue);
+        if !fits || self.fatal == Some(Fault::Removed) {
+            self.protocol_error();
+            return Err(ProtocolError);
+        }
+        self.silent = None;
+        match self.slots[at].role {
+            Role::Inflate => {
+                let given = self.arrive(at);
+                self.promised += given;
+                self.stats.inflated += given;
+                self.slots[at].release();
+            }
+            Role::Deflate => {
+                let back = self.leave(at);
+                self.promised -= back.min(self.promised);
+                self.stats.deflated += back;
+                self.slots[at].phase = Phase::Done;
+            }
+            Role::ExchangeIn(out) => self.exchange_arrived(at, usize::from(out)),
+            Role::ExchangeOut(new) => self.exchange_left(at, usize::from(new)),
+        }
+        Ok(())
+    }
+
+    /// Counts an answer that fits no request.
+    pub fn protocol_error(&mut self) {
+        self.stats.protocol_errors += 1;
+        let errors = u32::try_from(self.stats.protocol_errors).unwrap_or(u32::MAX);
+        if errors >= self.config.protocol_error_limit && self.fatal.is_none() {
+            self.fatal = Some(Fault::Protocol { errors });
+        }
+    }
+
+    /// The device broke the protocol in a way that cannot be stepped over: counts it and sends nothing more.
+    pub fn protocol_broken(&mut self) {
+        self.stats.protocol_errors += 1;
+        if self.fatal.is_none() {
+            let errors = u32::try_from(self.stats.protocol_errors).unwrap_or(u32::MAX);
+            self.fatal = Some(Fault::Protocol { errors });
+        }
+    }
+
+    /// The queue did not take a request that [`Output::Send`] asked for: its frames go back to where they were.
+    /// No further request is sent.
+    pub fn send_failed(&mut self, request: RequestId) {
+        let at = request.index();
+        if self.fatal.is_none() {
+            self.fatal = Some(Fault::Refused);
+        }
+        if self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Sent)
+        {
+            self.withdraw(at);
+        }
+    }
+
+    /// Undoes a request that the host has not seen.
+    fn withdraw(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        match slot.role {
+            Role::Inflate => {
+                self.unclaim(at);
+                // Handed out as frames to be freed.
+                self.slots[at].phase = Phase::Done;
+            }
+            Role::Deflate => {
+                for n in 0..self.slots[at].len() {
+                    let frame = self.slots[at].frame(n);
+                    self.relist(frame, FrameState::Leaving);
+                }
+                self.slots[at].release();
+            }
+            Role::ExchangeIn(_) => {
+                self.unclaim(at);
+                self.exchange_refused(at);
+            }
+            // The new frames are with the host already: the old ones stay with it too, until it can be told.
+            Role::ExchangeOut(_) => slot.phase = Phase::Sent,
+        }
+    }
+
+    /// Entering -> Owned, without the host having heard of it.
+    fn unclaim(&mut self, at: usize) {
+        for n in 0..self.slots[at].len() {
+            let frame = self.slots[at].frame(n);
+            if self
+                .books
+                .transition(frame, FrameState::Entering, FrameState::Owned)
+                .is_err()
+            {
+                self.damaged(1);
+            }
+            self.books.disown(frame);
+        }
+    }
+
+    /// The host has the frames of slot `at`: Entering -> Listed. Gives how many.
+    pub(crate) fn arrive(&mut self, at: usize) -> u64 {
+        for n in 0..self.slots[at].len() {
+            let frame = self.slots[at].frame(n);
+            if self.adjusts_managed() {
+                self.books.adjust_managed(frame, -1);
+            }
+            self.relist(frame, FrameState::Entering);
+        }
+        self.slots[at].len() as u64
+    }
+
+    /// `from` -> Listed, as the newest.
+    pub(crate) fn relist(&mut self, frame: Pfn, from: FrameState) {
+        match self.books.transition(frame, from, FrameState::Listed) {
+            Ok(()) => self.list.push(self.books, frame),
+            Err(_) => self.damaged(1),
+        }
+    }
+
+    /// The host has let go of the frames of slot `at`: Leaving -> Owned, still with our class, by which whoever frees
+    /// them knows whose they were. Gives how many.
+    pub(crate) fn leave(&mut self, at: usize) -> u64 {
+        for n in 0..self.slots[at].len() {
+            let frame = self.slots[at].frame(n);
+            if self.adjusts_managed() {
+                self.books.adjust_managed(frame, 1);
+            }
+            if self
+                .books
+                .transition(frame, FrameState::Leaving, FrameState::Owned)
+                .is_err()
+            {
+                self.damaged(1);
+            }
+        }
+        self.slots[at].len() as u64
+    }
+
+    /// Recounts everything: for tests, with no call running.
+    ///
+    /// # Errors
+    /// What does not fit, as [`Fault::Books`].
+    pub fn verify(&self) -> Result<(), Fault> {
+        let walked = self.list.walk(self.books, |frame| {
+            if self.is_listed_here(frame) {
+                Ok(())
+            } else {
+                Err(crate::books::Corrupt)
+            }
+        });
+        if walked.is_err() {
+            return Err(Fault::Books {
+                frames: self.list.len(),
+            });
+        }
+        for slot in self.slots.iter().filter(|slot| slot.phase != Phase::Free) {
+            let Some(state) = state_in(slot) else {
+                continue;
+            };
+            let wrong = (0..slot.len()).filter(|&n| self.books.state(slot.frame(n)) != state);
+            match wrong.count() as u64 {
+                0 => {}
+                frames => return Err(Fault::Books { frames }),
+            }
+        }
+        let found = self.list.len() + self.isolated + self.in_requests(Role::Deflate);
+        match found.abs_diff(self.promised) {
+            0 => Ok(()),
+            frames => Err(Fault::Books { frames }),
+        }
+    }
+}
+
+/// The state that all frames of a request are in; `None` when they are not the balloon's to say.
+fn state_in(slot: &Slot) -> Option<FrameState> {
+    match (slot.role, slot.phase) {
+        (Role::Inflate | Role::ExchangeIn(_), Phase::Ready | Phase::Sent) => {
+            Some(FrameState::Entering)
+        }
+        (Role::Deflate | Role::ExchangeOut(_), Phase::Ready | Phase::Sent) => {
+            Some(FrameState::Leaving)
+        }
+        _ => None,
+    }
+}
+
+pub(crate) const fn queue_of(role: Role) -> Queue {
+    match role {
+        Role::Inflate | Role::ExchangeIn(_) => Queue::Inflate,
+        Role::Deflate | Role::ExchangeOut(_) => Queue::Deflate,
+    }
+}

@@ -1,0 +1,198 @@
+//! Settings, answers and errors of a balloon.
+
+use dirigible_frames::BalloonPlacement;
+
+use crate::request::MAX_PFNS;
+
+/// Which frames go back to the guest first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Deflate {
+    /// Those that came last, as Linux does.
+    NewestFirst,
+    /// Those whose block becomes whole first.
+    Heal,
+}
+
+/// The settings of one balloon.
+#[derive(Clone, Debug)]
+pub struct BalloonConfig {
+    /// Whether compaction may move the balloon's frames. Without it they are allocated unmovable and isolation is
+    /// refused: the column `pinned`, Linux before the series.
+    pub mobility: bool,
+    /// Which frames inflation asks for (with `mobility`; without it always [`BalloonPlacement::Unmovable`]).
+    pub placement: BalloonPlacement,
+    /// How many frames one exchange moves with two messages, 1 to 256. 1 is the series.
+    pub exchange_batch: usize,
+    /// Which frames deflation takes.
+    pub deflate: Deflate,
+    /// How long inflation waits when no frame was to be had.
+    pub retry_delay_ns: u64,
+    /// Number of the device in its frames' owner words; distinct for each balloon of a machine.
+    pub device: u8,
+    /// Whether to accept `DEFLATE_ON_OOM` when it is offered.
+    pub deflate_on_oom: bool,
+    /// How long inflation rests after a deflation for want of memory, unless the host sets another target.
+    pub oom_rest_ns: u64,
+    /// After how long without an answer the device counts as silent. Its late answers are welcome all the same.
+    pub request_timeout_ns: u64,
+    /// How long a migration waits for a request slot, and an out-of-memory deflation for the host.
+    pub wait_ns: u64,
+    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host.
+    pub shutdown_timeout_ns: u64,
+    /// How many answers that fit no request are put up with before the device counts as broken.
+    pub protocol_error_limit: u32,
+}
+
+impl Default for BalloonConfig {
+    fn default() -> Self {
+        Self {
+            mobility: true,
+            placement: BalloonPlacement::FillHoles,
+            exchange_batch: MAX_PFNS,
+            deflate: Deflate::Heal,
+            retry_delay_ns: 200_000_000,
+            device: 0,
+            deflate_on_oom: true,
+            oom_rest_ns: 10_000_000_000,
+            request_timeout_ns: 5_000_000_000,
+            wait_ns: 50_000_000,
+            shutdown_timeout_ns: 5_000_000_000,
+            protocol_error_limit: 4,
+        }
+    }
+}
+
+impl BalloonConfig {
+    /// The placement that inflation asks for, mobility considered.
+    pub fn effective_placement(&self) -> BalloonPlacement {
+        if self.mobility {
+            self.placement
+        } else {
+            BalloonPlacement::Unmovable
+        }
+    }
+}
+
+/// What the balloon found wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The settings make no sense; the text says which.
+    #[error("balloon setting out of range: {0}")]
+    Setting(&'static str),
+    /// The guest's memory spans more frames than the balloon's list or its messages can name.
+    #[error("guest memory spans {span} frames from frame {base:#x}, more than a balloon can name")]
+    TooLarge {
+        /// Lowest frame.
+        base: u64,
+        /// Frames from there to the end.
+        span: u64,
+    },
+    /// The device has left requests without an answer. Their frames stay as they are; an answer ends the fault.
+    #[error("the balloon device has not answered for {waited_ns} ns")]
+    Silent {
+        /// Age of the oldest request.
+        waited_ns: u64,
+    },
+    /// The device answered requests that do not exist. No further request is sent.
+    #[error("the balloon device broke the protocol: {errors} answers that fit no request")]
+    Protocol {
+        /// How many.
+        errors: u32,
+    },
+    /// The device took no request.
+    #[error("the balloon device does not take requests")]
+    Refused,
+    /// The configuration space could not be read.
+    #[error("the balloon's configuration space cannot be read")]
+    Config,
+    /// Balloon frames are missing from the balloon's own list: a bug in this guest. No further request is sent.
+    #[error("the balloon's books are damaged: {frames} frames unaccounted for")]
+    Books {
+        /// How many.
+        frames: u64,
+    },
+    /// Frames are still out; see [`Held`](crate::Held).
+    #[error(
+        "the balloon still holds {listed} frames, {isolated} isolated, {with_host} in requests"
+    )]
+    StillHeld {
+        /// On the list.
+        listed: u64,
+        /// In the hands of compaction.
+        isolated: u64,
+        /// In requests that the host has not answered.
+        with_host: u64,
+    },
+    /// The device was reset.
+    #[error("the balloon device was removed")]
+    Removed,
+}
+
+/// How a call of `step` ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Step {
+    /// The balloon has its target.
+    Idle,
+    /// There is more to do; call again.
+    Busy,
+    /// Everything that can be done waits for the host; call again after an interrupt.
+    Waiting,
+    /// Nothing can be done before this time (on `Platform::now`'s clock): no frame was to be had, or all frames that
+    /// should leave are isolated.
+    RetryAt(u64),
+    /// Something is wrong.
+    Failed(Fault),
+}
+
+/// Where the balloon's frames are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Held {
+    /// On the list: the host has them.
+    pub listed: u64,
+    /// In the hands of compaction: the host has them.
+    pub isolated: u64,
+    /// Sent to the host, not acknowledged.
+    pub entering: u64,
+    /// Asked back from the host, not acknowledged.
+    pub leaving: u64,
+}
+
+impl Held {
+    /// All of them.
+    pub const fn total(&self) -> u64 {
+        self.listed + self.isolated + self.entering + self.leaving
+    }
+}
+
+/// What a balloon has done since it began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BalloonStats {
+    /// Frames given to the host by inflation (acknowledged).
+    pub inflated: u64,
+    /// Frames taken back by deflation (acknowledged).
+    pub deflated: u64,
+    /// Frames moved by exchanges (both messages acknowledged).
+    pub frames_moved: u64,
+    /// Frames taken off the list by compaction.
+    pub isolated: u64,
+    /// Isolated frames put back.
+    pub returned: u64,
+    /// Requests sent on the inflate and deflate queues.
+    pub messages: u64,
+    /// Requests among them that an exchange sent.
+    pub migrate_messages: u64,
+    /// Inflations put off because no frame was to be had.
+    pub retries: u64,
+    /// Frames taken back because the guest was out of memory (a part of `deflated` once acknowledged).
+    pub oom_deflated: u64,
+    /// Targets above what the guest has; they were lowered to it.
+    pub targets_clamped: u64,
+    /// Answers of the device that fit no request.
+    pub protocol_errors: u64,
+    /// Pairs that compaction wanted moved and that stayed.
+    pub refused: u64,
+    /// Statistics buffers given to the device.
+    pub stats_buffers: u64,
+}

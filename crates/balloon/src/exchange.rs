@@ -1,0 +1,214 @@
+//! Moving frames: isolate, exchange, put back.
+//!
+//! An exchange of up to 256 frames is one inflate request with the new frames and, once that is acknowledged, one
+//! deflate request with the old ones. So the host never holds less than it was promised, and nothing is copied.
+
+use dirigible_frames::{FrameState, Order, Pfn};
+use dirigible_mobility::{MovePair, Outcome};
+
+use crate::balloon::{Balloon, Output};
+use crate::books::{Books, unlinked_word};
+use crate::request::{MAX_PLAIN, Phase, REQUESTS, Role};
+
+/// Names an exchange that its beginner still has to finish.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an exchange that is attended must be finished"]
+pub struct ExchangeId(u8);
+
+/// How [`Balloon::begin_exchange`] ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// Do what [`Balloon::next_output`] says, then call [`Balloon::finish_exchange`].
+    Started(ExchangeId),
+    /// All request slots for exchanges are in use; try again when one has ended.
+    NoRoom,
+    /// Nothing can be moved: no pair was fit, or the device is broken. The pairs are refused.
+    Refused,
+}
+
+impl<B: Books + ?Sized> Balloon<'_, B> {
+    /// Takes a frame off the list for compaction: `Listed` -> `Isolated`. Refuses frames that are not on this
+    /// balloon's list at this moment, and everything while mobility is off, the balloon is stopping, or the device
+    /// does not do its part.
+    pub fn isolate(&mut self, frame: Pfn) -> bool {
+        if !self.config.mobility || self.is_stopping() || self.fault().is_some() {
+            return false;
+        }
+        if !self.is_listed_here(frame) {
+            return false;
+        }
+        if self.list.unlink(self.books, frame).is_err() {
+            self.damaged(self.list.len());
+            return false;
+        }
+        if self
+            .books
+            .transition(frame, FrameState::Listed, FrameState::Isolated)
+            .is_err()
+        {
+            // Off the list and in a foreign state: lost, and said so.
+            self.damaged(1);
+            return false;
+        }
+        self.isolated += 1;
+        self.stats.isolated += 1;
+        true
+    }
+
+    /// Puts an isolated frame back on the list.
+    pub fn putback(&mut self, frame: Pfn) {
+        debug_assert!(self.isolated > 0, "put back without isolation");
+        self.isolated = self.isolated.saturating_sub(1);
+        self.stats.returned += 1;
+        self.relist(frame, FrameState::Isolated);
+    }
+
+    /// Begins to exchange the `from` frames (isolated, this balloon's) for the `to` frames (owned by the caller):
+    /// at most as many pairs as one request holds, with outcome `Todo`. Pairs that are not fit are refused one by
+    /// one; the others are left `Todo` until [`finish_exchange`](Self::finish_exchange).
+    pub fn begin_exchange(&mut self, pairs: &mut [MovePair]) -> Begin {
+        if self.fault().is_some() {
+            return self.refuse_all(pairs);
+        }
+        let in_use = self.slots.iter().filter(|slot| {
+            slot.phase != Phase::Free
+                && matches!(slot.role, Role::ExchangeIn(_) | Role::ExchangeOut(_))
+        });
+        if in_use.count() + 2 > REQUESTS - MAX_PLAIN {
+            return Begin::NoRoom;
+        }
+        let mut free = (0..REQUESTS).filter(|&at| self.slots[at].phase == Phase::Free);
+        let (Some(new), Some(old)) = (free.next(), free.next()) else {
+            return Begin::NoRoom;
+        };
+        self.slots[new].begin(Role::ExchangeIn(old as u8), Phase::Ready);
+        self.slots[old].begin(Role::ExchangeOut(new as u8), Phase::Held);
+        for pair in pairs
+            .iter_mut()
+            .filter(|pair| pair.outcome == Outcome::Todo)
+        {
+            if !self.take_pair(new, old, pair) {
+                pair.outcome = Outcome::Refused;
+                self.stats.refused += 1;
+            }
+        }
+        if self.slots[new].len() == 0 {
+            self.slots[new].release();
+            self.slots[old].release();
+            return Begin::Refused;
+        }
+        self.slots[new].attended = true;
+        Begin::Started(ExchangeId(new as u8))
+    }
+
+    fn take_pair(&mut self, new: usize, old: usize, pair: &MovePair) -> bool {
+        let fit = pair.order == Order::BASE
+            && self.in_span(pair.from)
+            && self.in_span(pair.to)
+            && self.books.state(pair.from) == FrameState::Isolated
+            && self.books.owner(pair.from) == Some(self.class)
+            && self.slots[new].push(pair.to);
+        if !fit {
+            return false;
+        }
+        if self
+            .books
+            .transition(pair.to, FrameState::Owned, FrameState::Entering)
+            .is_err()
+        {
+            self.slots[new].pop();
+            return false;
+        }
+        self.books
+            .claim(pair.to, self.class, unlinked_word(self.config.device));
+        let pushed = self.slots[old].push(pair.from);
+        debug_assert!(pushed, "both slots hold the same number");
+        true
+    }
+
+    /// Refuses every pair that nobody has looked at.
+    pub fn refuse_all(&mut self, pairs: &mut [MovePair]) -> Begin {
+        for pair in pairs
+            .iter_mut()
+            .filter(|pair| pair.outcome == Outcome::Todo)
+        {
+            pair.outcome = Outcome::Refused;
+            self.stats.refused += 1;
+        }
+        Begin::Refused
+    }
+
+    /// Ends the attendance of an exchange: writes the outcome into its pairs (the same slice that began it).
+    /// Pairs that the host has not answered become `Pending` and come later as [`Output::Settled`].
+    pub fn finish_exchange(&mut self, exchange: ExchangeId, pairs: &mut [MovePair]) {
+        let new = usize::from(exchange.0);
+        let Role::ExchangeIn(old) = self.slots[new].role else {
+            return;
+        };
+        let outcome = match self.slots[new].phase {
+            Phase::Done => self.slots[new].outcome,
+            _ => Outcome::Pending,
+        };
+        for pair in pairs
+            .iter_mut()
+            .filter(|pair| pair.outcome == Outcome::Todo)
+        {
+            pair.outcome = outcome;
+        }
+        self.slots[new].attended = false;
+        if outcome != Outcome::Pending {
+            self.settled += self.slots[new].len() as u64;
+            self.slots[new].release();
+            self.slots[usize::from(old)].release();
+        }
+    }
+
+    /// The new frames are with the host: the old ones may leave it.
+    pub(crate) fn exchange_arrived(&mut self, new: usize, old: usize) {
+        self.arrive(new);
+        self.slots[new].phase = Phase::Held;
+        for n in 0..self.slots[old].len() {
+            let frame = self.slots[old].frame(n);
+            if self
+                .books
+                .transition(frame, FrameState::Isolated, FrameState::Leaving)
+                .is_err()
+            {
+                self.damaged(1);
+            }
+        }
+        self.isolated -= (self.slots[old].len() as u64).min(self.isolated);
+        self.slots[old].phase = Phase::Ready;
+    }
+
+    /// The old frames are the guest's: the exchange is done.
+    pub(crate) fn exchange_left(&mut self, old: usize, new: usize) {
+        self.stats.frames_moved += self.leave(old);
+        self.slots[old].phase = Phase::Held;
+        self.slots[new].outcome = Outcome::Moved;
+        self.slots[new].phase = Phase::Done;
+    }
+
+    /// The host has not heard of the exchange: everything is as before it.
+    pub(crate) fn exchange_refused(&mut self, new: usize) {
+        self.stats.refused += self.slots[new].len() as u64;
+        self.slots[new].outcome = Outcome::Refused;
+        self.slots[new].phase = Phase::Done;
+    }
+
+    pub(crate) fn hand_out_pair(&mut self, new: usize, old: usize) -> Output {
+        let at = self.slots[new].handed_out;
+        let output = Output::Settled {
+            from: self.slots[old].frame(at),
+            to: self.slots[new].frame(at),
+            outcome: self.slots[new].outcome,
+        };
+        self.slots[new].handed_out += 1;
+        self.settled += 1;
+        if self.slots[new].handed_out == self.slots[new].len() {
+            self.slots[new].release();
+            self.slots[old].release();
+        }
+        output
+    }
+}
