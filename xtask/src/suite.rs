@@ -1,22 +1,17 @@
 //! `cargo xtask test`: everything that a change must pass.
 
 use std::{
+    fs,
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use crate::{
     no_std, pitfalls,
-    step::{Step, cargo, seconds, target, timed},
+    step::{Step, cargo, root, seconds, target, timed},
 };
-
-/// Crates whose atomics and locks run under the model checker, in tests called `shuttle`.
-const MODEL_CHECKED: &[&str] = &[
-    "dirigible-frames",
-    "dirigible-mobility",
-    "dirigible-balloon",
-];
 
 /// Runs all steps, the cheapest first, and ends with the closing line of all tests together.
 ///
@@ -78,22 +73,53 @@ fn deny() -> Result<(), String> {
 /// The tests that need `--cfg shuttle`, in a target folder of their own: the flag rebuilds everything.
 fn model_checks() -> Result<Totals, String> {
     let mut total = Totals::default();
-    for package in MODEL_CHECKED {
-        let mut command = cargo(&[
-            "test",
-            "--package",
-            package,
-            "--features",
-            "shuttle",
-            "--test",
-            "shuttle",
-        ]);
+    for (folder, test) in model_checked()? {
+        let manifest = folder.join("Cargo.toml");
+        let text = fs::read_to_string(&manifest)
+            .map_err(|error| format!("cannot read {}: {error}", manifest.display()))?;
+        let mut command = cargo(&["test", "--test", &test, "--manifest-path"]);
+        command.arg(&manifest);
+        if has_shuttle_feature(&text) {
+            command.args(["--features", "shuttle"]);
+        }
         command
             .env("RUSTFLAGS", "--cfg shuttle")
             .env("CARGO_TARGET_DIR", target().join("shuttle"));
         total += tests(command)?;
     }
     Ok(total)
+}
+
+/// Crates and their tests called `shuttle…`.
+fn model_checked() -> Result<Vec<(PathBuf, String)>, String> {
+    let mut found = Vec::new();
+    let crates = root().join("crates");
+    let folders = fs::read_dir(&crates)
+        .map_err(|error| format!("cannot read {}: {error}", crates.display()))?;
+    for folder in folders.filter_map(Result::ok).map(|entry| entry.path()) {
+        let Ok(tests) = fs::read_dir(folder.join("tests")) else {
+            continue;
+        };
+        for test in tests.filter_map(Result::ok).map(|entry| entry.path()) {
+            let name = test.file_stem().and_then(|name| name.to_str());
+            let Some(name) = name.filter(|name| name.starts_with("shuttle")) else {
+                continue;
+            };
+            if test.extension().is_some_and(|extension| extension == "rs") {
+                found.push((folder.clone(), name.to_string()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a manifest has a feature `shuttle`, of its own or by an optional dependency.
+fn has_shuttle_feature(manifest: &str) -> bool {
+    manifest.lines().any(|line| {
+        line.starts_with("shuttle = [")
+            || (line.starts_with("shuttle = {") && line.contains("optional = true"))
+    })
 }
 
 /// A small run of the command as a user starts it.
