@@ -1,6 +1,6 @@
 //! The platform of the hosted machine.
 
-use core::sync::atomic::Ordering;
+use core::{cell::Cell, sync::atomic::Ordering};
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,
@@ -30,6 +30,11 @@ pub enum Mode {
 
 /// Longest that [`Platform::relax`] parks a thread; an interrupt ends it at once.
 const LONGEST_NAP: Duration = Duration::from_micros(100);
+
+thread_local! {
+    /// A machine's number, and how many of its interrupts this thread knew of when it was last idle.
+    static SEEN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
 
 /// Something of a deterministic machine that has work at some moment of virtual time.
 pub(crate) trait Due: Send + Sync {
@@ -139,6 +144,16 @@ impl HostedPlatform {
                 due.run(now);
             }
         }
+    }
+
+    /// Parks this thread until an interrupt that it has not yet seen.
+    fn park(&self) {
+        let (machine, seen) = SEEN.get();
+        // One that came since the last call may be the one that the caller looked for just too early: it looks again.
+        if machine == self.machine && seen == self.interrupts.count() {
+            self.interrupts.wait_past(seen, LONGEST_NAP);
+        }
+        SEEN.set((self.machine, self.interrupts.count()));
     }
 
     /// CPU of a thread in an access section or shooting down.
@@ -265,10 +280,7 @@ impl Platform for HostedPlatform {
                 self.clock.charge(RELAX);
                 self.run_due();
             }
-            Mode::Threads => {
-                self.interrupts
-                    .wait_past(self.interrupts.count(), LONGEST_NAP);
-            }
+            Mode::Threads => self.park(),
         }
     }
 }
