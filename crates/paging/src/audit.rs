@@ -1,0 +1,266 @@
+//! The page-table audit: every table, every mapping, against the descriptors and the counts.
+
+use crate::{
+    entry::{Entry, Kind},
+    page::{ENTRIES, HUGE_DEPTH, LEAF_DEPTH, Page},
+    paging::Paging,
+    space::{OwnerWord, SpaceId, SpaceState},
+};
+use dirigible_frames::{FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Platform};
+
+/// What the audit found, over all spaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Audit {
+    /// Living spaces.
+    pub spaces: u64,
+    /// Base pages mapped.
+    pub base: u64,
+    /// Huge pages mapped.
+    pub huge: u64,
+    /// Table frames, the deposited ones among them.
+    pub tables: u64,
+    /// Mappings that are being moved: 0 at rest.
+    pub migration_entries: u64,
+    /// Mapped allocations that compaction has isolated: 0 at rest.
+    pub isolated: u64,
+    /// Mapped allocations that are pinned.
+    pub pinned: u64,
+}
+
+impl Audit {
+    /// Frames of anonymous memory.
+    pub const fn frames(&self) -> u64 {
+        self.base + self.huge * ENTRIES
+    }
+}
+
+/// What is wrong with an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuditError {
+    /// A table's descriptor is not that of a table.
+    #[error("{table} of {space:?} is not a table frame")]
+    Table {
+        /// The space.
+        space: SpaceId,
+        /// The frame.
+        table: Pfn,
+    },
+    /// A table counts more or fewer entries than it has.
+    #[error("table {table} of {space:?} counts {counted} entries and has {found}")]
+    Count {
+        /// The space.
+        space: SpaceId,
+        /// The table.
+        table: Pfn,
+        /// Entries that it counts.
+        counted: u64,
+        /// Entries in use.
+        found: u64,
+    },
+    /// A mapped frame's descriptor does not name the mapping.
+    #[error("{page} of {space:?} maps {frame}, whose descriptor says otherwise")]
+    Owner {
+        /// The space.
+        space: SpaceId,
+        /// The page.
+        page: Page,
+        /// The mapped frame.
+        frame: Pfn,
+    },
+    /// A mapped frame is in a state that no mapped frame can have.
+    #[error("{page} of {space:?} maps {frame}, which is {state:?}")]
+    State {
+        /// The space.
+        space: SpaceId,
+        /// The page.
+        page: Page,
+        /// The mapped frame.
+        frame: Pfn,
+        /// Its state.
+        state: FrameState,
+    },
+    /// An entry holds bits that mean nothing.
+    #[error("entry for {page} of {space:?} is {bits:#x}")]
+    Entry {
+        /// The space.
+        space: SpaceId,
+        /// The page.
+        page: Page,
+        /// The word found.
+        bits: u64,
+    },
+    /// The counts of a space are not what its tables hold.
+    #[error("{space:?}: counts differ from its tables")]
+    Totals {
+        /// The space.
+        space: SpaceId,
+    },
+}
+
+impl<P: Platform> Paging<'_, P> {
+    /// Compares all page tables with the frame descriptors and with the counts. Holds the lock of one space at a time.
+    ///
+    /// Faults, unmaps and moves that run at the same time do no harm and are seen before or after; at rest there are no
+    /// migration entries and nothing is isolated.
+    pub fn audit(&self) -> Result<Audit, AuditError> {
+        let mut audit = Audit::default();
+        for slot in self.spaces.iter() {
+            let mut state = slot.state.lock();
+            if state.id == 0 {
+                continue;
+            }
+            let before = audit;
+            audit.spaces += 1;
+            self.audit_table(&state, state.root, 0, Page::new(0), &mut audit)?;
+            self.audit_deposit(&mut state, audit.huge - before.huge, &mut audit)?;
+            let found = [
+                audit.base - before.base,
+                audit.huge - before.huge,
+                audit.tables - before.tables,
+            ];
+            if found != [state.base, state.huge, state.tables] {
+                return Err(AuditError::Totals {
+                    space: state.space(),
+                });
+            }
+        }
+        Ok(audit)
+    }
+
+    fn audit_table(
+        &self,
+        state: &SpaceState,
+        table: Pfn,
+        depth: usize,
+        first: Page,
+        audit: &mut Audit,
+    ) -> Result<(), AuditError> {
+        let space = state.space();
+        self.audit_table_frame(space, table)?;
+        audit.tables += 1;
+        let mut found = 0;
+        let mut page = first;
+        for index in 0..ENTRIES as usize {
+            let entry = self.entry(table, index);
+            match entry.kind(depth) {
+                Kind::Empty if entry != Entry::EMPTY => {
+                    return Err(AuditError::Entry {
+                        space,
+                        page,
+                        bits: entry.bits(),
+                    });
+                }
+                Kind::Empty => {}
+                Kind::Table => self.audit_table(state, entry.frame(), depth + 1, page, audit)?,
+                Kind::Leaf | Kind::Migration => {
+                    self.audit_leaf(space, page, depth, entry, audit)?
+                }
+            }
+            found += u64::from(entry != Entry::EMPTY);
+            page = page.next_span(depth);
+        }
+        let counted = self.count(table);
+        if counted != found || (found == 0 && depth > 0) {
+            return Err(AuditError::Count {
+                space,
+                table,
+                counted,
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    fn audit_table_frame(&self, space: SpaceId, table: Pfn) -> Result<(), AuditError> {
+        let fits = self.frames.frame(table).is_some_and(|info| {
+            info.state == FrameState::Owned
+                && info.class == FrameClass::Unmovable
+                && info.owner == OwnerClass::NONE
+                && info.order == Order::BASE
+        });
+        if fits {
+            Ok(())
+        } else {
+            Err(AuditError::Table { space, table })
+        }
+    }
+
+    fn audit_leaf(
+        &self,
+        space: SpaceId,
+        page: Page,
+        depth: usize,
+        entry: Entry,
+        audit: &mut Audit,
+    ) -> Result<(), AuditError> {
+        let frame = entry.frame();
+        let order = if depth == HUGE_DEPTH {
+            Order::HUGE
+        } else {
+            Order::BASE
+        };
+        let info = self
+            .frames
+            .frame(frame)
+            .ok_or(AuditError::Owner { space, page, frame })?;
+        let named = info.owner == self.class
+            && info.class == FrameClass::Movable
+            && info.order == order
+            && info.word == OwnerWord::new(space, page).0
+            && depth >= HUGE_DEPTH
+            && frame.is_aligned(order);
+        if !named {
+            return Err(AuditError::Owner { space, page, frame });
+        }
+        let migrating = entry.kind(depth) == Kind::Migration;
+        match info.state {
+            FrameState::Listed if !migrating => {}
+            FrameState::Isolated => audit.isolated += 1,
+            FrameState::Owned if info.flags.contains(FrameFlags::PINNED) && !migrating => {
+                audit.pinned += 1;
+            }
+            state => {
+                return Err(AuditError::State {
+                    space,
+                    page,
+                    frame,
+                    state,
+                });
+            }
+        }
+        audit.migration_entries += u64::from(migrating);
+        if depth == LEAF_DEPTH {
+            audit.base += 1;
+        } else {
+            audit.huge += 1;
+        }
+        Ok(())
+    }
+
+    /// One deposited table for each huge page.
+    fn audit_deposit(
+        &self,
+        state: &mut SpaceState,
+        huge: u64,
+        audit: &mut Audit,
+    ) -> Result<(), AuditError> {
+        let mut next = state.deposit;
+        let mut found = 0;
+        while let Some(table) = next
+            && found <= huge
+        {
+            self.audit_table_frame(state.space(), table)?;
+            next = self.frames.owner_word(table).checked_sub(1).map(Pfn::new);
+            found += 1;
+        }
+        audit.tables += found;
+        if found == huge {
+            Ok(())
+        } else {
+            Err(AuditError::Totals {
+                space: state.space(),
+            })
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! One word of a page table, in the format that x86-64 hardware walks.
+
+use crate::page::{HUGE_DEPTH, LEAF_DEPTH};
+use dirigible_frames::{Order, Pfn};
+
+/// A page-table word.
+///
+/// A *migration entry* is not present, so hardware faults on it; it keeps the frame number and all flags of the mapping
+/// that it stands for, and says by a software bit that the mapping will be back in a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub(crate) struct Entry(u64);
+
+/// What an entry leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// Nothing.
+    Empty,
+    /// A table one level down.
+    Table,
+    /// A mapped frame, base or huge.
+    Leaf,
+    /// A mapping whose frame is being moved or split.
+    Migration,
+}
+
+impl Entry {
+    const PRESENT: u64 = 1 << 0;
+    const WRITABLE: u64 = 1 << 1;
+    const USER: u64 = 1 << 2;
+    const ACCESSED: u64 = 1 << 5;
+    const DIRTY: u64 = 1 << 6;
+    const HUGE: u64 = 1 << 7;
+    /// Bits 9 to 11 are the system's: hardware ignores them.
+    const MIGRATION: u64 = 1 << 9;
+    const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+    /// Nothing mapped.
+    pub(crate) const EMPTY: Self = Self(0);
+
+    /// The word as read from a table.
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The word to write into a table.
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    const fn with_frame(flags: u64, frame: Pfn) -> Self {
+        debug_assert!(frame.address() & !Self::FRAME == 0);
+        Self(flags | (frame.address() & Self::FRAME))
+    }
+
+    /// Leads to the table in `frame`.
+    pub(crate) const fn table(frame: Pfn) -> Self {
+        Self::with_frame(
+            Self::PRESENT | Self::WRITABLE | Self::USER | Self::ACCESSED,
+            frame,
+        )
+    }
+
+    /// Maps `frame` for user reads and writes, as accessed (a fault is an access).
+    pub(crate) const fn leaf(frame: Pfn, order: Order) -> Self {
+        let size = if order.get() == 0 { 0 } else { Self::HUGE };
+        Self::with_frame(
+            Self::PRESENT | Self::WRITABLE | Self::USER | Self::ACCESSED | size,
+            frame,
+        )
+    }
+
+    /// What it leads to when found in a table at `depth`.
+    pub(crate) const fn kind(self, depth: usize) -> Kind {
+        if self.0 & Self::PRESENT != 0 {
+            // In the last level bit 7 selects a memory type; we leave it clear there.
+            if depth == LEAF_DEPTH || (depth == HUGE_DEPTH && self.0 & Self::HUGE != 0) {
+                Kind::Leaf
+            } else {
+                Kind::Table
+            }
+        } else if self.0 & Self::MIGRATION != 0 {
+            Kind::Migration
+        } else {
+            Kind::Empty
+        }
+    }
+
+    /// The frame or table that it names.
+    pub(crate) const fn frame(self) -> Pfn {
+        Pfn::containing(self.0 & Self::FRAME)
+    }
+
+    /// Whether it has been read through.
+    pub(crate) const fn is_accessed(self) -> bool {
+        self.0 & Self::ACCESSED != 0
+    }
+
+    /// Whether it has been written through.
+    pub(crate) const fn is_dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+
+    /// The same mapping after an access, as hardware marks it.
+    pub(crate) const fn touched(self, write: bool) -> Self {
+        Self(self.0 | Self::ACCESSED | if write { Self::DIRTY } else { 0 })
+    }
+
+    /// The migration entry that stands for this mapping.
+    pub(crate) const fn to_migration(self) -> Self {
+        Self((self.0 & !Self::PRESENT) | Self::MIGRATION)
+    }
+
+    /// The mapping that this migration entry stands for, now of `frame`.
+    pub(crate) const fn restored(self, frame: Pfn) -> Self {
+        let flags = self.0 & !(Self::FRAME | Self::MIGRATION);
+        Self::with_frame(flags | Self::PRESENT, frame)
+    }
+
+    /// The base mapping of frame `index` of this huge mapping (present or migration entry).
+    pub(crate) const fn part(self, index: u64) -> Self {
+        let flags = self.0 & !(Self::FRAME | Self::MIGRATION | Self::HUGE);
+        Self::with_frame(flags | Self::PRESENT, self.frame().plus(index))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_depend_on_the_level() {
+        let table = Entry::table(Pfn::new(7));
+        assert_eq!(table.kind(0), Kind::Table);
+        assert_eq!(table.kind(LEAF_DEPTH), Kind::Leaf);
+        let huge = Entry::leaf(Pfn::new(512), Order::HUGE);
+        assert_eq!(huge.kind(HUGE_DEPTH), Kind::Leaf);
+        assert_eq!(huge.to_migration().kind(HUGE_DEPTH), Kind::Migration);
+        assert_eq!(Entry::EMPTY.kind(LEAF_DEPTH), Kind::Empty);
+    }
+
+    #[test]
+    fn a_migration_entry_keeps_every_flag() {
+        for order in [Order::BASE, Order::HUGE] {
+            for write in [false, true] {
+                let before = Entry::leaf(Pfn::new(1024), order).touched(write);
+                let migration = before.to_migration();
+                assert_eq!(migration.frame(), before.frame());
+                let after = migration.restored(Pfn::new(2048));
+                assert_eq!(after.frame(), Pfn::new(2048));
+                assert_eq!(after.restored(before.frame()), before);
+                assert_eq!(after.is_dirty(), write);
+                assert!(after.is_accessed());
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_a_huge_mapping_are_base_mappings() {
+        let huge = Entry::leaf(Pfn::new(512), Order::HUGE).touched(true);
+        let part = huge.to_migration().part(5);
+        assert_eq!(part, Entry::leaf(Pfn::new(517), Order::BASE).touched(true));
+    }
+}

@@ -1,0 +1,216 @@
+//! [`Paging`]: all address spaces of a guest.
+
+use crate::{
+    entry::{Entry, Kind},
+    page::{HUGE_DEPTH, Page},
+    source::PageSource,
+    space::{Slot, SpaceId, SpaceState, Spaces},
+    tables::new_table,
+};
+use dirigible_frames::{
+    FrameAllocator, FrameFlags, FrameState, Order, OwnerClass, Pfn, Platform, sync::Mutex,
+};
+
+/// All address spaces of a guest, and the owner of their anonymous memory.
+///
+/// It is a [`MovableOwner`](dirigible_mobility::MovableOwner): register it with `Mobility` under the class number that
+/// it was made with.
+///
+/// Locks: one for each space, held for a few page-table words at a time; never while allocating, copying, or waiting.
+pub struct Paging<'a, P> {
+    pub(crate) frames: &'a FrameAllocator<'a>,
+    pub(crate) platform: &'a P,
+    pub(crate) class: OwnerClass,
+    pub(crate) spaces: Spaces,
+    pub(crate) observer: Option<&'a dyn MoveObserver>,
+    /// Makes one step of dropping a reference to an unmapped frame and looking for others.
+    pub(crate) last_pin: Mutex<()>,
+}
+
+/// Sees every migration at the moment at which the contents can be compared.
+pub trait MoveObserver: Sync {
+    /// `frame` (head of 2^`order`) has the contents of the pages from `page` on; nobody else can reach it yet. Called
+    /// with no lock held, but whoever touches the pages waits: the observer must not fault, unmap, or access them.
+    fn moved(&self, space: SpaceId, page: Page, frame: Pfn, order: Order);
+}
+
+/// Why there is no new address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SpaceError {
+    /// No frame for the root table.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// All slots are taken.
+    #[error("too many address spaces")]
+    TooManySpaces,
+}
+
+/// One page's mapping, as [`Paging::lookup`] found it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The base frame that holds the page.
+    pub frame: Pfn,
+    /// Mapped by a huge page.
+    pub huge: bool,
+    /// Has been read or written since it was mapped.
+    pub accessed: bool,
+    /// Has been written since it was mapped.
+    pub dirty: bool,
+    /// Is on its way to another frame, or being split: `frame` is the old one.
+    pub migrating: bool,
+}
+
+/// What an address space holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Base pages mapped.
+    pub base: u64,
+    /// Huge pages mapped (512 frames each).
+    pub huge: u64,
+    /// Page-table frames, with those kept for splitting huge pages.
+    pub tables: u64,
+}
+
+impl Usage {
+    /// Frames of anonymous memory.
+    pub const fn frames(&self) -> u64 {
+        self.base + self.huge * crate::page::ENTRIES
+    }
+}
+
+impl<'a, P: Platform> Paging<'a, P> {
+    /// Paging without a space yet, whose frames carry `class`.
+    ///
+    /// This is the only place that uses the heap: for the table of `max_spaces` slots.
+    ///
+    /// # Panics
+    ///
+    /// When `max_spaces` is 0 or above [`MAX_SPACES`](crate::MAX_SPACES).
+    pub fn new(
+        frames: &'a FrameAllocator<'a>,
+        platform: &'a P,
+        class: OwnerClass,
+        max_spaces: usize,
+    ) -> Self {
+        Self {
+            frames,
+            platform,
+            class,
+            spaces: Spaces::new(max_spaces),
+            observer: None,
+            last_pin: Mutex::new(()),
+        }
+    }
+
+    /// Shows every migration to `observer`.
+    pub fn observed_by(mut self, observer: &'a dyn MoveObserver) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// The class that the frames carry.
+    pub fn class(&self) -> OwnerClass {
+        self.class
+    }
+
+    /// An empty address space; its root table comes from `memory`.
+    pub fn create_space(&self, memory: &dyn PageSource) -> Result<SpaceId, SpaceError> {
+        let root =
+            new_table(self.frames, self.platform, memory).map_err(|_| SpaceError::OutOfMemory)?;
+        let Some((space, slot)) = self.spaces.take() else {
+            memory.free(root, Order::BASE);
+            return Err(SpaceError::TooManySpaces);
+        };
+        slot.open(space, root);
+        Ok(space)
+    }
+
+    /// Unmaps everything and ends the space; gives the number of anonymous frames that it held (0 for a space that is
+    /// no more). Faults and accesses that run at the same time find no space; a frame that is just being moved is waited for.
+    pub fn destroy_space(&self, space: SpaceId) -> usize {
+        let Some(slot) = self.spaces.slot(space).filter(|slot| slot.close(space)) else {
+            return 0;
+        };
+        let pages = self.clear_range(
+            slot,
+            space.get() | SpaceState::DYING,
+            Page::new(0)..Page::LIMIT,
+        );
+        let root = {
+            let mut state = slot.state.lock();
+            debug_assert_eq!((state.base, state.huge, state.tables), (0, 0, 1));
+            core::mem::take(&mut *state).root
+        };
+        // A walker that saw the space alive may still stand in the root table.
+        self.platform.shoot_down(space.get(), 0);
+        self.free_table(root);
+        self.spaces.give_back(space);
+        pages
+    }
+
+    /// What `space` holds, or `None` if it is no more.
+    pub fn usage(&self, space: SpaceId) -> Option<Usage> {
+        let state = self.spaces.slot(space)?.state.lock();
+        (state.id == space.get()).then(|| Usage {
+            base: state.base,
+            huge: state.huge,
+            tables: state.tables,
+        })
+    }
+
+    /// The base frame that holds `page`, the old one while it is being moved.
+    pub fn translate(&self, space: SpaceId, page: Page) -> Option<Pfn> {
+        self.lookup(space, page).map(|mapping| mapping.frame)
+    }
+
+    /// The mapping of `page`.
+    pub fn lookup(&self, space: SpaceId, page: Page) -> Option<Mapping> {
+        let slot = self.spaces.slot(space)?;
+        let state = slot.state.lock();
+        if state.id != space.get() || !page.is_valid() {
+            return None;
+        }
+        let place = self.peek(&state, page);
+        let kind = place.kind();
+        matches!(kind, Kind::Leaf | Kind::Migration).then(|| Mapping {
+            frame: frame_of(place.entry, place.depth, page),
+            huge: place.depth == HUGE_DEPTH,
+            accessed: place.entry.is_accessed(),
+            dirty: place.entry.is_dirty(),
+            migrating: kind == Kind::Migration,
+        })
+    }
+
+    /// Slot of `space`, whether or not it lives.
+    pub(crate) fn slot(&self, space: SpaceId) -> Option<&Slot> {
+        self.spaces.slot(space)
+    }
+
+    /// Gives a frame back that is `Owned` and unreachable.
+    pub(crate) fn free(&self, frame: Pfn, order: Order) {
+        let freed = self.frames.free(self.platform.cpu(), frame, order);
+        debug_assert!(freed.is_ok(), "{frame}: {freed:?}");
+    }
+
+    /// Moves a frame's state along an edge that nobody else can take at this moment.
+    pub(crate) fn must_transition(&self, frame: Pfn, from: FrameState, to: FrameState) {
+        let moved = self.frames.transition(frame, from, to);
+        debug_assert!(moved.is_ok(), "{frame} is {moved:?}, not {from:?}");
+    }
+
+    /// Whether somebody besides the page tables uses the frame, so that it cannot move.
+    pub(crate) fn is_pinned(&self, frame: Pfn) -> bool {
+        self.frames
+            .frame(frame)
+            .is_some_and(|info| info.flags.contains(FrameFlags::PINNED) || info.refcount > 0)
+    }
+}
+
+/// The base frame behind `page` when `entry` at `depth` maps it.
+pub(crate) fn frame_of(entry: Entry, depth: usize, page: Page) -> Pfn {
+    if depth == HUGE_DEPTH {
+        entry.frame().plus(page.offset())
+    } else {
+        entry.frame()
+    }
+}

@@ -1,0 +1,235 @@
+//! The allocation slow path: what is tried, and in which order, when the allocator has no frame to give.
+
+use crate::source::{OutOfMemory, PageSource, Reclaim};
+use dirigible_frames::{
+    AllocError, AllocRequest, BalloonPlacement, Cost, Event, Fallback, FrameAllocator, FrameClass,
+    Order, Pfn, Platform, Watermark,
+};
+use dirigible_mobility::{CompactResult, Mobility};
+
+/// The constants of the slow path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlowPathConfig {
+    /// Frames asked of reclaim at a time for a base page or for the balloon.
+    pub batch: usize,
+    /// Frames asked of reclaim for a huge page.
+    pub huge_batch: usize,
+    /// Frames asked of reclaim so that a block can be evacuated into them.
+    pub evacuate_batch: usize,
+    /// How often reclaim is asked for one base page, while each time gives something.
+    pub rounds: usize,
+    /// How often a block is evacuated for one unmovable or reclaimable request.
+    pub evacuations: u32,
+    /// Evacuate for unmovable and reclaimable requests that find no room in blocks of their type: set it where the
+    /// allocator's fallback policy is [`Fallback::Evacuate`].
+    pub fallback: Fallback,
+    /// What the balloon leaves free.
+    pub balloon_watermark: Watermark,
+}
+
+impl Default for SlowPathConfig {
+    fn default() -> Self {
+        Self {
+            batch: 32,
+            huge_batch: 1024,
+            evacuate_batch: 512,
+            rounds: 16,
+            evacuations: 2,
+            fallback: Fallback::Evacuate,
+            balloon_watermark: Watermark::Min,
+        }
+    }
+}
+
+/// Frames by every means short of killing somebody.
+///
+/// - *Base pages:* free frames; for unmovable and reclaimable requests, under [`Fallback::Evacuate`], a movable block
+///   evacuated and converted; reclaim, for as long as it gives something; the whole-block reserve.
+/// - *Huge pages:* a free block, a block captured by compaction, and both again after one big reclaim.
+///
+/// Each means is tried a bounded number of times, so a request ends, with frames or with [`OutOfMemory`], whatever the
+/// others do.
+pub struct SlowPath<'a, P: Platform> {
+    frames: &'a FrameAllocator<'a>,
+    mobility: &'a Mobility<'a, P>,
+    platform: &'a P,
+    reclaim: &'a dyn Reclaim,
+    config: SlowPathConfig,
+}
+
+/// What is left of one request's means.
+struct Effort {
+    rounds: usize,
+    evacuations: u32,
+    stalled: bool,
+}
+
+impl<'a, P: Platform> SlowPath<'a, P> {
+    /// The slow path over an allocator, its compaction, and somebody to reclaim from.
+    pub fn new(
+        mobility: &'a Mobility<'a, P>,
+        reclaim: &'a dyn Reclaim,
+        config: SlowPathConfig,
+    ) -> Self {
+        let (frames, platform) = (mobility.frames(), mobility.platform());
+        Self {
+            frames,
+            mobility,
+            platform,
+            reclaim,
+            config,
+        }
+    }
+
+    /// Frames for a balloon, taken as `how` says: fills `out` from the front and gives how many. Reclaims what is
+    /// missing, in small batches, while that gives something. It never breaks the whole-block reserve, and getting less is
+    /// no failure: the balloon comes again.
+    pub fn take_balloon(&self, how: BalloonPlacement, out: &mut [Pfn]) -> usize {
+        let mut effort = self.effort();
+        effort.rounds += out.len().div_ceil(self.config.batch.max(1));
+        let mark = self.config.balloon_watermark;
+        let mut taken = 0;
+        while taken < out.len() {
+            let cpu = self.platform.cpu();
+            taken += self.frames.alloc_balloon(cpu, how, mark, &mut out[taken..]);
+            if taken == out.len() {
+                break;
+            }
+            if matches!(how, BalloonPlacement::Unmovable) {
+                // One frame by the way of all unmovable requests makes room for more.
+                let request = AllocRequest::unmovable().with_watermark(mark);
+                let Ok(frame) = self.try_base(request, &mut effort) else {
+                    break;
+                };
+                out[taken] = frame;
+                taken += 1;
+            } else if !self.reclaim_round(self.config.batch, &mut effort) {
+                break;
+            }
+        }
+        taken
+    }
+
+    fn effort(&self) -> Effort {
+        let SlowPathConfig {
+            rounds,
+            evacuations,
+            ..
+        } = self.config;
+        Effort {
+            rounds,
+            evacuations,
+            stalled: false,
+        }
+    }
+
+    fn alloc_base(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
+        self.try_base(request, &mut self.effort())
+            // Better a broken reserve than a task without memory.
+            .or_else(|_| {
+                self.frames
+                    .alloc(self.platform.cpu(), request.breaking_reserve())
+            })
+            .or_else(|_| self.failed())
+    }
+
+    /// Everything but the reserve.
+    fn try_base(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
+        let batch = self.config.batch.max(2 * request.order.frames());
+        let evacuates = matches!(self.config.fallback, Fallback::Evacuate)
+            && matches!(
+                request.class,
+                FrameClass::Unmovable | FrameClass::Reclaimable
+            )
+            && request.order < Order::HUGE;
+        loop {
+            let more = match self.frames.alloc(self.platform.cpu(), request) {
+                Ok(frame) => return Ok(frame),
+                Err(AllocError::Fragmented) if evacuates => self.evacuate(request.class, effort),
+                Err(_) => self.reclaim_round(batch, effort),
+            };
+            if !more {
+                return Err(OutOfMemory);
+            }
+        }
+    }
+
+    /// Turns a movable block into one for `class`; `false` when there is no point in asking the allocator again.
+    fn evacuate(&self, class: FrameClass, effort: &mut Effort) -> bool {
+        if effort.evacuations == 0 {
+            return false;
+        }
+        effort.evacuations -= 1;
+        match self.mobility.evacuate_for(self.platform.cpu(), class) {
+            Ok(()) => true,
+            // For want of targets, most likely: with more room the next attempt, if there is one, may do better.
+            Err(_) => {
+                effort.evacuations > 0 && self.reclaim_round(self.config.evacuate_batch, effort)
+            }
+        }
+    }
+
+    /// Reclaims once more; `false` when there was nothing to reclaim, or it was done often enough.
+    fn reclaim_round(&self, batch: usize, effort: &mut Effort) -> bool {
+        let Some(rounds) = effort.rounds.checked_sub(1) else {
+            return false;
+        };
+        effort.rounds = rounds;
+        self.reclaim(batch, &mut effort.stalled) > 0
+    }
+
+    fn alloc_huge(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
+        let mut stalled = false;
+        for attempt in 0..2 {
+            if let Ok(frame) = self.frames.alloc(self.platform.cpu(), request) {
+                return Ok(frame);
+            }
+            let result = self
+                .mobility
+                .compact_direct(self.platform.cpu(), request.class);
+            if let CompactResult::Captured(frame) = result {
+                return Ok(frame);
+            }
+            if attempt == 0 && self.reclaim(self.config.huge_batch, &mut stalled) == 0 {
+                break;
+            }
+        }
+        self.failed()
+    }
+
+    /// Asks for `frames` frames back, charges and counts it.
+    fn reclaim(&self, frames: usize, stalled: &mut bool) -> usize {
+        let cpu = self.platform.cpu();
+        if !core::mem::replace(stalled, true) {
+            self.frames.events().add(cpu, Event::AllocStall, 1);
+        }
+        let freed = self.reclaim.reclaim(frames);
+        self.frames
+            .events()
+            .add(cpu, Event::PgReclaimed, freed as u64);
+        self.platform.charge(Cost::Reclaim(freed as u32));
+        freed
+    }
+
+    fn failed(&self) -> Result<Pfn, OutOfMemory> {
+        self.frames
+            .events()
+            .add(self.platform.cpu(), Event::OutOfMemory, 1);
+        Err(OutOfMemory)
+    }
+}
+
+impl<P: Platform> PageSource for SlowPath<'_, P> {
+    fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
+        if request.order == Order::HUGE {
+            self.alloc_huge(request)
+        } else {
+            self.alloc_base(request)
+        }
+    }
+
+    fn free(&self, frame: Pfn, order: Order) {
+        let freed = self.frames.free(self.platform.cpu(), frame, order);
+        debug_assert!(freed.is_ok(), "{frame} was not owned by its user");
+    }
+}

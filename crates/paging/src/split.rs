@@ -1,0 +1,85 @@
+//! Splitting a huge page into base pages. It needs no memory: the table was deposited when the page was mapped.
+
+use crate::{
+    entry::{Entry, Kind},
+    page::{ENTRIES, HUGE_DEPTH, Page},
+    paging::Paging,
+    space::{OwnerWord, SpaceId, SpaceState},
+    tables::Place,
+};
+use dirigible_frames::{Event, FrameState, Platform};
+
+/// Why a huge page was not split. The mapping is as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SplitError {
+    /// The page is not mapped by a huge page.
+    #[error("not a huge page")]
+    NotHuge,
+    /// The huge page is isolated, being moved, or pinned.
+    #[error("the huge page is busy")]
+    Busy,
+}
+
+impl<P: Platform> Paging<'_, P> {
+    /// Splits the huge page that `page` lies in: the same frames, mapped one by one.
+    pub fn split_huge(&self, space: SpaceId, page: Page) -> Result<(), SplitError> {
+        let slot = self.slot(space).ok_or(SplitError::NotHuge)?;
+        let mut state = slot.state.lock();
+        if state.id != space.get() || !page.is_valid() {
+            return Err(SplitError::NotHuge);
+        }
+        let place = self.peek(&state, page);
+        match (place.kind(), place.depth) {
+            (Kind::Leaf, HUGE_DEPTH) => self.split_locked(&mut state, page.huge_base(), &place),
+            (Kind::Migration, HUGE_DEPTH) => Err(SplitError::Busy),
+            _ => Err(SplitError::NotHuge),
+        }
+    }
+
+    /// Splits the huge page at `place`, whose first page is `base`.
+    pub(crate) fn split_locked(
+        &self,
+        state: &mut SpaceState,
+        base: Page,
+        place: &Place,
+    ) -> Result<(), SplitError> {
+        let head = place.entry.frame();
+        // Keeps compaction away; fails if it was first, or if the page is pinned.
+        if self
+            .frames
+            .transition(head, FrameState::Listed, FrameState::Owned)
+            .is_err()
+        {
+            return Err(SplitError::Busy);
+        }
+        let Some(table) = self.withdraw_table(state) else {
+            debug_assert!(false, "a huge page without a deposited table");
+            self.must_transition(head, FrameState::Owned, FrameState::Listed);
+            return Err(SplitError::Busy);
+        };
+        // Walkers wait for a moment, so that no mark is lost, and no CPU holds translations of both sizes at once. The
+        // shoot-down under the lock is safe: nobody takes a lock inside an access section.
+        let frozen = self.freeze_entry(place);
+        self.platform
+            .shoot_down(state.space().get(), base.address());
+        self.frames.split_huge(head);
+        for index in 0..ENTRIES {
+            let word = OwnerWord::new(state.space(), base.plus(index));
+            self.frames.set_owner(head.plus(index), self.class, word.0);
+            self.set_entry(table, index as usize, frozen.part(index));
+        }
+        self.frames.set_owner_word(table, ENTRIES);
+        self.set_entry(place.table, place.index, Entry::table(table));
+        for index in 0..ENTRIES {
+            let frame = head.plus(index);
+            self.must_transition(frame, FrameState::Owned, FrameState::Listed);
+        }
+        state.tables += 1;
+        state.huge -= 1;
+        state.base += ENTRIES;
+        self.frames
+            .events()
+            .add(self.platform.cpu(), Event::ThpSplit, 1);
+        Ok(())
+    }
+}
