@@ -101,7 +101,7 @@ pub(crate) struct Accounts {
 
 impl Accounts {
     /// `n` base frames went off their owner's books.
-    pub(crate) fn isolated(&self, events: &Events, cpu: CpuId, class: FrameClass, n: u64) {
+    pub(crate) fn isolated(&self, events: Events<'_>, cpu: CpuId, class: FrameClass, n: u64) {
         self.now.add(class, n);
         self.isolated.add(class, n);
         events.add(cpu, Event::CompactIsolated, n);
@@ -111,7 +111,7 @@ impl Accounts {
     }
 
     /// `n` isolated base frames left their place and were given back to the allocator.
-    pub(crate) fn moved(&self, events: &Events, cpu: CpuId, class: FrameClass, n: u64) {
+    pub(crate) fn moved(&self, events: Events<'_>, cpu: CpuId, class: FrameClass, n: u64) {
         self.now.sub(class, n);
         self.moved.add(class, n);
         events.add(cpu, Event::PgmigrateSuccess, n);
@@ -122,7 +122,7 @@ impl Accounts {
     }
 
     /// `n` isolated base frames went back onto their owner's books.
-    pub(crate) fn put_back(&self, events: &Events, cpu: CpuId, class: FrameClass, n: u64) {
+    pub(crate) fn put_back(&self, events: Events<'_>, cpu: CpuId, class: FrameClass, n: u64) {
         self.now.sub(class, n);
         self.put_back.add(class, n);
         if class == FrameClass::Balloon {
@@ -136,7 +136,7 @@ impl Accounts {
     }
 
     /// Checks all identities; only at quiescence do they hold to the frame.
-    pub(crate) fn verify(&self, events: &Events) -> Result<(), IdentityError> {
+    pub(crate) fn verify(&self, events: Events<'_>) -> Result<(), IdentityError> {
         let stall = events.get(Event::CompactStall);
         let (success, fail) = (
             events.get(Event::CompactSuccess),

@@ -155,9 +155,8 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
 
     /// All zones, in the order in which requests try them: the last first.
     pub(crate) fn zone_ids(&self) -> impl Iterator<Item = ZoneId> + use<P> {
-        (0..self.frames.zones())
-            .rev()
-            .filter_map(|zone| u8::try_from(zone).ok().map(ZoneId::new))
+        let count = self.frames.zones().count() as u8;
+        (0..count).rev().map(ZoneId::new)
     }
 
     /// The workspace if it is free.
