@@ -86,7 +86,7 @@ pub use isolate::{IsolateError, IsolatedBlock};
 pub use ledger::{BlockState, Ledger};
 pub use pfn::{BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn};
 pub use placement::BalloonPlacement;
-pub use platform::{Cost, Platform};
+pub use platform::{Cost, LINES_PER_FRAME, Platform, WORDS_PER_LINE};
 pub use query::{ClassCounts, PageTypeInfo};
 pub use request::{AllocError, AllocRequest, FreeError, Watermark};
 pub use verify::VerifyError;

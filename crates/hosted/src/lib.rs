@@ -44,6 +44,7 @@ mod memory;
 mod platform;
 mod residency;
 mod ring;
+pub mod run;
 mod runner;
 mod sections;
 mod transport;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dirigible_balloon::{BalloonConfig, BalloonError, Deflate, FrameSource};
+use dirigible_balloon::{BalloonConfig, BalloonError, Deflate};
 use dirigible_frames::{
     Config, ConfigError, CpuId, Event, FrameAllocator, OwnerClass, Platform, ZoneConfig,
 };
@@ -26,7 +26,7 @@ use dirigible_workload::{
     load,
     params::{Params, ParamsError},
     report::{
-        AttemptHost, ColumnHost, ColumnReport, LoadReport, Observer, Progress, Residency,
+        self,         AttemptHost, ColumnHost, ColumnReport, LoadReport, Observer, Progress, Residency,
         TenThousandths, Tenths, VmStat,
     },
     system::{HostClock, MoveChecks, Parts, System},
@@ -183,7 +183,6 @@ fn run_on<'a>(
     let parts = Parts {
         platform,
         frames,
-        mobility: &mobility,
         paging: &paging,
         memory: &memory,
         filler: &filler,
@@ -215,7 +214,7 @@ fn run_on<'a>(
     report.passes = passes;
     report.host = Some(column_host(params, machine, started, attempts, port.residency(resident_empty)));
 
-    let checked = check_end(machine, frames, &mobility, &paging, &filler, &balloon, &system);
+    let checked = check_end(machine, frames, &mobility, &paging, &filler, &balloon);
     report.content_errors = contents.errors();
     report.pages_checked = contents.checked_whole();
     drop(binding);
@@ -226,19 +225,19 @@ fn run_on<'a>(
 }
 
 /// What the run itself needs.
-struct Experiment<'e, 'a> {
+struct Experiment<'e, 'a, 'm> {
     params: &'e Params,
     machine: &'a HostedMachine,
     system: &'e System<'a, HostedPlatform>,
     filler: &'e Filler<'a, HostedPlatform>,
-    mobility: &'e Mobility<'a, HostedPlatform>,
+    mobility: &'e Mobility<'m, HostedPlatform>,
     port: &'e BalloonPort<'a>,
     timeline: Timeline,
     control: Control,
     hash: Mutex<TargetsHash>,
 }
 
-impl<'a> Experiment<'_, 'a> {
+impl Experiment<'_, '_, '_> {
     /// The load's actors, the filler's among them.
     fn load(&self) -> Vec<Box<dyn Actor + '_>> {
         let mut actors: Vec<Box<dyn Actor + '_>> = Vec::new();
@@ -276,12 +275,10 @@ impl<'a> Experiment<'_, 'a> {
         }
         // The director has the CPU after the load's.
         let mut service = (threads as u16 + 1..).map(CpuId::new);
-        let mut alone = |actor: Box<dyn Actor + '_>| {
-            let mut engine = Engine::new();
-            engine.add_boxed(0, actor);
-            (service.next().unwrap_or_default(), engine)
-        };
-        let services = [alone(Box::new(worker)), alone(Box::new(kcompactd))];
+        let (mut inflating, mut compacting) = (Engine::new(), Engine::new());
+        inflating.add(0, worker);
+        compacting.add(0, kcompactd);
+        let services = [inflating, compacting].map(|engine| (service.next().unwrap_or_default(), engine));
         let interrupts = service.next().unwrap_or_default();
         let load = engines.into_iter().enumerate().map(|(cpu, engine)| (CpuId::new(cpu as u16), engine));
         let platform = self.machine.platform();
@@ -365,7 +362,6 @@ fn check_end(
     paging: &Paging<'_, HostedPlatform>,
     filler: &Filler<'_, HostedPlatform>,
     balloon: &Driver<'_>,
-    source: &dyn FrameSource,
 ) -> Result<(), String> {
     let text = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
     filler.drop_all();
@@ -376,7 +372,7 @@ fn check_end(
     }
     balloon.verify().map_err(|error| text("balloon", &error))?;
     mobility.verify().map_err(|error| text("mobility", &error))?;
-    balloon.shutdown(source).map_err(|error| text("balloon shutdown", &error))?;
+    balloon.shutdown().map_err(|error| text("balloon shutdown", &error))?;
     let audit = paging.audit().map_err(|error| text("page tables", &error))?;
     if audit.spaces != 0 {
         return Err(format!("page tables: {} address spaces are left", audit.spaces));
@@ -419,9 +415,11 @@ fn column_host(
     let usage = process_times();
     ColumnHost {
         name: params.column.name().into(),
-        kernel: facts.kernel,
-        cpus: facts.cores as u64,
-        process_madvise: facts.process_madvise,
+        facts: Some(report::HostFacts {
+            kernel: facts.kernel,
+            cpus: facts.cores as u64,
+            process_madvise: facts.process_madvise,
+        }),
         wall_ms: started.elapsed().as_millis() as u64,
         user_ms: usage.0,
         system_ms: usage.1,

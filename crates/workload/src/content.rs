@@ -1,0 +1,188 @@
+//! What stands in the pages of the load, and how it is checked.
+//!
+//! A page carries one word in each of its 64-byte lines, made from who owns it, which page of the owner it is, and the line.
+//! A page that was lost, mixed up, copied half, or used while the host held it (it reads as zeroes then) shows it.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use dirigible_frames::{LINES_PER_FRAME, Pfn, Platform, WORDS_PER_LINE};
+use spin::Mutex;
+
+use crate::rng::mix;
+
+/// Lines of 64 bytes in a page.
+pub const LINES: usize = LINES_PER_FRAME;
+/// The errors that are kept with all details; the others are only counted.
+const KEPT: usize = 8;
+
+/// The pattern of one page: owner and position mixed once, then one addition per line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pattern(u64);
+
+impl Pattern {
+    /// The pattern of page `position` of the owner with key `owner`.
+    pub const fn new(owner: u64, position: u64) -> Self {
+        Self(mix(owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ position))
+    }
+
+    /// What stands in `line`.
+    pub const fn word(self, line: usize) -> u64 {
+        self.0.wrapping_add((line as u64).wrapping_mul(0xd6e8_feb8_6659_fd93))
+    }
+
+    /// Writes the pattern into every line of `frame`.
+    pub fn write<P: Platform>(self, platform: &P, frame: Pfn) {
+        platform.write_lines(frame, &core::array::from_fn(|line| self.word(line)));
+    }
+
+    /// The first line of `frame` that does not hold the pattern.
+    pub fn first_wrong<P: Platform>(self, platform: &P, frame: Pfn) -> Option<Wrong> {
+        let mut found = [0; LINES];
+        platform.read_lines(frame, &mut found);
+        let line = (0..LINES).find(|&line| found[line] != self.word(line))?;
+        Some(Wrong { line, found: found[line] })
+    }
+
+    /// The same for the four lines that `draw` names, six bits each.
+    pub fn first_wrong_of_four<P: Platform>(
+        self,
+        platform: &P,
+        frame: Pfn,
+        draw: u32,
+    ) -> Option<Wrong> {
+        let lines = [draw, draw >> 6, draw >> 12, draw >> 18];
+        lines
+            .into_iter()
+            .find_map(|line| self.wrong_at(platform, frame, line as usize % LINES))
+    }
+
+    fn wrong_at<P: Platform>(self, platform: &P, frame: Pfn, line: usize) -> Option<Wrong> {
+        let found = platform.read_word(frame, line * WORDS_PER_LINE);
+        (found != self.word(line)).then_some(Wrong { line, found })
+    }
+}
+
+/// A line that holds something else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wrong {
+    /// The line.
+    pub line: usize,
+    /// What stands there.
+    pub found: u64,
+}
+
+/// When a page was looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum When {
+    /// It had just been moved.
+    Moved,
+    /// Its owner used it again.
+    Used,
+    /// Its owner gave it back.
+    Ended,
+}
+
+/// A page that was found wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct ContentError {
+    /// Where it was.
+    pub frame: Pfn,
+    /// Which line, and what stood there.
+    pub wrong: Wrong,
+    /// When it was found.
+    pub when: When,
+    /// Whose page it was, for a reader: a job's address space, the filler, the kernel, the probe.
+    pub owner: &'static str,
+    /// The page of that owner.
+    pub position: u64,
+}
+
+/// Counts the checks and keeps the first errors.
+#[derive(Debug, Default)]
+pub struct ContentLog {
+    errors: AtomicU64,
+    checked_whole: AtomicU64,
+    first: Mutex<Vec<ContentError>>,
+}
+
+impl ContentLog {
+    /// Nothing checked yet.
+    pub fn new() -> Self {
+        Self { first: Mutex::new(Vec::with_capacity(KEPT)), ..Self::default() }
+    }
+
+    // The counts are sums for the report: nothing is published through them, so Relaxed will do.
+
+    /// Checks every line of `frame`.
+    pub fn check_whole<P: Platform>(
+        &self,
+        platform: &P,
+        frame: Pfn,
+        pattern: Pattern,
+        note: (When, &'static str, u64),
+    ) {
+        self.checked_whole.fetch_add(1, Ordering::Relaxed);
+        if let Some(wrong) = pattern.first_wrong(platform, frame) {
+            self.record(frame, wrong, note);
+        }
+    }
+
+    /// Checks the four lines of `frame` that `draw` names.
+    pub fn check_four<P: Platform>(
+        &self,
+        platform: &P,
+        frame: Pfn,
+        pattern: Pattern,
+        draw: u32,
+        note: (When, &'static str, u64),
+    ) {
+        if let Some(wrong) = pattern.first_wrong_of_four(platform, frame, draw) {
+            self.record(frame, wrong, note);
+        }
+    }
+
+    /// Counts one more error.
+    pub fn record(&self, frame: Pfn, wrong: Wrong, note: (When, &'static str, u64)) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        let (when, owner, position) = note;
+        let mut first = self.first.lock();
+        if first.len() < KEPT {
+            first.push(ContentError { frame, wrong, when, owner, position });
+        }
+    }
+
+    /// Pages found wrong.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Pages checked whole.
+    pub fn checked_whole(&self) -> u64 {
+        self.checked_whole.load(Ordering::Relaxed)
+    }
+
+    /// The first errors, with all that is known about them.
+    pub fn first_errors(&self) -> Vec<ContentError> {
+        self.first.lock().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_tell_owner_position_and_line_apart() {
+        let mut words = Vec::new();
+        for owner in 1..5 {
+            for position in 0..50 {
+                words.extend((0..LINES).map(|line| Pattern::new(owner, position).word(line)));
+            }
+        }
+        assert!(!words.contains(&0), "a discarded page reads as zeroes");
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), 4 * 50 * LINES);
+    }
+}

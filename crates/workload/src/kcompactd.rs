@@ -1,0 +1,31 @@
+//! The actor of background compaction.
+
+use dirigible_frames::Platform;
+use dirigible_mobility::Mobility;
+
+use crate::{
+    actor::{Actor, Next},
+    tuning::{KCOMPACTD_BLOCKS, KCOMPACTD_TICK},
+};
+
+/// Looks at a steady pace whether background compaction has work, and lets it do a bounded piece.
+pub struct Kcompactd<'k, 'a, P: Platform> {
+    mobility: &'k Mobility<'a, P>,
+}
+
+impl<'k, 'a, P: Platform> Kcompactd<'k, 'a, P> {
+    /// The actor of `mobility`'s background compaction.
+    pub fn new(mobility: &'k Mobility<'a, P>) -> Self {
+        Self { mobility }
+    }
+}
+
+impl<P: Platform> Actor for Kcompactd<'_, '_, P> {
+    fn step(&mut self, now: u64) -> Next {
+        if self.mobility.wants_background() {
+            let cpu = self.mobility.platform().cpu();
+            self.mobility.compact_background(cpu, KCOMPACTD_BLOCKS);
+        }
+        Next::At(now + KCOMPACTD_TICK)
+    }
+}

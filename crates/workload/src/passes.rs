@@ -1,0 +1,264 @@
+//! What is written down about each pass on the real machine.
+
+use alloc::{string::ToString, vec::Vec};
+
+use dirigible_frames::{
+    BlockState, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameState, Order,
+};
+
+use crate::{
+    report::{
+        AttemptHost, BlockCensus, FailureCauses, MemoryState, PassReport, Spread, Tenths,
+        TypeState, VmStat,
+    },
+    timeline::{PassPlan, PassResult},
+};
+
+const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
+
+/// How an attempt ended, as the events that it raised tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// A block was free.
+    Free,
+    /// Compaction emptied one.
+    Compaction,
+    /// Compaction emptied one after reclaim.
+    Reclaim,
+    /// Too little free, even after reclaim.
+    Watermark,
+    /// Compaction was put off.
+    Deferred,
+    /// No block could be begun.
+    NoBlock,
+    /// A block was begun and could not be emptied.
+    Aborted,
+}
+
+/// The events that tell attempts apart: reclaimed frames, compaction skipped, deferred, begun; blocks given up.
+pub type AttemptEvents = [u64; 5];
+
+impl Ended {
+    /// The present counts.
+    pub fn events(frames: &FrameAllocator<'_>) -> AttemptEvents {
+        let events = frames.events();
+        [
+            events.get(Event::PgReclaimed),
+            events.get(Event::CompactSkipped),
+            events.get(Event::CompactDeferred),
+            events.get(Event::CompactStall),
+            events.get(Event::CompactBlockAborted),
+        ]
+    }
+
+    /// How an attempt between two counts ended. With threads, others raise the same events: a hint then.
+    pub fn of(got: bool, before: &AttemptEvents, after: &AttemptEvents) -> Self {
+        let [reclaimed, _, deferred, begun, aborted] =
+            core::array::from_fn(|index| after[index] > before[index]);
+        match (got, reclaimed, begun) {
+            (true, true, _) => Self::Reclaim,
+            (true, false, true) => Self::Compaction,
+            (true, false, false) => Self::Free,
+            (false, _, true) if aborted => Self::Aborted,
+            (false, _, true) => Self::NoBlock,
+            (false, ..) if deferred => Self::Deferred,
+            (false, ..) => Self::Watermark,
+        }
+    }
+}
+
+/// What is held, in frames.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// By the jobs, and by the THP test.
+    pub anonymous: u64,
+    /// Kernel memory, page tables included.
+    pub kernel: u64,
+    /// By the filler.
+    pub filler: u64,
+    /// By the balloon.
+    pub balloon: u64,
+}
+
+/// The passes of a run.
+pub struct PassBook {
+    /// The passes that have ended.
+    pub reports: Vec<PassReport>,
+    /// The host's time of their attempts.
+    pub host: Vec<AttemptHost>,
+    /// Blocks with reserved frames or holes.
+    reserved: Vec<bool>,
+    now: Open,
+}
+
+/// The pass under way.
+struct Open {
+    report: PassReport,
+    events: [u64; Event::COUNT],
+    costs: Vec<u64>,
+    host_costs: Vec<u64>,
+}
+
+impl PassBook {
+    /// No pass yet.
+    pub fn new(frames: &FrameAllocator<'_>) -> Self {
+        let is_reserved = |block| {
+            let start = frames.block_start(block);
+            (0..BLOCK).any(|offset| frames.state(start.plus(offset)) == FrameState::Reserved)
+        };
+        let reserved = frames.blocks().map(is_reserved).collect();
+        let now = Open {
+            report: PassReport::default(),
+            events: [0; Event::COUNT],
+            costs: Vec::new(),
+            host_costs: Vec::new(),
+        };
+        Self { reports: Vec::new(), host: Vec::new(), reserved, now }
+    }
+
+    /// A pass begins.
+    pub fn begin(&mut self, pass: &PassPlan, frames: &FrameAllocator<'_>, balloon: u64) {
+        let before = self.look(frames, balloon);
+        let now = &mut self.now;
+        now.report = PassReport { name: pass.name.to_string(), before, ..PassReport::default() };
+        now.events = frames.events().snapshot();
+        now.costs.clear();
+        now.host_costs.clear();
+    }
+
+    /// An attempt was made.
+    pub fn attempted(&mut self, ended: Ended, cost: u64, host_cost: u64) {
+        let Open { report, costs, host_costs, .. } = &mut self.now;
+        costs.push(cost);
+        host_costs.push(host_cost);
+        let FailureCauses { watermark, deferred, no_block, aborted } = &mut report.failed;
+        *match ended {
+            Ended::Free => &mut report.got_free,
+            Ended::Compaction => &mut report.got_compaction,
+            Ended::Reclaim => &mut report.got_reclaim,
+            Ended::Watermark => watermark,
+            Ended::Deferred => deferred,
+            Ended::NoBlock => no_block,
+            Ended::Aborted => aborted,
+        } += 1;
+    }
+
+    /// The pass has ended; what it got is still held.
+    pub fn end(
+        &mut self,
+        pass: &PassPlan,
+        result: &PassResult,
+        frames: &FrameAllocator<'_>,
+        sizes: Sizes,
+    ) {
+        let after = self.look(frames, sizes.balloon);
+        let now = &mut self.now;
+        let mut report = core::mem::take(&mut now.report);
+        let mean = |time: u128| Tenths::mib_of_frames((time / u128::from(result.length.max(1))) as u64);
+        // What the THP test holds is not the load's.
+        let probe = match pass.test {
+            crate::timeline::Test::Thp { .. } => result.allocated * BLOCK,
+            _ => 0,
+        };
+        let anonymous = sizes.anonymous.saturating_sub(probe);
+        report.asked = pass.test.asked();
+        report.attempts = result.attempts;
+        report.allocated = result.allocated;
+        report.percent_asked = Tenths::percent(result.allocated, report.asked);
+        report.balloon_mean_mib = mean(result.balloon_time);
+        report.balloon_target_mean_mib = mean(result.target_time);
+        report.load_anonymous_mib = Tenths::mib_of_frames(anonymous);
+        report.load_kernel_mib = Tenths::mib_of_frames(sizes.kernel);
+        report.load_mib = Tenths::mib_of_frames(anonymous + sizes.kernel);
+        report.filler_mib = Tenths::mib_of_frames(sizes.filler);
+        report.hybrid_blocks = after.hybrid_blocks;
+        report.after = after;
+        report.attempt_cost_ns = Spread::of(&mut now.costs);
+        let host = AttemptHost { pass: report.name.clone(), ns: Spread::of(&mut now.host_costs) };
+        report.vmstat = VmStat::since(&now.events, &frames.events().snapshot());
+        let of = |event: Event| report.vmstat.get(event.name());
+        let moved = of(Event::PgmigrateSuccess);
+        report.moved_background = of(Event::CompactDaemonMigrated);
+        report.host_messages = of(Event::BalloonMigrateMessages);
+        report.balloon_frames_moved = of(Event::BalloonMigrate);
+        report.moved_direct = moved.saturating_sub(report.moved_background);
+        report.moved_per_huge_page = Tenths::ratio(moved, result.allocated);
+        self.host.push(host);
+        self.reports.push(report);
+    }
+
+    fn look(&self, frames: &FrameAllocator<'_>, balloon: u64) -> MemoryState {
+        let info = frames.pagetypeinfo();
+        let types = dirigible_frames::Migratetype::ALL.into_iter();
+        let pagetypeinfo = types
+            .map(|kind| {
+                let row = kind as usize;
+                TypeState {
+                    name: kind.name().to_string(),
+                    blocks: u64::from(info.blocks[row]),
+                    free: info.free[row].map(u64::from).to_vec(),
+                }
+            })
+            .collect();
+        let orders = (0..=Order::MAX.get()).filter_map(Order::new);
+        MemoryState {
+            free_frames: frames.free_frames(),
+            free_blocks: frames.free_blocks(),
+            hybrid_blocks: frames.hybrid_blocks() as u64,
+            balloon_frames: balloon,
+            buddyinfo: frames.buddyinfo().map(u64::from).to_vec(),
+            pagetypeinfo,
+            unusable_permille: orders.map(|order| u64::from(frames.unusable_index(order))).collect(),
+            census: self.census(frames),
+        }
+    }
+
+    fn census(&self, frames: &FrameAllocator<'_>) -> BlockCensus {
+        let mut census = BlockCensus::default();
+        for (block, &reserved) in frames.blocks().zip(&self.reserved) {
+            let ledger = frames.ledger(block);
+            let movable = ledger.movable() + ledger.balloon() > 0;
+            let kind = match ledger.state() {
+                BlockState::Huge => &mut census.huge,
+                BlockState::Isolated => &mut census.isolated,
+                BlockState::Open if reserved => &mut census.reserved,
+                BlockState::Open if ledger.unmovable() == 0 && !movable => &mut census.free,
+                BlockState::Open if ledger.unmovable() == 0 => &mut census.movable,
+                BlockState::Open if movable => &mut census.hybrid,
+                BlockState::Open => &mut census.kernel,
+            };
+            *kind += 1;
+            if ledger.state() == BlockState::Open && (reserved || ledger.unmovable() > 0) {
+                census.stranded_free_frames += u64::from(ledger.free());
+            }
+        }
+        census
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_attempt_is_told_by_its_events() {
+        let before = [5; 5];
+        let after = |raised: &[usize]| {
+            let mut after = before;
+            raised.iter().for_each(|&index| after[index] += 1);
+            after
+        };
+        for (got, raised, ended) in [
+            (true, &[][..], Ended::Free),
+            (true, &[3], Ended::Compaction),
+            (true, &[0], Ended::Reclaim),
+            (true, &[0, 1, 3], Ended::Reclaim),
+            (false, &[0, 1], Ended::Watermark),
+            (false, &[2], Ended::Deferred),
+            (false, &[3], Ended::NoBlock),
+            (false, &[0, 1, 3, 4], Ended::Aborted),
+        ] {
+            assert_eq!(Ended::of(got, &before, &after(raised)), ended, "{raised:?}");
+        }
+    }
+}

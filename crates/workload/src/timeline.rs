@@ -1,0 +1,424 @@
+//! When what happens: the phases of a run and the balloon's targets, both known before it begins.
+//!
+//! Everything here is a function of the parameters and the seed. No column can move a phase or a target by being slow, so
+//! every column, and the twin, has the same balloon schedule at the same times.
+
+use alloc::vec::Vec;
+
+use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK};
+
+use crate::{
+    params::{Params, Profile, Schedule},
+    rng::{Rng, Source},
+    tuning::{
+        HELD_FILL, PAPER_GAP, PAPER_SETTLE, PAPER_WARM_UP, PROBE_PERCENT, PROBE_PERIOD, QUICK_FILL,
+        QUICK_GOAL_PERCENT, QUICK_SETTLE, QUICK_SLOT_MARGIN, QUICK_TEST_TIME, RESERVED_SHARE, REST_GAP,
+    },
+};
+
+/// Huge pages that the probe asks for in one pass: 95 per cent of MemTotal at boot, each step rounded down.
+pub const fn probe_count(mem_total_frames: u64) -> u64 {
+    let bytes = mem_total_frames * FRAME_SIZE as u64;
+    bytes / (FRAME_SIZE * FRAMES_PER_BLOCK) as u64 * PROBE_PERCENT / 100
+}
+
+/// Frames that the guest's allocator manages at boot: all but what is reserved.
+///
+/// The reserved part is one frame in [`RESERVED_SHARE`], whole blocks.
+pub const fn mem_total_frames(params: &Params) -> u64 {
+    let frames = params.memory_frames();
+    let block = FRAMES_PER_BLOCK as u64;
+    let share = frames / RESERVED_SHARE;
+    let reserved = if share < block { block } else { share.next_multiple_of(block) };
+    frames - reserved
+}
+
+/// How a pass asks for huge pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Test {
+    /// One attempt each `period`, from start to start, `count` times.
+    Probe {
+        /// Attempts.
+        count: u64,
+        /// From start to start.
+        period: u64,
+    },
+    /// Writes to the hugetlb pool, some blocks each, toward `goal`.
+    Pool {
+        /// Blocks wanted.
+        goal: u64,
+        /// It ends after this time.
+        limit: u64,
+    },
+    /// Faults on ranges of 2 MiB.
+    Thp {
+        /// Ranges.
+        goal: u64,
+        /// It ends after this time.
+        limit: u64,
+    },
+}
+
+impl Test {
+    /// Huge pages that it asks for.
+    pub const fn asked(self) -> u64 {
+        match self {
+            Self::Probe { count, .. } => count,
+            Self::Pool { goal, .. } | Self::Thp { goal, .. } => goal,
+        }
+    }
+}
+
+/// A pass: its name and what it does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PassPlan {
+    /// The name in the report.
+    pub name: &'static str,
+    /// What it does.
+    pub test: Test,
+}
+
+/// What a pass got, as the director sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PassResult {
+    /// Attempts made.
+    pub attempts: u64,
+    /// Huge pages got.
+    pub allocated: u64,
+    /// The balloon's size in frames, summed over the pass's nanoseconds.
+    pub balloon_time: u128,
+    /// The same of its target.
+    pub target_time: u128,
+    /// Length of the pass in nanoseconds.
+    pub length: u64,
+}
+
+/// What a phase does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// Lets time pass.
+    Wait,
+    /// A pass.
+    Pass(PassPlan),
+    /// Ends the load, drops the filler, lowers the watermark.
+    Kill,
+    /// Gives everything back.
+    End,
+}
+
+/// One phase.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Phase {
+    /// For the phase log and the progress bar.
+    pub name: &'static str,
+    /// When it begins, or as soon after as the phase before has ended.
+    pub at: u64,
+    /// What it does.
+    pub what: What,
+}
+
+/// The plan of a run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Timeline {
+    /// The phases in order.
+    pub phases: Vec<Phase>,
+    /// The balloon's targets in frames, each with its time, in order.
+    pub targets: Vec<(u64, u64)>,
+}
+
+impl Timeline {
+    /// The plan for `params`.
+    pub fn new(params: &Params) -> Self {
+        match params.profile {
+            Profile::Paper => Self::paper(params),
+            Profile::Quick => Self::quick(params),
+        }
+    }
+
+    /// When the last phase begins, if nothing is late.
+    pub fn end(&self) -> u64 {
+        self.phases.last().map_or(0, |phase| phase.at)
+    }
+
+    fn paper(params: &Params) -> Self {
+        let scaled = |time| params.scaled_time(time);
+        let swing = Swing::new(params);
+        let mut rng = Rng::stream(params.seed, Source::Schedule);
+        let period = scaled(params.period);
+        let offset = rng.below(period);
+        let start = rng.below(swing.round());
+
+        let mut targets = Vec::new();
+        let mut warm_up = scaled(PAPER_WARM_UP);
+        if params.schedule == Schedule::Held && swing.steps > 0 {
+            // The phase shifts the whole climb; the last step is at least a period old when pass 1 begins.
+            let first = scaled(HELD_FILL) + offset;
+            targets.push((0, 0));
+            targets.extend((0..3 * swing.steps).map(|n| (first + n * period, swing.level(n + 1))));
+            warm_up = warm_up.max(first + 3 * swing.steps * period);
+        }
+
+        let count = probe_count(mem_total_frames(params));
+        let attempt = scaled(PROBE_PERIOD);
+        let probe = |name| What::Pass(PassPlan { name, test: Test::Probe { count, period: attempt } });
+        let (length, gap) = (count * attempt, scaled(PAPER_GAP));
+        let (pass1, pass2) = (warm_up, warm_up + length + gap);
+        let settle = pass2 + length;
+        let kill = settle + gap + scaled(PAPER_SETTLE);
+        let rested = kill + REST_GAP;
+        let phase = |name, at, what| Phase { name, at, what };
+        let phases = alloc::vec![
+            phase("warm-up", 0, What::Wait),
+            phase("pass1", pass1, probe("pass1")),
+            phase("gap", pass1 + length, What::Wait),
+            phase("pass2", pass2, probe("pass2")),
+            phase("settle", settle, What::Wait),
+            phase("kill", kill, What::Kill),
+            phase("rested", rested, probe("rested")),
+            phase("end", rested + length, What::End),
+        ];
+
+        if params.schedule == Schedule::Cycle {
+            targets.push((0, swing.level(start)));
+            let changes = (0u64..).map(|n| (offset + n * period, swing.level(start + n + 1)));
+            targets.extend(changes.take_while(|&(time, _)| time < kill));
+            targets.push((kill, 0));
+        }
+        Self { phases, targets }
+    }
+
+    fn quick(params: &Params) -> Self {
+        let scaled = |time| params.scaled_time(time);
+        let swing = Swing::new(params);
+        // Twice the pace before pass 1, as the Linux peer's 2.5 s and 5 s.
+        let (climb, period) = (scaled(params.period) / 2, scaled(params.period));
+        let first = scaled(QUICK_FILL);
+        let mut targets = alloc::vec![(0, 0)];
+        targets.extend((0..3 * swing.steps).map(|n| (first + n * climb, swing.level(n + 1))));
+        let pass1 = first + 3 * swing.steps * climb + scaled(QUICK_SETTLE);
+
+        let blocks = params.memory_frames() / FRAMES_PER_BLOCK as u64;
+        let goal = blocks * QUICK_GOAL_PERCENT / 100;
+        let limit = scaled(QUICK_TEST_TIME);
+        let slot = limit + QUICK_SLOT_MARGIN;
+        let (pool, thp) = (Test::Pool { goal, limit }, Test::Thp { goal, limit });
+        let mut phases = alloc::vec![Phase { name: "warm-up", at: 0, what: What::Wait }];
+        let mut at = pass1;
+        let mut pass = |name, test| {
+            phases.push(Phase { name, at, what: What::Pass(PassPlan { name, test }) });
+            at += slot;
+        };
+        pass("pass1", pool);
+        pass("pass1-thp", thp);
+        pass("pass2", pool);
+        pass("pass2-thp", thp);
+        let kill = at;
+        phases.push(Phase { name: "kill", at: kill, what: What::Kill });
+        at = kill + REST_GAP;
+        for (name, test) in [("rested", pool), ("rested-thp", thp)] {
+            phases.push(Phase { name, at, what: What::Pass(PassPlan { name, test }) });
+            at += slot;
+        }
+        phases.push(Phase { name: "end", at, what: What::End });
+
+        if params.schedule == Schedule::Cycle {
+            let changes = (0u64..).map(|n| (pass1 + n * period, swing.level(3 * swing.steps + n + 1)));
+            targets.extend(changes.take_while(|&(time, _)| time < kill));
+            targets.push((kill, 0));
+        }
+        Self { phases, targets }
+    }
+}
+
+/// Up and down between 0 and the full balloon.
+struct Swing {
+    full: u64,
+    step: u64,
+    /// Steps from empty to full.
+    steps: u64,
+}
+
+impl Swing {
+    fn new(params: &Params) -> Self {
+        let (full, step) = (params.balloon_frames(), params.step_frames().max(1));
+        Self { full, step, steps: full.div_ceil(step) }
+    }
+
+    /// Steps from empty to full and back; 1 for no balloon.
+    fn round(&self) -> u64 {
+        (2 * self.steps).max(1)
+    }
+
+    /// The target after `n` steps, beginning empty.
+    fn level(&self, n: u64) -> u64 {
+        let n = n % self.round();
+        let up = if n <= self.steps { n } else { self.round() - n };
+        (up * self.step).min(self.full)
+    }
+}
+
+/// FNV-1a over the balloon's targets as they are set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TargetsHash(u64);
+
+impl Default for TargetsHash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl TargetsHash {
+    /// Takes in one target and its planned time.
+    pub fn add(&mut self, time: u64, frames: u64) {
+        for byte in time.to_le_bytes().into_iter().chain(frames.to_le_bytes()) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+
+    /// The hash in hexadecimal.
+    pub fn text(self) -> alloc::string::String {
+        alloc::format!("{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{actor::time::SECOND, params::Column};
+
+    fn paper(seed: u64) -> Params {
+        Params { seed, ..Params::new(Column::Movable, Profile::Paper) }
+    }
+
+    #[test]
+    fn pitfall_85_count_is_taken_from_mem_total_at_boot_rounding_each_step() {
+        assert_eq!(mem_total_frames(&paper(1)), (1 << 20) - 8192);
+        // 4,064 MiB: 2,032 blocks, 1,930.4 of them.
+        assert_eq!(probe_count((1 << 20) - 8192), 1930);
+        // 2,032 blocks and a bit: the bit does not count, though 95 % of it would tip the last block over.
+        assert_eq!(probe_count(2032 * 512 + 511), 1930);
+        assert_eq!(probe_count(20 * 512), 19);
+        assert_eq!(probe_count(511), 0);
+        let Test::Probe { count, .. } = passes(&Timeline::new(&paper(1)))[0].test else {
+            panic!("a paper pass is a probe")
+        };
+        assert_eq!(count, 1930);
+    }
+
+    fn passes(timeline: &Timeline) -> Vec<PassPlan> {
+        let pass = |phase: &Phase| match phase.what {
+            What::Pass(plan) => Some(plan),
+            _ => None,
+        };
+        timeline.phases.iter().filter_map(pass).collect()
+    }
+
+    #[test]
+    fn the_papers_times() {
+        let timeline = Timeline::new(&paper(1));
+        let at = |name| timeline.phases.iter().find(|phase| phase.name == name).unwrap().at;
+        assert_eq!(at("pass1"), 300 * SECOND);
+        assert_eq!(at("gap"), 300 * SECOND + 1930 * 125_000_000);
+        assert_eq!(at("pass2") - at("gap"), 5 * SECOND);
+        assert_eq!(at("kill") - at("settle"), 190 * SECOND);
+        assert!(timeline.phases.windows(2).all(|pair| pair[0].at < pair[1].at));
+    }
+
+    #[test]
+    fn pitfall_90_the_schedule_is_one_for_all_columns() {
+        let of = |column, schedule| {
+            let params = Params { schedule, ..Params::new(column, Profile::Paper) };
+            Timeline::new(&params)
+        };
+        for schedule in [Schedule::Cycle, Schedule::Held] {
+            assert_eq!(of(Column::Pinned, schedule), of(Column::Steered, schedule));
+        }
+    }
+
+    #[test]
+    fn the_cycle_moves_one_step_each_period() {
+        for seed in 0..50 {
+            let timeline = Timeline::new(&paper(seed));
+            let (last, cycle) = timeline.targets.split_last().unwrap();
+            assert_eq!(last.1, 0, "emptied before the rested pass");
+            for pair in cycle.windows(2).skip(1) {
+                assert_eq!(pair[1].0 - pair[0].0, 60 * SECOND);
+                assert_eq!(pair[1].1.abs_diff(pair[0].1), 256 * 256);
+            }
+            assert!(cycle[1].0 < 60 * SECOND);
+            assert!(cycle.iter().any(|&(_, target)| target == 0));
+            assert!(cycle.iter().any(|&(_, target)| target == 1024 * 256));
+        }
+    }
+
+    #[test]
+    fn seeds_draw_the_phase() {
+        let first = |seed| Timeline::new(&paper(seed)).targets[..2].to_vec();
+        let mut starts: Vec<_> = (0..40).map(|seed| first(seed)[0].1).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts.len(), 5, "every level is some seed's first");
+        assert_ne!(first(1)[1].0, first(2)[1].0);
+    }
+
+    #[test]
+    fn held_is_full_before_pass_1_and_to_the_end() {
+        for seed in 0..20 {
+            let params = Params { schedule: Schedule::Held, ..paper(seed) };
+            let timeline = Timeline::new(&params);
+            let pass1 = timeline.phases.iter().find(|phase| phase.name == "pass1").unwrap().at;
+            let levels: Vec<_> = timeline.targets.iter().map(|&(_, t)| t / (256 * 256)).collect();
+            assert_eq!(levels, [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4]);
+            assert!(pass1 >= timeline.targets.last().unwrap().0 + 60 * SECOND);
+        }
+    }
+
+    #[test]
+    fn quick_has_two_tests_a_pass_and_no_drawn_phase() {
+        let params = Params::new(Column::Movable, Profile::Quick);
+        let timeline = Timeline::new(&params);
+        let names: Vec<_> = passes(&timeline).iter().map(|pass| pass.name).collect();
+        assert_eq!(
+            names,
+            ["pass1", "pass1-thp", "pass2", "pass2-thp", "rested", "rested-thp"]
+        );
+        assert_eq!(passes(&timeline)[0].test, Test::Pool { goal: 1843, limit: 30 * SECOND });
+        assert_eq!(Timeline::new(&Params { seed: 9, ..params }), timeline);
+        let levels: Vec<_> = timeline.targets.iter().map(|&(_, t)| t / (256 * 256)).collect();
+        assert_eq!(levels[..13], [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4]);
+        assert_eq!(levels[13..15], [3, 2]);
+        assert_eq!(*levels.last().unwrap(), 0);
+    }
+
+    #[test]
+    fn no_balloon_has_no_targets_but_zero() {
+        for profile in [Profile::Paper, Profile::Quick] {
+            for schedule in [Schedule::Cycle, Schedule::Held] {
+                let params = Params { balloon: 0, schedule, ..Params::new(Column::Movable, profile) };
+                let timeline = Timeline::new(&params);
+                assert!(timeline.targets.iter().all(|&(_, target)| target == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn uneven_steps_end_at_the_full_balloon() {
+        let swing = Swing { full: 1000, step: 300, steps: 4 };
+        let levels: Vec<_> = (0..9).map(|n| swing.level(n)).collect();
+        assert_eq!(levels, [0, 300, 600, 900, 1000, 900, 600, 300, 0]);
+    }
+
+    #[test]
+    fn pitfall_90_the_hash_tells_targets_and_times_apart() {
+        let hash = |targets: &[(u64, u64)]| {
+            let mut hash = TargetsHash::default();
+            targets.iter().for_each(|&(time, target)| hash.add(time, target));
+            hash.text()
+        };
+        let base = hash(&[(0, 5), (9, 0)]);
+        assert_eq!(base, hash(&[(0, 5), (9, 0)]));
+        assert_ne!(base, hash(&[(0, 5), (8, 0)]));
+        assert_ne!(base, hash(&[(0, 4), (9, 0)]));
+        assert_eq!(base.len(), 16);
+    }
+}

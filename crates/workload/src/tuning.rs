@@ -1,0 +1,363 @@
+//! Every constant of the experiment, and the three policies, in one place.
+//!
+//! Sizes are given for a guest of 4 GiB and scale with its memory; a load scale multiplies them once more. Times are those
+//! of the profile `paper`; the profile `quick` compresses the load's times by [`QUICK_PACE`], as it does the balloon's.
+
+use dirigible_frames::{BalloonPlacement, Fallback, Placement, Watermarks};
+
+use crate::{
+    actor::time::{MILLISECOND, SECOND},
+    params::{Column, InflatePlacement, Params, Profile},
+    report::Policy,
+};
+
+/// The guest that the sizes below are given for, in frames.
+pub const REFERENCE_FRAMES: u64 = 1 << 20;
+/// Frames in a MiB.
+const MIB: u64 = 256;
+
+// --- the machine ---
+
+/// One frame in this many is reserved at boot for metadata and DMA: 32 MiB of 4 GiB.
+pub const RESERVED_SHARE: u64 = 128;
+
+// --- the probe ---
+
+/// Per cent of MemTotal that a pass asks for.
+pub const PROBE_PERCENT: u64 = 95;
+/// From the start of one attempt to the start of the next.
+pub const PROBE_PERIOD: u64 = 125 * MILLISECOND;
+/// `quick`: blocks that one write to the hugetlb pool asks for.
+pub const QUICK_WRITE_BLOCKS: u64 = 16;
+/// `quick`: goal of both tests at the reference size; the Linux peer's 90 % of 4,096 MiB.
+pub const QUICK_GOAL_PERCENT: u64 = 90;
+/// `quick`: a test ends after this many writes in a row without a gain.
+pub const QUICK_WRITES_WITHOUT_GAIN: u64 = 60;
+/// `quick`: a test ends after this time.
+pub const QUICK_TEST_TIME: u64 = 30 * SECOND;
+/// `quick`: pause after a write that got all it asked for.
+pub const QUICK_PAUSE_FULL: u64 = 20 * MILLISECOND;
+/// `quick`: pause after a write that did not.
+pub const QUICK_PAUSE_SHORT: u64 = 100 * MILLISECOND;
+/// `quick`: ranges that the THP test touches between two pauses of [`QUICK_PAUSE_FULL`].
+pub const QUICK_THP_GROUP: u64 = 8;
+
+// --- the timeline ---
+
+/// `paper`: before pass 1 (longer where the balloon's schedule `held` needs it).
+pub const PAPER_WARM_UP: u64 = 300 * SECOND;
+/// `paper`: between pass 1 and pass 2, and after pass 2.
+pub const PAPER_GAP: u64 = 5 * SECOND;
+/// `paper`: after that, before the load is killed.
+pub const PAPER_SETTLE: u64 = 185 * SECOND;
+/// `held`: memory fills for this long before the balloon moves for the first time.
+pub const HELD_FILL: u64 = 60 * SECOND;
+/// `quick`: memory fills for this long before the balloon moves for the first time.
+pub const QUICK_FILL: u64 = 25 * SECOND;
+/// `quick`: between the balloon's last step before pass 1 and pass 1.
+pub const QUICK_SETTLE: u64 = 5 * SECOND;
+/// `quick`: each test has its whole time and this much more to itself, whenever it ends: so the balloon's schedule meets
+/// every column alike.
+pub const QUICK_SLOT_MARGIN: u64 = SECOND;
+/// After the load is killed: the balloon empties and what is in flight settles.
+pub const REST_GAP: u64 = 10 * SECOND;
+/// Watermark while rested: mmtests' `min_free_kbytes` of 1,024.
+pub const RESTED_MIN: u64 = 256;
+
+// --- the load ---
+
+/// How much faster the load of `quick` lives.
+pub const QUICK_PACE: u64 = 4;
+/// A request that finds no memory comes again after this time.
+pub const STALL: u64 = 100 * MILLISECOND;
+
+/// What jobs do. Sizes in frames, times in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct JobTuning {
+    /// How many there are.
+    pub jobs: u32,
+    /// Three of four jobs grow to a size between these.
+    pub small: (u64, u64),
+    /// The others to one between these.
+    pub large: (u64, u64),
+    /// Memory is asked for in pieces between these.
+    pub piece: (u64, u64),
+    /// From the first piece to the last.
+    pub build: (u64, u64),
+    /// From the last piece to the end.
+    pub stay: (u64, u64),
+    /// From the end of a job to the next one's beginning.
+    pub pause: (u64, u64),
+    /// One job in this many uses huge pages …
+    pub thp_jobs: u64,
+    /// … for one of this many of its pieces.
+    pub thp_pieces: u64,
+    /// Kernel memory that each piece brings along at most: requests, each of lifetime [`JobTuning::kernel_life`].
+    pub kernel_requests: u64,
+    /// How long such a request lives.
+    pub kernel_life: (u64, u64),
+}
+
+/// A steady source of kernel memory.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelTuning {
+    /// Reclaimable, else unmovable.
+    pub reclaimable: bool,
+    /// The level that it keeps up, in frames, on average.
+    pub level: u64,
+    /// How long one allocation lives.
+    pub life: (u64, u64),
+    /// Time between two bursts of requests.
+    pub tick: u64,
+    /// One of this many allocations survives the end of the load; 0: all of them.
+    pub survivors: u64,
+}
+
+/// What the filler does.
+#[derive(Clone, Copy, Debug)]
+pub struct FillerTuning {
+    /// Frames taken at most in one tick.
+    pub fill: u64,
+    /// Touches in one tick: random frames, so a draw may miss.
+    pub touches: u64,
+    /// Time between two ticks.
+    pub tick: u64,
+}
+
+/// The load of a run, scaled.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadTuning {
+    /// Jobs.
+    pub jobs: JobTuning,
+    /// Kernel memory that lives for minutes: unmovable and reclaimable.
+    pub long_kernel: [KernelTuning; 2],
+    /// Kernel memory that lives for seconds.
+    pub short_kernel: [KernelTuning; 2],
+    /// The filler.
+    pub filler: FillerTuning,
+}
+
+impl LoadTuning {
+    /// The load for `params`.
+    pub fn new(params: &Params) -> Self {
+        let memory = params.memory_frames() as u128;
+        let load = params.load_scale as u128;
+        let by_memory =
+            |frames: u64| ((frames as u128 * memory / REFERENCE_FRAMES as u128) as u64).max(1);
+        let by_load = |frames: u64| {
+            ((frames as u128 * memory * load / (REFERENCE_FRAMES as u128 * 1000)) as u64).max(1)
+        };
+        let both = |(low, high): (u64, u64)| (by_load(low), by_load(high));
+        let pace = match params.profile {
+            Profile::Paper => 1,
+            Profile::Quick => QUICK_PACE,
+        };
+        let time = |(low, high): (u64, u64)| (low / pace, high / pace);
+        let kernel = |reclaimable, mib: u64, life, survivors| KernelTuning {
+            reclaimable,
+            level: by_load(mib * MIB),
+            life: time(life),
+            tick: 20 * MILLISECOND,
+            survivors,
+        };
+        let long = (60 * SECOND, 240 * SECOND);
+        let short = (SECOND, 6 * SECOND);
+        Self {
+            jobs: JobTuning {
+                jobs: match params.profile {
+                    Profile::Paper => 10,
+                    Profile::Quick => 8,
+                },
+                small: both((8 * MIB, 64 * MIB)),
+                large: both((96 * MIB, 192 * MIB)),
+                // Pieces keep the size that programs ask for unless the whole job is not much larger.
+                piece: (16.min(by_load(MIB)), MIB.min(by_load(8 * MIB))),
+                build: time((5 * SECOND, 30 * SECOND)),
+                stay: time((SECOND, 10 * SECOND)),
+                pause: time((100 * MILLISECOND, SECOND)),
+                thp_jobs: 6,
+                thp_pieces: 8,
+                kernel_requests: 8,
+                kernel_life: time((SECOND, 20 * SECOND)),
+            },
+            long_kernel: [kernel(false, 56, long, 0), kernel(true, 104, long, 8)],
+            short_kernel: [kernel(false, 16, short, u64::MAX), kernel(true, 16, short, u64::MAX)],
+            filler: FillerTuning {
+                // 64 MiB a second.
+                fill: by_memory(64 * MIB * pace / 100),
+                // 3,000 touches a second.
+                touches: by_memory(30 * pace),
+                tick: 10 * MILLISECOND,
+            },
+        }
+    }
+}
+
+/// Orders of the kernel's requests: of 100, this many of order 0, 1 and 2.
+pub const KERNEL_ORDERS: [u64; 3] = [85, 10, 5];
+
+// --- reclaim ---
+
+/// What an order-0 or balloon request that finds nothing has the filler give back.
+pub const RECLAIM_BASE: usize = 32;
+
+// --- the balloon ---
+
+/// Time between two looks of the balloon's worker.
+pub const BALLOON_TICK: u64 = 10 * MILLISECOND;
+/// Messages that it sends at most in one tick: 256 MiB take 256 messages, 0.64 s.
+pub const BALLOON_MESSAGES: usize = 4;
+
+// --- background compaction ---
+
+/// Time between two looks of kcompactd.
+pub const KCOMPACTD_TICK: u64 = 20 * MILLISECOND;
+/// Blocks that it empties at most in one tick.
+pub const KCOMPACTD_BLOCKS: usize = 4;
+
+/// Free-memory marks of the guest: 8, 10 and 12 MiB of 4 GiB.
+pub fn watermarks(params: &Params) -> Watermarks {
+    let scaled = |at_reference: u64| {
+        let frames = at_reference as u128 * params.memory_frames() as u128;
+        (frames * params.watermark_scale as u128 / (REFERENCE_FRAMES as u128 * 1000)) as u64
+    };
+    Watermarks { min: scaled(2048), low: scaled(2560), high: scaled(3072) }
+}
+
+/// The marks while rested: the minimum falls to [`RESTED_MIN`], the distances stay.
+pub fn rested_watermarks(params: &Params) -> Watermarks {
+    let loaded = watermarks(params);
+    let min = RESTED_MIN.min(loaded.min);
+    Watermarks { min, low: min + (loaded.low - loaded.min), high: min + (loaded.high - loaded.min) }
+}
+
+/// The policies of a column: settings of one system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ColumnPolicy {
+    /// Whether the balloon's frames can be moved.
+    pub balloon_movable: bool,
+    /// What an unmovable or reclaimable request does when no block of its own has room.
+    pub fallback: Fallback,
+    /// Where movable requests go.
+    pub placement: Placement,
+    /// Where the balloon takes its frames.
+    pub inflate: BalloonPlacement,
+    /// Whether it gives back first what heals most, else the newest.
+    pub heal: bool,
+    /// Frames that one exchange moves at most.
+    pub exchange_batch: usize,
+    /// Whole free blocks kept from movable order-0 requests; background compaction begins below this many …
+    pub reserve_low: u32,
+    /// … and goes on until there are this many.
+    pub reserve_high: u32,
+}
+
+/// Whole free blocks that `steered` keeps, at the reference size.
+const STEERED_RESERVE: (u64, u64) = (4, 8);
+
+impl ColumnPolicy {
+    /// The policies of `params.column`.
+    pub fn new(params: &Params) -> Self {
+        let off = Self {
+            balloon_movable: true,
+            fallback: Fallback::Steal,
+            placement: Placement::LowestFirst,
+            inflate: BalloonPlacement::Ordinary,
+            heal: false,
+            exchange_batch: 1,
+            reserve_low: 0,
+            reserve_high: 0,
+        };
+        match params.column {
+            Column::Pinned => {
+                Self { balloon_movable: false, inflate: BalloonPlacement::Unmovable, ..off }
+            }
+            Column::Movable => off,
+            Column::Steered => {
+                let scaled = |blocks: u64| {
+                    (blocks * params.memory_frames()).div_ceil(REFERENCE_FRAMES).max(1) as u32
+                };
+                Self {
+                    balloon_movable: true,
+                    fallback: Fallback::Evacuate,
+                    placement: Placement::FullestFirst,
+                    inflate: match params.placement {
+                        InflatePlacement::FillHoles => BalloonPlacement::FillHoles,
+                        InflatePlacement::WholeBlocks => BalloonPlacement::WholeBlocks,
+                    },
+                    heal: true,
+                    exchange_batch: 256,
+                    reserve_low: scaled(STEERED_RESERVE.0),
+                    reserve_high: scaled(STEERED_RESERVE.1),
+                }
+            }
+        }
+    }
+
+    /// The policies as the report names them.
+    pub fn report(&self) -> Policy {
+        let name = |text: &str| alloc::string::String::from(text);
+        Policy {
+            balloon_movable: self.balloon_movable,
+            fallback: name(match self.fallback {
+                Fallback::Steal => "steal",
+                Fallback::Evacuate => "evacuate",
+            }),
+            placement: name(match self.placement {
+                Placement::LowestFirst => "lowest-first",
+                Placement::FullestFirst => "fullest-first",
+            }),
+            inflate: name(match self.inflate {
+                BalloonPlacement::Ordinary => "ordinary",
+                BalloonPlacement::Unmovable => "unmovable",
+                BalloonPlacement::FillHoles => "fill-holes",
+                BalloonPlacement::WholeBlocks => "whole-blocks",
+            }),
+            deflate: name(if self.heal { "heal" } else { "newest-first" }),
+            exchange_batch: self.exchange_batch as u64,
+            reserve_blocks: u64::from(self.reserve_low),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pinned_and_movable_differ_in_the_balloons_mobility_alone() {
+        let of = |column| ColumnPolicy::new(&Params::new(column, Profile::Paper));
+        let (pinned, movable) = (of(Column::Pinned), of(Column::Movable));
+        // Where the balloon's frames come from follows from what they are.
+        let made_movable = ColumnPolicy {
+            balloon_movable: true,
+            inflate: BalloonPlacement::Ordinary,
+            ..pinned
+        };
+        assert_eq!(made_movable, movable);
+        assert_ne!(pinned, movable);
+    }
+
+    #[test]
+    fn the_load_scales_with_memory() {
+        let large = Params::new(Column::Pinned, Profile::Paper);
+        let small = Params { memory: 256 << 20, ..large.clone() };
+        let (large, small) = (LoadTuning::new(&large), LoadTuning::new(&small));
+        assert_eq!(large.jobs.small, (2048, 16384));
+        assert_eq!(small.jobs.small, (128, 1024));
+        assert_eq!(large.filler.fill, 163);
+        assert_eq!(small.filler.fill, 10);
+        assert_eq!(large.jobs.piece, (16, 256));
+    }
+
+    #[test]
+    fn watermarks_of_the_reference_guest() {
+        let params = Params::new(Column::Steered, Profile::Paper);
+        let Watermarks { min, low, high } = watermarks(&params);
+        assert_eq!((min, low, high), (2048, 2560, 3072));
+        let Watermarks { min, low, high } = rested_watermarks(&params);
+        assert_eq!((min, low, high), (256, 768, 1280));
+        let fourfold = Params { watermark_scale: 4000, ..params };
+        assert_eq!(watermarks(&fourfold).min, 8192);
+    }
+}

@@ -1,0 +1,256 @@
+//! The passes' rules, on the twin's totals with a clock that attempts move.
+
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use dirigible_workload::{
+    actor::{Clock, Engine, FreeClock, time::MILLISECOND},
+    control::Control,
+    director::{Director, Targets},
+    load,
+    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space, Stage},
+    params::{Column, Params, Profile},
+    timeline::{PassPlan, PassResult, TargetsHash, Timeline},
+    twin::Counts,
+};
+use spin::Mutex;
+
+/// What the director did, with times in milliseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Did {
+    Begin(&'static str, u64),
+    Attempt(u64, bool),
+    End(&'static str, PassResult, u64),
+    Release,
+    DropFiller(u64),
+    RestWatermarks(u64),
+}
+
+/// The twin's machine, watched, whose attempts take time.
+struct Watched<'c> {
+    counts: Counts,
+    clock: &'c FreeClock,
+    cost: u64,
+    held: AtomicU64,
+    log: Mutex<Vec<Did>>,
+}
+
+impl Watched<'_> {
+    fn ms(&self) -> u64 {
+        self.clock.now() / MILLISECOND
+    }
+
+    fn note(&self, did: Did) {
+        self.log.lock().push(did);
+    }
+}
+
+impl LoadMemory for Watched<'_> {
+    fn create_space(&self) -> Result<Space, NoMemory> {
+        self.counts.create_space()
+    }
+    fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
+        self.counts.fault(space, page, huge)
+    }
+    fn reuse(&self, space: Space, page: u64, draw: u32) {
+        self.counts.reuse(space, page, draw);
+    }
+    fn check(&self, space: Space, pages: Range<u64>, check: Check) {
+        self.counts.check(space, pages, check);
+    }
+    fn give_back(&self, space: Space, pages: Range<u64>) {
+        self.counts.give_back(space, pages);
+    }
+    fn exit(&self, space: Space) {
+        self.counts.exit(space);
+    }
+    fn kernel_alloc(&self, request: KernelRequest) -> Result<KernelMemory, NoMemory> {
+        self.counts.kernel_alloc(request)
+    }
+    fn kernel_free(&self, memory: KernelMemory, check: Check) {
+        self.counts.kernel_free(memory, check);
+    }
+}
+
+impl Stage for Watched<'_> {
+    type Block = ();
+
+    fn attempt(&self) -> Result<(), NoMemory> {
+        let got = self.counts.attempt();
+        self.note(Did::Attempt(self.ms(), got.is_ok()));
+        let until = self.clock.now() + self.cost;
+        self.clock.wait_until(until, &core::sync::atomic::AtomicBool::new(false));
+        self.held.fetch_add(u64::from(got.is_ok()), Ordering::Relaxed);
+        got
+    }
+    fn release(&self, (): ()) {
+        self.note(Did::Release);
+        self.held.fetch_sub(1, Ordering::Relaxed);
+        self.counts.release(());
+    }
+    fn set_balloon_target(&self, frames: u64) {
+        self.counts.set_balloon_target(frames);
+    }
+    fn balloon_target(&self) -> u64 {
+        self.counts.balloon_target()
+    }
+    fn balloon_actual(&self) -> u64 {
+        self.counts.balloon_actual()
+    }
+    fn drop_filler(&self) {
+        self.note(Did::DropFiller(self.ms()));
+    }
+    fn rest_watermarks(&self) {
+        self.note(Did::RestWatermarks(self.ms()));
+        self.counts.rest_watermarks();
+    }
+    fn begin_pass(&self, pass: &PassPlan) {
+        assert_eq!(self.held.load(Ordering::Relaxed), 0, "{} begins with leftovers", pass.name);
+        self.note(Did::Begin(pass.name, self.ms()));
+    }
+    fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
+        // The THP test holds its pages in an address space.
+        let expected = if pass.name.ends_with("-thp") { 0 } else { result.allocated };
+        assert_eq!(self.held.load(Ordering::Relaxed), expected, "held to the end");
+        self.note(Did::End(pass.name, *result, self.ms()));
+    }
+}
+
+fn params(profile: Profile) -> Params {
+    Params {
+        memory: 128 << 20,
+        balloon: 32 << 20,
+        step: 8 << 20,
+        ..Params::new(Column::Movable, profile)
+    }
+}
+
+/// Runs the whole experiment with attempts that take `cost`; gives the log, the phases and the end of the run.
+fn run(params: &Params, cost: u64) -> (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64)) {
+    let clock = FreeClock::default();
+    let watched = Watched {
+        counts: Counts::new(params),
+        clock: &clock,
+        cost,
+        held: AtomicU64::new(0),
+        log: Mutex::default(),
+    };
+    let timeline = Timeline::new(params);
+    let control = Control::new();
+    let hash = Mutex::new(TargetsHash::default());
+    let mut engine = Engine::new();
+    engine.add(0, Targets::new(&watched, &timeline, &hash));
+    let load = load::actors(&watched, &control, params);
+    engine.add(0, Director::new(&watched, &control, &timeline, load.len() as u64));
+    for actor in load {
+        engine.add_boxed(0, actor);
+    }
+    engine.run(&clock, control.ended(), |_, _| {});
+    drop(engine);
+    let held = watched.counts.held();
+    (watched.log.into_inner(), control.phases(), held)
+}
+
+fn attempts(log: &[Did], pass: &str) -> Vec<u64> {
+    let begin = log.iter().position(|did| matches!(did, Did::Begin(name, _) if *name == pass));
+    log[begin.unwrap()..]
+        .iter()
+        .take_while(|did| !matches!(did, Did::End(..)))
+        .filter_map(|did| match did {
+            Did::Attempt(at, _) => Some(*at),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn pitfall_86_attempts_come_each_125_ms_from_start_to_start() {
+    let (log, ..) = run(&params(Profile::Paper), 50 * MILLISECOND);
+    for pass in ["pass1", "pass2", "rested"] {
+        let starts = attempts(&log, pass);
+        // 64 blocks, one of them reserved.
+        assert_eq!(starts.len(), 63 * 95 / 100);
+        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == 125), "{starts:?}");
+    }
+}
+
+#[test]
+fn pitfall_86_an_attempt_that_takes_too_long_does_not_shift_the_others() {
+    let (log, ..) = run(&params(Profile::Paper), 130 * MILLISECOND);
+    let starts = attempts(&log, "pass1");
+    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 130), "one at a time");
+    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] < 131), "and the next one at once");
+}
+
+#[test]
+fn pitfall_87_what_a_pass_gets_it_holds_to_its_end() {
+    let (log, ..) = run(&params(Profile::Paper), MILLISECOND);
+    let mut passing = false;
+    for did in &log {
+        match did {
+            Did::Begin(..) => passing = true,
+            Did::End(_, result, _) => {
+                passing = false;
+                assert_eq!(result.attempts, 59);
+                assert!(result.allocated > 0);
+            }
+            Did::Release => assert!(!passing, "freed between attempts"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn pitfall_88_a_pass_leaves_nothing_to_the_next() {
+    let (log, _, left) = run(&params(Profile::Paper), MILLISECOND);
+    let mut got = 0;
+    let mut released = 0;
+    for did in &log {
+        match did {
+            Did::Begin(name, _) => assert_eq!(got, released, "leftovers before {name}"),
+            Did::Attempt(_, true) => got += 1,
+            Did::Release => released += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(got, released);
+    assert_eq!(left, (0, 0), "the load gave everything back");
+}
+
+#[test]
+fn pitfall_89_the_rested_pass_comes_after_kill_flush_and_watermark() {
+    let (log, phases, _) = run(&params(Profile::Paper), MILLISECOND);
+    let names: Vec<_> = phases.iter().map(|&(name, _)| name).collect();
+    assert_eq!(
+        names,
+        [
+            "warm-up", "pass1", "gap", "pass2", "settle", "kill", "filler-dropped", "rested", "end"
+        ]
+    );
+    let place = |wanted: fn(&Did) -> bool| log.iter().position(wanted).unwrap();
+    let rested = place(|did| matches!(did, Did::Begin("rested", _)));
+    assert!(place(|did| matches!(did, Did::DropFiller(_))) < rested);
+    assert!(place(|did| matches!(did, Did::RestWatermarks(_))) < rested);
+    let at = |name| phases.iter().find(|phase| phase.0 == name).unwrap().1;
+    assert!(at("filler-dropped") < at("rested"), "the load had ended in time");
+}
+
+#[test]
+fn quick_writes_end_at_the_goal_or_after_60_without_a_gain() {
+    let (log, ..) = run(&params(Profile::Quick), MILLISECOND / 10);
+    let results: Vec<_> = log
+        .iter()
+        .filter_map(|did| match did {
+            Did::End(name, result, _) => Some((*name, *result)),
+            _ => None,
+        })
+        .collect();
+    let names: Vec<_> = results.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["pass1", "pass1-thp", "pass2", "pass2-thp", "rested", "rested-thp"]);
+    for (name, result) in results {
+        assert!(result.allocated > 0 && result.allocated <= 57, "{name}: {result:?}");
+        assert!(result.length <= 30_200 * MILLISECOND, "{name}: {result:?}");
+    }
+}
