@@ -347,6 +347,7 @@ pub struct FillerLoad<'a, P: Platform> {
     tuning: FillerTuning,
     rng: Rng,
     due: u64,
+    answered: Stage,
 }
 
 impl<'a, P: Platform> FillerLoad<'a, P> {
@@ -357,15 +358,22 @@ impl<'a, P: Platform> FillerLoad<'a, P> {
         tuning: FillerTuning,
         seed: u64,
     ) -> Self {
-        Self { filler, control, tuning, rng: Rng::stream(seed, Source::Touches), due: 0 }
+        let rng = Rng::stream(seed, Source::Touches);
+        Self { filler, control, tuning, rng, due: 0, answered: Stage::Loaded }
     }
 }
 
 impl<P: Platform> Actor for FillerLoad<'_, P> {
     fn step(&mut self, now: u64) -> Next {
-        if self.control.stage() != Stage::Loaded {
+        let stage = self.control.stage();
+        if stage != self.answered {
+            self.answered = stage;
             self.control.answer();
-            return Next::Done;
+        }
+        match stage {
+            Stage::Loaded => {}
+            Stage::Rested => return Next::At(now + self.tuning.tick),
+            Stage::Over => return Next::Done,
         }
         self.due = self.due.max(now.saturating_sub(self.tuning.tick)) + self.tuning.tick;
         self.filler.fill(self.tuning.fill);
