@@ -185,8 +185,12 @@ impl Spaces {
 
     /// The slot that `space` lives or lived in; what it holds now is for the caller to compare.
     pub(crate) fn slot(&self, space: SpaceId) -> Option<&Slot> {
-        self.slots
-            .get((space.0 & ((1 << self.slot_bits) - 1)) as usize)
+        // Other numbers are no ids: 0 and those with `DYING` would be taken for those of slots without a living space.
+        if !(1..1 << ID_BITS).contains(&space.0) {
+            return None;
+        }
+        let index = space.0 & ((1 << self.slot_bits) - 1);
+        self.slots.get(index as usize)
     }
 
     /// All slots.

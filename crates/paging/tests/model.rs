@@ -1,0 +1,399 @@
+//! Random sequences of everything that paging does, against a model: which page has which contents.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use dirigible_frames::{Order, Pfn};
+use dirigible_mobility::{MovePair, Outcome};
+use dirigible_paging::{FaultError, FaultKind, Page, SpaceId};
+use proptest::prelude::*;
+use support::{World, world};
+
+/// Pages that the steps use: five ranges of 2 MiB, two of them next to each other, in three upper tables.
+const REGIONS: [u64; 5] = [0, 1, 700, 300_000, (1 << 27) - 1];
+const SPACES: usize = 3;
+
+fn page(region: usize, offset: u64) -> u64 {
+    REGIONS[region] * 512 + offset
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Fault a run of pages in.
+    Map {
+        space: usize,
+        region: usize,
+        offset: u64,
+        count: u64,
+        huge: bool,
+    },
+    /// Write a word through the tables.
+    Touch {
+        space: usize,
+        region: usize,
+        offset: u64,
+        value: u64,
+    },
+    /// Unmap one run.
+    Unmap {
+        space: usize,
+        region: usize,
+        offset: u64,
+        count: u64,
+    },
+    /// Unmap every `stride`-th page of a region.
+    Punch {
+        space: usize,
+        region: usize,
+        stride: u64,
+    },
+    /// Unmap from the middle of one region to the middle of another.
+    Sweep {
+        space: usize,
+        from: usize,
+        to: usize,
+        offset: u64,
+    },
+    /// Move what maps a page.
+    Migrate {
+        space: usize,
+        region: usize,
+        offset: u64,
+    },
+    /// Isolate what maps some pages, unmap some of them, then move or put back.
+    MoveAgainstUnmap {
+        space: usize,
+        region: usize,
+        offset: u64,
+        unmapped: u64,
+        putback: bool,
+    },
+    /// Split the huge page there.
+    Split { space: usize, region: usize },
+    /// Pin, try to move, unmap, unpin.
+    Pin {
+        space: usize,
+        region: usize,
+        offset: u64,
+        unmap: bool,
+    },
+    /// End the space and begin another.
+    Restart { space: usize },
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let at = || (0..SPACES, 0..REGIONS.len(), 0..512u64);
+    prop_oneof![
+        6 => (at(), 1..80u64, any::<bool>()).prop_map(|((space, region, offset), count, huge)| {
+            Step::Map { space, region, offset, count, huge }
+        }),
+        4 => (at(), any::<u64>()).prop_map(|((space, region, offset), value)| {
+            Step::Touch { space, region, offset, value }
+        }),
+        4 => (at(), 1..700u64).prop_map(|((space, region, offset), count)| {
+            Step::Unmap { space, region, offset, count }
+        }),
+        2 => (at(), 2..40u64).prop_map(|((space, region, _), stride)| {
+            Step::Punch { space, region, stride }
+        }),
+        1 => (at(), 0..REGIONS.len()).prop_map(|((space, from, offset), to)| {
+            Step::Sweep { space, from, to, offset }
+        }),
+        5 => at().prop_map(|(space, region, offset)| Step::Migrate { space, region, offset }),
+        2 => (at(), 0..20u64, any::<bool>()).prop_map(|((space, region, offset), unmapped, putback)| {
+            Step::MoveAgainstUnmap { space, region, offset, unmapped, putback }
+        }),
+        1 => (0..SPACES, 0..REGIONS.len()).prop_map(|(space, region)| Step::Split { space, region }),
+        2 => (at(), any::<bool>()).prop_map(|((space, region, offset), unmap)| {
+            Step::Pin { space, region, offset, unmap }
+        }),
+        1 => (0..SPACES).prop_map(|space| Step::Restart { space }),
+    ]
+}
+
+/// The system and the model side by side.
+struct Pair {
+    w: World,
+    spaces: [SpaceId; SPACES],
+    model: [BTreeMap<u64, u64>; SPACES],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let w = world(12);
+        let spaces = [w.space(), w.space(), w.space()];
+        Self {
+            w,
+            spaces,
+            model: Default::default(),
+        }
+    }
+
+    fn map(&mut self, space: usize, first: u64, count: u64, huge: bool) {
+        let kind = if huge {
+            FaultKind::HugeIfPossible
+        } else {
+            FaultKind::Base
+        };
+        for page in first..(first + count).min(Page::LIMIT.get()) {
+            let result =
+                self.w
+                    .paging
+                    .fault(self.spaces[space], Page::new(page), kind, self.w.source);
+            let fault = match result {
+                Ok(fault) => fault,
+                Err(error) => {
+                    assert_eq!(error, FaultError::OutOfMemory);
+                    assert!(!self.model[space].contains_key(&page));
+                    return;
+                }
+            };
+            assert_eq!(fault.fresh, !self.model[space].contains_key(&page));
+            if fault.fresh && fault.huge {
+                let base = page / 512 * 512;
+                assert_eq!(self.model[space].range(base..base + 512).count(), 0);
+                self.model[space].extend((base..base + 512).map(|page| (page, 0)));
+            } else if fault.fresh {
+                self.model[space].insert(page, 0);
+            }
+        }
+    }
+
+    fn unmap(&mut self, space: usize, first: u64, end: u64) {
+        let gone = self.w.unmap(self.spaces[space], first..end);
+        let before = self.model[space].len();
+        self.model[space].retain(|page, _| !(first..end).contains(page));
+        assert_eq!(gone, before - self.model[space].len());
+    }
+
+    /// Head and order of what maps a page.
+    fn mapped(&self, space: usize, page: u64) -> Option<(Pfn, Order)> {
+        let mapping = self.w.paging.lookup(self.spaces[space], Page::new(page))?;
+        Some(if mapping.huge {
+            (mapping.frame.block_base(), Order::HUGE)
+        } else {
+            (mapping.frame, Order::BASE)
+        })
+    }
+
+    fn target(&self, order: Order) -> Option<Pfn> {
+        use dirigible_frames::{AllocRequest, FrameClass};
+        use dirigible_paging::PageSource;
+        self.w
+            .source
+            .alloc(AllocRequest::new(order, FrameClass::Movable))
+            .ok()
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Map {
+                space,
+                region,
+                offset,
+                count,
+                huge,
+            } => {
+                self.map(space, page(region, offset), count, huge);
+            }
+            Step::Touch {
+                space,
+                region,
+                offset,
+                value,
+            } => {
+                let page = page(region, offset);
+                let guest = self.w.guest;
+                let done =
+                    self.w
+                        .paging
+                        .access(self.spaces[space], Page::new(page), true, |frame| {
+                            use dirigible_frames::Platform;
+                            guest.write_word(frame, 17, value);
+                        });
+                assert_eq!(done.is_some(), self.model[space].contains_key(&page));
+                if done.is_some() {
+                    self.model[space].insert(page, value);
+                    assert!(
+                        self.w
+                            .paging
+                            .lookup(self.spaces[space], Page::new(page))
+                            .unwrap()
+                            .dirty
+                    );
+                }
+            }
+            Step::Unmap {
+                space,
+                region,
+                offset,
+                count,
+            } => {
+                let first = page(region, offset);
+                self.unmap(space, first, first + count);
+            }
+            Step::Punch {
+                space,
+                region,
+                stride,
+            } => {
+                for offset in (0..512).step_by(stride as usize) {
+                    let page = page(region, offset);
+                    self.unmap(space, page, page + 1);
+                }
+            }
+            Step::Sweep {
+                space,
+                from,
+                to,
+                offset,
+            } => {
+                let (from, to) = (from.min(to), from.max(to));
+                self.unmap(space, page(from, offset), page(to, 511 - offset));
+            }
+            Step::Migrate {
+                space,
+                region,
+                offset,
+            } => {
+                let page = page(region, offset);
+                let Some((from, order)) = self.mapped(space, page) else {
+                    return;
+                };
+                let before = self.w.paging.lookup(self.spaces[space], Page::new(page));
+                let Some(to) = self.target(order) else { return };
+                assert!(self.w.mobility.isolate(from));
+                let mut pairs = [MovePair {
+                    from,
+                    to,
+                    order,
+                    outcome: Outcome::Todo,
+                }];
+                self.w.mobility.migrate_frames(&mut pairs);
+                assert_eq!(pairs[0].outcome, Outcome::Moved);
+                let (after, size) = self.mapped(space, page).unwrap();
+                assert_eq!((after, size), (to, order));
+                let after = self.w.paging.lookup(self.spaces[space], Page::new(page));
+                assert_eq!(
+                    after.map(|m| (m.dirty, m.accessed)),
+                    before.map(|m| (m.dirty, m.accessed))
+                );
+            }
+            Step::MoveAgainstUnmap {
+                space,
+                region,
+                offset,
+                unmapped,
+                putback,
+            } => {
+                let first = page(region, offset);
+                let mut pairs = Vec::new();
+                for page in first..first + 16 {
+                    let Some((from, order)) = self.mapped(space, page) else {
+                        continue;
+                    };
+                    if order == Order::HUGE {
+                        // A partial unmap would wait for the isolated huge page, and we are alone.
+                        continue;
+                    }
+                    let Some(to) = self.target(order) else {
+                        continue;
+                    };
+                    assert!(self.w.mobility.isolate(from));
+                    pairs.push(MovePair {
+                        from,
+                        to,
+                        order,
+                        outcome: Outcome::Todo,
+                    });
+                }
+                let end = first + unmapped;
+                // The part of the range that is mapped huge is left out for the same reason.
+                let huge = |page| {
+                    self.mapped(space, page)
+                        .is_some_and(|(_, order)| order == Order::HUGE)
+                };
+                let gone: Vec<_> = (first..end).filter(|&page| !huge(page)).collect();
+                gone.into_iter()
+                    .for_each(|page| self.unmap(space, page, page + 1));
+                if putback {
+                    use dirigible_paging::PageSource;
+                    let frames: Vec<_> = pairs.iter().map(|pair| pair.from).collect();
+                    self.w.mobility.putback_movable_frames(&frames);
+                    pairs
+                        .iter()
+                        .for_each(|pair| self.w.source.free(pair.to, pair.order));
+                } else {
+                    let stats = self.w.mobility.migrate_frames(&mut pairs);
+                    assert_eq!(stats.moved + stats.released, pairs.len() as u64);
+                }
+            }
+            Step::Split { space, region } => {
+                let page = page(region, 0);
+                let huge = self
+                    .mapped(space, page)
+                    .is_some_and(|(_, order)| order == Order::HUGE);
+                let split = self
+                    .w
+                    .paging
+                    .split_huge(self.spaces[space], Page::new(page));
+                assert_eq!(split.is_ok(), huge);
+            }
+            Step::Pin {
+                space,
+                region,
+                offset,
+                unmap,
+            } => {
+                let page = page(region, offset);
+                let Some(frame) = self.w.paging.pin(self.spaces[space], Page::new(page)) else {
+                    assert!(!self.model[space].contains_key(&page));
+                    return;
+                };
+                let (head, order) = self.mapped(space, page).unwrap();
+                assert!(!self.w.mobility.isolate(head));
+                assert_eq!(self.w.paging.audit().unwrap().pinned, 1);
+                if unmap {
+                    let first = if order == Order::HUGE {
+                        page / 512 * 512
+                    } else {
+                        page
+                    };
+                    self.unmap(space, first, first + order.frames() as u64);
+                }
+                self.w.paging.unpin(frame);
+            }
+            Step::Restart { space } => {
+                let gone = self.w.paging.destroy_space(self.spaces[space]);
+                assert_eq!(gone, self.model[space].len());
+                self.model[space].clear();
+                self.spaces[space] = self.w.space();
+            }
+        }
+    }
+
+    fn check(&self) {
+        let audit = self.w.check_at_rest();
+        let pages: usize = self.model.iter().map(BTreeMap::len).sum();
+        assert_eq!(audit.frames(), pages as u64);
+        for (space, model) in self.spaces.iter().zip(&self.model) {
+            for (&page, &value) in model {
+                assert_eq!(self.w.read(*space, page, 17), Some(value), "{page:#x}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn paging_keeps_what_the_model_keeps(steps in prop::collection::vec(steps(), 1..60)) {
+        let mut pair = Pair::new();
+        for step in steps {
+            pair.step(step);
+            pair.check();
+        }
+    }
+}

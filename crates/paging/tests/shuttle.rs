@@ -1,0 +1,361 @@
+//! Interleavings of the steps that meet at one frame, tried at random:
+//! `RUSTFLAGS="--cfg shuttle" cargo test -p dirigible-paging --test shuttle`.
+#![cfg(shuttle)]
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64 as RawU64, Ordering::SeqCst};
+
+use dirigible_frames::{
+    Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState, Order, OwnerClass, Pfn,
+    Placement, Platform, Watermarks, ZoneConfig,
+    sync::{AtomicU64, spin_hint},
+};
+use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+use dirigible_paging::{FaultKind, FreeFrames, Page, PageSource, Paging, SpaceId};
+
+const CPUS: u16 = 3;
+const RUNS: usize = 400;
+
+shuttle::thread_local! {
+    static CPU: Cell<u16> = Cell::new(0);
+}
+
+/// One block of memory. Words are plain atomics behind a scheduling point: shuttle's own would be too many to make anew
+/// for each run.
+struct Guest {
+    words: Vec<RawU64>,
+    sections: Vec<AtomicU64>,
+    step: AtomicU64,
+}
+
+impl Guest {
+    fn word(&self, frame: Pfn, index: usize) -> &RawU64 {
+        self.step.load(SeqCst);
+        &self.words[frame.get() as usize * 512 + index]
+    }
+}
+
+impl Platform for Guest {
+    fn cpu(&self) -> CpuId {
+        CpuId::new(CPU.with(Cell::get))
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+    fn read_word(&self, frame: Pfn, index: usize) -> u64 {
+        self.word(frame, index).load(SeqCst)
+    }
+    fn write_word(&self, frame: Pfn, index: usize, value: u64) {
+        self.word(frame, index).store(value, SeqCst);
+    }
+    fn copy_frames(&self, from: Pfn, to: Pfn, _: usize) {
+        // The tests use two words of a page.
+        for index in [0, 1] {
+            self.write_word(to, index, self.read_word(from, index));
+        }
+    }
+    fn zero_frames(&self, first: Pfn, _: usize) {
+        let start = first.get() as usize * 512;
+        self.words[start..start + 512]
+            .iter()
+            .for_each(|word| word.store(0, SeqCst));
+    }
+    fn load_entry(&self, table: Pfn, index: usize) -> u64 {
+        self.word(table, index).load(SeqCst)
+    }
+    fn swap_entry(&self, table: Pfn, index: usize, value: u64) -> u64 {
+        self.word(table, index).swap(value, SeqCst)
+    }
+    fn compare_exchange_entry(&self, t: Pfn, i: usize, current: u64, new: u64) -> Result<u64, u64> {
+        self.word(t, i)
+            .compare_exchange(current, new, SeqCst, SeqCst)
+    }
+    fn or_entry(&self, table: Pfn, index: usize, bits: u64) -> u64 {
+        self.word(table, index).fetch_or(bits, SeqCst)
+    }
+    fn enter_access(&self) {
+        assert_eq!(
+            self.sections[self.cpu().index()].fetch_add(1, SeqCst) % 2,
+            0
+        );
+    }
+    fn leave_access(&self) {
+        assert_eq!(
+            self.sections[self.cpu().index()].fetch_add(1, SeqCst) % 2,
+            1
+        );
+    }
+    fn shoot_down(&self, _: u32, _: u64) {
+        for section in &self.sections {
+            let seen = section.load(SeqCst);
+            while seen % 2 == 1 && section.load(SeqCst) == seen {
+                spin_hint();
+            }
+        }
+    }
+    fn relax(&self) {
+        spin_hint();
+    }
+}
+
+#[derive(Clone, Copy)]
+struct World {
+    guest: &'static Guest,
+    frames: &'static FrameAllocator<'static>,
+    paging: &'static Paging<'static, Guest>,
+    source: &'static FreeFrames<'static, Guest>,
+    space: SpaceId,
+    /// Mapped and written with 7 in both words.
+    page: Page,
+    frame: Pfn,
+}
+
+fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+impl World {
+    fn new() -> Self {
+        let range = Pfn::new(0)..Pfn::new(512);
+        let zones = [ZoneConfig {
+            name: "test",
+            ranges: &[range],
+            watermarks: Watermarks {
+                min: 0,
+                low: 0,
+                high: 0,
+            },
+            reserve_blocks: 0,
+        }];
+        let layout = Config {
+            zones: &zones,
+            reserved: &[],
+            cpus: CPUS,
+            placement: Placement::LowestFirst,
+            fallback: Fallback::Steal,
+        };
+        let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
+        let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
+        let guest = leak(Guest {
+            words: (0..512 * 512).map(|_| RawU64::new(0xdead)).collect(),
+            sections: (0..CPUS).map(|_| AtomicU64::new(0)).collect(),
+            step: AtomicU64::new(0),
+        });
+        let paging = leak(Paging::new(frames, guest, OwnerClass::new(1).unwrap(), 2));
+        let source = leak(FreeFrames::new(frames, guest));
+        let space = paging.create_space(source).unwrap();
+        let page = Page::new(4711);
+        let frame = paging
+            .fault(space, page, FaultKind::Base, source)
+            .unwrap()
+            .frame;
+        let world = Self {
+            guest,
+            frames,
+            paging,
+            source,
+            space,
+            page,
+            frame,
+        };
+        assert!(world.write(7));
+        world
+    }
+
+    fn write(&self, value: u64) -> bool {
+        let write = |frame| {
+            self.guest.write_word(frame, 0, value);
+            self.guest.write_word(frame, 1, value);
+        };
+        self.paging
+            .access(self.space, self.page, true, write)
+            .is_some()
+    }
+
+    fn read(&self) -> Option<(u64, u64)> {
+        let read = |frame| {
+            (
+                self.guest.read_word(frame, 0),
+                self.guest.read_word(frame, 1),
+            )
+        };
+        self.paging.access(self.space, self.page, false, read)
+    }
+
+    /// What compaction does with one frame.
+    fn move_frame(&self) -> Outcome {
+        let free = |frame| {
+            self.frames
+                .free(self.guest.cpu(), frame, Order::BASE)
+                .unwrap()
+        };
+        let to = self
+            .source
+            .alloc(dirigible_frames::AllocRequest::movable())
+            .unwrap();
+        if !self.paging.isolate(self.frame) {
+            free(to);
+            return Outcome::Refused;
+        }
+        let mut pairs = [MovePair::base(self.frame, to)];
+        self.paging.migrate(&mut pairs);
+        match pairs[0].outcome {
+            Outcome::Moved => free(self.frame),
+            Outcome::Released => {
+                free(self.frame);
+                free(to);
+            }
+            _ => {
+                self.paging.putback(self.frame);
+                free(to);
+            }
+        }
+        pairs[0].outcome
+    }
+
+    fn spawn(
+        self,
+        cpu: u16,
+        act: impl FnOnce(Self) + Send + 'static,
+    ) -> shuttle::thread::JoinHandle<()> {
+        shuttle::thread::spawn(move || {
+            CPU.with(|cell| cell.set(cpu));
+            act(self);
+        })
+    }
+
+    fn check(&self, mapped: u64) {
+        let audit = self.paging.audit().unwrap();
+        assert_eq!(
+            (
+                audit.base,
+                audit.migration_entries,
+                audit.isolated,
+                audit.pinned
+            ),
+            (mapped, 0, 0, 0)
+        );
+        self.frames.verify().unwrap();
+        self.frames.drain_cpu_caches();
+        assert_eq!(self.frames.class_frames().movable, mapped);
+    }
+}
+
+fn explore(test: impl Fn(World) + Send + Sync + 'static) {
+    shuttle::check_random(move || test(World::new()), RUNS);
+}
+
+#[test]
+fn access_against_migrate() {
+    explore(|w| {
+        let user = w.spawn(1, |w| {
+            for value in [8, 9] {
+                assert!(w.write(value));
+                assert_eq!(w.read(), Some((value, value)));
+            }
+        });
+        assert_eq!(w.move_frame(), Outcome::Moved);
+        user.join().unwrap();
+        assert_eq!(w.read(), Some((9, 9)));
+        let mapping = w.paging.lookup(w.space, w.page).unwrap();
+        assert!(mapping.dirty && mapping.frame != w.frame);
+        w.check(1);
+    });
+}
+
+#[test]
+fn fault_against_migrate() {
+    explore(|w| {
+        let user = w.spawn(1, |w| {
+            let fault = w
+                .paging
+                .fault(w.space, w.page, FaultKind::Base, w.source)
+                .unwrap();
+            assert!(!fault.fresh);
+        });
+        assert_eq!(w.move_frame(), Outcome::Moved);
+        user.join().unwrap();
+        assert_eq!(w.read(), Some((7, 7)));
+        w.check(1);
+    });
+}
+
+#[test]
+fn unmap_against_migrate() {
+    explore(|w| {
+        let user = w.spawn(1, |w| {
+            assert_eq!(w.paging.unmap(w.space, w.page..w.page.plus(1)), 1);
+            assert_eq!(w.read(), None);
+        });
+        w.move_frame();
+        user.join().unwrap();
+        w.check(0);
+    });
+}
+
+#[test]
+fn unmap_against_putback() {
+    explore(|w| {
+        let user = w.spawn(1, |w| {
+            assert_eq!(w.paging.unmap(w.space, w.page..w.page.plus(1)), 1);
+        });
+        if w.paging.isolate(w.frame) {
+            w.paging.putback(w.frame);
+        }
+        user.join().unwrap();
+        w.check(0);
+    });
+}
+
+#[test]
+fn destroy_against_migrate_and_access() {
+    explore(|w| {
+        let destroyer = w.spawn(1, |w| assert_eq!(w.paging.destroy_space(w.space), 1));
+        let reader = w.spawn(2, |w| {
+            let seen = w.read();
+            assert!(seen.is_none() || seen == Some((7, 7)), "{seen:?}");
+        });
+        w.move_frame();
+        destroyer.join().unwrap();
+        reader.join().unwrap();
+        assert_eq!(w.paging.translate(w.space, w.page), None);
+        w.check(0);
+    });
+}
+
+#[test]
+fn pin_against_migrate_and_unmap() {
+    explore(|w| {
+        let pinner = w.spawn(1, |w| {
+            if let Some(frame) = w.paging.pin(w.space, w.page) {
+                assert_eq!(w.frames.state(frame), FrameState::Owned);
+                assert_eq!(w.frames.frame(frame).unwrap().class, FrameClass::Movable);
+                assert_eq!(w.guest.read_word(frame, 0), 7);
+                w.paging.unpin(frame);
+            }
+        });
+        let unmapper = w.spawn(2, |w| {
+            assert_eq!(w.paging.unmap(w.space, w.page..w.page.plus(1)), 1);
+        });
+        w.move_frame();
+        pinner.join().unwrap();
+        unmapper.join().unwrap();
+        w.check(0);
+    });
+}
+
+#[test]
+fn two_faults_on_one_page() {
+    explore(|w| {
+        let page = w.page.plus(1);
+        let fault = move |w: World| {
+            w.paging
+                .fault(w.space, page, FaultKind::Base, w.source)
+                .unwrap()
+        };
+        let other = w.spawn(1, move |w| drop(fault(w)));
+        fault(w);
+        other.join().unwrap();
+        w.check(2);
+    });
+}
