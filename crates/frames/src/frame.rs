@@ -141,25 +141,34 @@ impl FrameAllocator<'_> {
             .map_err(|word| word.state())
     }
 
-    /// Counts a held frame (single or huge, not free) in another class.
+    /// Counts an allocation, named by its first frame, in another class. Frames that nobody holds stay as they are.
     pub fn reclass(&self, pfn: Pfn, class: FrameClass) {
+        use FrameState::{Cached, Free, Reserved, Tail};
         let Some(frame) = self.frame_index(pfn) else {
             return;
         };
-        let Ok(old) = self.descriptors[frame as usize].update(|word| Some(word.with_class(class)))
-        else {
+        let changed = self.descriptors[frame as usize].update(|word| {
+            let held = !matches!(word.state(), Free | Cached | Reserved | Tail);
+            held.then(|| word.with_class(class))
+        });
+        let Ok(old) = changed else {
             return;
         };
-        let (from, count) = (old.class(), 1u16 << old.order());
-        if from != class && count as usize <= FRAMES_PER_BLOCK {
-            let _ = self.change(Self::block_of_index(frame), |ledger| {
+        let (from, frames) = (old.class(), 1usize << old.order());
+        if from == class {
+            return;
+        }
+        let first = Self::block_of_index(frame).index();
+        let count = frames.min(FRAMES_PER_BLOCK) as u16;
+        for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
+            let _ = self.change(crate::BlockId::new(block as u32), |ledger| {
                 let ledger = ledger.with_class_count(from, ledger.class_count(from) - count);
                 Some(ledger.with_class_count(class, ledger.class_count(class) + count))
             });
         }
     }
 
-    /// The class of `pfn`.
+    /// The class of the allocation that `pfn` heads.
     pub fn class(&self, pfn: Pfn) -> FrameClass {
         self.descriptor(pfn)
             .map_or(FrameClass::Unmovable, |d| d.load().class())

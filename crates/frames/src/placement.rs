@@ -231,19 +231,15 @@ impl FrameAllocator<'_> {
     /// Candidates are open, of movable type, hold at least one frame and none that cannot move. A moved frame costs 1, a
     /// balloon frame an eighth. The index sorts to 32 frames; what is returned is sorted exactly.
     pub fn cheapest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
-        let mut count = 0;
-        for number in 0..self.zones().count() {
-            if zone.is_some_and(|zone| zone.index() != number) {
-                continue;
-            }
-            let room = &mut out[count..];
-            let found = (0..crate::index::CLASSES)
-                .flat_map(|class| self.by_cost.blocks(number, class, 0))
-                .zip(room)
-                .map(|(block, place)| *place = block)
-                .count();
-            count += found;
-        }
+        let wanted = |number: &usize| zone.is_none_or(|zone| zone.index() == *number);
+        // Class by class over the zones, so that one zone's expensive blocks do not crowd out another's cheap ones.
+        let count = (0..crate::index::CLASSES)
+            .flat_map(|class| (0..self.zones().count()).map(move |number| (class, number)))
+            .filter(|(_, number)| wanted(number))
+            .flat_map(|(class, number)| self.by_cost.blocks(number, class, 0))
+            .zip(out.iter_mut())
+            .map(|(block, place)| *place = block)
+            .count();
         out[..count].sort_unstable_by_key(|block| {
             (
                 crate::allocator::evacuation_cost(self.ledger(*block)),

@@ -144,21 +144,23 @@ impl FrameAllocator<'_> {
     /// Maximal aligned free runs of order 0 to 10 in open blocks, as `/proc/buddyinfo` counts them. Walks all blocks.
     pub fn buddyinfo(&self) -> [u32; 11] {
         let mut counts = [0; 11];
-        let mut below = false;
+        // The zone of the block below, if that one could be the lower half of an order-10 run.
+        let mut below = None;
         for block in self.blocks() {
             let ledger = self.ledger(block);
             if ledger.is_whole() {
-                let upper = !self.block_start(block).is_aligned(Order::MAX);
-                if upper && below {
+                let zone = self.zone_of_block(block);
+                if below == Some(zone) {
                     counts[9] -= 1;
                     counts[10] += 1;
                 } else {
                     counts[9] += 1;
                 }
-                below = !upper;
+                let lower = self.block_start(block).is_aligned(Order::MAX);
+                below = lower.then_some(zone);
                 continue;
             }
-            below = false;
+            below = None;
             if ledger.state() == BlockState::Open {
                 count_runs(&self.words(block), &mut counts);
             }

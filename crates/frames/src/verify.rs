@@ -23,6 +23,9 @@ pub enum VerifyError {
         /// What the descriptor says.
         state: FrameState,
     },
+    /// A frame is inside an allocation and not marked so, or the other way round.
+    #[error("frame {0}: no well-formed allocation of several frames")]
+    Tail(Pfn),
     /// A count of a ledger is wrong.
     #[error("{block:?}: the ledger counts {ledger} {what} frames, there are {found}")]
     Count {
@@ -127,6 +130,8 @@ impl FrameAllocator<'_> {
     fn verify_frames(&self, block: BlockId) -> Result<u64, VerifyError> {
         let ledger = self.ledger(block);
         let (mut counts, mut free, mut cached) = ([0u16; 4], 0u16, 0);
+        // The class of the allocation that the frame is in, and how many frames of it are to come.
+        let (mut class, mut tails) = (FrameClass::Unmovable, 0);
         for offset in 0..FRAMES_PER_BLOCK {
             let frame = block.index() * FRAMES_PER_BLOCK + offset;
             let bit = self.fields[block.index()].0[offset / 64].load(Ordering::Acquire)
@@ -134,15 +139,24 @@ impl FrameAllocator<'_> {
                 & 1
                 == 1;
             let word = self.descriptors[frame].load();
-            if bit != (word.state() == FrameState::Free) {
-                let (pfn, state) = (self.pfn(frame as u32), word.state());
+            let (pfn, state) = (self.pfn(frame as u32), word.state());
+            if bit != (state == FrameState::Free) {
                 return Err(VerifyError::Bit { pfn, bit, state });
             }
-            cached += u64::from(word.state() == FrameState::Cached);
+            if (state == FrameState::Tail) != (tails > 0) {
+                return Err(VerifyError::Tail(pfn));
+            }
+            if state == FrameState::Tail {
+                tails -= 1;
+            } else {
+                class = word.class();
+                tails = (1usize << word.order()) - 1;
+            }
+            cached += u64::from(state == FrameState::Cached);
             if bit {
                 free += 1;
             } else {
-                counts[word.class() as usize] += 1;
+                counts[class as usize] += 1;
             }
         }
         let immovable =

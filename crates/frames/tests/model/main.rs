@@ -1,0 +1,28 @@
+//! Random use of the allocator against a naive model of who holds what, checked after each step.
+
+mod geometry;
+mod model;
+mod operation;
+mod oracle;
+
+use proptest::{collection::vec, prelude::*};
+
+use model::Model;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_allocator_agrees_with_a_naive_model(
+        geometry in geometry::geometry(),
+        operations in vec(operation::operation(), 1..160),
+    ) {
+        geometry.with(|frames| {
+            let mut model = Model::new(&geometry, frames);
+            for operation in &operations {
+                model.step(operation);
+            }
+            model.finish();
+        });
+    }
+}

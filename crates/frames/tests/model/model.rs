@@ -1,0 +1,608 @@
+//! The naive model: a map from held frames to what they were taken as.
+
+use std::collections::BTreeMap;
+
+use dirigible_frames::{
+    AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
+    FrameFlags, FrameState, FreeError, IsolateError, IsolatedBlock, Ledger, Order, OwnerClass, Pfn,
+    Watermark, Watermarks, ZoneId,
+};
+
+use crate::{geometry::Geometry, operation::Operation, oracle::Oracle};
+
+/// An allocation that the run holds, by its first frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Held {
+    order: Order,
+    class: FrameClass,
+    state: FrameState,
+    owner: OwnerClass,
+    word: u64,
+}
+
+pub struct Model<'a> {
+    geometry: &'a Geometry,
+    frames: &'a FrameAllocator<'a>,
+    held: BTreeMap<Pfn, Held>,
+    tokens: Vec<IsolatedBlock>,
+    managed: Vec<u64>,
+    /// Frames counted by `pgalloc` and `pgfree`.
+    counted: (u64, u64),
+    words: u64,
+}
+
+/// What an operation is compared with.
+struct Before {
+    ledgers: Vec<Ledger>,
+    zone_free: Vec<u64>,
+    zone_whole: Vec<u64>,
+}
+
+impl<'a> Model<'a> {
+    pub fn new(geometry: &'a Geometry, frames: &'a FrameAllocator<'a>) -> Self {
+        let mut managed = vec![0; geometry.zones.len()];
+        for pfn in all_frames(frames) {
+            if let Some(zone) = geometry.usable(pfn) {
+                managed[zone] += 1;
+                assert_eq!(frames.zone_of(pfn).map(ZoneId::index), Some(zone));
+                assert_eq!(frames.state(pfn), FrameState::Free);
+            } else {
+                assert_eq!(frames.state(pfn), FrameState::Reserved);
+            }
+        }
+        let model = Self {
+            geometry,
+            frames,
+            held: BTreeMap::new(),
+            tokens: Vec::new(),
+            managed,
+            counted: (0, 0),
+            words: 0,
+        };
+        model.check(&model.before());
+        model
+    }
+
+    fn before(&self) -> Before {
+        let frames = self.frames;
+        Before {
+            ledgers: frames.blocks().map(|b| frames.ledger(b)).collect(),
+            zone_free: frames.zones().map(|z| frames.zone_free_frames(z)).collect(),
+            zone_whole: frames.zones().map(|z| frames.zone_free_blocks(z)).collect(),
+        }
+    }
+
+    fn cpu(&self, number: u16) -> CpuId {
+        CpuId::new(number % self.geometry.cpus)
+    }
+
+    fn block(&self, pick: usize) -> BlockId {
+        BlockId::new((pick % self.frames.blocks().len()) as u32)
+    }
+
+    fn frame(&self, pick: usize) -> Pfn {
+        let span = self.frames.blocks().len() * FRAMES_PER_BLOCK;
+        self.frames.base().plus((pick % span) as u64)
+    }
+
+    fn pick(&self, pick: usize) -> Option<(Pfn, Held)> {
+        let position = pick.checked_rem(self.held.len())?;
+        self.held
+            .iter()
+            .nth(position)
+            .map(|(pfn, held)| (*pfn, *held))
+    }
+
+    pub fn step(&mut self, operation: &Operation) {
+        let before = self.before();
+        match *operation {
+            Operation::Alloc(cpu, request) => self.alloc(&before, self.cpu(cpu), request),
+            Operation::AllocBulk(cpu, request, count) => {
+                let mut out = vec![Pfn::default(); count];
+                let got = self.frames.alloc_bulk(self.cpu(cpu), request, &mut out);
+                let request = AllocRequest {
+                    order: Order::BASE,
+                    ..request
+                };
+                self.counted.0 += got as u64;
+                self.take(&before, &out[..got], request.class, Some(request.watermark));
+                self.check_reserve(&before, request);
+                if got < count {
+                    self.oracle().justify(request, None);
+                }
+            }
+            Operation::Balloon(cpu, placement, watermark, count) => {
+                self.balloon(&before, self.cpu(cpu), placement, watermark, count);
+            }
+            Operation::Targets { avoid, count } => self.targets(&before, self.block(avoid), count),
+            Operation::Free { cpu, pick } => {
+                if let Some((pfn, held)) = self.pick(pick) {
+                    self.free(self.cpu(cpu), pfn, held);
+                }
+            }
+            Operation::FreeBulk {
+                cpu,
+                pick,
+                stride,
+                count,
+            } => {
+                self.free_bulk(self.cpu(cpu), pick, stride, count);
+            }
+            Operation::FreeBlock { cpu, pick } => {
+                let start = self.frames.block_start(self.block(pick));
+                let end = start.plus(FRAMES_PER_BLOCK as u64);
+                let held: Vec<_> = self.held.range(start..end).map(|(p, h)| (*p, *h)).collect();
+                for (pfn, held) in held {
+                    self.free(self.cpu(cpu), pfn, held);
+                }
+            }
+            Operation::WrongFree { cpu, frame, order } => {
+                self.wrong_free(&before, self.cpu(cpu), frame, order);
+            }
+            Operation::Isolate(pick) => self.isolate(&before, self.block(pick)),
+            Operation::Unisolate(pick) => {
+                if let Some(token) = self.token(pick) {
+                    let block = token.block();
+                    self.frames.unisolate_block(token);
+                    assert_eq!(self.frames.ledger(block).state(), BlockState::Open);
+                }
+            }
+            Operation::Capture(pick, class) => self.capture(&before, pick, class),
+            Operation::Convert(pick, migratetype) => {
+                if let Some(token) = self.token(pick) {
+                    let block = token.block();
+                    self.frames.convert_block(token, migratetype);
+                    let ledger = self.frames.ledger(block);
+                    assert_eq!(
+                        (ledger.state(), ledger.migratetype()),
+                        (BlockState::Open, migratetype)
+                    );
+                }
+            }
+            Operation::Drain => {
+                self.frames.drain_cpu_caches();
+                assert_eq!(self.frames.cached_frames(), 0);
+            }
+            Operation::Reclass(pick, class) => {
+                if let Some((pfn, held)) = self.pick(pick) {
+                    self.frames.reclass(pfn, class);
+                    self.held.insert(pfn, Held { class, ..held });
+                }
+            }
+            Operation::Split(pick) => self.split(pick),
+            Operation::Transition(pick, to) => self.transition(pick, to),
+            Operation::Adjust { frame, frames } => {
+                let pfn = self.frame(frame);
+                let zone = self.frames.zone_of(pfn).expect("inside the span").index();
+                let frames = frames.max(-(self.managed[zone] as i64));
+                self.frames.adjust_managed(pfn, frames);
+                self.managed[zone] = self.managed[zone].saturating_add_signed(frames);
+            }
+            Operation::Watermarks { pick, min } => {
+                let zone = ZoneId::new((pick % self.geometry.zones.len()) as u8);
+                let marks = Watermarks {
+                    min,
+                    low: min + 8,
+                    high: min + 16,
+                };
+                self.frames.set_watermarks(zone, marks);
+                assert_eq!(self.frames.watermarks(zone), marks);
+            }
+        }
+        self.check(&before);
+    }
+
+    fn oracle(&self) -> Oracle<'a> {
+        Oracle::new(self.geometry, self.frames)
+    }
+
+    fn token(&mut self, pick: usize) -> Option<IsolatedBlock> {
+        let position = pick.checked_rem(self.tokens.len())?;
+        Some(self.tokens.swap_remove(position))
+    }
+
+    fn alloc(&mut self, before: &Before, cpu: CpuId, request: AllocRequest) {
+        match self.frames.alloc(cpu, request) {
+            Err(error) => self.oracle().justify(request, Some(error)),
+            Ok(pfn) => {
+                self.counted.0 += request.order.frames() as u64;
+                self.take_one(before, pfn, request.order, request.class);
+                self.check_marks(before, Some(request.watermark));
+                if request.order < Order::HUGE {
+                    self.check_reserve(before, request);
+                }
+            }
+        }
+    }
+
+    /// Books frames that were just handed out.
+    fn take(
+        &mut self,
+        before: &Before,
+        pfns: &[Pfn],
+        class: FrameClass,
+        watermark: Option<Watermark>,
+    ) {
+        for &pfn in pfns {
+            self.take_one(before, pfn, Order::BASE, class);
+        }
+        self.check_marks(before, watermark);
+    }
+
+    fn take_one(&mut self, before: &Before, pfn: Pfn, order: Order, class: FrameClass) {
+        let frames = self.frames;
+        assert!(pfn.is_aligned(order), "{pfn:?} {order:?}");
+        let zone = self.geometry.usable(pfn).expect("a frame of some zone");
+        let end = pfn.plus(order.frames() as u64);
+        for frame in pfn.get()..end.get() {
+            assert_eq!(
+                self.geometry.usable(Pfn::new(frame)),
+                Some(zone),
+                "holes stay holes"
+            );
+        }
+        let below = self.held.range(..end).next_back();
+        let free = below.is_none_or(|(p, h)| p.plus(h.order.frames() as u64) <= pfn);
+        assert!(free, "{pfn:?} was handed out twice");
+        let block = frames.block_of(pfn).expect("inside the span");
+        let isolated = before.ledgers[block.index()].state() == BlockState::Isolated;
+        assert!(!isolated, "{pfn:?} came from an isolated block");
+        let info = frames.frame(pfn).expect("inside the span");
+        assert_eq!(
+            (info.state, info.order, info.class),
+            (FrameState::Owned, order, class)
+        );
+        assert_eq!(
+            (info.owner, info.flags),
+            (OwnerClass::NONE, FrameFlags::EMPTY),
+            "as new"
+        );
+        assert_eq!((info.refcount, info.generation), (0, 0), "as new");
+        // An owner signs what it gets; frames inside a huge page are signed when it is split.
+        let owner = OwnerClass::new(1 + (self.words % 255) as u8).expect("not 0");
+        self.words += 1;
+        let held = Held {
+            order,
+            class,
+            state: FrameState::Owned,
+            owner,
+            word: self.words,
+        };
+        frames.set_owner(pfn, owner, self.words);
+        frames.set_flags(pfn, FrameFlags::DIRTY);
+        frames.set_generation(pfn, 5);
+        self.held.insert(pfn, held);
+    }
+
+    fn check_marks(&self, before: &Before, watermark: Option<Watermark>) {
+        let Some(watermark) = watermark else { return };
+        for (zone, &free_before) in self.frames.zones().zip(&before.zone_free) {
+            let free = self.frames.zone_free_frames(zone);
+            let marks = self.frames.watermarks(zone);
+            let mark = match watermark {
+                Watermark::None => 0,
+                Watermark::Min => marks.min,
+                Watermark::Low => marks.low,
+                Watermark::High => marks.high,
+            };
+            assert!(
+                free >= free_before || free >= mark,
+                "{free} frames are left of {mark}"
+            );
+        }
+    }
+
+    fn check_reserve(&self, before: &Before, request: AllocRequest) {
+        if request.class.is_movable() && !request.break_reserve {
+            self.check_whole(before);
+        }
+    }
+
+    /// Demands that no whole block was broken that the reserve keeps.
+    fn check_whole(&self, before: &Before) {
+        for (zone, &whole_before) in self.frames.zones().zip(&before.zone_whole) {
+            let whole = self.frames.zone_free_blocks(zone);
+            let kept = u64::from(self.frames.reserve_blocks(zone));
+            assert!(
+                whole >= whole_before || whole >= kept,
+                "{whole} whole blocks left of {kept}"
+            );
+        }
+    }
+
+    fn balloon(
+        &mut self,
+        before: &Before,
+        cpu: CpuId,
+        placement: dirigible_frames::BalloonPlacement,
+        watermark: Watermark,
+        count: usize,
+    ) {
+        let mut out = vec![Pfn::default(); count];
+        let got = self
+            .frames
+            .alloc_balloon(cpu, placement, watermark, &mut out);
+        assert!(out[..got].is_sorted(), "ascending");
+        self.counted.0 += got as u64;
+        if placement == dirigible_frames::BalloonPlacement::Unmovable {
+            self.take(before, &out[..got], FrameClass::Unmovable, Some(watermark));
+            if got < count {
+                let request = AllocRequest::unmovable().with_watermark(watermark);
+                self.oracle().justify(request, None);
+            }
+        } else {
+            self.take(before, &out[..got], FrameClass::Balloon, Some(watermark));
+            self.check_whole(before);
+            if got < count {
+                self.oracle().justify_balloon(watermark);
+            }
+        }
+    }
+
+    fn targets(&mut self, before: &Before, avoid: BlockId, count: usize) {
+        let mut out = vec![Pfn::default(); count];
+        let got = self.frames.take_targets(avoid, &mut out);
+        for &pfn in &out[..got] {
+            let block = self.frames.block_of(pfn).expect("inside the span");
+            let ledger = before.ledgers[block.index()];
+            assert_ne!(block, avoid);
+            assert!(!ledger.is_whole(), "a target in a wholly free block");
+            assert_eq!(ledger.migratetype(), dirigible_frames::Migratetype::Movable);
+        }
+        self.take(before, &out[..got], FrameClass::Movable, None);
+        assert_eq!(before.zone_whole, self.before().zone_whole);
+        if got < count {
+            self.oracle().justify_targets(avoid);
+        }
+    }
+
+    fn free(&mut self, cpu: CpuId, pfn: Pfn, held: Held) {
+        let result = self.frames.free(cpu, pfn, held.order);
+        if held.state == FrameState::Owned {
+            assert_eq!(result, Ok(()));
+            self.held.remove(&pfn);
+            self.counted.1 += held.order.frames() as u64;
+            let again = self.frames.free(cpu, pfn, held.order);
+            assert_eq!(again, Err(FreeError::NotOwned(pfn)), "a second time");
+        } else {
+            assert_eq!(result, Err(FreeError::NotOwned(pfn)));
+        }
+    }
+
+    fn free_bulk(&mut self, cpu: CpuId, pick: usize, stride: usize, count: usize) {
+        let Some((first, _)) = self.pick(pick) else {
+            return;
+        };
+        let some = self.held.range(first..).step_by(stride).take(count);
+        let pfns: Vec<Pfn> = some.map(|(pfn, _)| *pfn).collect();
+        let fits = |pfn: &Pfn| {
+            let held = self.held[pfn];
+            held.state == FrameState::Owned && held.order == Order::BASE
+        };
+        let wrong = pfns.iter().position(|pfn| !fits(pfn));
+        let result = self.frames.free_bulk(cpu, &pfns);
+        match wrong.map(|at| pfns[at]) {
+            None => assert_eq!(result, Ok(())),
+            Some(pfn) if self.held[&pfn].state == FrameState::Owned => {
+                assert_eq!(result, Err(FreeError::WrongOrder(pfn)));
+            }
+            Some(pfn) => assert_eq!(result, Err(FreeError::NotOwned(pfn))),
+        }
+        let freed = &pfns[..wrong.unwrap_or(pfns.len())];
+        for pfn in freed {
+            self.held.remove(pfn);
+        }
+        self.counted.1 += freed.len() as u64;
+    }
+
+    fn wrong_free(&mut self, before: &Before, cpu: CpuId, pick: usize, order: u8) {
+        let order = Order::new(order).expect("0 to 10");
+        let pfn = self.frame(pick);
+        let held = self.held.get(&pfn);
+        if held.is_some_and(|held| held.order == order && held.state == FrameState::Owned) {
+            return;
+        }
+        let result = self.frames.free(cpu, pfn, order);
+        match held {
+            Some(held) if held.state == FrameState::Owned => {
+                assert_eq!(result, Err(FreeError::WrongOrder(pfn)));
+            }
+            _ => assert_eq!(result, Err(FreeError::NotOwned(pfn))),
+        }
+        let past = self
+            .frames
+            .base()
+            .plus((before.ledgers.len() * FRAMES_PER_BLOCK) as u64);
+        assert_eq!(
+            self.frames.free(cpu, past, order),
+            Err(FreeError::Unknown(past))
+        );
+        assert_eq!(self.before().ledgers, before.ledgers, "nothing was changed");
+    }
+
+    fn isolate(&mut self, before: &Before, block: BlockId) {
+        let expected = match before.ledgers[block.index()].state() {
+            BlockState::Open => None,
+            BlockState::Isolated => Some(IsolateError::Isolated),
+            BlockState::Huge => Some(IsolateError::Huge),
+        };
+        match self.frames.isolate_block(block) {
+            Ok(token) => {
+                assert_eq!(expected, None);
+                assert_eq!(token.block(), block);
+                self.tokens.push(token);
+            }
+            Err(error) => assert_eq!(Some(error), expected),
+        }
+    }
+
+    fn capture(&mut self, before: &Before, pick: usize, class: FrameClass) {
+        let Some(token) = self.token(pick) else {
+            return;
+        };
+        let block = token.block();
+        let free = before.ledgers[block.index()].free() as usize == FRAMES_PER_BLOCK;
+        match self.frames.capture_block(token, class) {
+            Ok(pfn) => {
+                assert!(free);
+                assert_eq!(pfn, self.frames.block_start(block));
+                // It comes out of an isolated block, and only this way.
+                let mut before = self.before();
+                before.ledgers[block.index()] = Ledger::new();
+                self.take_one(&before, pfn, Order::HUGE, class);
+            }
+            Err(token) => {
+                assert!(!free);
+                self.tokens.push(token);
+            }
+        }
+    }
+
+    fn split(&mut self, pick: usize) {
+        let huge: Vec<Pfn> = self
+            .held
+            .iter()
+            .filter(|(_, held)| held.order == Order::HUGE)
+            .filter(|(_, held)| matches!(held.state, FrameState::Owned | FrameState::Isolated))
+            .map(|(pfn, _)| *pfn)
+            .collect();
+        let Some(position) = pick.checked_rem(huge.len()) else {
+            return;
+        };
+        let head = huge[position];
+        self.frames.split_huge(head);
+        let parts = Held {
+            order: Order::BASE,
+            ..self.held[&head]
+        };
+        for offset in 0..FRAMES_PER_BLOCK as u64 {
+            self.held.insert(head.plus(offset), parts);
+        }
+    }
+
+    fn transition(&mut self, pick: usize, to: FrameState) {
+        let Some((pfn, held)) = self.pick(pick) else {
+            return;
+        };
+        if !held.state.may_become(to) {
+            return;
+        }
+        // From another state than the one it is in: refused.
+        if held.state != FrameState::Leaving {
+            let wrong = self
+                .frames
+                .transition(pfn, FrameState::Leaving, FrameState::Owned);
+            assert_eq!(wrong, Err(held.state));
+        }
+        assert_eq!(self.frames.transition(pfn, held.state, to), Ok(()));
+        self.held.insert(pfn, Held { state: to, ..held });
+    }
+
+    /// Everything that must hold at rest.
+    fn check(&self, before: &Before) {
+        let frames = self.frames;
+        frames.verify().expect("all counts fit");
+        let after = self.before();
+        for (old, new) in before.ledgers.iter().zip(&after.ledgers) {
+            let moved = old.with_version(0) != new.with_version(0);
+            assert!(
+                !moved || old.version() != new.version(),
+                "a change went unnoticed"
+            );
+            assert_eq!(
+                new.free() + new.movable() + new.balloon() + new.unmovable(),
+                512
+            );
+        }
+        self.check_held();
+        let events = frames.events();
+        assert_eq!(
+            (events.get(Event::PgAlloc), events.get(Event::PgFree)),
+            self.counted
+        );
+        for zone in frames.zones() {
+            assert_eq!(frames.zone_managed(zone), self.managed[zone.index()]);
+        }
+        assert_eq!(frames.managed_frames(), self.managed.iter().sum::<u64>());
+        assert_eq!(frames.free_frames(), after.zone_free.iter().sum::<u64>());
+        assert_eq!(frames.free_blocks(), after.zone_whole.iter().sum::<u64>());
+        let (oracle, classes) = (self.oracle(), frames.class_frames());
+        let unmovable = [FrameClass::Unmovable, FrameClass::Reclaimable].map(|c| oracle.count(c));
+        assert_eq!(classes.movable, oracle.count(FrameClass::Movable));
+        assert_eq!(classes.balloon, oracle.count(FrameClass::Balloon));
+        assert_eq!(classes.unmovable, unmovable[0] + unmovable[1]);
+        oracle.check_reports();
+        oracle.check_queries();
+    }
+
+    /// Demands that each frame is what the model says: held, reserved, or free or cached.
+    fn check_held(&self) {
+        let frames = self.frames;
+        let mut inside = None;
+        let (mut cached, mut used) = (0, Vec::new());
+        for pfn in all_frames(frames) {
+            let state = frames.state(pfn);
+            if let Some(held) = self.held.get(&pfn) {
+                let info = frames.frame(pfn).expect("inside the span");
+                let found = Held {
+                    order: info.order,
+                    class: info.class,
+                    state: info.state,
+                    owner: info.owner,
+                    word: info.word,
+                };
+                assert_eq!(found, *held, "{pfn:?}");
+                assert_eq!((info.flags, info.generation), (FrameFlags::DIRTY, 5));
+                inside = Some((pfn, pfn.plus(held.order.frames() as u64)));
+            }
+            match inside.filter(|(_, end)| pfn < *end) {
+                Some((head, _)) => {
+                    assert_eq!(frames.head(pfn), head);
+                    assert!(
+                        pfn == head || state == FrameState::Tail,
+                        "{pfn:?} {state:?}"
+                    );
+                    used.push(pfn);
+                }
+                None if self.geometry.usable(pfn).is_none() => {
+                    assert_eq!(state, FrameState::Reserved);
+                }
+                None => {
+                    assert!(matches!(state, FrameState::Free | FrameState::Cached));
+                    cached += u64::from(state == FrameState::Cached);
+                }
+            }
+        }
+        assert_eq!(frames.cached_frames(), cached);
+        let listed: Vec<Pfn> = frames
+            .blocks()
+            .flat_map(|b| frames.used_frames(b))
+            .collect();
+        assert_eq!(listed, used);
+    }
+
+    /// Gives everything back and demands that nothing is left.
+    pub fn finish(mut self) {
+        while let Some(token) = self.tokens.pop() {
+            self.frames.unisolate_block(token);
+        }
+        for (pfn, held) in core::mem::take(&mut self.held) {
+            // Whatever it was in the middle of, Owned is reachable.
+            let through = match held.state {
+                FrameState::Owned => Ok(()),
+                from => self.frames.transition(pfn, from, FrameState::Owned),
+            };
+            assert_eq!(through, Ok(()));
+            assert_eq!(self.frames.free(CpuId::new(0), pfn, held.order), Ok(()));
+        }
+        self.frames.drain_cpu_caches();
+        self.frames.verify().expect("all counts fit");
+        let usable = all_frames(self.frames).filter(|p| self.geometry.usable(*p).is_some());
+        assert_eq!(self.frames.free_frames(), usable.count() as u64);
+    }
+}
+
+fn all_frames(frames: &FrameAllocator<'_>) -> impl Iterator<Item = Pfn> + use<> {
+    let (base, count) = (frames.base(), frames.blocks().len() * FRAMES_PER_BLOCK);
+    (0..count as u64).map(move |index| base.plus(index))
+}
