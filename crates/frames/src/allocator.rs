@@ -9,7 +9,7 @@ use crate::{
     cpu::CpuSlot,
     descriptor::{Descriptor, Word},
     index::{ClassIndex, Place},
-    metadata::{Field, IndexTables, KINDS, Metadata, Sizes},
+    metadata::{Field, IndexTables, KINDS, Metadata, Sizes, WORDS},
     sync::{AtomicU32, Ordering},
     zone::Zone,
 };
@@ -343,33 +343,37 @@ impl<'m> FrameAllocator<'m> {
         usize::from(count)
     }
 
-    /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Gives what the zones gained.
+    /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Books what the zones gained.
     pub(crate) fn put_into_field(&self, frames: &[u32], class: FrameClass) {
         let mut at = 0;
         let mut gained = [0i64; MAX_ZONES];
         while let Some(&first) = frames.get(at) {
-            // Neighbours in a word go back in one step.
-            let (block, word) = (Self::block_of_index(first), first / 64);
-            let mut mask = 0u64;
-            while let Some(&frame) = frames.get(at).filter(|frame| **frame / 64 == word) {
-                mask |= 1 << (frame % 64);
-                at += 1;
+            // Neighbours go back together: one step for each word, one for the ledger.
+            let block = Self::block_of_index(first);
+            let begin = at;
+            while let Some(&first) = frames
+                .get(at)
+                .filter(|f| Self::block_of_index(**f) == block)
+            {
+                let word = first / 64;
+                let mut mask = 0u64;
+                while let Some(&frame) = frames.get(at).filter(|frame| **frame / 64 == word) {
+                    mask |= 1 << (frame % 64);
+                    at += 1;
+                }
+                // Release, and before the ledger: who lowers the ledger next finds the bits.
+                let word = &self.fields[block.index()].0[word as usize % WORDS];
+                let old = word.fetch_or(mask, Ordering::AcqRel);
+                debug_assert_eq!(old & mask, 0, "a free frame was freed");
             }
-            gained[self.zone_of_block(block).index()] +=
-                self.put_word(block, word as usize % (FRAMES_PER_BLOCK / 64), mask, class);
+            let count = (at - begin) as u16;
+            gained[self.zone_of_block(block).index()] += self
+                .change(block, |ledger| Some(ledger.given(class, count)))
+                .map_or(0, |change| change.freed());
         }
         for (zone, gained) in self.zones.iter().zip(gained) {
             zone.add_free(gained);
         }
-    }
-
-    fn put_word(&self, block: BlockId, word: usize, mask: u64, class: FrameClass) -> i64 {
-        // Release, and before the ledger: who lowers the ledger next finds the bits.
-        let old = self.fields[block.index()].0[word].fetch_or(mask, Ordering::AcqRel);
-        debug_assert_eq!(old & mask, 0, "a free frame was freed");
-        let count = mask.count_ones() as u16;
-        self.change(block, |ledger| Some(ledger.given(class, count)))
-            .map_or(0, |c| c.freed())
     }
 }
 

@@ -7,13 +7,15 @@ use crate::{
 };
 
 /// Frames that one cache holds at most.
-pub(crate) const CACHE_FRAMES: usize = 192;
+pub(crate) const CACHE_FRAMES: u32 = 192;
+/// Places in a cache's ring, a power of two.
+const RING: u32 = 256;
 /// Frames that a refill takes and a flush gives back at most: one word of the field.
 pub(crate) const BATCH: usize = 64;
 /// No block is reserved.
 pub(crate) const NO_BLOCK: u32 = 0;
 
-/// The cache of one migratetype.
+/// The cache of one migratetype: a ring of frame indexes. The newest is handed out first, the oldest given back first.
 #[derive(Debug)]
 #[cfg_attr(
     not(shuttle),
@@ -21,12 +23,30 @@ pub(crate) const NO_BLOCK: u32 = 0;
 )]
 #[repr(C)]
 pub(crate) struct TypeCache {
-    len: AtomicU32,
+    /// One past the newest frame. Both ends count up and down without bound; their difference is what is cached.
+    newest: AtomicU32,
+    /// The oldest frame.
+    oldest: AtomicU32,
     /// The block that the next refill looks at first, plus one.
     reserved: AtomicU32,
-    pad: [u32; 14],
-    /// Frame indexes; the first `len` count.
-    stack: [AtomicU32; CACHE_FRAMES],
+    pad: [u32; 13],
+    ring: [AtomicU32; RING as usize],
+}
+
+impl TypeCache {
+    #[inline]
+    fn place(&self, position: u32) -> &AtomicU32 {
+        &self.ring[(position % RING) as usize]
+    }
+
+    /// Both ends: the oldest, and one past the newest.
+    #[inline]
+    fn ends(&self) -> (u32, u32) {
+        (
+            self.oldest.load(Ordering::Relaxed),
+            self.newest.load(Ordering::Relaxed),
+        )
+    }
 }
 
 /// Everything of one CPU.
@@ -55,10 +75,11 @@ impl Default for CpuSlot {
             pad: [0; 15],
             events: core::array::from_fn(|_| AtomicU64::new(0)),
             caches: core::array::from_fn(|_| TypeCache {
-                len: AtomicU32::new(0),
+                newest: AtomicU32::new(0),
+                oldest: AtomicU32::new(0),
                 reserved: AtomicU32::new(0),
-                pad: [0; 14],
-                stack: core::array::from_fn(|_| AtomicU32::new(0)),
+                pad: [0; 13],
+                ring: core::array::from_fn(|_| AtomicU32::new(0)),
             }),
         }
     }
@@ -100,34 +121,56 @@ impl CpuGuard<'_> {
 
     #[inline]
     pub fn len(&self, migratetype: Migratetype) -> usize {
-        self.cache(migratetype).len.load(Ordering::Relaxed) as usize
+        let (oldest, newest) = self.cache(migratetype).ends();
+        newest.wrapping_sub(oldest) as usize
     }
 
+    /// The newest frame.
     #[inline]
     pub fn pop(&self, migratetype: Migratetype) -> Option<u32> {
         let cache = self.cache(migratetype);
-        let len = cache.len.load(Ordering::Relaxed).checked_sub(1)?;
-        let frame = cache.stack.get(len as usize)?.load(Ordering::Relaxed);
-        cache.len.store(len, Ordering::Relaxed);
-        Some(frame)
+        let (oldest, newest) = cache.ends();
+        if oldest == newest {
+            return None;
+        }
+        let last = newest.wrapping_sub(1);
+        cache.newest.store(last, Ordering::Relaxed);
+        Some(cache.place(last).load(Ordering::Relaxed))
     }
 
     /// False if the cache is full.
     #[inline]
     pub fn push(&self, migratetype: Migratetype, frame: u32) -> bool {
         let cache = self.cache(migratetype);
-        let len = cache.len.load(Ordering::Relaxed);
-        let Some(place) = cache.stack.get(len as usize) else {
+        let (oldest, newest) = cache.ends();
+        if newest.wrapping_sub(oldest) >= CACHE_FRAMES {
             return false;
-        };
-        place.store(frame, Ordering::Relaxed);
-        cache.len.store(len + 1, Ordering::Relaxed);
+        }
+        cache.place(newest).store(frame, Ordering::Relaxed);
+        cache
+            .newest
+            .store(newest.wrapping_add(1), Ordering::Relaxed);
         true
     }
 
     /// Cached frame `position`, from the oldest.
     pub fn peek(&self, migratetype: Migratetype, position: usize) -> u32 {
-        self.cache(migratetype).stack[position].load(Ordering::Relaxed)
+        let cache = self.cache(migratetype);
+        let at = cache.ends().0.wrapping_add(position as u32);
+        cache.place(at).load(Ordering::Relaxed)
+    }
+
+    /// Takes the oldest frames, up to [`BATCH`]; gives how many.
+    pub fn take_oldest(&self, migratetype: Migratetype, out: &mut [u32; BATCH]) -> usize {
+        let cache = self.cache(migratetype);
+        let count = self.len(migratetype).min(BATCH);
+        let oldest = cache.ends().0;
+        for (frame, at) in out[..count].iter_mut().zip(0..) {
+            *frame = cache.place(oldest.wrapping_add(at)).load(Ordering::Relaxed);
+        }
+        let left = oldest.wrapping_add(count as u32);
+        cache.oldest.store(left, Ordering::Relaxed);
+        count
     }
 
     /// Takes up to [`BATCH`] frames for which `wanted` holds out of the cache; gives how many.
@@ -138,19 +181,21 @@ impl CpuGuard<'_> {
         wanted: impl Fn(u32) -> bool,
     ) -> usize {
         let cache = self.cache(migratetype);
-        let len = self.len(migratetype);
-        let (mut kept, mut taken) = (0, 0);
-        for position in 0..len {
-            let frame = cache.stack[position].load(Ordering::Relaxed);
+        let (oldest, newest) = cache.ends();
+        let (mut kept, mut taken) = (oldest, 0);
+        for step in 0..newest.wrapping_sub(oldest) {
+            let frame = cache
+                .place(oldest.wrapping_add(step))
+                .load(Ordering::Relaxed);
             if taken < BATCH && wanted(frame) {
                 out[taken] = frame;
                 taken += 1;
             } else {
-                cache.stack[kept].store(frame, Ordering::Relaxed);
-                kept += 1;
+                cache.place(kept).store(frame, Ordering::Relaxed);
+                kept = kept.wrapping_add(1);
             }
         }
-        cache.len.store(kept as u32, Ordering::Relaxed);
+        cache.newest.store(kept, Ordering::Relaxed);
         taken
     }
 

@@ -18,29 +18,44 @@ impl FrameAllocator<'_> {
     #[inline]
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let frame = self.frame_index(pfn).ok_or(FreeError::Unknown(pfn))?;
-        let descriptor = &self.descriptors[frame as usize];
-        let word = descriptor.load();
-        if word.state() != FrameState::Owned || word.order() != order.get() {
-            return Err(self.refuse_free(pfn, word));
-        }
         if order != Order::BASE {
-            return self.free_large(cpu, frame, word);
+            return self.free_large(cpu, pfn, frame, order);
         }
-        let class = word.class();
         let guard = self.cpu(cpu).lock();
+        let class = match self.disown(frame, Order::BASE, FrameState::Cached) {
+            Ok(class) => class,
+            Err(word) => return Err(self.refuse_free(pfn, word)),
+        };
         add_locked(&guard.slot.events[Event::PgFree as usize], 1);
-        if class == FrameClass::Balloon || self.in_isolated_block(frame) {
-            self.put_one(frame, class);
-            return Ok(());
-        }
         let migratetype = class.migratetype();
-        if !guard.push(migratetype, frame) {
+        if class == FrameClass::Balloon || self.in_isolated_block(frame) {
+            self.uncache(&[frame], class);
+        } else if !guard.push(migratetype, frame) {
             self.flush(&guard, migratetype, class);
             let room = guard.push(migratetype, frame);
             debug_assert!(room, "a flush makes room");
         }
-        descriptor.store(Word::new().with_state(FrameState::Cached).with_class(class));
         Ok(())
+    }
+
+    /// Takes an allocation of `order` from its holder, in one atomic step: of two that free the same frame at once, one fails.
+    /// Gives its class.
+    ///
+    /// # Errors
+    ///
+    /// The word found, if the frame is no such allocation.
+    #[inline]
+    fn disown(&self, frame: u32, order: Order, to: FrameState) -> Result<FrameClass, Word> {
+        self.descriptors[frame as usize]
+            .update(|word| {
+                let fits = word.state() == FrameState::Owned && word.order() == order.get();
+                let left = Word::new().with_state(to);
+                fits.then(|| match to {
+                    FrameState::Free => left,
+                    _ => left.with_class(word.class()),
+                })
+            })
+            .map(Word::class)
     }
 
     #[cold]
@@ -67,17 +82,18 @@ impl FrameAllocator<'_> {
                 result = Err(FreeError::Unknown(pfn));
                 break;
             };
-            let word = self.descriptors[frame as usize].load();
-            if word.state() != FrameState::Owned || word.order() != 0 {
-                result = Err(self.refuse_free(pfn, word));
-                break;
-            }
-            if count == BATCH || (count > 0 && word.class() != class) {
+            let its_class = match self.disown(frame, Order::BASE, FrameState::Free) {
+                Ok(its_class) => its_class,
+                Err(word) => {
+                    result = Err(self.refuse_free(pfn, word));
+                    break;
+                }
+            };
+            if count == BATCH || (count > 0 && its_class != class) {
                 self.put_into_field(&batch[..count], class);
                 count = 0;
             }
-            class = word.class();
-            self.descriptors[frame as usize].store(Word::new());
+            class = its_class;
             batch[count] = frame;
             count += 1;
             freed += 1;
@@ -103,7 +119,7 @@ impl FrameAllocator<'_> {
     /// Moves a batch from the cache to the field, oldest first.
     fn flush(&self, guard: &CpuGuard<'_>, migratetype: Migratetype, class: FrameClass) {
         let mut batch = [0u32; BATCH];
-        let count = guard.extract(migratetype, &mut batch, |_| true);
+        let count = guard.take_oldest(migratetype, &mut batch);
         self.uncache(&batch[..count], class);
     }
 
@@ -113,11 +129,6 @@ impl FrameAllocator<'_> {
             self.descriptors[*frame as usize].store(Word::new());
         }
         self.put_into_field(frames, class);
-    }
-
-    fn put_one(&self, frame: u32, class: FrameClass) {
-        self.descriptors[frame as usize].store(Word::new());
-        self.put_into_field(&[frame], class);
     }
 
     /// Whether the frame must not be cached. Called with the CPU's lock held.
@@ -130,22 +141,24 @@ impl FrameAllocator<'_> {
             && self.ledger(Self::block_of_index(frame)).state() == BlockState::Isolated
     }
 
-    fn free_large(&self, cpu: CpuId, frame: u32, word: Word) -> Result<(), FreeError> {
-        let order = Order::new(word.order()).unwrap_or_default();
+    fn free_large(&self, cpu: CpuId, pfn: Pfn, head: u32, order: Order) -> Result<(), FreeError> {
+        let class = self
+            .disown(head, order, FrameState::Free)
+            .map_err(|word| self.refuse_free(pfn, word))?;
         if order >= Order::HUGE {
-            self.free_blocks_of(frame, order, word.class());
+            self.free_blocks_of(head, order, class);
         } else {
             let mut batch = [0u32; BATCH];
-            let all = frame..frame + order.frames() as u32;
-            for frame in all.clone() {
-                self.descriptors[frame as usize].store(Word::new());
+            let all = head..head + order.frames() as u32;
+            for tail in all.clone().skip(1) {
+                self.descriptors[tail as usize].store(Word::new());
             }
             for start in all.step_by(BATCH) {
                 let count = BATCH.min(order.frames());
                 for (place, frame) in batch.iter_mut().zip(start..) {
                     *place = frame;
                 }
-                self.put_into_field(&batch[..count], word.class());
+                self.put_into_field(&batch[..count], class);
             }
         }
         self.events().add(cpu, Event::PgFree, order.frames() as u64);

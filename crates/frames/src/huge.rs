@@ -5,7 +5,6 @@ use crate::{
     FrameClass, FrameState, Ledger, Migratetype, Order, Pfn,
     alloc::{Search, SearchOrder, mark, owned},
     allocator::kind,
-    descriptor::Word,
     sync::Ordering,
 };
 
@@ -95,9 +94,9 @@ impl FrameAllocator<'_> {
         .map_or(0, |change| change.freed())
     }
 
+    /// Frees a disowned allocation of whole blocks.
     pub(crate) fn free_blocks_of(&self, frame: u32, order: Order, class: FrameClass) {
         let first = Self::block_of_index(frame).index() as u32;
-        self.descriptors[frame as usize].store(Word::new());
         for number in 0..(order.frames() / FRAMES_PER_BLOCK) as u32 {
             let block = BlockId::new(first + number);
             let freed = self.release(block, class);
