@@ -178,9 +178,8 @@ impl<'a, H: Hal, T: Transport, P: Platform> VirtioBalloon<'a, H, T, P> {
             }
             self.do_outputs(&mut message);
             // Once per call: a device that returns the buffer at once does not keep us here.
-            if stats_due {
+            if stats_due && self.fill_stats() {
                 stats_due = false;
-                self.fill_stats();
             }
             if self.take_answers() {
                 continue;
@@ -251,10 +250,10 @@ impl<'a, H: Hal, T: Transport, P: Platform> VirtioBalloon<'a, H, T, P> {
         true
     }
 
-    /// Gives the device its statistics buffer when it has none.
-    fn fill_stats(&self) {
+    /// Gives the device its statistics buffer when it has none; whether it did.
+    fn fill_stats(&self) -> bool {
         if !self.device.lock().wants_stats() {
-            return;
+            return false;
         }
         let mut report = Report::new();
         report.set(Tag::MemFree, self.frames.free_frames() * FRAME_SIZE as u64);
@@ -262,9 +261,11 @@ impl<'a, H: Hal, T: Transport, P: Platform> VirtioBalloon<'a, H, T, P> {
             Tag::MemTotal,
             self.frames.managed_frames() * FRAME_SIZE as u64,
         );
-        if self.device.lock().send_stats(&report) {
+        let sent = self.device.lock().send_stats(&report);
+        if sent {
             self.state.lock().balloon.stats.stats_buffers += 1;
         }
+        sent
     }
 
     /// Raises the vm events by what has happened since the last call.

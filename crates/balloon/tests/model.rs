@@ -11,7 +11,7 @@ use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use proptest::prelude::*;
 
-const FRAMES: u64 = 700;
+const FRAMES: u64 = 600;
 const BASE: u64 = 0x1234;
 const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
 const MS: u64 = 1_000_000;
@@ -302,7 +302,6 @@ impl<'a> World<'a> {
             }
         }
         self.outputs();
-        self.check();
     }
 
     fn migrate(&mut self, count: usize, at_once: bool) {
@@ -409,13 +408,14 @@ impl<'a> World<'a> {
         while let Some(frame) = self.isolated.pop() {
             self.balloon.putback(frame);
         }
-        for _ in 0..200 {
+        for _ in 0..20 {
             while !self.with_host.is_empty() {
                 self.apply(Op::Answer(0));
             }
             self.apply(Op::Pass(20_000 * MS));
             self.apply(Op::Work(300));
         }
+        self.check();
         self.target = self.target.min(FRAMES as u32);
         assert_eq!(self.balloon.actual(), u64::from(self.target));
         assert_eq!(self.balloon.held().total(), u64::from(self.target));
@@ -449,6 +449,7 @@ proptest! {
         world.outputs();
         for op in ops {
             world.apply(op);
+            world.check();
         }
         // An attempt that found nothing is followed by none for 200 ms: at most 5 in any second. Those that found
         // something may follow at once.
@@ -471,7 +472,9 @@ proptest! {
             world.apply(Op::SetTarget(target));
             for _ in 0..works {
                 world.apply(Op::Work(300));
+                world.check();
                 world.apply(Op::Answer(order));
+                world.check();
             }
             prop_assert!(world.balloon.actual() <= FRAMES);
         }

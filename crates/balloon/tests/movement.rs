@@ -129,7 +129,7 @@ fn pitfall_02_compaction_inside_inflate() {
     assert_eq!(guest.host.size() as u32, size + 10);
     assert!(guest.frames.events().get(Event::BalloonMigrate) > 0);
     guest.frames.verify().unwrap();
-    assert_eq!(mobility.isolated_frames().total(), 0);
+    assert_eq!(mobility.isolated_frames(), 0);
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn pitfall_12_nothing_but_balloon_and_holes_yields_huge_pages() {
         blocks.push(block);
     }
     assert!(blocks.len() >= 3, "{} blocks", blocks.len());
-    assert_eq!(mobility.isolated_frames().total(), 0);
+    assert_eq!(mobility.isolated_frames(), 0);
     for block in blocks {
         guest.frames.free(CPU, block, Order::HUGE).unwrap();
     }

@@ -168,10 +168,17 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
         let mut wait = Wait::lasting(self.platform, self.config.shutdown_timeout_ns);
         loop {
             self.pump();
-            while let Work::Deflate(want) = self.plan() {
-                if self.deflate(want) == 0 {
-                    break;
+            let work = loop {
+                match self.plan() {
+                    Work::Deflate(want) if self.deflate(want) > 0 => {}
+                    work => break work,
                 }
+            };
+            match work {
+                // An answer may end this one.
+                Work::Failed(Fault::Silent { .. }) => {}
+                Work::Failed(fault) if self.held().total() > 0 => return Err(fault),
+                _ => {}
             }
             let held = self.held();
             if held.total() == 0 {

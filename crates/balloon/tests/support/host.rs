@@ -268,6 +268,11 @@ impl Host {
         self.inner().has.len() as u64
     }
 
+    /// What the driver wrote last.
+    pub fn actual(&self) -> u64 {
+        u64::from(self.inner().actual)
+    }
+
     /// Requests on the inflate and deflate queues so far.
     pub fn messages(&self) -> u64 {
         let inner = self.inner();

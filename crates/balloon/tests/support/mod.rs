@@ -206,7 +206,7 @@ impl Guest {
         config: BalloonConfig,
     ) -> Self {
         let clock: &'static Clock = Box::leak(Box::default());
-        clock.relax_ns.store(1000, Ordering::SeqCst);
+        clock.relax_ns.store(10_000, Ordering::SeqCst);
         Self::on(clock, frames, host, settle, config, CLASS)
     }
 
