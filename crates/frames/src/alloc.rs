@@ -84,12 +84,11 @@ impl FrameAllocator<'_> {
                 self.hand_out(&one, request.class);
                 one[0]
             }
-            Order::BASE => self.refill(cpu, request)?,
+            Order::BASE => return self.refill(cpu, request).map(|frame| self.pfn(frame)),
             order if order < Order::HUGE => self.alloc_run(cpu, request)?,
             _ => return self.alloc_blocks(cpu, request),
         };
-        self.events()
-            .add(cpu, Event::PgAlloc, request.order.frames() as u64);
+        self.count_frames(cpu, Event::PgAlloc, request.order.frames());
         Ok(self.pfn(frames))
     }
 
@@ -135,6 +134,7 @@ impl FrameAllocator<'_> {
             debug_assert!(room, "only an empty cache is refilled");
         }
         self.descriptors[frames[0] as usize].store(owned(request.class, Order::BASE));
+        add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
         Ok(frames[0])
     }
 

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::{
-    CpuId, Event,
+    CpuId, Event, FrameAllocator,
     cpu::CpuSlot,
     sync::{AtomicU64, Ordering},
 };
@@ -54,6 +54,14 @@ impl Events<'_> {
             writeln!(out, "{} {}", event.name(), self.get(*event))?;
         }
         Ok(())
+    }
+}
+
+impl FrameAllocator<'_> {
+    /// Counts frames that were allocated or freed past the CPU's cache. By its lock, as the fast paths count them.
+    pub(crate) fn count_frames(&self, cpu: CpuId, event: Event, frames: usize) {
+        let guard = self.cpu(cpu).lock();
+        add_locked(&guard.slot.events[event as usize], frames as u64);
     }
 }
 

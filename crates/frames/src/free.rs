@@ -99,7 +99,7 @@ impl FrameAllocator<'_> {
             freed += 1;
         }
         self.put_into_field(&batch[..count], class);
-        self.events().add(cpu, Event::PgFree, freed);
+        self.count_frames(cpu, Event::PgFree, freed);
         result
     }
 
@@ -161,7 +161,7 @@ impl FrameAllocator<'_> {
                 self.put_into_field(&batch[..count], class);
             }
         }
-        self.events().add(cpu, Event::PgFree, order.frames() as u64);
+        self.count_frames(cpu, Event::PgFree, order.frames());
         Ok(())
     }
 }

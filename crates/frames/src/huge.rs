@@ -31,7 +31,7 @@ impl FrameAllocator<'_> {
                 if let Some(block) = found {
                     let first = block.index() * FRAMES_PER_BLOCK;
                     self.descriptors[first].store(owned(request.class, request.order));
-                    self.events().add(cpu, Event::PgAlloc, frames as u64);
+                    self.count_frames(cpu, Event::PgAlloc, frames);
                     return Ok(self.block_start(block));
                 }
                 error = AllocError::Fragmented;

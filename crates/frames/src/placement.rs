@@ -71,7 +71,7 @@ impl FrameAllocator<'_> {
             }
             count += taken;
         }
-        self.events().add(cpu, Event::PgAlloc, count as u64);
+        self.count_frames(cpu, Event::PgAlloc, count);
         count
     }
 
