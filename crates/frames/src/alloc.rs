@@ -3,7 +3,7 @@
 use crate::{
     AllocError, AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, Fallback,
     FrameAllocator, FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, Placement, Watermark,
-    allocator::kind,
+    allocator::{kind, room_class},
     bits::{has_run, take_run},
     counters::add_locked,
     cpu::{BATCH, CpuGuard, NO_BLOCK},
@@ -207,7 +207,7 @@ impl FrameAllocator<'_> {
         search: &Search,
         mut visit: impl FnMut(BlockId) -> Option<R>,
     ) -> Option<R> {
-        let least = search.room.saturating_sub(1) / (FRAMES_PER_BLOCK / CLASSES);
+        let least = room_class(search.room as u16);
         let category = |kind: usize| zone_number * KINDS + kind;
         let blocks = |kind, class, start| self.by_room.blocks(category(kind), class, start);
         match search.order {

@@ -50,7 +50,7 @@ pub(crate) mod kind {
     pub const WHOLE: usize = 4;
 }
 
-/// Frames of one class in [`Place`] steps: 512 frames in 16 classes.
+/// Frames of one class of the cost and heal indexes.
 const CLASS_STEP: usize = 32;
 /// A balloon frame costs this fraction of a copied frame to move: a share of a message.
 const BALLOON_DISCOUNT: usize = 8;
@@ -377,6 +377,21 @@ impl<'m> FrameAllocator<'m> {
     }
 }
 
+/// The class of a block with `free` frames, 1 to 511: 1, 2, 3, 4, then two classes for each doubling.
+///
+/// Full memory leaves most blocks with a handful of free frames, so classes are narrow there: *fullest* and *emptiest* mean
+/// what they say just where it matters.
+pub(crate) const fn room_class(free: u16) -> usize {
+    if free <= 4 {
+        return (free as usize).saturating_sub(1);
+    }
+    let below = free as usize - 1;
+    let octave = below.ilog2() as usize;
+    4 + (octave - 2) * 2 + (below >> (octave - 1) & 1)
+}
+
+const _: () = assert!(room_class(511) < crate::index::CLASSES && room_class(5) == 4);
+
 pub(crate) fn room_place(zone: ZoneId, ledger: Ledger) -> Place {
     if ledger.state() != BlockState::Open || ledger.free() == 0 {
         return Place::NONE;
@@ -391,7 +406,7 @@ pub(crate) fn room_place(zone: ZoneId, ledger: Ledger) -> Place {
         Migratetype::Movable if ledger.unmovable() > 0 => kind::HYBRID,
         Migratetype::Movable => kind::MOVABLE,
     };
-    Place::new(category + kind, (ledger.free() as usize - 1) / CLASS_STEP)
+    Place::new(category + kind, room_class(ledger.free()))
 }
 
 /// What emptying a block costs, in copied frames.

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Classes in each category.
-pub(crate) const CLASSES: usize = 16;
+pub(crate) const CLASSES: usize = 18;
 const NOWHERE: u32 = 0;
 const BUSY: u32 = 1 << 31;
 const DIRTY: u32 = 1 << 30;
