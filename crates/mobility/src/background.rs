@@ -4,9 +4,9 @@ use arrayvec::ArrayVec;
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{BlockId, CpuId, Event, Platform};
 
-use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::mobility::{Working, Workspace};
+use crate::{EvacuateError, Mobility};
 
 /// What one call of background compaction did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,7 +44,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Empties up to `max_blocks` blocks, several together, as long as the reserve is short: it begins below
-    /// `reserve_low` wholly free blocks and ends at `reserve_high`. Never waits for the compaction lock.
+    /// `reserve_low` wholly free blocks and ends at `reserve_high`. Gives up after `budget_blocks` vain rounds, or when
+    /// targets are short even for one block. Never waits for the compaction lock.
     pub fn compact_background(&self, cpu: CpuId, max_blocks: usize) -> BackgroundResult {
         let mut result = BackgroundResult::default();
         if max_blocks == 0 || !self.wants_background() {
@@ -67,17 +68,21 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             self.frames.events().add(cpu, Event::CompactDaemonWake, 1);
         }
         let mut together = self.config.blocks_per_batch;
-        // Every round empties a block, or halves the batch, or ends.
+        let mut misses = 0;
+        // Every round empties a block, or makes the batch smaller, or is one of a few misses.
         while result.emptied < max_blocks && self.below(self.config.reserve_high) {
             let batch = self.choose(cpu, together.min(max_blocks - result.emptied), &mut working);
-            let emptied = self.empty_batch(cpu, &batch, &mut working);
+            let (emptied, short) = self.empty_batch(cpu, &batch, &mut working);
             result.emptied += emptied;
             if emptied > 0 {
                 working.background.succeeded();
-            } else if batch.len() > 1 {
+                continue;
+            }
+            misses += 1;
+            if short && batch.len() > 1 {
                 // Blocks of one batch do not serve each other as targets; fewer of them leave more.
                 together = batch.len() / 2;
-            } else {
+            } else if short || batch.is_empty() || misses >= self.config.budget_blocks {
                 let Workspace {
                     background,
                     refusals,
@@ -86,6 +91,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 background.failed(&self.config, self.prospect(refusals));
                 return result;
             }
+            // Else all of the batch refused: that is remembered, and the next round looks elsewhere.
         }
         result.more = self.below(self.config.reserve_high);
         self.background_runs.store(result.more, Ordering::Relaxed);
@@ -122,21 +128,27 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         chosen
     }
 
-    /// Evacuates a batch and opens what was emptied; gives how many blocks that is.
-    fn empty_batch(&self, cpu: CpuId, batch: &[BlockId], working: &mut Working<'_>) -> usize {
+    /// Evacuates a batch and opens what was emptied; gives how many blocks that is, and whether targets were short.
+    fn empty_batch(
+        &self,
+        cpu: CpuId,
+        batch: &[BlockId],
+        working: &mut Working<'_>,
+    ) -> (usize, bool) {
         let (jobs, stats) = self.evacuate_blocks(cpu, working, batch);
         self.frames.events().add(
             cpu,
             Event::CompactDaemonMigrated,
             stats.moved + stats.released,
         );
-        let mut emptied = 0;
+        let (mut emptied, mut short) = (0, false);
         for job in jobs {
+            short |= job.error == Some(EvacuateError::NoTargets);
             if let Some(block) = job.token {
                 self.frames.unisolate_block(block);
                 emptied += 1;
             }
         }
-        emptied
+        (emptied, short)
     }
 }

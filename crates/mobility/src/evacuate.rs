@@ -180,7 +180,16 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             }
         }
         // From here on nothing is allocated from the block: used frames only become fewer. (Between the look above and
-        // the isolation they can have become more.)
+        // the isolation they can have become more.) Frames that other CPUs were taking or freeing at that moment have no
+        // state yet; they have one soon.
+        let all_seen = || {
+            let used = FRAMES_PER_BLOCK - usize::from(self.frames.ledger(block).free());
+            self.frames.used_frames(block).count() == used
+        };
+        if !self.soon(all_seen) {
+            job.error = Some(EvacuateError::NotEmpty);
+            return job;
+        }
         for frame in self.frames.used_frames(block) {
             if self.refuses_at_sight(frame) {
                 job.error = Some(EvacuateError::Refused(frame));
@@ -425,12 +434,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Whether the block is wholly free, allowing for frees that other CPUs are in the middle of.
     fn becomes_whole(&self, block: BlockId) -> bool {
-        for _ in 0..16 {
-            if usize::from(self.frames.ledger(block).free()) == FRAMES_PER_BLOCK {
-                return true;
+        self.soon(|| usize::from(self.frames.ledger(block).free()) == FRAMES_PER_BLOCK)
+    }
+
+    /// Whether something is so, now or within a few moments.
+    fn soon(&self, so: impl Fn() -> bool) -> bool {
+        (0..16).any(|_| {
+            let is = so();
+            if !is {
+                self.platform.relax();
             }
-            self.platform.relax();
-        }
-        false
+            is
+        })
     }
 }

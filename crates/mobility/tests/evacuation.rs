@@ -136,7 +136,7 @@ fn a_block_with_what_cannot_move_is_not_begun() {
         .unwrap();
     m.frames.drain_cpu_caches();
     evacuate(&m, 0).unwrap();
-    let huge = m.frames.alloc(CPU, AllocRequest::huge()).unwrap();
+    let huge = m.take_huge();
     assert_eq!(
         evacuate(&m, block_number(huge) as u32),
         Err(EvacuateError::Unmovable)
@@ -345,7 +345,7 @@ proptest! {
         let mut captured = Vec::new();
         for _ in 0..16 {
             let examined = m.platform.examined.load(Ordering::Relaxed);
-            if let CompactResult::Captured(head) = m.mobility.compact_direct(CPU, FrameClass::Movable) {
+            if let CompactResult::Captured(head) = m.direct(FrameClass::Movable) {
                 captured.push(head);
             }
             prop_assert!(m.platform.examined.load(Ordering::Relaxed) - examined <= 16 * 32);
@@ -359,7 +359,7 @@ proptest! {
         }
         for head in captured {
             prop_assert!(ranges.iter().any(|r| r.start <= head.get() && head.get() + 512 <= r.end));
-            m.frames.free(CPU, head, machine::HUGE).unwrap();
+            m.free_huge(head);
         }
         m.check_at_rest();
     }

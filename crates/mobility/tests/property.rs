@@ -4,7 +4,7 @@ mod machine;
 
 use dirigible_frames::{AllocRequest, FrameClass, FrameFlags, Pfn, Watermark};
 use dirigible_mobility::{CompactResult, CompactionConfig, MovePair, Outcome};
-use machine::{Answer, CPU, HUGE, Machine};
+use machine::{Answer, CPU, Machine};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -154,7 +154,7 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
                 FrameClass::Unmovable,
                 FrameClass::Reclaimable,
             ][usize::from(class)];
-            if let CompactResult::Captured(head) = m.mobility.compact_direct(CPU, class) {
+            if let CompactResult::Captured(head) = m.direct(class) {
                 held.huge.push(head);
             }
         }
@@ -188,14 +188,14 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
         }
         Step::FreeHuge => {
             if let Some(head) = held.huge.pop() {
-                frames.free(CPU, head, HUGE).unwrap();
+                m.free_huge(head);
             }
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn pitfall_81_identities_hold_after_every_step(
@@ -234,7 +234,7 @@ proptest! {
         m.user.settle(Outcome::Moved);
         m.balloon.settle(Outcome::Moved);
         m.check_at_rest();
-        held.huge.drain(..).for_each(|head| m.frames.free(CPU, head, HUGE).unwrap());
+        held.huge.drain(..).for_each(|head| m.free_huge(head));
         held.unmovable.drain(..).for_each(|frame| {
             m.frames.free(CPU, frame, AllocRequest::unmovable().order).unwrap();
         });

@@ -12,7 +12,9 @@ use dirigible_frames::{
     FrameClass, FrameState, Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks,
     ZoneConfig,
 };
-use dirigible_mobility::{CompactionConfig, Mobility, MovableOwner, MovePair, Outcome};
+use dirigible_mobility::{
+    CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome,
+};
 
 pub const CPU: CpuId = CpuId::new(0);
 
@@ -271,6 +273,8 @@ pub struct Machine {
     pub mobility: &'static Mobility<'static, MockPlatform>,
     pub user: &'static MockOwner,
     pub balloon: &'static MockOwner,
+    /// Huge frames that the test holds itself.
+    pub held: Mutex<BTreeSet<Pfn>>,
 }
 
 pub const MARKS: Watermarks = Watermarks {
@@ -331,6 +335,7 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
         mobility,
         user,
         balloon,
+        held: Mutex::default(),
     }
 }
 
@@ -354,6 +359,34 @@ impl Machine {
             .iter()
             .for_each(|&frame| self.balloon.list(frame));
         got
+    }
+
+    /// Direct compaction; the captured frame is held by the test.
+    pub fn direct(&self, class: FrameClass) -> CompactResult {
+        let result = self.mobility.compact_direct(CPU, class);
+        if let CompactResult::Captured(head) = result {
+            assert!(
+                self.held.lock().unwrap().insert(head),
+                "{head} captured twice"
+            );
+        }
+        result
+    }
+
+    /// Takes a whole free block.
+    pub fn take_huge(&self) -> Pfn {
+        let head = self.frames.alloc(CPU, AllocRequest::huge()).unwrap();
+        assert!(
+            self.held.lock().unwrap().insert(head),
+            "{head} allocated twice"
+        );
+        head
+    }
+
+    /// Frees a huge frame that the test holds.
+    pub fn free_huge(&self, head: Pfn) {
+        assert!(self.held.lock().unwrap().remove(&head));
+        self.frames.free(CPU, head, HUGE).unwrap();
     }
 
     /// The owner of a listed frame.
@@ -420,7 +453,13 @@ impl Machine {
         ] {
             let pending = owner.pending.lock().unwrap().len();
             assert_eq!(isolated, pending as u64);
-            let mut listed = 0;
+            let held = self.held.lock().unwrap();
+            let mut listed: usize = held
+                .iter()
+                .map(|&head| self.frames.frame(head).unwrap())
+                .filter(|info| info.class == owner.of)
+                .count()
+                * 512;
             for frame in owner.frames() {
                 let info = self.frames.frame(frame).unwrap();
                 assert_eq!(

@@ -1,0 +1,322 @@
+//! Interleavings of compaction with owners and with itself, tried at random:
+//! `RUSTFLAGS="--cfg shuttle" cargo test -p dirigible-mobility --features shuttle --test shuttle`.
+#![cfg(shuttle)]
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
+use dirigible_frames::sync::{AtomicU64, Ordering};
+use dirigible_frames::{
+    BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
+    Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+};
+use dirigible_mobility::{
+    CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome, RegisterError,
+};
+use shuttle::scheduler::RandomScheduler;
+use shuttle::sync::Mutex;
+use shuttle::thread;
+
+const RUNS: usize = 400;
+const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
+
+shuttle::thread_local! {
+    static CPU: Cell<u16> = Cell::new(0);
+}
+
+struct Machine {
+    clock: AtomicU64,
+}
+
+impl Platform for Machine {
+    fn cpu(&self) -> CpuId {
+        CpuId::new(CPU.with(Cell::get))
+    }
+    fn now(&self) -> u64 {
+        self.clock.fetch_add(1_000, Ordering::Relaxed)
+    }
+    fn read_word(&self, _: Pfn, _: usize) -> u64 {
+        0
+    }
+    fn write_word(&self, _: Pfn, _: usize, _: u64) {}
+    fn copy_frames(&self, _: Pfn, _: Pfn, _: usize) {}
+    fn zero_frames(&self, _: Pfn, _: usize) {}
+    fn load_entry(&self, _: Pfn, _: usize) -> u64 {
+        0
+    }
+    fn swap_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
+        0
+    }
+    fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> {
+        Ok(0)
+    }
+    fn or_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
+        0
+    }
+    fn shoot_down(&self, _: u32, _: u64) {}
+    fn relax(&self) {
+        thread::yield_now();
+    }
+}
+
+/// An owner that dequeues by the descriptor alone, with no lock around both: what decides is the one step.
+struct Owner {
+    frames: &'static FrameAllocator<'static>,
+    /// Where its frames are now, for the end of the test.
+    book: Mutex<BTreeSet<Pfn>>,
+    /// Answer `migrate` with `Pending` and leave the pairs here.
+    pending: Option<Mutex<Vec<MovePair>>>,
+}
+
+impl Owner {
+    fn list(&self, frame: Pfn) {
+        self.frames.set_owner(frame, CLASS, 0);
+        self.book.lock().unwrap().insert(frame);
+        self.frames
+            .transition(frame, FrameState::Owned, FrameState::Listed)
+            .unwrap();
+    }
+
+    fn dequeue(&self, frame: Pfn) -> bool {
+        let won = self
+            .frames
+            .transition(frame, FrameState::Listed, FrameState::Owned)
+            .is_ok();
+        if won {
+            self.book.lock().unwrap().remove(&frame);
+        }
+        won
+    }
+
+    fn moved(&self, pair: &MovePair) {
+        self.list(pair.to);
+        self.book.lock().unwrap().remove(&pair.from);
+        self.frames
+            .transition(pair.from, FrameState::Isolated, FrameState::Owned)
+            .unwrap();
+    }
+}
+
+impl MovableOwner for Owner {
+    fn isolate(&self, frame: Pfn) -> bool {
+        self.frames.try_isolate(frame, CLASS).is_ok()
+    }
+
+    fn migrate(&self, pairs: &mut [MovePair]) {
+        for pair in pairs {
+            if let Some(pending) = &self.pending {
+                pair.outcome = Outcome::Pending;
+                pending.lock().unwrap().push(*pair);
+            } else {
+                self.moved(pair);
+                pair.outcome = Outcome::Moved;
+            }
+        }
+    }
+
+    fn putback(&self, frame: Pfn) {
+        self.frames
+            .transition(frame, FrameState::Isolated, FrameState::Listed)
+            .unwrap();
+    }
+}
+
+#[derive(Clone, Copy)]
+struct World {
+    frames: &'static FrameAllocator<'static>,
+    mobility: &'static Mobility<'static, Machine>,
+    owner: &'static Owner,
+}
+
+impl World {
+    /// `blocks` whole blocks with three frames each, and a bit of one above as room for them.
+    fn new(blocks: u64, pending: bool) -> Self {
+        CPU.with(|cpu| cpu.set(0));
+        let range = Pfn::new(0)..Pfn::new(blocks * 512 + 8);
+        let zones = [ZoneConfig {
+            name: "zone",
+            ranges: std::slice::from_ref(&range),
+            watermarks: Watermarks {
+                min: 0,
+                low: 0,
+                high: 0,
+            },
+            reserve_blocks: 0,
+        }];
+        let config = Config {
+            zones: &zones,
+            reserved: &[],
+            cpus: 2,
+            placement: Placement::LowestFirst,
+            fallback: Fallback::Steal,
+        };
+        let bytes = FrameAllocator::metadata_bytes(&config).unwrap();
+        let frames: &'static _ = Box::leak(Box::new(
+            FrameAllocator::new(&config, vec![0; bytes].leak()).unwrap(),
+        ));
+        let machine: &'static _ = Box::leak(Box::new(Machine {
+            clock: AtomicU64::new(0),
+        }));
+        let owner: &'static _ = Box::leak(Box::new(Owner {
+            frames,
+            book: Mutex::new(BTreeSet::new()),
+            pending: pending.then(|| Mutex::new(Vec::new())),
+        }));
+        let config = CompactionConfig {
+            lock_relaxes: 8,
+            idle_polls: 64,
+            ..Default::default()
+        };
+        let mobility: &'static _ = Box::leak(Box::new(Mobility::new(frames, machine, config)));
+        mobility.register(CLASS, owner).unwrap();
+        let world = Self {
+            frames,
+            mobility,
+            owner,
+        };
+        for _ in 0..blocks {
+            let mut taken = [Pfn::new(0); 3];
+            let how = BalloonPlacement::WholeBlocks;
+            let got = frames.alloc_balloon(CpuId::new(0), how, Watermark::None, &mut taken);
+            assert_eq!(got, 3);
+            taken.into_iter().for_each(|frame| owner.list(frame));
+        }
+        world
+    }
+
+    fn spawn(self, cpu: u16, act: impl FnOnce(Self) + Send + 'static) -> thread::JoinHandle<()> {
+        thread::spawn(move || {
+            CPU.with(|cell| cell.set(cpu));
+            act(self);
+        })
+    }
+
+    fn check(&self, held: usize) {
+        self.frames.drain_cpu_caches();
+        self.frames.verify().unwrap();
+        self.mobility.verify().unwrap();
+        assert_eq!(self.mobility.isolated_frames(), 0);
+        let book = self.owner.book.lock().unwrap();
+        assert!(
+            book.iter()
+                .all(|&frame| self.frames.state(frame) == FrameState::Listed)
+        );
+        let counts = self.frames.class_frames();
+        assert_eq!(
+            (counts.balloon as usize, counts.movable as usize),
+            (book.len(), held)
+        );
+    }
+}
+
+fn explore(test: impl Fn() + Send + Sync + 'static) {
+    // The workspace is built on the stack, and shuttle's are small.
+    let mut config = shuttle::Config::default();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(RandomScheduler::new(RUNS), config).run(test);
+}
+
+/// Evacuation and a dequeue with free want the same frame: one of them gets it, and it is neither lost nor moved twice.
+#[test]
+fn pitfall_23_isolate_against_dequeue_and_free() {
+    explore(|| {
+        let w = World::new(1, false);
+        let frame = Pfn::new(1);
+        let freer = w.spawn(1, move |w| {
+            if w.owner.dequeue(frame) {
+                w.frames.free(CpuId::new(1), frame, Order::BASE).unwrap();
+            }
+        });
+        let result = w.mobility.evacuate(BlockId::new(0));
+        freer.join().unwrap();
+        if let Ok(token) = result {
+            assert_eq!(w.frames.ledger(token.block()).free(), 512);
+            w.frames.unisolate_block(token);
+        }
+        w.check(0);
+        assert!((2..=3).contains(&w.owner.book.lock().unwrap().len()));
+    });
+}
+
+/// An answer that comes while the core waits for it, or before `migrate` has even returned.
+#[test]
+fn pitfall_41_completion_against_the_wait() {
+    explore(|| {
+        let w = World::new(1, true);
+        let device = w.spawn(1, |w| {
+            for turn in 0..40 {
+                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+                for pair in taken {
+                    let outcome = if turn % 4 == 3 {
+                        Outcome::Refused
+                    } else {
+                        Outcome::Moved
+                    };
+                    if outcome == Outcome::Moved {
+                        w.owner.moved(&pair);
+                    }
+                    assert!(w.mobility.complete(pair.from, pair.to, outcome));
+                }
+                thread::yield_now();
+            }
+        });
+        if let Ok(token) = w.mobility.evacuate(BlockId::new(0)) {
+            assert_eq!(w.frames.ledger(token.block()).free(), 512);
+            w.frames.unisolate_block(token);
+        }
+        device.join().unwrap();
+        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+        for pair in late {
+            w.owner.moved(&pair);
+            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+        }
+        w.check(0);
+        assert_eq!(w.owner.book.lock().unwrap().len(), 3);
+    });
+}
+
+/// Two requests compact at once: each gets a block of its own, or none.
+#[test]
+fn pitfall_48_capture_against_capture() {
+    explore(|| {
+        let w = World::new(2, false);
+        let captured: &'static Mutex<Vec<Pfn>> = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let direct = move |w: World| {
+            let cpu = CpuId::new(CPU.with(Cell::get));
+            if let CompactResult::Captured(head) =
+                w.mobility.compact_direct(cpu, FrameClass::Movable)
+            {
+                captured.lock().unwrap().push(head);
+            }
+        };
+        let other = w.spawn(1, direct);
+        direct(w);
+        other.join().unwrap();
+        let heads = std::mem::take(&mut *captured.lock().unwrap());
+        assert!(!heads.is_empty());
+        w.check(512 * heads.len());
+        for head in heads {
+            w.frames.free(CpuId::new(0), head, Order::HUGE).unwrap();
+        }
+        w.check(0);
+    });
+}
+
+/// An owner is removed either before a frame of it is isolated or after that frame is back, never between.
+#[test]
+fn pitfall_25_unregister_against_isolate() {
+    explore(|| {
+        let w = World::new(1, false);
+        let frame = Pfn::new(0);
+        let remover = w.spawn(1, |w| match w.mobility.unregister(CLASS) {
+            Ok(()) => assert_eq!(w.mobility.isolated_frames(), 0),
+            Err(error) => assert_eq!(error, RegisterError::Isolated),
+        });
+        if w.mobility.isolate(frame) {
+            assert_eq!(w.mobility.unregister(CLASS), Err(RegisterError::Isolated));
+            w.mobility.putback_movable_frames(&[frame]);
+        }
+        remover.join().unwrap();
+        w.check(0);
+    });
+}
