@@ -1,6 +1,8 @@
 //! A balloon driver without a memory manager: sends what it is told to.
 #![allow(dead_code, unsafe_code)]
 
+pub mod guest;
+
 use std::time::{Duration, Instant};
 
 use dirigible_frames::{Pfn, Platform};

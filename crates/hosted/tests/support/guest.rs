@@ -1,0 +1,156 @@
+//! A guest with allocator, compaction and balloon, but without a load.
+#![allow(dead_code)]
+
+use dirigible_balloon::{AllocatorSource, BalloonConfig, Step, VirtioBalloon};
+use dirigible_frames::{
+    AllocRequest, BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, Order,
+    OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+};
+use dirigible_hosted::{
+    BalloonOptions, HostBalloon, HostedHal, HostedMachine, HostedPlatform, InProcessTransport,
+};
+use dirigible_mobility::{CompactionConfig, Mobility};
+
+use super::first_frame;
+
+pub const BALLOON: OwnerClass = OwnerClass::new(7).unwrap();
+pub const MIB: u64 = 64;
+
+/// The driver over the hosted machine.
+pub type Balloon<'a> = VirtioBalloon<'a, HostedHal, InProcessTransport, HostedPlatform>;
+
+/// Everything that a running guest has but its load.
+pub struct Guest<'a> {
+    pub machine: &'a HostedMachine,
+    pub frames: &'a FrameAllocator<'a>,
+    pub mobility: &'a Mobility<'a, HostedPlatform>,
+    pub balloon: &'a Balloon<'a>,
+    pub source: AllocatorSource<'a, HostedPlatform>,
+}
+
+/// Builds a guest on `machine`, runs `work` in it as CPU 0, and checks all books at the end.
+pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&Guest<'_>)) {
+    let platform = machine.platform();
+    let _binding = platform.bind_cpu(CpuId::new(0)).unwrap();
+    let layout = machine.ram().layout();
+    let zones = [ZoneConfig {
+        name: "Normal",
+        ranges: layout.regions(),
+        watermarks: Watermarks {
+            min: 64,
+            low: 128,
+            high: 256,
+        },
+        reserve_blocks: 0,
+    }];
+    let config_frames = Config {
+        zones: &zones,
+        reserved: &[layout.reserved()],
+        cpus: platform.cpus(),
+        placement: Placement::FullestFirst,
+        fallback: Fallback::Evacuate,
+    };
+    let metadata = machine.ram().metadata_slice().unwrap();
+    assert!(FrameAllocator::metadata_bytes(&config_frames).unwrap() <= metadata.len());
+    let frames = FrameAllocator::new(&config_frames, metadata).unwrap();
+    assert_eq!(frames.managed_frames(), layout.managed_frames());
+    let mobility = Mobility::new(&frames, platform, CompactionConfig::default());
+    let transport = machine.balloons()[0].transport().unwrap();
+    let balloon = Balloon::new(transport, &frames, platform, &mobility, BALLOON, config).unwrap();
+    mobility.register(BALLOON, &balloon).unwrap();
+    let source = AllocatorSource {
+        frames: &frames,
+        platform,
+        watermark: Watermark::Low,
+    };
+    work(&Guest {
+        machine,
+        frames: &frames,
+        mobility: &mobility,
+        balloon: &balloon,
+        source,
+    });
+    frames.drain_cpu_caches();
+    frames.verify().unwrap();
+    mobility.verify().unwrap();
+    assert_eq!(machine.balloons()[0].counters().errors.total(), 0);
+}
+
+impl Guest<'_> {
+    pub fn host(&self) -> &HostBalloon {
+        &self.machine.balloons()[0]
+    }
+
+    /// Lets the balloon work until it has its target or cannot go on before the device or time does.
+    pub fn settle(&self) -> Step {
+        loop {
+            match self.balloon.step(&self.source, 16) {
+                Step::Busy => {}
+                Step::Waiting => {
+                    self.machine.platform().relax();
+                    self.balloon.handle_interrupt();
+                }
+                step => return step,
+            }
+        }
+    }
+
+    /// Sets a target and waits until the balloon has it.
+    pub fn reach(&self, frames: u64) {
+        self.host().set_target(frames).unwrap();
+        assert_eq!(self.settle(), Step::Idle);
+        assert_eq!(self.balloon.actual(), frames);
+        assert_eq!(self.host().actual(), frames);
+        assert_eq!(self.host().held_frames(), frames);
+    }
+
+    pub fn alloc(&self) -> Option<Pfn> {
+        self.frames
+            .alloc(self.machine.platform().cpu(), AllocRequest::movable())
+            .ok()
+    }
+
+    pub fn free(&self, frame: Pfn) {
+        self.frames
+            .free(self.machine.platform().cpu(), frame, Order::BASE)
+            .unwrap();
+    }
+
+    /// Every frame that can be had, then every second one of the lower `blocks` blocks' free again: holes to move to.
+    pub fn make_holes(&self, blocks: usize) -> Vec<Pfn> {
+        let mut held: Vec<Pfn> = core::iter::from_fn(|| self.alloc()).collect();
+        held.sort_unstable();
+        let end = Pfn::new(first_frame(self.machine)).plus(blocks as u64 * 512);
+        let (low, high): (Vec<_>, Vec<_>) = held.into_iter().partition(|&frame| frame < end);
+        let (kept, freed): (Vec<_>, Vec<_>) =
+            low.into_iter().partition(|frame| frame.get() % 2 == 0);
+        freed
+            .into_iter()
+            .chain(high)
+            .for_each(|frame| self.free(frame));
+        self.frames.drain_cpu_caches();
+        kept
+    }
+
+    /// Blocks with at least `least` balloon frames.
+    pub fn balloon_blocks(&self, least: u16) -> Vec<BlockId> {
+        self.frames
+            .blocks()
+            .filter(|&block| self.frames.ledger(block).balloon() >= least)
+            .collect()
+    }
+}
+
+pub fn whole_blocks() -> BalloonConfig {
+    BalloonConfig {
+        placement: BalloonPlacement::WholeBlocks,
+        ..BalloonConfig::default()
+    }
+}
+
+pub fn audited() -> BalloonOptions {
+    BalloonOptions {
+        audit: true,
+        ..BalloonOptions::default()
+    }
+}
