@@ -136,7 +136,7 @@ fn prepare(machine: &HostedMachine, attack: &Attack) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn any_rings_leave_the_device_standing(

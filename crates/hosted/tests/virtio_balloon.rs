@@ -13,7 +13,7 @@ use dirigible_frames::{BalloonPlacement, FrameClass, Order, Platform};
 use dirigible_hosted::{BalloonOptions, Fault, FaultPlan, Mode, Request, features};
 use dirigible_mobility::MovePair;
 use support::{
-    guest::{MIB, audited, guest, whole_blocks},
+    guest::{MIB, audited, guest, pending_timeout, whole_blocks},
     machine, stamp, stamp_of, wait_until,
 };
 
@@ -196,10 +196,11 @@ fn delayed_answers_settle_what_was_pending() {
             let blocks = guest.balloon_blocks(512);
             let isolated = guest.mobility.evacuate(blocks[0]).unwrap();
             guest.frames.unisolate_block(isolated);
+            let beyond = pending_timeout(mode) * 3 / 2;
             // Beyond it: the attempt fails, the answers come later.
             guest
                 .host()
-                .set_fault(Some(FaultPlan::always(Fault::Delay(80_000_000))));
+                .set_fault(Some(FaultPlan::always(Fault::Delay(beyond))));
             assert!(guest.mobility.evacuate(blocks[1]).is_err());
             let start = Instant::now();
             while guest.mobility.isolated_frames() > 0 {

@@ -7,7 +7,7 @@ use dirigible_frames::{
     OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_hosted::{
-    BalloonOptions, HostBalloon, HostedHal, HostedMachine, HostedPlatform, InProcessTransport,
+    BalloonOptions, HostBalloon, HostedHal, HostedMachine, HostedPlatform, InProcessTransport, Mode,
 };
 use dirigible_mobility::{CompactionConfig, Mobility};
 
@@ -26,6 +26,14 @@ pub struct Guest<'a> {
     pub mobility: &'a Mobility<'a, HostedPlatform>,
     pub balloon: &'a Balloon<'a>,
     pub source: AllocatorSource<'a, HostedPlatform>,
+}
+
+/// How long an evacuation waits for the device, in nanoseconds: in real time a busy host may keep it waiting.
+pub fn pending_timeout(mode: Mode) -> u64 {
+    match mode {
+        Mode::Deterministic => 50_000_000,
+        Mode::Threads => 1_000_000_000,
+    }
 }
 
 /// Builds a guest on `machine`, runs `work` in it as CPU 0, and checks all books at the end.
@@ -54,7 +62,11 @@ pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&
     assert!(FrameAllocator::metadata_bytes(&config_frames).unwrap() <= metadata.len());
     let frames = FrameAllocator::new(&config_frames, metadata).unwrap();
     assert_eq!(frames.managed_frames(), layout.managed_frames());
-    let mobility = Mobility::new(&frames, platform, CompactionConfig::default());
+    let compaction = CompactionConfig {
+        pending_timeout_ns: pending_timeout(platform.mode()),
+        ..CompactionConfig::default()
+    };
+    let mobility = Mobility::new(&frames, platform, compaction);
     let transport = machine.balloons()[0].transport().unwrap();
     let balloon = Balloon::new(transport, &frames, platform, &mobility, BALLOON, config).unwrap();
     mobility.register(BALLOON, &balloon).unwrap();

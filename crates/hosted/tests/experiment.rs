@@ -1,0 +1,213 @@
+//! The experiment end to end on small guests: every column, both profiles, both ways of running.
+
+use dirigible_hosted::run::{RunError, run_column};
+use dirigible_workload::{
+    params::{Column, Params, Profile, Schedule},
+    report::ColumnReport,
+    twin::run_twin,
+};
+
+/// A guest of 128 MiB whose phases are a fifth as long; the load lives at its own pace.
+fn small(column: Column, profile: Profile) -> Params {
+    Params {
+        memory: 128 << 20,
+        balloon: 32 << 20,
+        step: 8 << 20,
+        time_scale: 200,
+        ..Params::new(column, profile)
+    }
+}
+
+fn run(params: &Params) -> ColumnReport {
+    run_column(params, &mut ()).unwrap_or_else(|error| panic!("{params:?}: {error}"))
+}
+
+/// The report without what was measured on the host.
+fn without_host(mut report: ColumnReport) -> ColumnReport {
+    report.host = None;
+    report
+}
+
+#[test]
+fn every_column_ends_with_balanced_books_and_right_contents() {
+    for column in Column::ALL {
+        for schedule in [Schedule::Cycle, Schedule::Held] {
+            let report = run(&Params {
+                schedule,
+                ..small(column, Profile::Paper)
+            });
+            assert_eq!((report.content_errors, report.device_errors), (0, 0));
+            assert!(report.pages_checked > 10_000, "{}", report.pages_checked);
+            let names: Vec<_> = report
+                .passes
+                .iter()
+                .map(|pass| pass.name.as_str())
+                .collect();
+            assert_eq!(names, ["pass1", "pass2", "rested"]);
+            for pass in &report.passes {
+                assert_eq!((pass.asked, pass.attempts), (59, 59));
+                let failed = pass.failed;
+                let causes = failed.watermark + failed.deferred + failed.no_block + failed.aborted;
+                assert_eq!(causes, pass.attempts - pass.allocated);
+                let got = pass.got_free + pass.got_compaction + pass.got_reclaim;
+                assert_eq!(got, pass.allocated);
+            }
+            let of = |name: &str| report.vmstat.get(name);
+            assert_eq!(
+                of("compact_stall"),
+                of("compact_success") + of("compact_fail")
+            );
+            let (inflated, deflated) = (of("balloon_inflate"), of("balloon_deflate"));
+            let left = if schedule == Schedule::Held { 8192 } else { 0 };
+            assert_eq!(inflated - deflated, left, "{} {schedule:?}", report.name);
+        }
+    }
+}
+
+#[test]
+fn pitfall_91_the_same_seed_gives_the_same_report() {
+    for (column, profile) in [
+        (Column::Pinned, Profile::Paper),
+        (Column::Steered, Profile::Paper),
+        (Column::Movable, Profile::Quick),
+    ] {
+        let params = small(column, profile);
+        let first = without_host(run(&params));
+        assert_eq!(first, without_host(run(&params)));
+        let other = run(&Params { seed: 2, ..params });
+        assert_ne!(first.passes, other.passes, "another seed is another run");
+    }
+}
+
+#[test]
+fn pitfall_94_pinned_is_not_crippled() {
+    let without_balloon = |column| {
+        run(&Params {
+            balloon: 0,
+            ..small(column, Profile::Paper)
+        })
+        .passes
+    };
+    assert_eq!(
+        without_balloon(Column::Pinned),
+        without_balloon(Column::Movable)
+    );
+}
+
+#[test]
+fn pitfall_90_columns_and_twin_are_given_the_same_targets() {
+    let twin = run_twin(&small(Column::Pinned, Profile::Quick));
+    for column in Column::ALL {
+        let mut report = run(&small(column, Profile::Quick));
+        report.set_attainable(&twin).expect("the hashes agree");
+        assert_eq!(report.passes.len(), 6);
+    }
+}
+
+#[test]
+fn pitfall_92_the_balloon_reaches_its_targets() {
+    for column in Column::ALL {
+        let report = run(&small(column, Profile::Paper));
+        assert_eq!(
+            report.balloon_max_mib.to_string(),
+            "32.0",
+            "{}",
+            report.name
+        );
+        let rested = &report.passes[2];
+        assert_eq!(
+            rested.balloon_mean_mib.to_string(),
+            "0.0",
+            "emptied before the rested pass"
+        );
+    }
+}
+
+#[test]
+fn steered_leaves_no_hybrid_block_and_sends_few_messages() {
+    let report = run(&small(Column::Steered, Profile::Paper));
+    assert!(report.passes.iter().all(|pass| pass.hybrid_blocks == 0));
+    assert!(report.balloon_frames_moved > 0);
+    assert!(
+        report.messages_per_frame_moved.value() <= 0.04,
+        "{}",
+        report.messages_per_frame_moved
+    );
+    let movable = run(&small(Column::Movable, Profile::Paper));
+    assert_eq!(movable.messages_per_frame_moved.to_string(), "2.0000");
+}
+
+#[test]
+fn residency_falls_by_what_the_balloon_holds() {
+    let report = run(&small(Column::Movable, Profile::Paper));
+    let residency = report.host.expect("a hosted machine measures").residency;
+    let (empty, full) = (
+        residency.empty_balloon_mib.value(),
+        residency.full_balloon_mib.value(),
+    );
+    let balloon = residency.balloon_mib.value();
+    assert_eq!(balloon, 32.0);
+    // What was given back and not used since is not resident either: a little below.
+    assert!(
+        (empty - full - balloon).abs() <= 0.02 * empty,
+        "{residency:?}"
+    );
+}
+
+#[test]
+fn threads_run_the_same_load_in_real_time() {
+    for column in [Column::Movable, Column::Steered] {
+        let params = Params {
+            threads: 2,
+            time_scale: 40,
+            ..small(column, Profile::Paper)
+        };
+        let report = run(&params);
+        assert_eq!((report.content_errors, report.device_errors), (0, 0));
+        assert!(report.balloon_max_mib.value() > 0.0);
+        assert!(report.load.jobs_finished > 0);
+    }
+}
+
+/// The whole claim: 60 s of load on two threads. `cargo test -- --ignored` runs it.
+#[test]
+#[ignore = "takes two minutes"]
+fn threads_run_for_a_minute_without_a_content_error() {
+    for column in [Column::Movable, Column::Steered] {
+        let params = Params {
+            threads: 2,
+            time_scale: 100,
+            memory: 512 << 20,
+            balloon: 128 << 20,
+            step: 32 << 20,
+            ..Params::new(column, Profile::Paper)
+        };
+        let report = run(&params);
+        assert_eq!((report.content_errors, report.device_errors), (0, 0));
+        assert!(report.elapsed_ms > 60_000, "{}", report.elapsed_ms);
+    }
+}
+
+#[test]
+fn bad_parameters_are_refused() {
+    let good = small(Column::Steered, Profile::Paper);
+    for params in [
+        Params {
+            memory: 0,
+            ..good.clone()
+        },
+        Params {
+            balloon: 128 << 20,
+            ..good.clone()
+        },
+        Params {
+            step: 3,
+            ..good.clone()
+        },
+    ] {
+        assert!(matches!(
+            run_column(&params, &mut ()),
+            Err(RunError::Params(_))
+        ));
+    }
+}
