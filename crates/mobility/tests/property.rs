@@ -9,6 +9,8 @@ use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Step {
+    /// Fills memory, turn by turn with movable and balloon frames.
+    Fill(u16),
     Map(u16),
     Inflate(u16),
     Unmovable,
@@ -33,11 +35,12 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
+        1 => (1u16..100).prop_map(Step::Fill),
         2 => (1u16..600).prop_map(Step::Map),
         2 => (1u16..600).prop_map(Step::Inflate),
         1 => Just(Step::Unmovable),
         1 => any::<u16>().prop_map(Step::FreeUnmovable),
-        3 => (2u16..8).prop_map(Step::Thin),
+        3 => (2u16..6).prop_map(Step::Thin),
         2 => any::<u16>().prop_map(Step::FreeOne),
         1 => any::<u16>().prop_map(Step::Pin),
         1 => Just(Step::Unpin),
@@ -84,6 +87,10 @@ fn listed(m: &Machine, at: u16) -> Option<Pfn> {
 fn take(m: &Machine, step: Step, held: &mut Held) {
     let frames = m.frames;
     match step {
+        Step::Fill(turn) => {
+            let map = || (0..turn).filter(|_| m.map().is_some()).count();
+            while map() + m.inflate(turn.into()) > 0 {}
+        }
         Step::Map(count) => {
             for _ in 0..count {
                 m.map();
@@ -131,7 +138,7 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
         Step::Say(n, kind) => {
             let owner = if n % 2 == 0 { m.user } else { m.balloon };
             owner.script.lock().unwrap().clear();
-            owner.say((0..n / 2).map(|_| Outcome::Moved));
+            owner.say((0..n / 8).map(|_| Outcome::Moved));
             owner.say([outcome(kind)]);
         }
         Step::Answer(kind) => {
@@ -201,6 +208,7 @@ proptest! {
     fn pitfall_81_identities_hold_after_every_step(
         start in 0u64..1200,
         lengths in proptest::collection::vec((300u64..1800, 0u64..900), 1..4),
+        (turn, thin) in (1u16..100, 2u16..5),
         reserve in 0u64..3,
         blocks_per_batch in 1usize..5,
         exchange_batch in prop_oneof![Just(1), Just(16), Just(256)],
@@ -223,6 +231,9 @@ proptest! {
         }
         let m = machine::zoned(&[&ranges], config);
         let mut held = Held::default();
+        for step in [Step::Fill(turn), Step::Thin(thin), Step::Unmovable] {
+            take(&m, step, &mut held);
+        }
         for step in steps {
             // Pins and refusals are the mock's and go with the frame, which moves or is freed under them.
             let cached = matches!(step, Step::FreeOne(_));
