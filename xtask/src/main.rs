@@ -62,15 +62,20 @@ fn bench(rest: &[&str]) -> Result<(), String> {
     .run()
 }
 
+/// Length of the profile `quick` in seconds.
+const QUICK_SECONDS: u64 = 256;
+
+/// Threads in real time, for about `seconds` a column. The command fails when contents, counters or books are wrong.
 fn soak(seconds: &str) -> Result<(), String> {
-    let run = [
-        "run",
-        "--release",
-        "--",
-        "stress-highalloc",
-        "--threads",
-        "2",
-    ];
-    let _ = (run, seconds);
-    Err("soak: not wired yet".into())
+    let number: u64 = seconds
+        .parse()
+        .ok()
+        .filter(|seconds| (10..=3600).contains(seconds))
+        .ok_or_else(|| format!("--seconds {seconds}: a number from 10 to 3600"))?;
+    let thousandths = number * 1000 / QUICK_SECONDS;
+    let scale = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
+    let run = "run --release -- stress-highalloc --threads 2 --profile quick --memory 1G --balloon 256M --step 64M \
+               --columns steered,movable --time-scale";
+    let words: Vec<&str> = run.split_whitespace().collect();
+    Step::new("soak", cargo(&words).arg(scale)).run()
 }

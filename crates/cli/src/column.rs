@@ -4,7 +4,10 @@
 //! (killed, interrupted, crashed) and so is this process. Progress goes to standard error, one line each; what else is
 //! written there is an error message. The report goes to standard output when all is done.
 
-use std::io::{self, BufRead, Write};
+use std::{
+    io::{self, BufRead, Write},
+    time::{Duration, Instant},
+};
 
 use dirigible_workload::report::{Observer, Progress};
 
@@ -40,7 +43,7 @@ pub fn run() -> Result<(), Failure> {
 fn run_job(job: &Job) -> Result<Vec<u8>, Failure> {
     let params = crate::machine::params(job);
     let report = match job.column {
-        Some(_) => dirigible_hosted::run::run_column(&params, &mut Lines)
+        Some(_) => dirigible_hosted::run::run_column(&params, &mut Lines::default())
             .map_err(|error| Failure::Run(error.to_string()))
             .map(|report| serde_json::to_vec(&report)),
         None => Ok(serde_json::to_vec(&dirigible_workload::twin::run_twin(
@@ -57,11 +60,21 @@ fn leave_with_the_parent() {
     std::process::exit(1);
 }
 
-/// Prints progress as lines on standard error.
-struct Lines;
+/// Least time between two lines: nobody reads faster, and a virtual second may take a millisecond.
+const BETWEEN_LINES: Duration = Duration::from_millis(100);
+
+/// Prints progress as lines on standard error, a few in a second.
+#[derive(Default)]
+struct Lines {
+    last: Option<Instant>,
+}
 
 impl Observer for Lines {
     fn progress(&mut self, progress: Progress) {
+        if self.last.is_some_and(|last| last.elapsed() < BETWEEN_LINES) {
+            return;
+        }
+        self.last = Some(Instant::now());
         let Progress {
             phase,
             now_ms,
