@@ -28,6 +28,63 @@
 //! compaction: a fault gets its frames first, locks, looks again, installs, and gives back what it did not need.
 //! [`Paging::access`] takes no lock. Two rules keep it safe: table and data frames are freed only after a shoot-down,
 //! and migration replaces the entry by a migration entry, shoots down, copies, installs, in that order.
+//!
+//! # A page, from fault to move
+//!
+//! ```
+//! # mod guest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/guest.rs")); }
+//! use dirigible_frames::*;
+//! use dirigible_mobility::{CompactionConfig, Mobility, MovePair};
+//! use dirigible_paging::{FaultKind, NoReclaim, Page, PageSource, Paging, SlowPath, SlowPathConfig};
+//! // A `Platform` over a vector of words, a hundred lines: tests/support/guest.rs.
+//! use guest::MockGuest;
+//!
+//! // Four blocks of memory from frame 1024 on.
+//! let ranges = [Pfn::new(1024)..Pfn::new(1024 + 4 * 512)];
+//! let zones = [ZoneConfig {
+//!     name: "Normal",
+//!     ranges: &ranges,
+//!     watermarks: Watermarks { min: 8, low: 16, high: 32 },
+//!     reserve_blocks: 0,
+//! }];
+//! let config = Config {
+//!     zones: &zones,
+//!     reserved: &[],
+//!     cpus: guest::CPUS,
+//!     placement: Placement::FullestFirst,
+//!     fallback: Fallback::Evacuate,
+//! };
+//! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config)?];
+//! let frames = FrameAllocator::new(&config, &mut metadata)?;
+//! let guest = MockGuest::new(4 * 512);
+//!
+//! let class = OwnerClass::new(1).expect("not 0");
+//! let paging = Paging::new(&frames, &guest, class, 16);
+//! let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
+//! mobility.register(class, &paging)?;
+//! let memory = SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default());
+//!
+//! // A program touches a page that is not there, and writes into it.
+//! let space = paging.create_space(&memory)?;
+//! let page = Page::containing(0x7f00_1234_5000);
+//! assert_eq!(paging.translate(space, page), None);
+//! let fault = paging.fault(space, page, FaultKind::Base, &memory)?;
+//! assert!(fault.fresh);
+//! paging.access(space, page, true, |frame| guest.write_word(frame, 0, 42));
+//!
+//! // Its frame is moved, as compaction does it. The program does not notice.
+//! let to = memory.alloc(AllocRequest::movable())?;
+//! assert!(mobility.isolate(fault.frame));
+//! mobility.migrate_frames(&mut [MovePair::base(fault.frame, to)]);
+//! assert_eq!(paging.translate(space, page), Some(to));
+//! let word = paging.access(space, page, false, |frame| guest.read_word(frame, 0));
+//! assert_eq!(word, Some(42));
+//!
+//! // The space ends; its frames and tables are free again.
+//! assert_eq!(paging.destroy_space(space), 1);
+//! frames.verify()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -158,6 +158,19 @@ impl<'a, P: Platform> Paging<'a, P> {
         })
     }
 
+    /// What all living spaces hold together. Takes one lock after the other; for a figure that is sure to be consistent, and
+    /// compared with the tables, see [`Paging::audit`].
+    pub fn totals(&self) -> Usage {
+        self.spaces.iter().fold(Usage::default(), |sum, slot| {
+            let state = slot.state.lock();
+            Usage {
+                base: sum.base + state.base,
+                huge: sum.huge + state.huge,
+                tables: sum.tables + state.tables,
+            }
+        })
+    }
+
     /// The base frame that holds `page`, the old one while it is being moved.
     pub fn translate(&self, space: SpaceId, page: Page) -> Option<Pfn> {
         self.lookup(space, page).map(|mapping| mapping.frame)

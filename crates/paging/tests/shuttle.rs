@@ -242,7 +242,11 @@ impl World {
 }
 
 fn explore(test: impl Fn(World) + Send + Sync + 'static) {
-    shuttle::check_random(move || test(World::new()), RUNS);
+    let mut config = shuttle::Config::new();
+    // The default is 32 KiB; an unoptimized allocator with its batches takes more.
+    config.stack_size = 1 << 20;
+    let scheduler = shuttle::scheduler::RandomScheduler::new(RUNS);
+    shuttle::Runner::new(scheduler, config).run(move || test(World::new()));
 }
 
 #[test]
@@ -353,7 +357,9 @@ fn two_faults_on_one_page() {
                 .fault(w.space, page, FaultKind::Base, w.source)
                 .unwrap()
         };
-        let other = w.spawn(1, move |w| drop(fault(w)));
+        let other = w.spawn(1, move |w| {
+            fault(w);
+        });
         fault(w);
         other.join().unwrap();
         w.check(2);
