@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::PathBuf,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -13,16 +13,20 @@ use crate::{
     step::{Step, cargo, root, seconds, target, timed},
 };
 
-/// Runs all steps, the cheapest first, and ends with the closing line of all tests together.
+/// Runs all steps, the cheapest first, and ends with the closing line of all tests together. A step that fails does not
+/// keep the others from running: one run tells all that is wrong.
 ///
 /// # Errors
 ///
-/// The first step that failed.
+/// The steps that failed.
 pub fn run(quick: bool) -> Result<(), String> {
     let started = Instant::now();
-    Step::new("format", &mut cargo(&["fmt", "--all", "--check"])).run()?;
-    timed("pitfalls", || pitfalls::check(false))?;
-    timed("no_std", no_std::check)?;
+    let mut failures = Vec::new();
+    let mut total = Totals::default();
+    let mut note = |result: Result<(), String>| failures.extend(result.err());
+    note(Step::new("format", &mut cargo(&["fmt", "--all", "--check"])).run());
+    note(timed("pitfalls", || pitfalls::check(false)));
+    note(timed("no_std", no_std::check));
     let clippy = [
         "clippy",
         "--workspace",
@@ -31,28 +35,35 @@ pub fn run(quick: bool) -> Result<(), String> {
         "-D",
         "warnings",
     ];
-    Step::new("clippy", &mut cargo(&clippy)).run()?;
+    note(Step::new("clippy", &mut cargo(&clippy)).run());
     let docs = [
         "doc",
         "--workspace",
         "--no-deps",
         "--document-private-items",
     ];
-    Step::new("docs", cargo(&docs).env("RUSTDOCFLAGS", "-D warnings")).run()?;
-    deny()?;
-    let mut total = Totals::default();
+    note(Step::new("docs", cargo(&docs).env("RUSTDOCFLAGS", "-D warnings")).run());
+    note(deny());
     if !quick {
-        total += timed("model checks", model_checks)?;
-        smoke()?;
+        note(timed("model checks", || model_checks(&mut total)));
+        note(smoke());
     }
-    // Tests run real workloads, and some compare times: one test binary after the other, as cargo does it.
-    total += timed("tests", || {
-        tests(cargo(&["test", "--workspace", "--no-fail-fast"]))
-    })?;
-    println!("everything passed in {}", seconds(started.elapsed()));
-    println!();
-    println!("{}", total.closing_line(started.elapsed()));
-    Ok(())
+    let mut all = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    note(timed("tests", || tests(&mut all, &mut total)));
+    let elapsed = started.elapsed();
+    for failure in &failures {
+        println!("FAILED: {failure}");
+    }
+    println!(
+        "{} of the steps failed, {} in all\n",
+        failures.len(),
+        seconds(elapsed)
+    );
+    println!("{}", total.closing_line(failures.is_empty(), elapsed));
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(format!("{} steps failed", failures.len())),
+    }
 }
 
 /// Licences and advisories, where cargo-deny is installed. It needs the network, so a failure to fetch is not ours.
@@ -71,8 +82,7 @@ fn deny() -> Result<(), String> {
 }
 
 /// The tests that need `--cfg shuttle`, in a target folder of their own: the flag rebuilds everything.
-fn model_checks() -> Result<Totals, String> {
-    let mut total = Totals::default();
+fn model_checks(total: &mut Totals) -> Result<(), String> {
     for (folder, test) in model_checked()? {
         let manifest = folder.join("Cargo.toml");
         let text = fs::read_to_string(&manifest)
@@ -85,9 +95,9 @@ fn model_checks() -> Result<Totals, String> {
         command
             .env("RUSTFLAGS", "--cfg shuttle")
             .env("CARGO_TARGET_DIR", target().join("shuttle"));
-        total += tests(command)?;
+        tests(&mut command, total)?;
     }
-    Ok(total)
+    Ok(())
 }
 
 /// Crates and their tests called `shuttle…`.
@@ -133,28 +143,26 @@ fn smoke() -> Result<(), String> {
 }
 
 /// Runs a cargo test command, passes its output through and adds up its closing lines.
-fn tests(mut command: std::process::Command) -> Result<Totals, String> {
+fn tests(command: &mut Command, total: &mut Totals) -> Result<(), String> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cannot run {command:?}: {error}"))?;
-    let mut total = Totals::default();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            total += Totals::of_closing_line(&line).unwrap_or_default();
+            *total += Totals::of_closing_line(&line).unwrap_or_default();
         }
     }
     let status = child
         .wait()
         .map_err(|error| format!("cannot wait for {command:?}: {error}"))?;
-    if !status.success() || total.failed > 0 {
-        println!("\n{}", total.closing_line(Duration::ZERO));
-        return Err(format!("tests failed ({status}): {command:?}"));
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("tests failed ({status}): {command:?}")),
     }
-    Ok(total)
 }
 
 /// What the closing lines of test binaries say, added up.
@@ -186,13 +194,17 @@ impl Totals {
     }
 
     /// Such a line.
-    fn closing_line(self, elapsed: Duration) -> String {
+    fn closing_line(self, all_well: bool, elapsed: Duration) -> String {
         let Self {
             passed,
             failed,
             ignored,
         } = self;
-        let verdict = if failed == 0 { "ok" } else { "FAILED" };
+        let verdict = if all_well && failed == 0 {
+            "ok"
+        } else {
+            "FAILED"
+        };
         format!(
             "test result: {verdict}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; 0 filtered out; \
              finished in {:.2}s",
@@ -237,7 +249,7 @@ mod tests {
         );
         assert!(
             total
-                .closing_line(Duration::ZERO)
+                .closing_line(true, Duration::ZERO)
                 .starts_with("test result: FAILED. 34 passed; 4 failed;")
         );
         assert_eq!(Totals::of_closing_line("test a ... ok"), None);
