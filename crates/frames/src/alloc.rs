@@ -10,11 +10,12 @@ use crate::{
     descriptor::Word,
     index::CLASSES,
     metadata::KINDS,
+    sync::spin_hint,
     zone::Zone,
 };
 
-/// How often a search is begun anew because another CPU was faster.
-const TRIES: usize = 64;
+/// How often a search is begun anew because blocks moved in the index meanwhile.
+const TRIES: usize = 16;
 
 /// A step of the search for a block with room.
 pub(crate) struct Search {
@@ -121,6 +122,12 @@ impl FrameAllocator<'_> {
     /// The lock is held from the taking to the caching: an isolator that comes between waits for it, and finds them.
     fn refill(&self, cpu: CpuId, request: AllocRequest) -> Result<u32, AllocError> {
         let guard = self.cpu(cpu).lock();
+        // Another caller on the same CPU may have filled it since the first look; a second refill could overflow it.
+        if let Some(frame) = guard.pop(request.class.migratetype()) {
+            self.descriptors[frame as usize].store(owned(request.class, Order::BASE));
+            add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
+            return Ok(frame);
+        }
         let mut frames = [0u32; BATCH];
         let count = self.gather(cpu, Some(&guard), request, &mut frames)?;
         let cached = Word::new()
@@ -160,7 +167,8 @@ impl FrameAllocator<'_> {
                 request,
                 order: Order::BASE,
             };
-            let taken = take.base(guard, &mut out[..booked]);
+            let out = &mut out[..booked];
+            let taken = self.settled(zone, || take.base(guard, out)).unwrap_or(0);
             zone.add_free((booked - taken) as i64);
             if taken > 0 {
                 return Ok(taken);
@@ -184,7 +192,7 @@ impl FrameAllocator<'_> {
                     request,
                     order: request.order,
                 };
-                if let Some(first) = take.run() {
+                if let Some(first) = self.settled(zone, || take.run()) {
                     let head = owned(request.class, request.order);
                     self.descriptors[first as usize].store(head);
                     let tail = head.with_state(FrameState::Tail).with_order(0);
@@ -200,6 +208,21 @@ impl FrameAllocator<'_> {
         Err(error)
     }
 
+    /// Looks again while `look` finds nothing and blocks of the zone changed their place in the index meanwhile: one that moves
+    /// can be missed although it has room all the time.
+    pub(crate) fn settled<R>(&self, zone: &Zone, mut look: impl FnMut() -> Option<R>) -> Option<R> {
+        for _ in 0..TRIES {
+            let ended = zone.moves_ended();
+            let found = look();
+            // Equal only if every move that was begun by now had ended before the look.
+            if found.is_some() || zone.moves_begun() == ended {
+                return found;
+            }
+            spin_hint();
+        }
+        None
+    }
+
     /// Calls `visit` with blocks that have room, best first, until it gives something.
     pub(crate) fn search<R>(
         &self,
@@ -207,6 +230,13 @@ impl FrameAllocator<'_> {
         search: &Search,
         mut visit: impl FnMut(BlockId) -> Option<R>,
     ) -> Option<R> {
+        let mut visit = |block| {
+            let found = visit(block);
+            if found.is_none() {
+                self.refile(block);
+            }
+            found
+        };
         let least = room_class(search.room as u16);
         let category = |kind: usize| zone_number * KINDS + kind;
         let blocks = |kind, class, start| self.by_room.blocks(category(kind), class, start);
@@ -296,7 +326,7 @@ impl Take<'_, '_> {
     }
 
     /// Single frames into `out`.
-    fn base(&mut self, guard: Option<&CpuGuard<'_>>, out: &mut [u32]) -> usize {
+    fn base(&mut self, guard: Option<&CpuGuard<'_>>, out: &mut [u32]) -> Option<usize> {
         let (allocator, class) = (self.allocator, self.request.class);
         let mine = class.migratetype();
         let take = |block, usable: &dyn Fn(Ledger) -> bool, retype, out: &mut [u32]| {
@@ -310,7 +340,7 @@ impl Take<'_, '_> {
                 let block = BlockId::new(reserved - 1);
                 let here = allocator.zone_of_block(block).index() == self.zone_number;
                 if let Some((_, count)) = here.then(|| take(block, &of_type, None, out)).flatten() {
-                    return count;
+                    return Some(count);
                 }
                 guard.set_reserved(mine, NO_BLOCK);
             }
@@ -321,29 +351,28 @@ impl Take<'_, '_> {
             }
         };
         let own = self.own_search(mine);
-        for _ in 0..TRIES {
-            let found = allocator.search(self.zone_number, &own, |block| {
-                take(block, &of_type, None, out)
+        let mut found = allocator.search(self.zone_number, &own, |block| {
+            take(block, &of_type, None, out)
+        });
+        if let (None, Some(other)) = (&found, self.sharing()) {
+            let usable = |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == other;
+            let shared = allocator.search(self.zone_number, &self.own_search(other), |block| {
+                take(block, &usable, None, out)
             });
-            if let Some((block, count)) = found {
-                reserve(block);
-                return count;
-            }
-            if self.may_claim() {
-                let found =
-                    self.whole(|block| take(block, &|ledger| ledger.is_whole(), Some(mine), out));
-                if let Some((block, count)) = found {
-                    reserve(block);
-                    return count;
-                }
-            }
-            // Both looks can miss a block that another CPU changed meanwhile; ask again only if something is there.
-            if self.zone().whole() <= 0 || !self.may_claim() {
-                break;
+            // Not reserved: the next refill looks among its own blocks first.
+            if let Some((_, count)) = shared {
+                return Some(count);
             }
         }
+        if found.is_none() && self.may_claim() {
+            found = self.whole(|block| take(block, &|ledger| ledger.is_whole(), Some(mine), out));
+        }
+        if let Some((block, count)) = found {
+            reserve(block);
+            return Some(count);
+        }
         if !self.request.fall_back || allocator.fallback == Fallback::Evacuate {
-            return 0;
+            return None;
         }
         self.fall_back(|this, block, foreign, retype| {
             let usable = |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == foreign;
@@ -354,7 +383,6 @@ impl Take<'_, '_> {
             this.count_steal(block, retype);
             Some(count)
         })
-        .unwrap_or(0)
     }
 
     /// An aligned run; its first frame.
@@ -366,6 +394,13 @@ impl Take<'_, '_> {
         let found = allocator
             .search(self.zone_number, &own, |block| {
                 self.take_run(block, None, &of_type)
+            })
+            .or_else(|| {
+                let other = self.sharing()?;
+                let usable = |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == other;
+                allocator.search(self.zone_number, &self.own_search(other), |block| {
+                    self.take_run(block, None, &usable)
+                })
             })
             .or_else(|| {
                 self.may_claim()
@@ -413,6 +448,16 @@ impl Take<'_, '_> {
             return None;
         };
         Some((block.index() * FRAMES_PER_BLOCK) as u32 + at)
+    }
+
+    /// The other immovable type, whose blocks are used up before a block is claimed: under [`Fallback::Evacuate`] a block lost to
+    /// immovable frames is a huge page lost, so they share.
+    fn sharing(&self) -> Option<Migratetype> {
+        match (self.allocator.fallback, self.request.class.migratetype()) {
+            (Fallback::Evacuate, Migratetype::Unmovable) => Some(Migratetype::Reclaimable),
+            (Fallback::Evacuate, Migratetype::Reclaimable) => Some(Migratetype::Unmovable),
+            _ => None,
+        }
     }
 
     /// Whether the request may take a wholly free block.

@@ -295,8 +295,7 @@ impl<'m> FrameAllocator<'m> {
     fn reindex(&self, block: BlockId, old: Ledger, new: Ledger) {
         let zone = self.zone_of_block(block);
         if room_place(zone, old) != room_place(zone, new) {
-            self.by_room
-                .update(block, || room_place(zone, self.ledger(block)));
+            self.move_by_room(block, zone);
         }
         if cost_place(zone, old) != cost_place(zone, new) {
             self.by_cost
@@ -305,6 +304,25 @@ impl<'m> FrameAllocator<'m> {
         if heal_place(old) != heal_place(new) {
             self.by_heal
                 .update(block, || heal_place(self.ledger(block)));
+        }
+    }
+
+    fn move_by_room(&self, block: BlockId, zone: ZoneId) {
+        let sums = &self.zones[zone.index()];
+        sums.begin_move();
+        self.by_room
+            .update(block, || room_place(zone, self.ledger(block)));
+        sums.end_move();
+    }
+
+    /// Moves a block that a search found in the wrong place: the one that changed its ledger has not come to it yet.
+    pub(crate) fn refile(&self, block: BlockId) {
+        let zone = self.zone_of_block(block);
+        if !self
+            .by_room
+            .holds(block, room_place(zone, self.ledger(block)))
+        {
+            self.move_by_room(block, zone);
         }
     }
 

@@ -25,8 +25,10 @@ impl FrameAllocator<'_> {
                     order: SearchOrder::Lowest,
                     room: 0,
                 };
-                let found = self.search(zone_number, &search, |block| {
-                    self.claim_blocks(block, request)
+                let found = self.settled(zone, || {
+                    self.search(zone_number, &search, |block| {
+                        self.claim_blocks(block, request)
+                    })
                 });
                 if let Some(block) = found {
                     let first = block.index() * FRAMES_PER_BLOCK;

@@ -110,6 +110,12 @@ impl<'m> ClassIndex<'m> {
         }
     }
 
+    /// Whether the block is filed at `place` and nobody is moving it.
+    pub fn holds(&self, block: BlockId, place: Place) -> bool {
+        // Acquire: pairs with the mover's last step, so the bitmaps are seen as it left them.
+        self.slots[block.index()].load(Ordering::Acquire) == place.0
+    }
+
     fn set(&self, row: u32, block: BlockId) {
         let (row, word) = (row as usize, block.index() / 64);
         self.bits[row * self.words + word].fetch_or(1 << (block.index() % 64), Ordering::AcqRel);

@@ -226,6 +226,57 @@ impl FrameAllocator<'_> {
         count
     }
 
+    /// Whether movable blocks other than `avoid` have `wanted` free frames to move others to, wholly free blocks not counted.
+    ///
+    /// Stops at the first `wanted` frames, and at the end of the blocks with room: at most `wanted` looks.
+    pub fn has_targets(&self, avoid: BlockId, wanted: usize) -> bool {
+        let mut left = wanted;
+        (0..self.zones().count()).rev().any(|zone_number| {
+            let search = Search {
+                kinds: kinds_of(Migratetype::Movable),
+                order: SearchOrder::Emptiest,
+                room: 1,
+            };
+            left == 0
+                || self
+                    .search(zone_number, &search, |block| {
+                        if block != avoid {
+                            left = left.saturating_sub(self.ledger(block).free() as usize);
+                        }
+                        (left == 0).then_some(())
+                    })
+                    .is_some()
+        })
+    }
+
+    /// Fills `out` with blocks that compaction may empty, those with the fewest used frames first; gives how many. Blocks without
+    /// a free frame are not among them.
+    ///
+    /// The candidates of [`cheapest_blocks`](Self::cheapest_blocks) that need the fewest targets: a balloon's full blocks
+    /// are cheap to move and yet need 512.
+    pub fn emptiest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
+        let mut count = 0;
+        for number in 0..self.zones().count() {
+            if zone.is_some_and(|zone| zone.index() != number) {
+                continue;
+            }
+            let search = Search {
+                kinds: &[kind::MOVABLE],
+                order: SearchOrder::Emptiest,
+                room: 1,
+            };
+            let _ = self.search(number, &search, |block| {
+                let Some(place) = out.get_mut(count) else {
+                    return Some(());
+                };
+                *place = block;
+                count += 1;
+                None
+            });
+        }
+        count
+    }
+
     /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many.
     ///
     /// Candidates are open, of movable type, hold at least one frame and none that cannot move. A moved frame costs 1, a

@@ -6,7 +6,7 @@ use crate::{
     sync::{AtomicU64, Ordering},
 };
 
-/// A zone's sums. All relaxed: each is a number on its own, and the ledgers decide.
+/// A zone's sums. Relaxed, but for the moves: each is a number on its own, and the ledgers decide.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Zone {
@@ -15,6 +15,10 @@ pub(crate) struct Zone {
     /// Wholly free open blocks.
     whole: AtomicU64,
     managed: AtomicU64,
+    /// Moves of blocks in the room index that were begun.
+    begun: AtomicU64,
+    /// And those among them that have ended.
+    ended: AtomicU64,
     min: AtomicU64,
     low: AtomicU64,
     high: AtomicU64,
@@ -40,6 +44,8 @@ impl Zone {
             free: AtomicU64::new(0),
             whole: AtomicU64::new(0),
             managed: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             min: AtomicU64::new(0),
             low: AtomicU64::new(0),
             high: AtomicU64::new(0),
@@ -68,6 +74,25 @@ impl Zone {
 
     pub fn add_whole(&self, blocks: i64) {
         self.whole.fetch_add(blocks as u64, Ordering::Relaxed);
+    }
+
+    /// Before the bitmaps of the room index change. Relaxed: who sees a change of them, by their acquire, sees this.
+    pub fn begin_move(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// After the bitmaps changed. Release: pairs with [`moves_ended`](Self::moves_ended).
+    pub fn end_move(&self) {
+        self.ended.fetch_add(1, Ordering::Release);
+    }
+
+    pub fn moves_begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Acquire: all moves counted are in the bitmaps that the caller looks at next.
+    pub fn moves_ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
     pub fn add_managed(&self, frames: i64) {

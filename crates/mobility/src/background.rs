@@ -120,7 +120,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if chosen.len() == most {
                 break;
             }
-            if used <= room && used <= u32::from(self.config.background_max_used) {
+            let fits = used <= room && used <= u32::from(self.config.background_max_used);
+            if fits && self.has_targets(block) {
                 room -= used;
                 chosen.push(block);
             }

@@ -30,9 +30,22 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     fn look(&self, zone: Option<ZoneId>, refusals: &mut Refusals) -> (Candidates, u64) {
         let mut found = [BlockId::new(0); MAX_LOOK];
-        let count = self
-            .frames
-            .cheapest_blocks(zone, &mut found[..self.config.look]);
+        // Half of them by cost, the others by how few targets they need: a balloon's full blocks are cheap to move, and still
+        // nothing can be done with them while targets are short.
+        let (cheap, few) = found[..self.config.look].split_at_mut(self.config.look.div_ceil(2));
+        let cheap = self.frames.cheapest_blocks(zone, cheap);
+        let few = self.frames.emptiest_blocks(zone, few);
+        found.copy_within(
+            self.config.look.div_ceil(2)..self.config.look.div_ceil(2) + few,
+            cheap,
+        );
+        let mut count = cheap;
+        for index in cheap..cheap + few {
+            if !found[..count].contains(&found[index]) {
+                found[count] = found[index];
+                count += 1;
+            }
+        }
         let now = self.platform.now();
         let mut candidates = Candidates::new();
         let mut remembered = 0;
@@ -52,11 +65,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         FRAMES_PER_BLOCK as u32 - u32::from(self.frames.ledger(block).free())
     }
 
+    /// Whether all used frames of a block would find a place elsewhere: without, it is not begun.
+    pub(crate) fn has_targets(&self, block: BlockId) -> bool {
+        self.frames.has_targets(block, self.used(block) as usize)
+    }
+
     /// What the next attempt would find.
     pub(crate) fn prospect(&self, refusals: &mut Refusals) -> Prospect {
         let (candidates, _) = self.look(None, refusals);
         Prospect {
             free: self.frames.free_frames(),
+            targets: candidates.iter().any(|&block| self.has_targets(block)),
             used: candidates
                 .iter()
                 .map(|&block| self.used(block))

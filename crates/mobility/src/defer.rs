@@ -9,6 +9,8 @@ pub(crate) struct Prospect {
     pub(crate) free: u64,
     /// Used frames of the cheapest candidate that has no remembered refusal; `u32::MAX` without one.
     pub(crate) used: u32,
+    /// Whether some candidate's used frames would all have targets.
+    pub(crate) targets: bool,
 }
 
 /// The deferral state of one kind of compaction. Direct and background each have their own: what one fails at does not
@@ -25,7 +27,11 @@ impl Defer {
         Self {
             shift: 0,
             considered: 0,
-            at_failure: Prospect { free: 0, used: 0 },
+            at_failure: Prospect {
+                free: 0,
+                used: 0,
+                targets: false,
+            },
         }
     }
 
@@ -34,7 +40,8 @@ impl Defer {
     /// The deferral is dropped whole (the next failure begins with the shortest again) when
     /// `defer_free_growth` more frames are free than at the failure, or when the candidates changed for the better:
     /// one without a remembered refusal is there that has `defer_cheaper_by` fewer used frames than the best that the
-    /// failure left, or there was none and now is one.
+    /// failure left, or there was none and now is one; or when the failure left no candidate with enough targets and now
+    /// there is one.
     pub(crate) fn may_try(
         &mut self,
         config: &CompactionConfig,
@@ -51,7 +58,8 @@ impl Defer {
                 .saturating_add(config.defer_free_growth);
         let saved = self.at_failure.used.saturating_sub(now.used);
         let cheaper = saved >= config.defer_cheaper_by.max(1);
-        if grown || cheaper {
+        let room = now.targets && !self.at_failure.targets;
+        if grown || cheaper || room {
             self.succeeded();
             return true;
         }
@@ -93,10 +101,15 @@ mod tests {
         lock_relaxes: 0,
         refusal_memory_ns: 0,
     };
-    const SAME: Prospect = Prospect {
-        free: 1000,
-        used: 300,
-    };
+    const SAME: Prospect = prospect(1000, 300, false);
+
+    const fn prospect(free: u64, used: u32, targets: bool) -> Prospect {
+        Prospect {
+            free,
+            used,
+            targets,
+        }
+    }
 
     /// Requests turned down before one may go on.
     fn deferred(defer: &mut Defer) -> u32 {
@@ -129,71 +142,22 @@ mod tests {
 
     #[test]
     fn pitfall_47_a_deferral_is_dropped_when_there_is_reason_to_try() {
+        let none = prospect(1000, u32::MAX, false);
         let cases = [
-            (
-                Prospect {
-                    free: 1511,
-                    used: 300,
-                },
-                false,
-            ),
-            (
-                Prospect {
-                    free: 1512,
-                    used: 300,
-                },
-                true,
-            ),
-            (
-                Prospect {
-                    free: 1000,
-                    used: 237,
-                },
-                false,
-            ),
-            (
-                Prospect {
-                    free: 1000,
-                    used: 236,
-                },
-                true,
-            ),
-            (
-                Prospect {
-                    free: 0,
-                    used: u32::MAX,
-                },
-                false,
-            ),
+            (SAME, prospect(1511, 300, false), false),
+            (SAME, prospect(1512, 300, false), true),
+            (SAME, prospect(1000, 237, false), false),
+            (SAME, prospect(1000, 236, false), true),
+            (SAME, prospect(0, u32::MAX, false), false),
+            (SAME, prospect(1000, 300, true), true),
+            (prospect(1000, 300, true), prospect(1000, 300, true), false),
+            (none, none, false),
+            (none, prospect(1000, 512, false), true),
         ];
-        for (now, goes) in cases {
+        for (left, now, goes) in cases {
             let mut defer = Defer::new();
-            defer.failed(&CONFIG, SAME);
-            assert_eq!(defer.may_try(&CONFIG, || now), goes, "{now:?}");
+            defer.failed(&CONFIG, left);
+            assert_eq!(defer.may_try(&CONFIG, || now), goes, "{left:?} {now:?}");
         }
-        let mut none_left = Defer::new();
-        none_left.failed(
-            &CONFIG,
-            Prospect {
-                free: 1000,
-                used: u32::MAX,
-            },
-        );
-        assert!(none_left.may_try(&CONFIG, || Prospect {
-            free: 1000,
-            used: 512
-        }));
-        let mut still_none = Defer::new();
-        still_none.failed(
-            &CONFIG,
-            Prospect {
-                free: 1000,
-                used: u32::MAX,
-            },
-        );
-        assert!(!still_none.may_try(&CONFIG, || Prospect {
-            free: 1000,
-            used: u32::MAX
-        }));
     }
 }

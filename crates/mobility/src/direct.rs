@@ -117,6 +117,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if self.used(block) >= too_many {
                 continue;
             }
+            if !self.has_targets(block) {
+                (last, too_many) = (EvacuateError::NoTargets, self.used(block));
+                continue;
+            }
             if *budget == 0 {
                 break;
             }
