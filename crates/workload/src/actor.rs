@@ -70,15 +70,12 @@ impl<'a> Engine<'a> {
 
     /// Runs until `ended` is set (by an actor, here or in another thread) or no actor wants to go on. Calls `tell` after
     /// each step with the time at which it began and the number of the actor.
-    pub fn run(
-        &mut self,
-        clock: &dyn Clock,
-        ended: &AtomicBool,
-        mut tell: impl FnMut(u64, usize),
-    ) {
+    pub fn run(&mut self, clock: &dyn Clock, ended: &AtomicBool, mut tell: impl FnMut(u64, usize)) {
         // Acquire: pairs with the release of whoever ends the run, so that its last writes are seen after the run.
         while !ended.load(Ordering::Acquire) {
-            let Some(Reverse((time, number))) = self.queue.pop() else { return };
+            let Some(Reverse((time, number))) = self.queue.pop() else {
+                return;
+            };
             clock.wait_until(time, ended);
             if ended.load(Ordering::Acquire) {
                 return;
@@ -116,7 +113,11 @@ mod tests {
     impl Actor for Beat<'_> {
         fn step(&mut self, now: u64) -> Next {
             self.2.lock().push((now, self.0));
-            if now < 12 { Next::At(now + self.1) } else { Next::Done }
+            if now < 12 {
+                Next::At(now + self.1)
+            } else {
+                Next::Done
+            }
         }
     }
 
@@ -128,7 +129,10 @@ mod tests {
         engine.add(0, Beat(1, 6, &log));
         let clock = FreeClock::default();
         engine.run(&clock, &AtomicBool::new(false), |_, _| {});
-        assert_eq!(*log.lock(), [(0, 1), (4, 0), (6, 1), (8, 0), (12, 0), (12, 1)]);
+        assert_eq!(
+            *log.lock(),
+            [(0, 1), (4, 0), (6, 1), (8, 0), (12, 0), (12, 1)]
+        );
     }
 
     struct Slow<'a>(&'a FreeClock, &'a Mutex<Vec<(u64, u64)>>);

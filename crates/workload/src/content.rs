@@ -28,7 +28,8 @@ impl Pattern {
 
     /// What stands in `line`.
     pub const fn word(self, line: usize) -> u64 {
-        self.0.wrapping_add((line as u64).wrapping_mul(0xd6e8_feb8_6659_fd93))
+        self.0
+            .wrapping_add((line as u64).wrapping_mul(0xd6e8_feb8_6659_fd93))
     }
 
     /// Writes the pattern into every line of `frame`.
@@ -41,7 +42,10 @@ impl Pattern {
         let mut found = [0; LINES];
         platform.read_lines(frame, &mut found);
         let line = (0..LINES).find(|&line| found[line] != self.word(line))?;
-        Some(Wrong { line, found: found[line] })
+        Some(Wrong {
+            line,
+            found: found[line],
+        })
     }
 
     /// The same for the four lines that `draw` names, six bits each.
@@ -109,7 +113,10 @@ pub struct ContentLog {
 impl ContentLog {
     /// Nothing checked yet.
     pub fn new() -> Self {
-        Self { first: Mutex::new(Vec::with_capacity(KEPT)), ..Self::default() }
+        Self {
+            first: Mutex::new(Vec::with_capacity(KEPT)),
+            ..Self::default()
+        }
     }
 
     // The counts are sums for the report: nothing is published through them, so Relaxed will do.
@@ -148,7 +155,13 @@ impl ContentLog {
         let (when, owner, position) = note;
         let mut first = self.first.lock();
         if first.len() < KEPT {
-            first.push(ContentError { frame, wrong, when, owner, position });
+            first.push(ContentError {
+                frame,
+                wrong,
+                when,
+                owner,
+                position,
+            });
         }
     }
 

@@ -54,13 +54,15 @@ struct Pass<B> {
 
 impl<'a, S: Stage> Director<'a, S> {
     /// The director of a run whose load has `audience` actors.
-    pub fn new(
-        stage: &'a S,
-        control: &'a Control,
-        timeline: &'a Timeline,
-        audience: u64,
-    ) -> Self {
-        Self { stage, control, timeline, audience, next: 0, doing: Doing::Waiting }
+    pub fn new(stage: &'a S, control: &'a Control, timeline: &'a Timeline, audience: u64) -> Self {
+        Self {
+            stage,
+            control,
+            timeline,
+            audience,
+            next: 0,
+            doing: Doing::Waiting,
+        }
     }
 
     fn begin_phase(&mut self, now: u64) -> Next {
@@ -144,7 +146,13 @@ impl<B> Pass<B> {
                     self.without_gain += 1;
                 }
                 let full = self.result.allocated == ask;
-                Some(now + if full { QUICK_PAUSE_FULL } else { QUICK_PAUSE_SHORT })
+                Some(
+                    now + if full {
+                        QUICK_PAUSE_FULL
+                    } else {
+                        QUICK_PAUSE_SHORT
+                    },
+                )
             }
             Test::Thp { goal, limit } => {
                 if now >= self.start + limit || self.result.attempts >= goal {
@@ -153,7 +161,9 @@ impl<B> Pass<B> {
                 let space = match self.space {
                     Some(space) => space,
                     None => {
-                        let Ok(space) = stage.create_space() else { return Some(now + STALL) };
+                        let Ok(space) = stage.create_space() else {
+                            return Some(now + STALL);
+                        };
                         *self.space.insert(space)
                     }
                 };
@@ -239,7 +249,12 @@ pub struct Targets<'a, S: Stage> {
 impl<'a, S: Stage> Targets<'a, S> {
     /// The setter of `timeline`'s targets; each is taken into `hash` as it is set.
     pub fn new(stage: &'a S, timeline: &'a Timeline, hash: &'a Mutex<TargetsHash>) -> Self {
-        Self { stage, timeline, next: 0, hash }
+        Self {
+            stage,
+            timeline,
+            next: 0,
+            hash,
+        }
     }
 }
 

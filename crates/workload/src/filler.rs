@@ -187,7 +187,9 @@ impl<'a, P: Platform> Filler<'a, P> {
         let mut taken = 0;
         while left > 0 && !self.dropped.load(Ordering::Relaxed) {
             let wanted = left.min(BATCH as u64) as usize;
-            let got = self.frames.alloc_bulk(self.platform.cpu(), request, &mut out[..wanted]);
+            let got = self
+                .frames
+                .alloc_bulk(self.platform.cpu(), request, &mut out[..wanted]);
             if got == 0 {
                 break;
             }
@@ -233,7 +235,8 @@ impl<'a, P: Platform> Filler<'a, P> {
         let serial = self.frames.owner_word(frame);
         let note = (When::Used, "filler", serial);
         let pattern = Pattern::new(OWNER, serial);
-        self.contents.check_four(self.platform, frame, pattern, (draw >> 32) as u32, note);
+        self.contents
+            .check_four(self.platform, frame, pattern, (draw >> 32) as u32, note);
         books.unlink(index);
         books.push(index);
     }
@@ -246,7 +249,11 @@ impl<'a, P: Platform> Filler<'a, P> {
         while taken < out.len() && at != END {
             let next = books.younger[at as usize];
             let frame = books.frame(at);
-            if self.frames.transition(frame, FrameState::Listed, FrameState::Owned).is_ok() {
+            if self
+                .frames
+                .transition(frame, FrameState::Listed, FrameState::Owned)
+                .is_ok()
+            {
                 books.unlink(at);
                 out[taken] = frame;
                 taken += 1;
@@ -267,10 +274,12 @@ impl<'a, P: Platform> Filler<'a, P> {
                 let pattern = Pattern::new(OWNER, serial);
                 let note = (When::Ended, "filler", serial);
                 if whole {
-                    self.contents.check_whole(self.platform, frame, pattern, note);
+                    self.contents
+                        .check_whole(self.platform, frame, pattern, note);
                 } else {
                     let draw = crate::rng::mix(serial) as u32;
-                    self.contents.check_four(self.platform, frame, pattern, draw, note);
+                    self.contents
+                        .check_four(self.platform, frame, pattern, draw, note);
                 }
             }
             let freed = self.frames.free_bulk(self.platform.cpu(), &out[..taken]);
@@ -306,10 +315,17 @@ impl<P: Platform> Reclaim for Filler<'_, P> {
 impl<P: Platform> MovableOwner for Filler<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
         // The place in the list stays: reclaim passes isolated frames over.
-        if self.frames.transition(frame, FrameState::Listed, FrameState::Isolated).is_err() {
+        if self
+            .frames
+            .transition(frame, FrameState::Listed, FrameState::Isolated)
+            .is_err()
+        {
             return false;
         }
-        let ours = self.frames.frame(frame).is_some_and(|info| info.owner == self.class);
+        let ours = self
+            .frames
+            .frame(frame)
+            .is_some_and(|info| info.owner == self.class);
         if !ours {
             // It changed hands since the core looked.
             self.must_transition(frame, FrameState::Isolated, FrameState::Listed);
@@ -324,7 +340,8 @@ impl<P: Platform> MovableOwner for Filler<'_, P> {
             self.platform.charge(dirigible_frames::Cost::MoveFrame(1));
             let note = (When::Moved, "filler", serial);
             let pattern = Pattern::new(OWNER, serial);
-            self.contents.check_whole(self.platform, pair.to, pattern, note);
+            self.contents
+                .check_whole(self.platform, pair.to, pattern, note);
             self.frames.set_owner(pair.to, self.class, serial);
             let mut books = self.books.lock();
             let (from, to) = (books.index(pair.from), books.index(pair.to));
@@ -359,7 +376,14 @@ impl<'a, P: Platform> FillerLoad<'a, P> {
         seed: u64,
     ) -> Self {
         let rng = Rng::stream(seed, Source::Touches);
-        Self { filler, control, tuning, rng, due: 0, answered: Stage::Loaded }
+        Self {
+            filler,
+            control,
+            tuning,
+            rng,
+            due: 0,
+            answered: Stage::Loaded,
+        }
     }
 }
 

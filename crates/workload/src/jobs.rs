@@ -59,7 +59,11 @@ enum State {
     /// Faulting pages of the newest piece from `next` on.
     Filling { next: u64, huge: bool },
     /// Asking for kernel memory: this many requests are left, the next one drawn already.
-    Asking { left: u64, request: KernelRequest, life: u64 },
+    Asking {
+        left: u64,
+        request: KernelRequest,
+        life: u64,
+    },
     /// All built.
     Staying,
     /// Answered the end.
@@ -103,7 +107,12 @@ impl<'a, M: LoadMemory> Job<'a, M> {
         let thp = rng.below(t.thp_jobs) == 0 && pages >= 4 * HUGE;
         let mean_piece = (t.piece.0 + t.piece.1) / 2;
         let pace = build / (pages / mean_piece).max(1);
-        self.plan = Plan { pages, pace, stay, thp };
+        self.plan = Plan {
+            pages,
+            pace,
+            stay,
+            thp,
+        };
         self.pieces.clear();
         self.held = 0;
         self.end = HUGE;
@@ -115,12 +124,18 @@ impl<'a, M: LoadMemory> Job<'a, M> {
     fn next_piece(&mut self) {
         let thp = self.rng.below(self.tuning.thp_pieces) == 0 && self.plan.thp;
         let size = self.rng.range(self.tuning.piece.0, self.tuning.piece.1);
-        let (first, pages) =
-            if thp { (self.end.next_multiple_of(HUGE), HUGE) } else { (self.end, size) };
+        let (first, pages) = if thp {
+            (self.end.next_multiple_of(HUGE), HUGE)
+        } else {
+            (self.end, size)
+        };
         self.end = first + pages;
         self.held += pages;
         self.pieces.push(first..first + pages);
-        self.state = State::Filling { next: first, huge: thp };
+        self.state = State::Filling {
+            next: first,
+            huge: thp,
+        };
     }
 
     /// A piece is there: older ones are used, holed, given back; then kernel memory is asked for.
@@ -129,7 +144,8 @@ impl<'a, M: LoadMemory> Job<'a, M> {
             let index = self.rng.below(self.pieces.len() as u64) as usize;
             let piece = self.pieces.swap_remove(index);
             self.held -= piece.end - piece.start;
-            self.memory.check(space, piece.clone(), Check::Four(self.rng.bits() as u32));
+            self.memory
+                .check(space, piece.clone(), Check::Four(self.rng.bits() as u32));
             self.memory.give_back(space, piece);
         }
         if self.pieces.len() > 4 && self.rng.chance(1, 2) {
@@ -160,9 +176,15 @@ impl<'a, M: LoadMemory> Job<'a, M> {
             self.state = State::Between;
             return;
         }
-        let request = draw_request(&mut self.rng, left % 2 == 0);
-        let life = self.rng.range(self.tuning.kernel_life.0, self.tuning.kernel_life.1);
-        self.state = State::Asking { left, request, life };
+        let request = draw_request(&mut self.rng, left.is_multiple_of(2));
+        let life = self
+            .rng
+            .range(self.tuning.kernel_life.0, self.tuning.kernel_life.1);
+        self.state = State::Asking {
+            left,
+            request,
+            life,
+        };
     }
 
     /// Goes on in the present state as far as memory and time allow.
@@ -195,7 +217,11 @@ impl<'a, M: LoadMemory> Job<'a, M> {
                 }
                 self.after_piece(space);
             }
-            State::Asking { left, request, life } => {
+            State::Asking {
+                left,
+                request,
+                life,
+            } => {
                 let memory = self.memory.kernel_alloc(request)?;
                 self.kernel.push((now + life, memory));
                 self.ask(left - 1);
@@ -230,7 +256,8 @@ impl<'a, M: LoadMemory> Job<'a, M> {
         while let Some(&(until, memory)) = self.kernel.get(index) {
             if until <= now {
                 self.kernel.swap_remove(index);
-                self.memory.kernel_free(memory, Check::Four(memory.serial as u32));
+                self.memory
+                    .kernel_free(memory, Check::Four(memory.serial as u32));
             } else {
                 index += 1;
             }
@@ -249,7 +276,10 @@ pub(crate) fn draw_request(rng: &mut Rng, reclaimable: bool) -> KernelRequest {
         }
         draw -= weight;
     }
-    KernelRequest { reclaimable, order: Order::new(order).unwrap_or(Order::BASE) }
+    KernelRequest {
+        reclaimable,
+        order: Order::new(order).unwrap_or(Order::BASE),
+    }
 }
 
 impl<M: LoadMemory> Actor for Job<'_, M> {

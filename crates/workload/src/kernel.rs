@@ -102,7 +102,8 @@ impl<'a, M: LoadMemory> KernelLoad<'a, M> {
         {
             self.ends.pop();
             if let Some(memory) = self.slots[slot as usize].take() {
-                self.memory.kernel_free(memory, Check::Four(memory.serial as u32));
+                self.memory
+                    .kernel_free(memory, Check::Four(memory.serial as u32));
             }
             self.free_slots.push(slot);
         }

@@ -1,25 +1,61 @@
-//! placeholder
+//! stress-highalloc: how many huge pages a loaded guest can get while a balloon moves in it.
+//!
+//! # What is here
+//!
+//! - [`params`] says what a run is asked to do, [`tuning`] holds every constant and the three policies, [`timeline`] makes
+//!   the plan of phases and balloon targets, [`report`] is what comes out.
+//! - The load: [`jobs`], [`kernel`] memory and the [`filler`], each drawing from a stream of its own ([`rng`]), all pages
+//!   carrying checked [`content`]s.
+//! - The run: [`actor`]s in a queue ordered by time; the [`director`] takes them through the phases and makes the passes'
+//!   attempts.
+//! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
+//!   counts-only [`twin`], which says what would be attainable if frames had no places.
+//!
+//! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
+//! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl); `dirigible-hosted` shows how the parts are
+//! put together (`run_column`).
+//!
+//! # What makes columns comparable
+//!
+//! Every source of load draws from its own stream and never from what memory answers; a request that finds no memory
+//! waits and comes again, the same. Phases and balloon targets are a function of parameters and seed alone. So all columns
+//! see the same requests at the same times, and where they hold less it is because they waited, which the report says.
+//!
+//! ```
+//! use dirigible_workload::params::{Column, Params, Profile};
+//! use dirigible_workload::twin::run_twin;
+//!
+//! let params = Params {
+//!     memory: 128 << 20,
+//!     balloon: 32 << 20,
+//!     step: 8 << 20,
+//!     ..Params::new(Column::Steered, Profile::Paper)
+//! };
+//! let twin = run_twin(&params);
+//! assert_eq!(twin.passes.len(), 3);
+//! assert!(twin.passes.iter().all(|pass| pass.attainable <= pass.asked));
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod actor;
+pub mod balloon;
 pub mod content;
 pub mod control;
 pub mod director;
+pub mod filler;
 pub mod jobs;
+pub mod kcompactd;
 pub mod kernel;
 pub mod load;
 pub mod machine;
 pub mod params;
+pub mod passes;
 pub mod report;
 pub mod rng;
+pub mod system;
 pub mod timeline;
 pub mod tuning;
 pub mod twin;
-pub mod balloon;
-pub mod filler;
-pub mod kcompactd;
-pub mod passes;
-pub mod system;

@@ -3,14 +3,8 @@
 use alloc::{boxed::Box, vec::Vec};
 
 use crate::{
-    actor::Actor,
-    control::Control,
-    jobs::Job,
-    kernel::KernelLoad,
-    machine::LoadMemory,
-    params::Params,
-    rng::Source,
-    tuning::LoadTuning,
+    actor::Actor, control::Control, jobs::Job, kernel::KernelLoad, machine::LoadMemory,
+    params::Params, rng::Source, tuning::LoadTuning,
 };
 
 /// The actors that make the load of `params` on `memory`: all begin at time 0, and each answers the director once for
@@ -25,14 +19,24 @@ pub fn actors<'a, M: LoadMemory>(
     let mut actors: Vec<Box<dyn Actor + 'a>> = Vec::new();
     for (number, kernel) in tuning.long_kernel.into_iter().enumerate() {
         let source = Source::LongKernel(number as u32);
-        actors.push(Box::new(KernelLoad::new(memory, control, kernel, seed, source)));
+        actors.push(Box::new(KernelLoad::new(
+            memory, control, kernel, seed, source,
+        )));
     }
     for (number, kernel) in tuning.short_kernel.into_iter().enumerate() {
         let source = Source::ShortKernel(number as u32);
-        actors.push(Box::new(KernelLoad::new(memory, control, kernel, seed, source)));
+        actors.push(Box::new(KernelLoad::new(
+            memory, control, kernel, seed, source,
+        )));
     }
     for number in 0..tuning.jobs.jobs {
-        actors.push(Box::new(Job::new(memory, control, tuning.jobs, seed, number)));
+        actors.push(Box::new(Job::new(
+            memory,
+            control,
+            tuning.jobs,
+            seed,
+            number,
+        )));
     }
     actors
 }

@@ -87,9 +87,11 @@ impl Params {
     /// Says what is wrong with which parameter.
     pub fn check(&self) -> Result<(), ParamsError> {
         let frame = FRAME_SIZE as u64;
-        for (name, bytes) in
-            [("memory", self.memory), ("balloon", self.balloon), ("step", self.step)]
-        {
+        for (name, bytes) in [
+            ("memory", self.memory),
+            ("balloon", self.balloon),
+            ("step", self.step),
+        ] {
             if bytes % frame != 0 {
                 return Err(ParamsError::NotWholeFrames { name, bytes });
             }
@@ -101,10 +103,16 @@ impl Params {
             return Err(ParamsError::TooLarge { bytes: self.memory });
         }
         if self.balloon >= self.memory {
-            return Err(ParamsError::BalloonTooLarge { bytes: self.balloon, memory: self.memory });
+            return Err(ParamsError::BalloonTooLarge {
+                bytes: self.balloon,
+                memory: self.memory,
+            });
         }
         if self.balloon > 0 && (self.step == 0 || self.step > self.balloon) {
-            return Err(ParamsError::BadStep { bytes: self.step, balloon: self.balloon });
+            return Err(ParamsError::BadStep {
+                bytes: self.step,
+                balloon: self.balloon,
+            });
         }
         if self.period < SECOND / 1000 || self.period > MAX_SCHEDULE {
             return Err(ParamsError::BadPeriod { ns: self.period });
@@ -116,7 +124,9 @@ impl Params {
             }
         }
         if self.threads > MAX_THREADS {
-            return Err(ParamsError::TooManyThreads { threads: self.threads });
+            return Err(ParamsError::TooManyThreads {
+                threads: self.threads,
+            });
         }
         for (name, scale) in [
             ("load scale", self.load_scale),
@@ -124,7 +134,10 @@ impl Params {
             ("time scale", self.time_scale),
         ] {
             if scale == 0 || scale > 100_000 {
-                return Err(ParamsError::BadScale { name, thousandths: scale });
+                return Err(ParamsError::BadScale {
+                    name,
+                    thousandths: scale,
+                });
             }
         }
         Ok(())
@@ -186,7 +199,9 @@ pub enum ParamsError {
         ns: u64,
     },
     /// Steps so small or a period so long that the balloon would need more than a day before pass 1.
-    #[error("with the schedule `held` these steps and this period would keep the balloon busy for more than a day before pass 1")]
+    #[error(
+        "with the schedule `held` these steps and this period would keep the balloon busy for more than a day before pass 1"
+    )]
     HeldTooLong,
     /// Too many threads.
     #[error("{threads} threads are too many: at most {MAX_THREADS}")]
@@ -305,7 +320,10 @@ mod tests {
                 assert_eq!(Params::new(column, profile).check(), Ok(()));
             }
         }
-        let none = Params { balloon: 0, ..Params::new(Column::Pinned, Profile::Paper) };
+        let none = Params {
+            balloon: 0,
+            ..Params::new(Column::Pinned, Profile::Paper)
+        };
         assert_eq!(none.check(), Ok(()));
     }
 
@@ -313,17 +331,84 @@ mod tests {
     fn bad_parameters_are_named() {
         let good = Params::new(Column::Steered, Profile::Paper);
         let bad: [(Params, &str); 11] = [
-            (Params { memory: 0, ..good.clone() }, "too small"),
-            (Params { memory: (4 << 30) + 1, ..good.clone() }, "memory of"),
-            (Params { memory: 1 << 50, ..good.clone() }, "too large"),
-            (Params { balloon: 4 << 30, ..good.clone() }, "does not fit"),
-            (Params { balloon: 4097, ..good.clone() }, "balloon of"),
-            (Params { step: 0, ..good.clone() }, "step of 0"),
-            (Params { step: 2 << 30, ..good.clone() }, "does not fit"),
-            (Params { step: 4096, schedule: Schedule::Held, ..good.clone() }, "a day"),
-            (Params { period: 0, ..good.clone() }, "period"),
-            (Params { threads: 1000, ..good.clone() }, "threads"),
-            (Params { load_scale: 0, ..good.clone() }, "load scale"),
+            (
+                Params {
+                    memory: 0,
+                    ..good.clone()
+                },
+                "too small",
+            ),
+            (
+                Params {
+                    memory: (4 << 30) + 1,
+                    ..good.clone()
+                },
+                "memory of",
+            ),
+            (
+                Params {
+                    memory: 1 << 50,
+                    ..good.clone()
+                },
+                "too large",
+            ),
+            (
+                Params {
+                    balloon: 4 << 30,
+                    ..good.clone()
+                },
+                "does not fit",
+            ),
+            (
+                Params {
+                    balloon: 4097,
+                    ..good.clone()
+                },
+                "balloon of",
+            ),
+            (
+                Params {
+                    step: 0,
+                    ..good.clone()
+                },
+                "step of 0",
+            ),
+            (
+                Params {
+                    step: 2 << 30,
+                    ..good.clone()
+                },
+                "does not fit",
+            ),
+            (
+                Params {
+                    step: 4096,
+                    schedule: Schedule::Held,
+                    ..good.clone()
+                },
+                "a day",
+            ),
+            (
+                Params {
+                    period: 0,
+                    ..good.clone()
+                },
+                "period",
+            ),
+            (
+                Params {
+                    threads: 1000,
+                    ..good.clone()
+                },
+                "threads",
+            ),
+            (
+                Params {
+                    load_scale: 0,
+                    ..good.clone()
+                },
+                "load scale",
+            ),
         ];
         for (params, text) in bad {
             let error = alloc::string::ToString::to_string(&params.check().unwrap_err());

@@ -2,9 +2,7 @@
 
 use alloc::{string::ToString, vec::Vec};
 
-use dirigible_frames::{
-    BlockState, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameState, Order,
-};
+use dirigible_frames::{BlockState, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameState, Order};
 
 use crate::{
     report::{
@@ -113,14 +111,23 @@ impl PassBook {
             costs: Vec::new(),
             host_costs: Vec::new(),
         };
-        Self { reports: Vec::new(), host: Vec::new(), reserved, now }
+        Self {
+            reports: Vec::new(),
+            host: Vec::new(),
+            reserved,
+            now,
+        }
     }
 
     /// A pass begins.
     pub fn begin(&mut self, pass: &PassPlan, frames: &FrameAllocator<'_>, balloon: u64) {
         let before = self.look(frames, balloon);
         let now = &mut self.now;
-        now.report = PassReport { name: pass.name.to_string(), before, ..PassReport::default() };
+        now.report = PassReport {
+            name: pass.name.to_string(),
+            before,
+            ..PassReport::default()
+        };
         now.events = frames.events().snapshot();
         now.costs.clear();
         now.host_costs.clear();
@@ -128,10 +135,20 @@ impl PassBook {
 
     /// An attempt was made.
     pub fn attempted(&mut self, ended: Ended, cost: u64, host_cost: u64) {
-        let Open { report, costs, host_costs, .. } = &mut self.now;
+        let Open {
+            report,
+            costs,
+            host_costs,
+            ..
+        } = &mut self.now;
         costs.push(cost);
         host_costs.push(host_cost);
-        let FailureCauses { watermark, deferred, no_block, aborted } = &mut report.failed;
+        let FailureCauses {
+            watermark,
+            deferred,
+            no_block,
+            aborted,
+        } = &mut report.failed;
         *match ended {
             Ended::Free => &mut report.got_free,
             Ended::Compaction => &mut report.got_compaction,
@@ -154,7 +171,8 @@ impl PassBook {
         let after = self.look(frames, sizes.balloon);
         let now = &mut self.now;
         let mut report = core::mem::take(&mut now.report);
-        let mean = |time: u128| Tenths::mib_of_frames((time / u128::from(result.length.max(1))) as u64);
+        let mean =
+            |time: u128| Tenths::mib_of_frames((time / u128::from(result.length.max(1))) as u64);
         // What the THP test holds is not the load's.
         let probe = match pass.test {
             crate::timeline::Test::Thp { .. } => result.allocated * BLOCK,
@@ -174,7 +192,10 @@ impl PassBook {
         report.hybrid_blocks = after.hybrid_blocks;
         report.after = after;
         report.attempt_cost_ns = Spread::of(&mut now.costs);
-        let host = AttemptHost { pass: report.name.clone(), ns: Spread::of(&mut now.host_costs) };
+        let host = AttemptHost {
+            pass: report.name.clone(),
+            ns: Spread::of(&mut now.host_costs),
+        };
         report.vmstat = VmStat::since(&now.events, &frames.events().snapshot());
         let of = |event: Event| report.vmstat.get(event.name());
         let moved = of(Event::PgmigrateSuccess);
@@ -208,7 +229,9 @@ impl PassBook {
             balloon_frames: balloon,
             buddyinfo: frames.buddyinfo().map(u64::from).to_vec(),
             pagetypeinfo,
-            unusable_permille: orders.map(|order| u64::from(frames.unusable_index(order))).collect(),
+            unusable_permille: orders
+                .map(|order| u64::from(frames.unusable_index(order)))
+                .collect(),
             census: self.census(frames),
         }
     }

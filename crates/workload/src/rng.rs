@@ -113,7 +113,10 @@ mod tests {
         for _ in 0..10_000 {
             seen[rng.range(3, 7) as usize - 3] += 1;
         }
-        assert!(seen.iter().all(|&n| (1_800..2_200).contains(&n)), "{seen:?}");
+        assert!(
+            seen.iter().all(|&n| (1_800..2_200).contains(&n)),
+            "{seen:?}"
+        );
         assert_eq!(rng.below(0), 0);
         assert_eq!(rng.range(5, 5), 5);
     }

@@ -80,7 +80,8 @@ impl<P: Platform> MoveObserver for MoveChecks<'_, P> {
             let (page, frame) = (page.get() + offset, frame.plus(offset));
             let pattern = Pattern::new(u64::from(space.get()), page);
             let note = (When::Moved, "job", page);
-            self.contents.check_whole(self.platform, frame, pattern, note);
+            self.contents
+                .check_whole(self.platform, frame, pattern, note);
         }
     }
 }
@@ -108,8 +109,16 @@ impl<'a, P: Platform> System<'a, P> {
         self.parts.memory.alloc(request).map_err(|_| NoMemory)
     }
 
-    fn check_frame(&self, frame: Pfn, pattern: Pattern, check: Check, note: (When, &'static str, u64)) {
-        let Parts { contents, platform, .. } = self.parts;
+    fn check_frame(
+        &self,
+        frame: Pfn,
+        pattern: Pattern,
+        check: Check,
+        note: (When, &'static str, u64),
+    ) {
+        let Parts {
+            contents, platform, ..
+        } = self.parts;
         match check {
             Check::Four(draw) => contents.check_four(platform, frame, pattern, draw, note),
             Check::Whole => contents.check_whole(platform, frame, pattern, note),
@@ -141,17 +150,36 @@ impl<P: Platform> LoadMemory for System<'_, P> {
     }
 
     fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
-        let Parts { paging, platform, memory, .. } = self.parts;
-        let kind = if huge { FaultKind::HugeIfPossible } else { FaultKind::Base };
+        let Parts {
+            paging,
+            platform,
+            memory,
+            ..
+        } = self.parts;
+        let kind = if huge {
+            FaultKind::HugeIfPossible
+        } else {
+            FaultKind::Base
+        };
         let fault = paging
-            .fault_filled(SpaceId::new(space.0), Page::new(page), kind, memory, |frame, order| {
-                for offset in 0..order.frames() as u64 {
-                    // A huge frame holds the aligned range around the page; `huge` is asked for at its first page.
-                    pattern_of(space, page + offset).write(platform, frame.plus(offset));
-                }
-            })
+            .fault_filled(
+                SpaceId::new(space.0),
+                Page::new(page),
+                kind,
+                memory,
+                |frame, order| {
+                    for offset in 0..order.frames() as u64 {
+                        // A huge frame holds the aligned range around the page; `huge` is asked for at its first page.
+                        pattern_of(space, page + offset).write(platform, frame.plus(offset));
+                    }
+                },
+            )
             .map_err(|_| NoMemory)?;
-        Ok(if fault.huge { Order::HUGE.frames() as u64 } else { 1 })
+        Ok(if fault.huge {
+            Order::HUGE.frames() as u64
+        } else {
+            1
+        })
     }
 
     fn reuse(&self, space: Space, page: u64, draw: u32) {
@@ -161,9 +189,11 @@ impl<P: Platform> LoadMemory for System<'_, P> {
     fn check(&self, space: Space, pages: Range<u64>, check: Check) {
         for page in pages {
             let note = (When::Used, "job", page);
-            self.parts.paging.access(SpaceId::new(space.0), Page::new(page), false, |frame| {
-                self.check_frame(frame, pattern_of(space, page), check, note);
-            });
+            self.parts
+                .paging
+                .access(SpaceId::new(space.0), Page::new(page), false, |frame| {
+                    self.check_frame(frame, pattern_of(space, page), check, note);
+                });
         }
     }
 
@@ -177,8 +207,11 @@ impl<P: Platform> LoadMemory for System<'_, P> {
     }
 
     fn kernel_alloc(&self, request: KernelRequest) -> Result<KernelMemory, NoMemory> {
-        let class =
-            if request.reclaimable { FrameClass::Reclaimable } else { FrameClass::Unmovable };
+        let class = if request.reclaimable {
+            FrameClass::Reclaimable
+        } else {
+            FrameClass::Unmovable
+        };
         let first = self.alloc(AllocRequest::new(request.order, class))?;
         let frames = request.order.frames() as u64;
         // Relaxed, here and below: numbers that only have to differ, and a count for the report.
@@ -188,11 +221,19 @@ impl<P: Platform> LoadMemory for System<'_, P> {
             let pattern = Pattern::new(KERNEL, serial + offset);
             pattern.write(self.parts.platform, first.plus(offset));
         }
-        Ok(KernelMemory { request, first, serial })
+        Ok(KernelMemory {
+            request,
+            first,
+            serial,
+        })
     }
 
     fn kernel_free(&self, memory: KernelMemory, check: Check) {
-        let KernelMemory { request, first, serial } = memory;
+        let KernelMemory {
+            request,
+            first,
+            serial,
+        } = memory;
         let frames = request.order.frames() as u64;
         for offset in 0..frames {
             let pattern = Pattern::new(KERNEL, serial + offset);
@@ -212,7 +253,12 @@ impl<P: Platform> Stage for System<'_, P> {
     type Block = ProbeBlock;
 
     fn attempt(&self) -> Result<ProbeBlock, NoMemory> {
-        let Parts { platform, frames, host_clock, .. } = self.parts;
+        let Parts {
+            platform,
+            frames,
+            host_clock,
+            ..
+        } = self.parts;
         let before = Ended::events(frames);
         let (start, host_start) = (platform.now(), host_clock.nanoseconds());
         let got = self.alloc(AllocRequest::huge());
@@ -229,7 +275,12 @@ impl<P: Platform> Stage for System<'_, P> {
     }
 
     fn release(&self, ProbeBlock(first): ProbeBlock) {
-        let Parts { platform, contents, memory, .. } = self.parts;
+        let Parts {
+            platform,
+            contents,
+            memory,
+            ..
+        } = self.parts;
         for offset in 0..Order::HUGE.frames() as u64 {
             let frame = first.plus(offset);
             let found = platform.read_word(frame, 0);
@@ -270,7 +321,9 @@ impl<P: Platform> Stage for System<'_, P> {
 
     fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
         let sizes = self.sizes();
-        self.passes.lock().end(pass, result, self.parts.frames, sizes);
+        self.passes
+            .lock()
+            .end(pass, result, self.parts.frames, sizes);
     }
 }
 
@@ -280,7 +333,10 @@ impl<P: Platform> FrameSource for System<'_, P> {
     }
 
     fn give_back(&self, frames: &[Pfn]) {
-        let freed = self.parts.frames.free_bulk(self.parts.platform.cpu(), frames);
+        let freed = self
+            .parts
+            .frames
+            .free_bulk(self.parts.platform.cpu(), frames);
         debug_assert!(freed.is_ok(), "frames from take are owned: {freed:?}");
     }
 }

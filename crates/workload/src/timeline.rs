@@ -12,7 +12,8 @@ use crate::{
     rng::{Rng, Source},
     tuning::{
         HELD_FILL, PAPER_GAP, PAPER_SETTLE, PAPER_WARM_UP, PROBE_PERCENT, PROBE_PERIOD, QUICK_FILL,
-        QUICK_GOAL_PERCENT, QUICK_SETTLE, QUICK_SLOT_MARGIN, QUICK_TEST_TIME, RESERVED_SHARE, REST_GAP,
+        QUICK_GOAL_PERCENT, QUICK_SETTLE, QUICK_SLOT_MARGIN, QUICK_TEST_TIME, RESERVED_SHARE,
+        REST_GAP,
     },
 };
 
@@ -29,7 +30,11 @@ pub const fn mem_total_frames(params: &Params) -> u64 {
     let frames = params.memory_frames();
     let block = FRAMES_PER_BLOCK as u64;
     let share = frames / RESERVED_SHARE;
-    let reserved = if share < block { block } else { share.next_multiple_of(block) };
+    let reserved = if share < block {
+        block
+    } else {
+        share.next_multiple_of(block)
+    };
     frames - reserved
 }
 
@@ -160,7 +165,15 @@ impl Timeline {
 
         let count = probe_count(mem_total_frames(params));
         let attempt = scaled(PROBE_PERIOD);
-        let probe = |name| What::Pass(PassPlan { name, test: Test::Probe { count, period: attempt } });
+        let probe = |name| {
+            What::Pass(PassPlan {
+                name,
+                test: Test::Probe {
+                    count,
+                    period: attempt,
+                },
+            })
+        };
         let (length, gap) = (count * attempt, scaled(PAPER_GAP));
         let (pass1, pass2) = (warm_up, warm_up + length + gap);
         let settle = pass2 + length;
@@ -202,10 +215,18 @@ impl Timeline {
         let limit = scaled(QUICK_TEST_TIME);
         let slot = limit + QUICK_SLOT_MARGIN;
         let (pool, thp) = (Test::Pool { goal, limit }, Test::Thp { goal, limit });
-        let mut phases = alloc::vec![Phase { name: "warm-up", at: 0, what: What::Wait }];
+        let mut phases = alloc::vec![Phase {
+            name: "warm-up",
+            at: 0,
+            what: What::Wait
+        }];
         let mut at = pass1;
         let mut pass = |name, test| {
-            phases.push(Phase { name, at, what: What::Pass(PassPlan { name, test }) });
+            phases.push(Phase {
+                name,
+                at,
+                what: What::Pass(PassPlan { name, test }),
+            });
             at += slot;
         };
         pass("pass1", pool);
@@ -213,16 +234,29 @@ impl Timeline {
         pass("pass2", pool);
         pass("pass2-thp", thp);
         let kill = at;
-        phases.push(Phase { name: "kill", at: kill, what: What::Kill });
+        phases.push(Phase {
+            name: "kill",
+            at: kill,
+            what: What::Kill,
+        });
         at = kill + REST_GAP;
         for (name, test) in [("rested", pool), ("rested-thp", thp)] {
-            phases.push(Phase { name, at, what: What::Pass(PassPlan { name, test }) });
+            phases.push(Phase {
+                name,
+                at,
+                what: What::Pass(PassPlan { name, test }),
+            });
             at += slot;
         }
-        phases.push(Phase { name: "end", at, what: What::End });
+        phases.push(Phase {
+            name: "end",
+            at,
+            what: What::End,
+        });
 
         if params.schedule == Schedule::Cycle {
-            let changes = (0u64..).map(|n| (pass1 + n * period, swing.level(3 * swing.steps + n + 1)));
+            let changes =
+                (0u64..).map(|n| (pass1 + n * period, swing.level(3 * swing.steps + n + 1)));
             targets.extend(changes.take_while(|&(time, _)| time < kill));
             targets.push((kill, 0));
         }
@@ -241,7 +275,11 @@ struct Swing {
 impl Swing {
     fn new(params: &Params) -> Self {
         let (full, step) = (params.balloon_frames(), params.step_frames().max(1));
-        Self { full, step, steps: full.div_ceil(step) }
+        Self {
+            full,
+            step,
+            steps: full.div_ceil(step),
+        }
     }
 
     /// Steps from empty to full and back; 1 for no balloon.
@@ -287,7 +325,10 @@ mod tests {
     use crate::{actor::time::SECOND, params::Column};
 
     fn paper(seed: u64) -> Params {
-        Params { seed, ..Params::new(Column::Movable, Profile::Paper) }
+        Params {
+            seed,
+            ..Params::new(Column::Movable, Profile::Paper)
+        }
     }
 
     #[test]
@@ -316,18 +357,33 @@ mod tests {
     #[test]
     fn the_papers_times() {
         let timeline = Timeline::new(&paper(1));
-        let at = |name| timeline.phases.iter().find(|phase| phase.name == name).unwrap().at;
+        let at = |name| {
+            timeline
+                .phases
+                .iter()
+                .find(|phase| phase.name == name)
+                .unwrap()
+                .at
+        };
         assert_eq!(at("pass1"), 300 * SECOND);
         assert_eq!(at("gap"), 300 * SECOND + 1930 * 125_000_000);
         assert_eq!(at("pass2") - at("gap"), 5 * SECOND);
         assert_eq!(at("kill") - at("settle"), 190 * SECOND);
-        assert!(timeline.phases.windows(2).all(|pair| pair[0].at < pair[1].at));
+        assert!(
+            timeline
+                .phases
+                .windows(2)
+                .all(|pair| pair[0].at < pair[1].at)
+        );
     }
 
     #[test]
     fn pitfall_90_the_schedule_is_one_for_all_columns() {
         let of = |column, schedule| {
-            let params = Params { schedule, ..Params::new(column, Profile::Paper) };
+            let params = Params {
+                schedule,
+                ..Params::new(column, Profile::Paper)
+            };
             Timeline::new(&params)
         };
         for schedule in [Schedule::Cycle, Schedule::Held] {
@@ -364,10 +420,22 @@ mod tests {
     #[test]
     fn held_is_full_before_pass_1_and_to_the_end() {
         for seed in 0..20 {
-            let params = Params { schedule: Schedule::Held, ..paper(seed) };
+            let params = Params {
+                schedule: Schedule::Held,
+                ..paper(seed)
+            };
             let timeline = Timeline::new(&params);
-            let pass1 = timeline.phases.iter().find(|phase| phase.name == "pass1").unwrap().at;
-            let levels: Vec<_> = timeline.targets.iter().map(|&(_, t)| t / (256 * 256)).collect();
+            let pass1 = timeline
+                .phases
+                .iter()
+                .find(|phase| phase.name == "pass1")
+                .unwrap()
+                .at;
+            let levels: Vec<_> = timeline
+                .targets
+                .iter()
+                .map(|&(_, t)| t / (256 * 256))
+                .collect();
             assert_eq!(levels, [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4]);
             assert!(pass1 >= timeline.targets.last().unwrap().0 + 60 * SECOND);
         }
@@ -380,11 +448,28 @@ mod tests {
         let names: Vec<_> = passes(&timeline).iter().map(|pass| pass.name).collect();
         assert_eq!(
             names,
-            ["pass1", "pass1-thp", "pass2", "pass2-thp", "rested", "rested-thp"]
+            [
+                "pass1",
+                "pass1-thp",
+                "pass2",
+                "pass2-thp",
+                "rested",
+                "rested-thp"
+            ]
         );
-        assert_eq!(passes(&timeline)[0].test, Test::Pool { goal: 1843, limit: 30 * SECOND });
+        assert_eq!(
+            passes(&timeline)[0].test,
+            Test::Pool {
+                goal: 1843,
+                limit: 30 * SECOND
+            }
+        );
         assert_eq!(Timeline::new(&Params { seed: 9, ..params }), timeline);
-        let levels: Vec<_> = timeline.targets.iter().map(|&(_, t)| t / (256 * 256)).collect();
+        let levels: Vec<_> = timeline
+            .targets
+            .iter()
+            .map(|&(_, t)| t / (256 * 256))
+            .collect();
         assert_eq!(levels[..13], [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4]);
         assert_eq!(levels[13..15], [3, 2]);
         assert_eq!(*levels.last().unwrap(), 0);
@@ -394,7 +479,11 @@ mod tests {
     fn no_balloon_has_no_targets_but_zero() {
         for profile in [Profile::Paper, Profile::Quick] {
             for schedule in [Schedule::Cycle, Schedule::Held] {
-                let params = Params { balloon: 0, schedule, ..Params::new(Column::Movable, profile) };
+                let params = Params {
+                    balloon: 0,
+                    schedule,
+                    ..Params::new(Column::Movable, profile)
+                };
                 let timeline = Timeline::new(&params);
                 assert!(timeline.targets.iter().all(|&(_, target)| target == 0));
             }
@@ -403,7 +492,11 @@ mod tests {
 
     #[test]
     fn uneven_steps_end_at_the_full_balloon() {
-        let swing = Swing { full: 1000, step: 300, steps: 4 };
+        let swing = Swing {
+            full: 1000,
+            step: 300,
+            steps: 4,
+        };
         let levels: Vec<_> = (0..9).map(|n| swing.level(n)).collect();
         assert_eq!(levels, [0, 300, 600, 900, 1000, 900, 600, 300, 0]);
     }
@@ -412,7 +505,9 @@ mod tests {
     fn pitfall_90_the_hash_tells_targets_and_times_apart() {
         let hash = |targets: &[(u64, u64)]| {
             let mut hash = TargetsHash::default();
-            targets.iter().for_each(|&(time, target)| hash.add(time, target));
+            targets
+                .iter()
+                .for_each(|&(time, target)| hash.add(time, target));
             hash.text()
         };
         let base = hash(&[(0, 5), (9, 0)]);

@@ -181,7 +181,10 @@ impl LoadTuning {
                 kernel_life: time((SECOND, 20 * SECOND)),
             },
             long_kernel: [kernel(false, 56, long, 0), kernel(true, 104, long, 8)],
-            short_kernel: [kernel(false, 16, short, u64::MAX), kernel(true, 16, short, u64::MAX)],
+            short_kernel: [
+                kernel(false, 16, short, u64::MAX),
+                kernel(true, 16, short, u64::MAX),
+            ],
             filler: FillerTuning {
                 // 64 MiB a second.
                 fill: by_memory(64 * MIB * pace / 100),
@@ -221,14 +224,22 @@ pub fn watermarks(params: &Params) -> Watermarks {
         let frames = at_reference as u128 * params.memory_frames() as u128;
         (frames * params.watermark_scale as u128 / (REFERENCE_FRAMES as u128 * 1000)) as u64
     };
-    Watermarks { min: scaled(2048), low: scaled(2560), high: scaled(3072) }
+    Watermarks {
+        min: scaled(2048),
+        low: scaled(2560),
+        high: scaled(3072),
+    }
 }
 
 /// The marks while rested: the minimum falls to [`RESTED_MIN`], the distances stay.
 pub fn rested_watermarks(params: &Params) -> Watermarks {
     let loaded = watermarks(params);
     let min = RESTED_MIN.min(loaded.min);
-    Watermarks { min, low: min + (loaded.low - loaded.min), high: min + (loaded.high - loaded.min) }
+    Watermarks {
+        min,
+        low: min + (loaded.low - loaded.min),
+        high: min + (loaded.high - loaded.min),
+    }
 }
 
 /// The policies of a column: settings of one system.
@@ -269,13 +280,17 @@ impl ColumnPolicy {
             reserve_high: 0,
         };
         match params.column {
-            Column::Pinned => {
-                Self { balloon_movable: false, inflate: BalloonPlacement::Unmovable, ..off }
-            }
+            Column::Pinned => Self {
+                balloon_movable: false,
+                inflate: BalloonPlacement::Unmovable,
+                ..off
+            },
             Column::Movable => off,
             Column::Steered => {
                 let scaled = |blocks: u64| {
-                    (blocks * params.memory_frames()).div_ceil(REFERENCE_FRAMES).max(1) as u32
+                    (blocks * params.memory_frames())
+                        .div_ceil(REFERENCE_FRAMES)
+                        .max(1) as u32
                 };
                 Self {
                     balloon_movable: true,
@@ -341,7 +356,10 @@ mod tests {
     #[test]
     fn the_load_scales_with_memory() {
         let large = Params::new(Column::Pinned, Profile::Paper);
-        let small = Params { memory: 256 << 20, ..large.clone() };
+        let small = Params {
+            memory: 256 << 20,
+            ..large.clone()
+        };
         let (large, small) = (LoadTuning::new(&large), LoadTuning::new(&small));
         assert_eq!(large.jobs.small, (2048, 16384));
         assert_eq!(small.jobs.small, (128, 1024));
@@ -357,7 +375,10 @@ mod tests {
         assert_eq!((min, low, high), (2048, 2560, 3072));
         let Watermarks { min, low, high } = rested_watermarks(&params);
         assert_eq!((min, low, high), (256, 768, 1280));
-        let fourfold = Params { watermark_scale: 4000, ..params };
+        let fourfold = Params {
+            watermark_scale: 4000,
+            ..params
+        };
         assert_eq!(watermarks(&fourfold).min, 8192);
     }
 }

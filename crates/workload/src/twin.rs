@@ -42,7 +42,10 @@ pub fn run_twin(params: &Params) -> TwinReport {
     engine.run(&FreeClock::default(), control.ended(), |_, _| {});
     drop(engine);
     let targets_hash = hash.into_inner().text();
-    TwinReport { targets_hash, passes: counts.into_passes() }
+    TwinReport {
+        targets_hash,
+        passes: counts.into_passes(),
+    }
 }
 
 /// The machine of totals.
@@ -107,7 +110,9 @@ struct SpaceCounts {
 
 impl SpaceCounts {
     fn is_present(&self, page: u64) -> bool {
-        self.present.get((page / 64) as usize).is_some_and(|word| word & (1 << (page % 64)) != 0)
+        self.present
+            .get((page / 64) as usize)
+            .is_some_and(|word| word & (1 << (page % 64)) != 0)
     }
 
     /// Tables that a page in `region` needs beside those there.
@@ -201,13 +206,19 @@ impl LoadMemory for Counts {
     fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
         let mut totals = self.totals.lock();
         let region = (page / BLOCK) as usize;
-        let Some(counts) = totals.space(space) else { return Err(NoMemory) };
+        let Some(counts) = totals.space(space) else {
+            return Err(NoMemory);
+        };
         if counts.is_present(page) {
             return Ok(1);
         }
         let tables = counts.tables_for(region);
         let empty = counts.regions.get(region).is_none_or(|&n| n == 0);
-        let pages = if huge && empty && totals.block_spare() { BLOCK } else { 1 };
+        let pages = if huge && empty && totals.block_spare() {
+            BLOCK
+        } else {
+            1
+        };
         if totals.spare() < tables + pages {
             return Err(NoMemory);
         }
@@ -225,7 +236,9 @@ impl LoadMemory for Counts {
 
     fn give_back(&self, space: Space, pages: Range<u64>) {
         let mut totals = self.totals.lock();
-        let Some(counts) = totals.space(space) else { return };
+        let Some(counts) = totals.space(space) else {
+            return;
+        };
         let (mut frames, mut tables) = (0, 0);
         for page in pages {
             let (frame, table) = counts.remove(page);
@@ -237,7 +250,11 @@ impl LoadMemory for Counts {
     }
 
     fn exit(&self, space: Space) {
-        let pages = self.totals.lock().space(space).map_or(0, |s| s.present.len() as u64 * 64);
+        let pages = self
+            .totals
+            .lock()
+            .space(space)
+            .map_or(0, |s| s.present.len() as u64 * 64);
         self.give_back(space, 0..pages);
         let mut totals = self.totals.lock();
         if totals.space(space).is_some() {
@@ -247,8 +264,14 @@ impl LoadMemory for Counts {
     }
 
     fn kernel_alloc(&self, request: KernelRequest) -> Result<KernelMemory, NoMemory> {
-        self.totals.lock().take_kernel(request.order.frames() as u64)?;
-        Ok(KernelMemory { request, first: Pfn::new(0), serial: 0 })
+        self.totals
+            .lock()
+            .take_kernel(request.order.frames() as u64)?;
+        Ok(KernelMemory {
+            request,
+            first: Pfn::new(0),
+            serial: 0,
+        })
     }
 
     fn kernel_free(&self, memory: KernelMemory, _: Check) {
@@ -336,9 +359,16 @@ mod tests {
     #[test]
     fn kernel_memory_counts_in_whole_blocks_at_its_peak() {
         let counts = counts();
-        let request = KernelRequest { reclaimable: true, order: Order::new(2).unwrap() };
-        let memory: Vec<_> = (0..200).map(|_| counts.kernel_alloc(request).unwrap()).collect();
-        memory.into_iter().for_each(|memory| counts.kernel_free(memory, Check::Whole));
+        let request = KernelRequest {
+            reclaimable: true,
+            order: Order::new(2).unwrap(),
+        };
+        let memory: Vec<_> = (0..200)
+            .map(|_| counts.kernel_alloc(request).unwrap())
+            .collect();
+        memory
+            .into_iter()
+            .for_each(|memory| counts.kernel_free(memory, Check::Whole));
         // 800 frames at the peak: two blocks, though none is in use now.
         assert_eq!(attempts(&counts), (15_872 - 32 - 1024) / 512);
     }

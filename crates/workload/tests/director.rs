@@ -81,8 +81,10 @@ impl Stage for Watched<'_> {
         let got = self.counts.attempt();
         self.note(Did::Attempt(self.ms(), got.is_ok()));
         let until = self.clock.now() + self.cost;
-        self.clock.wait_until(until, &core::sync::atomic::AtomicBool::new(false));
-        self.held.fetch_add(u64::from(got.is_ok()), Ordering::Relaxed);
+        self.clock
+            .wait_until(until, &core::sync::atomic::AtomicBool::new(false));
+        self.held
+            .fetch_add(u64::from(got.is_ok()), Ordering::Relaxed);
         got
     }
     fn release(&self, (): ()) {
@@ -107,13 +109,26 @@ impl Stage for Watched<'_> {
         self.counts.rest_watermarks();
     }
     fn begin_pass(&self, pass: &PassPlan) {
-        assert_eq!(self.held.load(Ordering::Relaxed), 0, "{} begins with leftovers", pass.name);
+        assert_eq!(
+            self.held.load(Ordering::Relaxed),
+            0,
+            "{} begins with leftovers",
+            pass.name
+        );
         self.note(Did::Begin(pass.name, self.ms()));
     }
     fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
         // The THP test holds its pages in an address space.
-        let expected = if pass.name.ends_with("-thp") { 0 } else { result.allocated };
-        assert_eq!(self.held.load(Ordering::Relaxed), expected, "held to the end");
+        let expected = if pass.name.ends_with("-thp") {
+            0
+        } else {
+            result.allocated
+        };
+        assert_eq!(
+            self.held.load(Ordering::Relaxed),
+            expected,
+            "held to the end"
+        );
         self.note(Did::End(pass.name, *result, self.ms()));
     }
 }
@@ -127,8 +142,11 @@ fn params(profile: Profile) -> Params {
     }
 }
 
-/// Runs the whole experiment with attempts that take `cost`; gives the log, the phases and the end of the run.
-fn run(params: &Params, cost: u64) -> (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64)) {
+/// The log, the phases with their times, and what the load holds at the end.
+type Story = (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64));
+
+/// Runs the whole experiment with attempts that take `cost`.
+fn run(params: &Params, cost: u64) -> Story {
     let clock = FreeClock::default();
     let watched = Watched {
         counts: Counts::new(params),
@@ -143,7 +161,10 @@ fn run(params: &Params, cost: u64) -> (Vec<Did>, Vec<(&'static str, u64)>, (u64,
     let mut engine = Engine::new();
     engine.add(0, Targets::new(&watched, &timeline, &hash));
     let load = load::actors(&watched, &control, params);
-    engine.add(0, Director::new(&watched, &control, &timeline, load.len() as u64));
+    engine.add(
+        0,
+        Director::new(&watched, &control, &timeline, load.len() as u64),
+    );
     for actor in load {
         engine.add_boxed(0, actor);
     }
@@ -154,7 +175,9 @@ fn run(params: &Params, cost: u64) -> (Vec<Did>, Vec<(&'static str, u64)>, (u64,
 }
 
 fn attempts(log: &[Did], pass: &str) -> Vec<u64> {
-    let begin = log.iter().position(|did| matches!(did, Did::Begin(name, _) if *name == pass));
+    let begin = log
+        .iter()
+        .position(|did| matches!(did, Did::Begin(name, _) if *name == pass));
     log[begin.unwrap()..]
         .iter()
         .take_while(|did| !matches!(did, Did::End(..)))
@@ -172,7 +195,10 @@ fn pitfall_86_attempts_come_each_125_ms_from_start_to_start() {
         let starts = attempts(&log, pass);
         // 64 blocks, one of them reserved.
         assert_eq!(starts.len(), 63 * 95 / 100);
-        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == 125), "{starts:?}");
+        assert!(
+            starts.windows(2).all(|pair| pair[1] - pair[0] == 125),
+            "{starts:?}"
+        );
     }
 }
 
@@ -180,8 +206,14 @@ fn pitfall_86_attempts_come_each_125_ms_from_start_to_start() {
 fn pitfall_86_an_attempt_that_takes_too_long_does_not_shift_the_others() {
     let (log, ..) = run(&params(Profile::Paper), 130 * MILLISECOND);
     let starts = attempts(&log, "pass1");
-    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= 130), "one at a time");
-    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] < 131), "and the next one at once");
+    assert!(
+        starts.windows(2).all(|pair| pair[1] - pair[0] >= 130),
+        "one at a time"
+    );
+    assert!(
+        starts.windows(2).all(|pair| pair[1] - pair[0] < 131),
+        "and the next one at once"
+    );
 }
 
 #[test]
@@ -226,7 +258,15 @@ fn pitfall_89_the_rested_pass_comes_after_kill_flush_and_watermark() {
     assert_eq!(
         names,
         [
-            "warm-up", "pass1", "gap", "pass2", "settle", "kill", "filler-dropped", "rested", "end"
+            "warm-up",
+            "pass1",
+            "gap",
+            "pass2",
+            "settle",
+            "kill",
+            "filler-dropped",
+            "rested",
+            "end"
         ]
     );
     let place = |wanted: fn(&Did) -> bool| log.iter().position(wanted).unwrap();
@@ -234,7 +274,10 @@ fn pitfall_89_the_rested_pass_comes_after_kill_flush_and_watermark() {
     assert!(place(|did| matches!(did, Did::DropFiller(_))) < rested);
     assert!(place(|did| matches!(did, Did::RestWatermarks(_))) < rested);
     let at = |name| phases.iter().find(|phase| phase.0 == name).unwrap().1;
-    assert!(at("filler-dropped") < at("rested"), "the load had ended in time");
+    assert!(
+        at("filler-dropped") < at("rested"),
+        "the load had ended in time"
+    );
 }
 
 #[test]
@@ -248,9 +291,22 @@ fn quick_writes_end_at_the_goal_or_after_60_without_a_gain() {
         })
         .collect();
     let names: Vec<_> = results.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["pass1", "pass1-thp", "pass2", "pass2-thp", "rested", "rested-thp"]);
+    assert_eq!(
+        names,
+        [
+            "pass1",
+            "pass1-thp",
+            "pass2",
+            "pass2-thp",
+            "rested",
+            "rested-thp"
+        ]
+    );
     for (name, result) in results {
-        assert!(result.allocated > 0 && result.allocated <= 57, "{name}: {result:?}");
+        assert!(
+            result.allocated > 0 && result.allocated <= 57,
+            "{name}: {result:?}"
+        );
         assert!(result.length <= 30_200 * MILLISECOND, "{name}: {result:?}");
     }
 }
