@@ -160,4 +160,20 @@ mod tests {
             assert_eq!(defer.may_try(&CONFIG, || now), goes, "{left:?} {now:?}");
         }
     }
+
+    #[test]
+    fn pitfall_47_room_for_a_candidate_drops_the_deferral() {
+        let mut defer = Defer::new();
+        defer.failed(&CONFIG, SAME);
+        defer.failed(&CONFIG, SAME);
+        let room = Prospect {
+            targets: true,
+            ..SAME
+        };
+        assert!(!defer.may_try(&CONFIG, || SAME));
+        assert!(defer.may_try(&CONFIG, || room));
+        // A failure in spite of room is no reason to hurry.
+        defer.failed(&CONFIG, room);
+        assert!(!defer.may_try(&CONFIG, || room));
+    }
 }
