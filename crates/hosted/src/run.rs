@@ -26,7 +26,7 @@ use dirigible_workload::{
     load,
     params::{Params, ParamsError},
     report::{
-        self,         AttemptHost, ColumnHost, ColumnReport, LoadReport, Observer, Progress, Residency,
+        self, AttemptHost, ColumnHost, ColumnReport, LoadReport, Observer, Progress, Residency,
         TenThousandths, Tenths, VmStat,
     },
     system::{HostClock, MoveChecks, Parts, System},
@@ -50,6 +50,8 @@ const FILLER: u8 = 3;
 const SPACES: usize = 64;
 /// Threads of a threaded machine besides those of the load: director, balloon's worker, its interrupts, kcompactd.
 const SERVICE_CPUS: u16 = 4;
+/// How long the end of a run waits for what is still under way.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Longest sleep of a thread between two looks whether the run has ended.
 const LONGEST_NAP: Duration = Duration::from_millis(50);
 
@@ -107,7 +109,10 @@ pub fn run_column(params: &Params, observer: &mut dyn Observer) -> Result<Column
         .mode(mode)
         .balloon(BalloonOptions::default())
         .build()?;
-    let metadata = machine.ram().metadata_slice().ok_or(RunError::Missing("metadata memory"))?;
+    let metadata = machine
+        .ram()
+        .metadata_slice()
+        .ok_or(RunError::Missing("metadata memory"))?;
     let policy = ColumnPolicy::new(params);
     let zone = ZoneConfig {
         name: "Normal",
@@ -135,13 +140,21 @@ fn run_on<'a>(
     observer: &mut dyn Observer,
 ) -> Result<ColumnReport, RunError> {
     let platform = machine.platform();
-    let host_balloon = machine.balloons().first().ok_or(RunError::Missing("balloon"))?;
+    let host_balloon = machine
+        .balloons()
+        .first()
+        .ok_or(RunError::Missing("balloon"))?;
     let class = |number| OwnerClass::new(number).ok_or(RunError::Missing("owner class"));
     let director_cpu = CpuId::new(params.threads as u16);
-    let binding = (params.threads > 0).then(|| platform.bind_cpu(director_cpu)).transpose()?;
+    let binding = (params.threads > 0)
+        .then(|| platform.bind_cpu(director_cpu))
+        .transpose()?;
 
     machine.ram().touch_all();
-    let resident_empty = machine.ram().resident_frames().map_err(RunError::Residency)?;
+    let resident_empty = machine
+        .ram()
+        .resident_frames()
+        .map_err(RunError::Residency)?;
 
     let contents = ContentLog::new();
     let move_checks = MoveChecks::new(platform, &contents);
@@ -154,16 +167,25 @@ fn run_on<'a>(
         ..CompactionConfig::default()
     };
     let mobility = Box::new(Mobility::new(frames, platform, compaction));
-    let slow_path = SlowPathConfig { fallback: policy.fallback, ..SlowPathConfig::default() };
+    let slow_path = SlowPathConfig {
+        fallback: policy.fallback,
+        ..SlowPathConfig::default()
+    };
     let memory = SlowPath::new(&mobility, &filler, slow_path);
     let balloon_config = BalloonConfig {
         mobility: policy.balloon_movable,
         placement: policy.inflate,
         exchange_batch: policy.exchange_batch,
-        deflate: if policy.heal { Deflate::Heal } else { Deflate::NewestFirst },
+        deflate: if policy.heal {
+            Deflate::Heal
+        } else {
+            Deflate::NewestFirst
+        },
         ..BalloonConfig::default()
     };
-    let transport = host_balloon.transport().ok_or(RunError::Missing("balloon transport"))?;
+    let transport = host_balloon
+        .transport()
+        .ok_or(RunError::Missing("balloon transport"))?;
     // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
     // shut down below; the process or the machine takes the rest.
     let balloon: ManuallyDrop<Driver<'_>> = ManuallyDrop::new(Driver::new(
@@ -206,13 +228,21 @@ fn run_on<'a>(
     drop(binding);
 
     // One thread from here on; it may be any CPU.
-    let binding = (params.threads > 0).then(|| platform.bind_cpu(CpuId::new(0))).transpose()?;
+    let binding = (params.threads > 0)
+        .then(|| platform.bind_cpu(CpuId::new(0)))
+        .transpose()?;
     let mut report = experiment.report(policy, &contents, &balloon);
     let (passes, attempts) = system.passes();
     report.huge_pages = passes.iter().map(|pass| pass.allocated).sum();
     report.moved_per_huge_page = Tenths::ratio(report.pages_moved, report.huge_pages);
     report.passes = passes;
-    report.host = Some(column_host(params, machine, started, attempts, port.residency(resident_empty)));
+    report.host = Some(column_host(
+        params,
+        machine,
+        started,
+        attempts,
+        port.residency(resident_empty),
+    ));
 
     let checked = check_end(machine, frames, &mobility, &paging, &filler, &balloon);
     report.content_errors = contents.errors();
@@ -220,7 +250,10 @@ fn run_on<'a>(
     drop(binding);
     match checked.and_then(|()| content_verdict(&contents)) {
         Ok(()) => Ok(report),
-        Err(what) => Err(RunError::Check { column: params.column.name(), what }),
+        Err(what) => Err(RunError::Check {
+            column: params.column.name(),
+            what,
+        }),
     }
 }
 
@@ -244,7 +277,12 @@ impl Experiment<'_, '_, '_> {
         if self.params.filler {
             let tuning = LoadTuning::new(self.params).filler;
             let seed = self.params.seed;
-            actors.push(Box::new(FillerLoad::new(self.filler, &self.control, tuning, seed)));
+            actors.push(Box::new(FillerLoad::new(
+                self.filler,
+                &self.control,
+                tuning,
+                seed,
+            )));
         }
         actors.extend(load::actors(self.system, &self.control, self.params));
         actors
@@ -256,7 +294,10 @@ impl Experiment<'_, '_, '_> {
         let mut here = Engine::new();
         here.add(0, Targets::new(self.system, &self.timeline, &self.hash));
         let audience = load.len() as u64;
-        here.add(0, Director::new(self.system, &self.control, &self.timeline, audience));
+        here.add(
+            0,
+            Director::new(self.system, &self.control, &self.timeline, audience),
+        );
         let worker = BalloonWorker::new(self.port, self.system);
         let kcompactd = Kcompactd::new(self.mobility);
         if self.params.threads == 0 {
@@ -278,9 +319,13 @@ impl Experiment<'_, '_, '_> {
         let (mut inflating, mut compacting) = (Engine::new(), Engine::new());
         inflating.add(0, worker);
         compacting.add(0, kcompactd);
-        let services = [inflating, compacting].map(|engine| (service.next().unwrap_or_default(), engine));
+        let services =
+            [inflating, compacting].map(|engine| (service.next().unwrap_or_default(), engine));
         let interrupts = service.next().unwrap_or_default();
-        let load = engines.into_iter().enumerate().map(|(cpu, engine)| (CpuId::new(cpu as u16), engine));
+        let load = engines
+            .into_iter()
+            .enumerate()
+            .map(|(cpu, engine)| (CpuId::new(cpu as u16), engine));
         let platform = self.machine.platform();
         thread::scope(|scope| {
             for (cpu, mut engine) in load.chain(services) {
@@ -316,7 +361,12 @@ impl Experiment<'_, '_, '_> {
     }
 
     /// Everything but the passes and what the host measured.
-    fn report(&self, policy: &ColumnPolicy, contents: &ContentLog, driver: &Driver<'_>) -> ColumnReport {
+    fn report(
+        &self,
+        policy: &ColumnPolicy,
+        contents: &ContentLog,
+        driver: &Driver<'_>,
+    ) -> ColumnReport {
         let platform = self.machine.platform();
         let events = self.mobility.frames().events();
         let of = |event| events.get(event);
@@ -340,7 +390,12 @@ impl Experiment<'_, '_, '_> {
             pages_moved: of(Event::PgmigrateSuccess),
             targets_hash: self.hash.lock().text(),
             balloon_max_mib: Tenths::mib_of_frames(self.port.largest()),
-            device_errors: self.machine.balloons().iter().map(|b| b.counters().errors.total()).sum(),
+            device_errors: self
+                .machine
+                .balloons()
+                .iter()
+                .map(|b| b.counters().errors.total())
+                .sum(),
             load: LoadReport {
                 jobs_started: count(&control.jobs_started),
                 jobs_finished: count(&control.jobs_finished),
@@ -364,32 +419,60 @@ fn check_end(
     balloon: &Driver<'_>,
 ) -> Result<(), String> {
     let text = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    // With threads the last exchange may still be with the device when the threads end.
+    let patience = Instant::now() + SETTLE;
+    while mobility.isolated_frames() > 0 && Instant::now() < patience {
+        balloon.handle_interrupt();
+        machine.platform().relax();
+    }
     filler.drop_all();
     let stats = balloon.stats();
     let held = balloon.held();
-    if stats.inflated.checked_sub(stats.deflated) != Some(held.listed + held.isolated + held.leaving) {
-        return Err(format!("balloon: inflated {} - deflated {} is not {held:?}", stats.inflated, stats.deflated));
+    if stats.inflated.checked_sub(stats.deflated)
+        != Some(held.listed + held.isolated + held.leaving)
+    {
+        return Err(format!(
+            "balloon: inflated {} - deflated {} is not {held:?}",
+            stats.inflated, stats.deflated
+        ));
     }
     balloon.verify().map_err(|error| text("balloon", &error))?;
-    mobility.verify().map_err(|error| text("mobility", &error))?;
-    balloon.shutdown().map_err(|error| text("balloon shutdown", &error))?;
-    let audit = paging.audit().map_err(|error| text("page tables", &error))?;
+    mobility
+        .verify()
+        .map_err(|error| text("mobility", &error))?;
+    balloon
+        .shutdown()
+        .map_err(|error| text("balloon shutdown", &error))?;
+    let audit = paging
+        .audit()
+        .map_err(|error| text("page tables", &error))?;
     if audit.spaces != 0 {
-        return Err(format!("page tables: {} address spaces are left", audit.spaces));
+        return Err(format!(
+            "page tables: {} address spaces are left",
+            audit.spaces
+        ));
     }
     if filler.held() != 0 || mobility.isolated_frames() != 0 {
         let (held, isolated) = (filler.held(), mobility.isolated_frames());
-        return Err(format!("{held} frames are left with the filler, {isolated} isolated"));
+        return Err(format!(
+            "{held} frames are left with the filler, {isolated} isolated"
+        ));
     }
     for device in machine.balloons() {
         let errors = device.counters().errors;
         if errors.total() != 0 || device.held_frames() != 0 {
-            return Err(format!("balloon device: holds {}, {errors:?}", device.held_frames()));
+            return Err(format!(
+                "balloon device: holds {}, {errors:?}",
+                device.held_frames()
+            ));
         }
     }
     frames.drain_cpu_caches();
     frames.verify().map_err(|error| text("allocator", &error))?;
-    let (free, all) = (frames.free_frames(), machine.ram().layout().managed_frames());
+    let (free, all) = (
+        frames.free_frames(),
+        machine.ram().layout().managed_frames(),
+    );
     if free != all {
         return Err(format!("allocator: {free} of {all} frames are free"));
     }
@@ -400,7 +483,10 @@ fn check_end(
 fn content_verdict(contents: &ContentLog) -> Result<(), String> {
     match contents.first_errors().first() {
         None => Ok(()),
-        Some(first) => Err(format!("{} pages had wrong contents, first {first:?}", contents.errors())),
+        Some(first) => Err(format!(
+            "{} pages had wrong contents, first {first:?}",
+            contents.errors()
+        )),
     }
 }
 
@@ -423,7 +509,11 @@ fn column_host(
         wall_ms: started.elapsed().as_millis() as u64,
         user_ms: usage.0,
         system_ms: usage.1,
-        discard_calls: machine.balloons().iter().map(|b| b.counters().discards.calls).sum(),
+        discard_calls: machine
+            .balloons()
+            .iter()
+            .map(|b| b.counters().discards.calls)
+            .sum(),
         residency,
         attempts,
     }
@@ -434,7 +524,12 @@ fn process_times() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The command's name, in parentheses, may hold spaces; user and system time are the 12th and 13th field after it.
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = |index| fields.split_whitespace().nth(index).and_then(|n| n.parse::<u64>().ok());
+    let ticks = |index| {
+        fields
+            .split_whitespace()
+            .nth(index)
+            .and_then(|n| n.parse::<u64>().ok())
+    };
     let ms = 1000 / rustix::param::clock_ticks_per_second().max(1);
     (ticks(11).unwrap_or(0) * ms, ticks(12).unwrap_or(0) * ms)
 }
@@ -462,7 +557,9 @@ impl Clock for MachineClock<'_> {
         }
         // Acquire: pairs with the release that ends the run.
         while !ended.load(Ordering::Acquire) {
-            let Some(left) = until.checked_sub(self.0.now()).filter(|&left| left > 0) else { return };
+            let Some(left) = until.checked_sub(self.0.now()).filter(|&left| left > 0) else {
+                return;
+            };
             thread::sleep(Duration::from_nanos(left).min(LONGEST_NAP));
         }
     }
