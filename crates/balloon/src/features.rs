@@ -125,8 +125,11 @@ pub mod config_space {
 mod tests {
     use super::*;
 
-    /// (stats, hint, reporting) to the dense number of each; written out by hand, not computed.
-    const DENSE: [((bool, bool, bool), [Option<u16>; 3]); 8] = [
+    /// Which of stats, hint and reporting there are, and the dense number of each.
+    type Row = ((bool, bool, bool), [Option<u16>; 3]);
+
+    /// Written out by hand, not computed.
+    const DENSE: [Row; 8] = [
         ((false, false, false), [None, None, None]),
         ((true, false, false), [Some(2), None, None]),
         ((false, true, false), [None, Some(2), None]),

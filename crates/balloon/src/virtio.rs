@@ -2,8 +2,8 @@
 //!
 //! Two locks: `state` guards the books and is held for the length of one call of [`Balloon`]; `device` guards the
 //! queues and the transport and is held for one request or one look at the used rings. Neither is held while memory
-//! is allocated or freed, anybody waits, or a [`Settle`] runs. Order: `device` before `state`; the only place that
-//! holds both writes `actual`.
+//! is allocated or freed, anybody waits, or a [`Settle`] runs. Order: `device` before `state`; both are held only
+//! to write `actual`.
 
 mod device;
 mod owner;
@@ -127,6 +127,11 @@ impl<'a, H: Hal, T: Transport, P: Platform> VirtioBalloon<'a, H, T, P> {
         self.state.lock().balloon.held()
     }
 
+    /// Pairs that `migrate` left pending and that have not settled, and those of exchanges that run at this moment.
+    pub fn pending_pairs(&self) -> u64 {
+        self.state.lock().balloon.pending_pairs()
+    }
+
     /// What is wrong, if anything.
     pub fn fault(&self) -> Option<Fault> {
         let mut state = self.state.lock();
@@ -158,11 +163,21 @@ impl<'a, H: Hal, T: Transport, P: Platform> VirtioBalloon<'a, H, T, P> {
     /// interrupt handler that may have interrupted the balloon on its own CPU must leave the call to a bottom half.
     pub fn handle_interrupt(&self) {
         self.interrupted.store(true, Ordering::SeqCst);
-        // Pairs with the fence in `pump`: whoever holds the device sees the flag after letting go, or we see it free.
+        // Pairs with the fences in `pump` and `look_again`: whoever holds the device sees the flag after letting go, or we
+        // see the device free.
         fence(Ordering::SeqCst);
         let free = self.device.try_lock().is_some();
         // Held: perhaps by ourselves, further up in `notify`. The holder looks at the rings when it has let go.
         if free {
+            self.pump();
+        }
+    }
+
+    /// After the device was held outside of `pump`: does what an interrupt meanwhile left to us.
+    fn look_again(&self) {
+        // Pairs with the fence in `handle_interrupt`.
+        fence(Ordering::SeqCst);
+        if self.interrupted.load(Ordering::SeqCst) {
             self.pump();
         }
     }
@@ -184,6 +199,7 @@ impl<'a, H: Hal, T: Transport, P: Platform> VirtioBalloon<'a, H, T, P> {
             if self.take_answers() {
                 continue;
             }
+            // Pairs with the fence in `handle_interrupt`.
             fence(Ordering::SeqCst);
             if !self.interrupted.load(Ordering::SeqCst) {
                 break;

@@ -256,6 +256,28 @@ fn interrupts_inside_the_notification() {
     guest.frames.verify().unwrap();
 }
 
+/// The lock of the books is free whenever the device is spoken to: asking the balloon from there would hang otherwise.
+#[test]
+fn no_books_lock_while_the_device_is_spoken_to() {
+    let guest = on(Host::new());
+    let balloon = guest.balloon;
+    let spoken = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = move || {
+        balloon.held();
+        spoken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    };
+    let on_notify = count.clone();
+    guest.host.inner().on_notify = Some(Box::new(move |_| on_notify()));
+    guest.host.inner().on_config = Some(Box::new(count));
+    guest.to(700);
+    let (from, to) = (guest.listed()[0], guest.targets(1)[0]);
+    assert!(guest.balloon.isolate(from));
+    guest.balloon.migrate(&mut [MovePair::base(from, to)]);
+    guest.free(&[from]);
+    guest.to(100);
+    guest.balloon.shutdown().unwrap();
+}
+
 #[test]
 fn requests_are_short_and_ascending() {
     let guest = on(Host::new());

@@ -289,7 +289,9 @@ impl<H: Hal, T: Transport> Device<H, T> {
         ),
         DeviceError,
     > {
-        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+        // Legacy devices have no such bit.
+        let agreed = transport.get_status().contains(DeviceStatus::FEATURES_OK);
+        if !agreed && !transport.requires_legacy_layout() {
             return Err(DeviceError::FeaturesRefused(features));
         }
         read_target(transport).map_err(DeviceError::Config)?;

@@ -42,6 +42,7 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
     /// Reads the target and asks the state machine what follows.
     fn plan(&self) -> Work {
         let requested = self.device.lock().read_target();
+        self.look_again();
         let mut state = self.state.lock();
         let requested = match requested {
             Ok(requested) => requested,
@@ -202,7 +203,12 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
     /// Resets the device, whatever it does at the moment, and says what it still held. Those frames stay on the books,
     /// in the states they have: the host may have them, so nobody ever gets them. Isolated ones can still be put back.
     pub fn reset(&self) -> Held {
-        self.device.lock().reset();
+        let mut device = self.device.lock();
+        let actual = self.state.lock().balloon.actual();
+        // Whoever took the last answer may not have come to writing it; after the reset there is nowhere to write.
+        device.write_actual(actual as u32);
+        device.reset();
+        drop(device);
         let mut state = self.state.lock();
         state.balloon.removed();
         state.balloon.held()

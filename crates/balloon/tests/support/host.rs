@@ -99,6 +99,8 @@ pub struct Inner {
     /// Called in each notification, before the device looks at the queue.
     #[allow(clippy::type_complexity)]
     pub on_notify: Option<Box<dyn FnMut(&mut Inner) + Send>>,
+    /// Called around each access to the configuration space.
+    pub on_config: Option<Box<dyn FnMut() + Send>>,
     pub resets: u64,
 }
 
@@ -161,7 +163,7 @@ impl Inner {
             }
             return;
         }
-        if bytes.len() % 4 != 0 || bytes.len() > 1024 || bytes.is_empty() {
+        if !bytes.len().is_multiple_of(4) || bytes.len() > 1024 || bytes.is_empty() {
             self.errors
                 .push(format!("request of {} bytes", bytes.len()));
         }
@@ -302,6 +304,14 @@ impl FakeTransport {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
     }
+
+    fn config_hook(&self) {
+        let action = self.inner().on_config.take();
+        if let Some(mut action) = action {
+            action();
+            self.inner().on_config.get_or_insert(action);
+        }
+    }
 }
 
 impl Transport for FakeTransport {
@@ -373,6 +383,7 @@ impl Transport for FakeTransport {
         &self,
         offset: usize,
     ) -> virtio_drivers::Result<T> {
+        self.config_hook();
         let inner = self.inner();
         let mut config = [0; 8];
         config[..4].copy_from_slice(&inner.target.to_le_bytes());
@@ -389,6 +400,7 @@ impl Transport for FakeTransport {
         offset: usize,
         value: T,
     ) -> virtio_drivers::Result<()> {
+        self.config_hook();
         let mut inner = self.inner();
         let bytes = value
             .as_bytes()

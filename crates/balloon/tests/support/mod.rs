@@ -25,6 +25,14 @@ pub struct Clock {
     pub relax_ns: AtomicU64,
 }
 
+/// Lets another thread run, or another of the model checker's.
+pub fn yield_now() {
+    #[cfg(not(shuttle))]
+    std::thread::yield_now();
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
+}
+
 impl Clock {
     pub fn pass(&self, ns: u64) {
         self.now.fetch_add(ns, Ordering::SeqCst);
@@ -62,7 +70,7 @@ impl Platform for Clock {
     fn shoot_down(&self, _space: u32, _address: u64) {}
     fn relax(&self) {
         self.pass(self.relax_ns.load(Ordering::SeqCst));
-        std::thread::yield_now();
+        yield_now();
     }
 }
 

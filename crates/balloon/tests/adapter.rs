@@ -1,0 +1,270 @@
+//! The adapter over real rings and a real allocator against a naive model: the host answers when and in what order the
+//! sequence says, and knows whose every frame is.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use dirigible_balloon::{BalloonConfig, Deflate, Settle, Step};
+use dirigible_frames::{CpuId, Event, FrameClass, FrameState, Pfn};
+use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+use proptest::prelude::*;
+use support::host::{Host, Manner, VERSION_1};
+use support::{Guest, all_frames, memory};
+
+/// What settled, for the test to free.
+#[derive(Default)]
+struct Ledger(Mutex<Vec<(Pfn, Pfn, Outcome)>>);
+
+impl Settle for Ledger {
+    fn settled(&self, from: Pfn, to: Pfn, outcome: Outcome) {
+        self.0.lock().unwrap().push((from, to, outcome));
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Target(u32),
+    Step(usize),
+    Isolate(usize),
+    Migrate(usize),
+    Putback,
+    /// The host answers any of its requests; with an interrupt or without.
+    Answer(usize, bool),
+    Manner(bool),
+    Dry(bool),
+    Pass(u64),
+    AskStats,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => prop_oneof![0..1200_u32, Just(u32::MAX)].prop_map(Op::Target),
+        8 => (0..4_usize).prop_map(Op::Step),
+        5 => any::<usize>().prop_map(Op::Isolate),
+        4 => (1..300_usize).prop_map(Op::Migrate),
+        2 => Just(Op::Putback),
+        9 => (any::<usize>(), any::<bool>()).prop_map(|(at, tell)| Op::Answer(at, tell)),
+        1 => any::<bool>().prop_map(Op::Manner),
+        1 => any::<bool>().prop_map(Op::Dry),
+        2 => (0..300_000_000_u64).prop_map(Op::Pass),
+        1 => Just(Op::AskStats),
+    ]
+}
+
+struct World {
+    guest: Guest,
+    ledger: &'static Ledger,
+    total: u64,
+    managed: u64,
+    isolated: Vec<Pfn>,
+    pending: BTreeMap<Pfn, Pfn>,
+}
+
+impl World {
+    fn new(config: BalloonConfig) -> Self {
+        let ledger: &'static Ledger = Box::leak(Box::default());
+        let host = Host::offering(VERSION_1 | 1 << 1);
+        let guest = Guest::with(memory(&[1, 1]), host, ledger, config);
+        let (total, managed) = (guest.frames.free_frames(), guest.frames.managed_frames());
+        Self {
+            guest,
+            ledger,
+            total,
+            managed,
+            isolated: Vec::new(),
+            pending: BTreeMap::new(),
+        }
+    }
+
+    fn apply(&mut self, op: Op) {
+        let guest = &self.guest;
+        match op {
+            Op::Target(target) => guest.host.set_target(target),
+            Op::Step(messages) => {
+                let step = guest.balloon.step(&guest.source, messages);
+                assert!(!matches!(step, Step::Failed(_)), "{step:?}");
+            }
+            Op::Isolate(at) => {
+                let listed = guest.listed();
+                // A stretch of them, as an evacuation does.
+                for &frame in listed.iter().skip(at % listed.len().max(1)).take(at % 97) {
+                    assert!(guest.balloon.isolate(frame));
+                    self.isolated.push(frame);
+                }
+            }
+            Op::Putback => {
+                self.isolated
+                    .drain(..)
+                    .for_each(|frame| guest.balloon.putback(frame));
+            }
+            Op::Migrate(count) => self.migrate(count),
+            Op::Answer(at, tell) => {
+                let mut inner = guest.host.inner();
+                if !inner.waiting.is_empty() {
+                    let at = at % inner.waiting.len();
+                    inner.answer(at);
+                }
+                drop(inner);
+                if tell {
+                    guest.balloon.handle_interrupt();
+                }
+            }
+            Op::Manner(at_once) => {
+                guest.host.set_manner(if at_once {
+                    Manner::AtOnce
+                } else {
+                    Manner::OnDemand
+                });
+            }
+            Op::Dry(dry) => guest.source.set_dry(dry),
+            Op::Pass(ns) => guest.clock.pass(ns),
+            Op::AskStats => {
+                let mut inner = guest.host.inner();
+                if !inner.stats_out.is_empty() {
+                    inner.ask_stats();
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn migrate(&mut self, count: usize) {
+        let guest = &self.guest;
+        let mut to = vec![Pfn::default(); count.min(self.isolated.len())];
+        let got = guest.frames.alloc_balloon(
+            CpuId::new(0),
+            dirigible_frames::BalloonPlacement::Ordinary,
+            dirigible_frames::Watermark::None,
+            &mut to,
+        );
+        let from = self.isolated.split_off(self.isolated.len() - got);
+        let mut pairs: Vec<_> = from
+            .iter()
+            .zip(&to)
+            .map(|(&from, &to)| MovePair::base(from, to))
+            .collect();
+        guest.balloon.migrate(&mut pairs);
+        for pair in pairs {
+            match pair.outcome {
+                Outcome::Moved => guest.free(&[pair.from]),
+                Outcome::Refused => {
+                    guest.balloon.putback(pair.from);
+                    guest.free(&[pair.to]);
+                }
+                Outcome::Pending => {
+                    assert_eq!(self.pending.insert(pair.from, pair.to), None);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        for (from, to, outcome) in self.ledger.0.lock().unwrap().drain(..) {
+            assert_eq!(self.pending.remove(&from), Some(to));
+            assert_eq!(outcome, Outcome::Moved);
+            self.guest.free(&[from]);
+        }
+    }
+
+    fn check(&self) {
+        let guest = &self.guest;
+        guest.check();
+        let held = guest.balloon.held();
+        let mut found = [0; 4];
+        for frame in all_frames(guest.frames) {
+            let info = guest.frames.frame(frame).unwrap();
+            let host_has = guest.host.inner().has.contains(&(frame.get() as u32));
+            match info.state {
+                FrameState::Listed => found[0] += 1,
+                FrameState::Isolated => found[1] += 1,
+                FrameState::Entering => found[2] += 1,
+                FrameState::Leaving => found[3] += 1,
+                other => {
+                    assert!(!host_has, "the host has {frame}, which is {other:?}");
+                    continue;
+                }
+            }
+            assert_eq!(info.class, FrameClass::Balloon);
+            // An answer that nobody has looked at may be ahead of the state, never behind it.
+            if matches!(info.state, FrameState::Listed | FrameState::Isolated) {
+                assert!(host_has, "{frame} {:?}", info.state);
+            }
+        }
+        assert_eq!(
+            found,
+            [held.listed, held.isolated, held.entering, held.leaving]
+        );
+        assert_eq!(
+            held.isolated,
+            self.isolated.len() as u64 + self.pending_isolated()
+        );
+        let free = guest.frames.free_frames() + guest.frames.cached_frames();
+        assert_eq!(free + held.total(), self.total);
+        let host_side = held.listed + held.isolated + held.leaving;
+        assert_eq!(guest.frames.managed_frames() + host_side, self.managed);
+        let stats = guest.balloon.stats();
+        assert_eq!(stats.inflated - stats.deflated, guest.balloon.actual());
+        let events = guest.frames.events();
+        assert_eq!(events.get(Event::BalloonInflate), stats.inflated);
+        assert_eq!(events.get(Event::BalloonDeflate), stats.deflated);
+        assert_eq!(events.get(Event::BalloonMigrate), stats.frames_moved);
+        assert_eq!(events.get(Event::BalloonMessages), guest.host.messages());
+        assert_eq!(guest.host.actual(), guest.balloon.actual());
+    }
+
+    /// Pending pairs whose old frame has not begun to leave.
+    fn pending_isolated(&self) -> u64 {
+        let isolated = |frame: &&Pfn| self.guest.frames.state(**frame) == FrameState::Isolated;
+        self.pending.keys().filter(isolated).count() as u64
+    }
+
+    fn empty(&mut self) {
+        self.apply(Op::Putback);
+        self.apply(Op::Manner(true));
+        self.apply(Op::Target(0));
+        while !self.guest.host.inner().waiting.is_empty() {
+            self.apply(Op::Answer(0, true));
+        }
+        while self.guest.balloon.step(&self.guest.source, 4) != Step::Idle {
+            self.settle();
+        }
+        self.settle();
+        assert!(self.pending.is_empty());
+        self.check();
+        assert_eq!(self.guest.host.size(), 0);
+        self.guest.frames.verify().unwrap();
+        assert_eq!(self.guest.balloon.shutdown(), Ok(()));
+        assert_eq!(self.guest.host.inner().resets, 2);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_lost_whatever_the_order(
+        ops in prop::collection::vec(op(), 1..80),
+        heal: bool,
+        exchange_batch in prop_oneof![Just(256_usize), Just(1), 2..40_usize],
+    ) {
+        let deflate = if heal { Deflate::Heal } else { Deflate::NewestFirst };
+        let config = BalloonConfig {
+            deflate,
+            exchange_batch,
+            request_timeout_ns: u64::MAX,
+            // A host that answers on demand does not answer while we wait.
+            wait_ns: 20_000,
+            ..BalloonConfig::default()
+        };
+        let mut world = World::new(config);
+        for op in ops {
+            world.apply(op);
+            world.check();
+            world.guest.frames.verify().unwrap();
+        }
+        world.empty();
+    }
+}

@@ -1,0 +1,298 @@
+//! Interleavings of those who meet at the balloon, tried at random:
+//! `RUSTFLAGS="--cfg shuttle" cargo test -p dirigible-balloon --features shuttle --test shuttle`.
+#![cfg(shuttle)]
+
+mod support;
+
+use std::sync::Arc;
+
+use dirigible_balloon::{BalloonConfig, Deflate, Fault, Step};
+use dirigible_frames::{FrameState, Pfn};
+use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Runner, thread};
+use support::host::{Host, Manner};
+use support::{Guest, NO_SETTLE, all_frames, memory, yield_now};
+
+const RUNS: usize = 300;
+
+/// Runs `test` under both schedulers. The frame numbers of a request are on the stack: shuttle's 32 KiB are too few.
+fn check(test: fn()) {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    Runner::new(RandomScheduler::new(RUNS), config.clone()).run(test);
+    Runner::new(PctScheduler::new(3, RUNS), config).run(test);
+}
+
+fn guest() -> Arc<Guest> {
+    let config = BalloonConfig {
+        deflate: Deflate::NewestFirst,
+        ..BalloonConfig::default()
+    };
+    Arc::new(Guest::with(memory(&[1]), Host::new(), NO_SETTLE, config))
+}
+
+fn states(guest: &Guest, state: FrameState) -> usize {
+    all_frames(guest.frames)
+        .into_iter()
+        .filter(|&frame| guest.frames.state(frame) == state)
+        .count()
+}
+
+/// Steps until the balloon rests, whoever else is at work.
+fn rest(guest: &Guest) -> Step {
+    loop {
+        match guest.balloon.step(&guest.source, 2) {
+            Step::Busy | Step::Waiting => yield_now(),
+            step => return step,
+        }
+    }
+}
+
+/// Pitfalls 17 and 23: a frame that is being isolated and one that is being deflated are never the same.
+#[test]
+fn isolate_against_dequeue() {
+    let test = || {
+        let guest = guest();
+        guest.to(6);
+        let frames = guest.listed();
+        let isolator = {
+            let (guest, frames) = (guest.clone(), frames.clone());
+            thread::spawn(move || {
+                frames
+                    .into_iter()
+                    .filter(|&frame| guest.balloon.isolate(frame))
+                    .collect::<Vec<_>>()
+            })
+        };
+        guest.host.set_target(0);
+        rest(&guest);
+        let isolated = isolator.join().unwrap();
+        rest(&guest);
+        assert_eq!(states(&guest, FrameState::Isolated), isolated.len());
+        assert_eq!(guest.host.size(), isolated.len() as u64);
+        isolated
+            .iter()
+            .for_each(|&frame| guest.balloon.putback(frame));
+        assert_eq!(rest(&guest), Step::Idle);
+        guest.check();
+        assert_eq!(guest.host.size(), 0);
+    };
+    check(test);
+}
+
+/// Pitfalls 15 and 41: moves and a deflation of everything, with a host that answers from a thread of its own.
+#[test]
+fn migrate_against_deflate() {
+    let test = || {
+        let guest = guest();
+        guest.to(8);
+        let from = guest.listed()[..4].to_vec();
+        let to = guest.targets(4);
+        guest.host.set_manner(Manner::OnDemand);
+        let device = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                // Until the host has nothing that the guest has not asked back.
+                while guest.host.size() > 0 {
+                    if guest.host.answer_one() {
+                        guest.balloon.handle_interrupt();
+                    } else {
+                        yield_now();
+                    }
+                }
+            })
+        };
+        let mover = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                let (from, to): (Vec<_>, Vec<_>) = from
+                    .into_iter()
+                    .zip(to)
+                    .filter(|&(from, to)| {
+                        let isolated = guest.balloon.isolate(from);
+                        if !isolated {
+                            guest.free(&[to]);
+                        }
+                        isolated
+                    })
+                    .unzip();
+                let mut pairs: Vec<_> = from
+                    .iter()
+                    .zip(&to)
+                    .map(|(&from, &to)| MovePair::base(from, to))
+                    .collect();
+                guest.balloon.migrate(&mut pairs);
+                for pair in &pairs {
+                    match pair.outcome {
+                        Outcome::Moved => guest.free(&[pair.from]),
+                        Outcome::Pending => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+                pairs
+                    .iter()
+                    .filter(|pair| pair.outcome == Outcome::Pending)
+                    .count()
+            })
+        };
+        guest.host.set_target(0);
+        while guest.host.size() > 0 {
+            guest.balloon.step(&guest.source, 2);
+            yield_now();
+        }
+        let pending = mover.join().unwrap();
+        device.join().unwrap();
+        rest(&guest);
+        guest.check();
+        assert_eq!(guest.balloon.held().total(), 0);
+        // `NoSettle` keeps what was pending: those old frames are the guest's, and nobody has freed them.
+        assert_eq!(states(&guest, FrameState::Owned), pending);
+        assert_eq!(guest.balloon.pending_pairs(), 0);
+    };
+    check(test);
+}
+
+/// Pitfall 6: a putback that meets others at the lock.
+#[test]
+fn putback_against_everybody() {
+    let test = || {
+        let guest = guest();
+        guest.to(5);
+        let frames = guest.listed();
+        let movers: Vec<_> = frames
+            .chunks(2)
+            .map(|mine| {
+                let (guest, mine) = (guest.clone(), mine.to_vec());
+                thread::spawn(move || {
+                    for frame in mine {
+                        if guest.balloon.isolate(frame) {
+                            guest.balloon.putback(frame);
+                            assert_ne!(guest.frames.state(frame), FrameState::Isolated);
+                        }
+                    }
+                })
+            })
+            .collect();
+        guest.host.set_target(2);
+        rest(&guest);
+        movers.into_iter().for_each(|mover| mover.join().unwrap());
+        assert_eq!(rest(&guest), Step::Idle);
+        guest.check();
+        assert_eq!(states(&guest, FrameState::Listed), 2);
+    };
+    check(test);
+}
+
+/// No answer is overlooked: after the last interrupt nothing that was answered is still under way, though nobody
+/// looks at the rings again.
+#[test]
+fn interrupt_against_worker() {
+    let test = || {
+        let guest = guest();
+        guest.host.set_manner(Manner::OnDemand);
+        guest.host.set_target(4);
+        let device = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                while guest.host.size() < 4 {
+                    if guest.host.answer_one() {
+                        guest.balloon.handle_interrupt();
+                    } else {
+                        yield_now();
+                    }
+                }
+            })
+        };
+        guest.balloon.step(&guest.source, 2);
+        guest.balloon.step(&guest.source, 2);
+        device.join().unwrap();
+        assert_eq!(guest.balloon.held().entering, 0);
+        assert_eq!(guest.balloon.actual(), 4);
+        assert_eq!(guest.host.actual(), 4);
+    };
+    check(test);
+}
+
+/// Pitfalls 7 and 35: removal against isolation, and against a host that changes its mind.
+#[test]
+fn remove_against_isolate_and_config_change() {
+    let test = || {
+        let guest = guest();
+        guest.to(4);
+        let frames = guest.listed();
+        let isolator = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                let isolated: Vec<Pfn> = frames
+                    .into_iter()
+                    .filter(|&frame| guest.balloon.isolate(frame))
+                    .collect();
+                yield_now();
+                isolated
+                    .into_iter()
+                    .for_each(|frame| guest.balloon.putback(frame));
+            })
+        };
+        let host = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                guest.host.set_target(9);
+                guest.balloon.handle_interrupt();
+                guest.balloon.step(&guest.source, 1);
+            })
+        };
+        let end = loop {
+            match guest.balloon.shutdown() {
+                Err(Fault::StillHeld { .. }) => yield_now(),
+                end => break end,
+            }
+        };
+        assert_eq!(end, Ok(()));
+        isolator.join().unwrap();
+        host.join().unwrap();
+        assert_eq!(guest.balloon.held().total(), 0);
+        assert_eq!((guest.host.size(), guest.host.actual()), (0, 0));
+        assert_eq!(
+            guest.balloon.step(&guest.source, 1),
+            Step::Failed(Fault::Removed)
+        );
+        guest.check();
+    };
+    check(test);
+}
+
+/// Two who move at once, each with a message of its own.
+#[test]
+fn migrate_against_migrate() {
+    let test = || {
+        let guest = guest();
+        guest.to(6);
+        let frames = guest.listed();
+        let targets = guest.targets(6);
+        let movers: Vec<_> = [0, 3]
+            .map(|at| {
+                let guest = guest.clone();
+                let mut pairs: Vec<_> = frames[at..at + 3]
+                    .iter()
+                    .zip(&targets[at..at + 3])
+                    .map(|(&from, &to)| MovePair::base(from, to))
+                    .collect();
+                thread::spawn(move || {
+                    assert!(pairs.iter().all(|pair| guest.balloon.isolate(pair.from)));
+                    guest.balloon.migrate(&mut pairs);
+                    pairs
+                        .iter()
+                        .filter(|pair| pair.outcome == Outcome::Pending)
+                        .count()
+                })
+            })
+            .into();
+        let pending: usize = movers.into_iter().map(|mover| mover.join().unwrap()).sum();
+        // The host answers at once; a pair is pending only while the other mover carries its answer.
+        assert_eq!(guest.balloon.held().listed, 6, "{pending} pending");
+        assert_eq!(states(&guest, FrameState::Owned), 6);
+        guest.check();
+    };
+    check(test);
+}
