@@ -463,12 +463,9 @@ impl Take<'_, '_> {
     /// Whether the request may take a wholly free block.
     fn may_claim(&self) -> bool {
         let spares = self.request.class.is_movable() && !self.request.break_reserve;
-        let kept = if spares {
-            i64::from(self.zone().reserve)
-        } else {
-            0
-        };
-        self.zone().whole() > kept
+        let reserve = i64::from(self.zone().reserve);
+        // The sum comes after the ledger, so where nothing is kept the search alone decides.
+        !spares || reserve == 0 || self.zone().whole() > reserve
     }
 
     fn whole<R>(&self, visit: impl FnMut(BlockId) -> Option<R>) -> Option<R> {
@@ -477,8 +474,9 @@ impl Take<'_, '_> {
             order: SearchOrder::Lowest,
             room: 0,
         };
-        let breaks = self.request.class.is_movable()
-            && self.zone().whole() <= i64::from(self.zone().reserve);
+        let reserve = i64::from(self.zone().reserve);
+        let breaks =
+            self.request.class.is_movable() && reserve > 0 && self.zone().whole() <= reserve;
         let found = self.allocator.search(self.zone_number, &search, visit);
         if found.is_some() {
             self.count(Event::BlockClaimed);

@@ -89,7 +89,7 @@ impl FrameAllocator<'_> {
                 continue;
             }
             let out = &mut out[..booked];
-            let spare = zone.whole() > i64::from(zone.reserve);
+            let spare = || zone.reserve == 0 || zone.whole() > i64::from(zone.reserve);
             let holes = |out: &mut [u32]| {
                 let order = match placement {
                     BalloonPlacement::Ordinary => self.movable_order(),
@@ -98,7 +98,7 @@ impl FrameAllocator<'_> {
                 self.take_movable(zone_number, order, None, FrameClass::Balloon, out)
             };
             let whole = |out: &mut [u32]| {
-                if !spare {
+                if !spare() {
                     return 0;
                 }
                 let taken = self.take_whole(zone_number, FrameClass::Balloon, out);
@@ -106,21 +106,25 @@ impl FrameAllocator<'_> {
                     .add(cpu, Event::BlockClaimed, u64::from(taken > 0));
                 taken
             };
-            let taken = if placement == BalloonPlacement::WholeBlocks {
-                // A block begun is finished before the next is broken.
-                match self.finish_balloon_block(zone_number, out) {
-                    0 => match whole(out) {
-                        0 => holes(out),
+            let taken = self.settled(zone, || {
+                let taken = if placement == BalloonPlacement::WholeBlocks {
+                    // A block begun is finished before the next is broken.
+                    match self.finish_balloon_block(zone_number, out) {
+                        0 => match whole(out) {
+                            0 => holes(out),
+                            taken => taken,
+                        },
                         taken => taken,
-                    },
-                    taken => taken,
-                }
-            } else {
-                match holes(out) {
-                    0 => whole(out),
-                    taken => taken,
-                }
-            };
+                    }
+                } else {
+                    match holes(out) {
+                        0 => whole(out),
+                        taken => taken,
+                    }
+                };
+                (taken > 0).then_some(taken)
+            });
+            let taken = taken.unwrap_or(0);
             zone.add_free((booked - taken) as i64);
             if taken > 0 {
                 return taken;
@@ -205,16 +209,16 @@ impl FrameAllocator<'_> {
                 let mut batch = [0u32; BATCH];
                 let want = BATCH.min(out.len() - count);
                 let order = self.movable_order();
-                let taken = self.take_movable(
-                    zone_number,
-                    order,
-                    Some(avoid),
-                    FrameClass::Movable,
-                    &mut batch[..want],
-                );
-                if taken == 0 {
+                let taken = self.settled(&self.zones[zone_number], || {
+                    let (batch, class) = (&mut batch[..want], FrameClass::Movable);
+                    match self.take_movable(zone_number, order, Some(avoid), class, batch) {
+                        0 => None,
+                        taken => Some(taken),
+                    }
+                });
+                let Some(taken) = taken else {
                     break;
-                }
+                };
                 self.zones[zone_number].add_free(-(taken as i64));
                 self.hand_out(&batch[..taken], FrameClass::Movable);
                 for (place, frame) in out[count..].iter_mut().zip(&batch[..taken]) {

@@ -1,0 +1,314 @@
+//! Interleavings of a few threads in one or two pageblocks, explored by shuttle.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR=target/shuttle \
+//!     cargo test -p dirigible-frames --features shuttle --test shuttle
+//! ```
+//!
+//! Without the flag there is nothing here. Each run makes an allocator, lets a test loose on it, and verifies all counts.
+
+#![cfg(shuttle)]
+
+use dirigible_frames::{
+    AllocRequest, BalloonPlacement, BlockId, Config, CpuId, FRAMES_PER_BLOCK, Fallback,
+    FrameAllocator, FrameClass, FrameState, Order, OwnerClass, Pfn, Placement, Watermark,
+    Watermarks, ZoneConfig,
+    sync::{AtomicU32, Ordering},
+};
+use shuttle::{
+    Runner,
+    scheduler::{PctScheduler, RandomScheduler},
+    thread::scope,
+};
+
+const A: CpuId = CpuId::new(0);
+const B: CpuId = CpuId::new(1);
+
+/// Schedules tried at random, and as many again with few switches at unlucky places.
+const SCHEDULES: usize = 400;
+
+/// Runs `test` under many schedules, each time with a new allocator of `blocks` free pageblocks.
+fn explore(blocks: u64, test: fn(&FrameAllocator<'_>)) {
+    let body = move || {
+        let start = Pfn::new(2 * FRAMES_PER_BLOCK as u64);
+        let ranges = [start..start.plus(blocks * FRAMES_PER_BLOCK as u64)];
+        let zones = [ZoneConfig {
+            name: "Normal",
+            ranges: &ranges,
+            watermarks: Watermarks::default(),
+            reserve_blocks: 0,
+        }];
+        let config = Config {
+            zones: &zones,
+            reserved: &[],
+            cpus: 2,
+            placement: Placement::FullestFirst,
+            fallback: Fallback::Evacuate,
+        };
+        let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
+        let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
+        test(&frames);
+        frames.verify().expect("all counts fit");
+    };
+    let mut config = shuttle::Config::new();
+    // Model-checked atomics are large, and the per-CPU tables are made on the stack.
+    config.stack_size = 1 << 20;
+    Runner::new(RandomScheduler::new(SCHEDULES), config.clone()).run(body);
+    Runner::new(PctScheduler::new(3, SCHEDULES), config).run(body);
+}
+
+fn order(order: u8) -> Order {
+    Order::new(order).expect("0 to 10")
+}
+
+#[test]
+fn isolating_against_taking_off_the_books() {
+    explore(1, |frames| {
+        let owner = OwnerClass::new(7).unwrap();
+        let pfn = frames.alloc(A, AllocRequest::movable()).unwrap();
+        frames.set_owner(pfn, owner, 42);
+        frames
+            .transition(pfn, FrameState::Owned, FrameState::Listed)
+            .unwrap();
+        let (isolated, delisted) = scope(|scope| {
+            let compaction = scope.spawn(|| {
+                let won = frames.try_isolate(pfn, owner).is_ok();
+                if won {
+                    assert_eq!(frames.owner_word(pfn), 42);
+                    // Nobody else may touch it now, so putting it back cannot fail.
+                    assert_eq!(
+                        frames.transition(pfn, FrameState::Isolated, FrameState::Listed),
+                        Ok(())
+                    );
+                }
+                won
+            });
+            let driver = scope.spawn(|| {
+                match frames.transition(pfn, FrameState::Listed, FrameState::Leaving) {
+                    Ok(()) => true,
+                    Err(found) => {
+                        assert_eq!(found, FrameState::Isolated);
+                        false
+                    }
+                }
+            });
+            (compaction.join().unwrap(), driver.join().unwrap())
+        });
+        assert!(isolated || delisted, "both lost");
+        let state = if delisted {
+            FrameState::Leaving
+        } else {
+            FrameState::Listed
+        };
+        assert_eq!(frames.state(pfn), state);
+    });
+}
+
+#[test]
+fn one_of_two_isolators_gets_the_block() {
+    explore(1, |frames| {
+        let block = BlockId::new(0);
+        let won = scope(|scope| {
+            let other = scope.spawn(|| frames.isolate_block(block).ok());
+            let mine = frames.isolate_block(block).ok();
+            [mine, other.join().unwrap()]
+        });
+        let mut tokens: Vec<_> = won.into_iter().flatten().collect();
+        assert_eq!(tokens.len(), 1);
+        frames.unisolate_block(tokens.remove(0));
+    });
+}
+
+#[test]
+fn a_cache_keeps_nothing_of_an_isolated_block() {
+    explore(2, |frames| {
+        const BEFORE: u32 = 0;
+        const ISOLATED: u32 = 1;
+        const OPEN: u32 = 2;
+        // One frame is held, 63 of the same block are in the cache of A.
+        let first = frames.alloc(A, AllocRequest::movable()).unwrap();
+        let block = frames.block_of(first).unwrap();
+        let phase = AtomicU32::new(BEFORE);
+        scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3 {
+                    let before = phase.load(Ordering::Acquire);
+                    let pfn = frames.alloc(A, AllocRequest::movable()).unwrap();
+                    let during = before == ISOLATED && phase.load(Ordering::Acquire) == ISOLATED;
+                    assert!(
+                        !during || frames.block_of(pfn) != Some(block),
+                        "taken while isolated"
+                    );
+                    frames.free(A, pfn, Order::BASE).unwrap();
+                }
+            });
+            let token = frames.isolate_block(block).unwrap();
+            phase.store(ISOLATED, Ordering::Release);
+            let used = frames.ledger(block).used();
+            assert!(used <= 2, "{used} frames, two of which somebody holds");
+            phase.store(OPEN, Ordering::Release);
+            frames.unisolate_block(token);
+        });
+        frames.free(A, first, Order::BASE).unwrap();
+    });
+}
+
+#[test]
+fn what_is_freed_into_an_isolated_block_can_be_captured() {
+    explore(1, |frames| {
+        let single = frames.alloc(A, AllocRequest::movable()).unwrap();
+        let balloon = frames
+            .alloc(B, AllocRequest::new(Order::BASE, FrameClass::Balloon))
+            .unwrap();
+        let run = frames
+            .alloc(B, AllocRequest::new(order(3), FrameClass::Movable))
+            .unwrap();
+        let token = scope(|scope| {
+            scope.spawn(|| {
+                frames.free(A, single, Order::BASE).unwrap();
+            });
+            scope.spawn(|| {
+                frames.free(B, run, order(3)).unwrap();
+                frames.free_bulk(B, &[balloon]).unwrap();
+            });
+            frames.isolate_block(BlockId::new(0)).unwrap()
+        });
+        assert_eq!(frames.free_frames(), 0, "what is isolated cannot be taken");
+        let head = frames
+            .capture_block(token, FrameClass::Movable)
+            .expect("wholly free");
+        assert_eq!(frames.state(head), FrameState::Owned);
+        frames.free(A, head, Order::HUGE).unwrap();
+        assert_eq!(frames.free_blocks(), 1);
+    });
+}
+
+#[test]
+fn the_index_follows_the_last_change() {
+    explore(1, |frames| {
+        scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2 {
+                    let request = AllocRequest::new(order(6), FrameClass::Movable);
+                    let run = frames.alloc(A, request).unwrap();
+                    frames.free(A, run, order(6)).unwrap();
+                }
+            });
+            scope.spawn(|| {
+                let request = AllocRequest::new(order(5), FrameClass::Movable);
+                let run = frames.alloc(B, request).unwrap();
+                frames.reclass(run, FrameClass::Balloon);
+                frames.free(B, run, order(5)).unwrap();
+                let request = AllocRequest::new(order(7), FrameClass::Balloon);
+                frames.alloc(B, request).unwrap();
+            });
+        });
+        assert_eq!(frames.ledger(BlockId::new(0)).balloon(), 128);
+    });
+}
+
+#[test]
+fn two_takers_in_one_block() {
+    explore(1, |frames| {
+        // 128 frames are left: one run of order 7, which one of the two takes in two words.
+        for size in [8, 7] {
+            frames
+                .alloc(A, AllocRequest::new(order(size), FrameClass::Movable))
+                .unwrap();
+        }
+        let (run, singles) = scope(|scope| {
+            let run = scope.spawn(|| {
+                frames
+                    .alloc(A, AllocRequest::new(order(7), FrameClass::Movable))
+                    .ok()
+            });
+            let mut out = [Pfn::default(); 3];
+            let placement = BalloonPlacement::FillHoles;
+            let singles = frames.alloc_balloon(B, placement, Watermark::None, &mut out);
+            (run.join().unwrap(), singles)
+        });
+        assert_eq!(singles, if run.is_some() { 0 } else { 3 });
+    });
+}
+
+#[test]
+fn the_last_whole_block_goes_to_one_cpu() {
+    explore(1, |frames| {
+        let (huge, kernel) = scope(|scope| {
+            let huge = scope.spawn(|| frames.alloc(A, AllocRequest::huge()).ok());
+            let kernel = frames.alloc(B, AllocRequest::unmovable()).ok();
+            (huge.join().unwrap(), kernel)
+        });
+        assert!(huge.is_some() != kernel.is_some(), "{huge:?} {kernel:?}");
+    });
+}
+
+#[test]
+fn two_huge_pages_out_of_two_blocks() {
+    explore(2, |frames| {
+        let (pair, single) = scope(|scope| {
+            let pair = scope.spawn(|| {
+                frames
+                    .alloc(A, AllocRequest::new(Order::MAX, FrameClass::Movable))
+                    .ok()
+            });
+            let single = frames.alloc(B, AllocRequest::huge()).ok();
+            (pair.join().unwrap(), single)
+        });
+        assert!(pair.is_some() != single.is_some(), "{pair:?} {single:?}");
+    });
+}
+
+#[test]
+fn the_last_frame_comes_back_while_the_block_is_claimed() {
+    explore(1, |frames| {
+        let last = frames.alloc(A, AllocRequest::unmovable()).unwrap();
+        let huge = scope(|scope| {
+            scope.spawn(|| frames.free(A, last, Order::BASE).unwrap());
+            frames.alloc(B, AllocRequest::huge()).ok()
+        });
+        if let Some(huge) = huge {
+            frames.free(B, huge, Order::HUGE).unwrap();
+        }
+        frames.drain_cpu_caches();
+        assert_eq!(frames.free_blocks(), 1);
+    });
+}
+
+#[test]
+fn refills_of_one_cpu_do_not_overflow_its_cache() {
+    explore(1, |frames| {
+        scope(|scope| {
+            for _ in 0..7 {
+                scope.spawn(|| frames.alloc(A, AllocRequest::movable()).unwrap());
+            }
+        });
+        assert_eq!(
+            frames.ledger(BlockId::new(0)).used() as u64,
+            7 + frames.cached_frames()
+        );
+    });
+}
+
+#[test]
+fn room_is_found_while_its_block_moves_in_the_index() {
+    explore(1, |frames| {
+        let request = |size| AllocRequest::new(order(size), FrameClass::Balloon);
+        scope(|scope| {
+            scope.spawn(|| {
+                // Claims the block, and leaves it whole again.
+                let run = frames
+                    .alloc(A, request(6))
+                    .expect("there is room all the time");
+                frames.free(A, run, order(6)).unwrap();
+            });
+            let mut out = [Pfn::default(); 2];
+            let (placement, mark) = (BalloonPlacement::FillHoles, Watermark::None);
+            let count = frames.alloc_balloon(B, placement, mark, &mut out);
+            assert_eq!(count, 2, "there is room all the time");
+            frames
+                .alloc(B, request(0))
+                .expect("there is room all the time");
+        });
+    });
+}
