@@ -2,7 +2,7 @@
 //!
 //! A column has a process of its own so that nothing of one is left for the next: neither in the host's view of the guest's
 //! memory nor in the allocator's luck. When one fails the others are killed at once, and when this process goes away, for
-//! whatever reason, they follow (see [`crate::column`]).
+//! whatever reason, they follow (see [`mod@crate::column`]).
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

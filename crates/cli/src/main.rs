@@ -1,6 +1,6 @@
 //! The command: `dirigible stress-highalloc` runs the experiment and prints its table.
 //!
-//! Each column runs in a process of its own ([`children`] starts them, [`column`] is what they do); what they print is
+//! Each column runs in a process of its own ([`children`] starts them, [`mod@column`] is what they do); what they print is
 //! put together into one report ([`stress`]), which [`show`] prints as a table and [`json_file`] writes as JSON.
 
 #![forbid(unsafe_code)]
