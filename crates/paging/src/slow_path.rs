@@ -7,6 +7,9 @@ use dirigible_frames::{
 };
 use dirigible_mobility::{CompactResult, Mobility};
 
+/// A run of more frames than this is costly.
+const COSTLY: usize = 8;
+
 /// The constants of the slow path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlowPathConfig {
@@ -18,6 +21,8 @@ pub struct SlowPathConfig {
     pub evacuate_batch: usize,
     /// How often reclaim is asked for one base page, while each time gives something.
     pub rounds: usize,
+    /// The same for a run of more than 8 frames (Linux calls such orders costly): waste, if the first rounds do not help.
+    pub costly_rounds: usize,
     /// How often a block is evacuated for one unmovable or reclaimable request.
     pub evacuations: u32,
     /// Evacuate for unmovable and reclaimable requests that find no room in blocks of their type: set it where the
@@ -34,6 +39,7 @@ impl Default for SlowPathConfig {
             huge_batch: 1024,
             evacuate_batch: 512,
             rounds: 16,
+            costly_rounds: 2,
             evacuations: 2,
             fallback: Fallback::Evacuate,
             balloon_watermark: Watermark::Min,
@@ -85,7 +91,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
     /// missing, in small batches, while that gives something. It never breaks the whole-block reserve, and getting less is
     /// no failure: the balloon comes again.
     pub fn take_balloon(&self, how: BalloonPlacement, out: &mut [Pfn]) -> usize {
-        let mut effort = self.effort();
+        let mut effort = self.effort(Order::BASE);
         effort.rounds += out.len().div_ceil(self.config.batch.max(1));
         let mark = self.config.balloon_watermark;
         let mut taken = 0;
@@ -110,21 +116,21 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         taken
     }
 
-    fn effort(&self) -> Effort {
-        let SlowPathConfig {
-            rounds,
-            evacuations,
-            ..
-        } = self.config;
+    fn effort(&self, order: Order) -> Effort {
+        let costly = order.frames() > COSTLY;
         Effort {
-            rounds,
-            evacuations,
+            rounds: if costly {
+                self.config.costly_rounds
+            } else {
+                self.config.rounds
+            },
+            evacuations: self.config.evacuations,
             stalled: false,
         }
     }
 
     fn alloc_base(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
-        self.try_base(request, &mut self.effort())
+        self.try_base(request, &mut self.effort(request.order))
             // Better a broken reserve than a task without memory.
             .or_else(|_| {
                 self.frames

@@ -329,6 +329,27 @@ fn out_of_memory_is_counted_and_bounded() {
 }
 
 #[test]
+fn a_large_run_does_not_empty_the_reclaimer() {
+    let filler = filled(16, Fallback::Steal, usize::MAX);
+    // Without one frame in each block that nobody can reclaim no order-10 run would be hopeless.
+    let stays = |frame: Pfn| frame.offset_in_block() == 77;
+    filler.pages.lock().unwrap().retain(|&page| {
+        !stays(
+            filler
+                .w
+                .paging
+                .translate(filler.space, Page::new(page))
+                .unwrap(),
+        )
+    });
+    let slow = filler.slow_path(config(Fallback::Steal));
+    let order_10 = AllocRequest::new(Order::MAX, FrameClass::Movable);
+    assert_eq!(slow.alloc(order_10), Err(OutOfMemory));
+    assert_eq!(filler.calls(), SlowPathConfig::default().costly_rounds);
+    filler.w.check_at_rest();
+}
+
+#[test]
 fn the_balloon_gets_what_reclaim_gives() {
     let filler = filled(8, Fallback::Steal, usize::MAX);
     let slow = filler.slow_path(config(Fallback::Steal));
