@@ -63,8 +63,10 @@ pub struct Config<'a> {
 
 /// The most zones that an allocator can have.
 pub const MAX_ZONES: usize = 4;
-/// The most pageblocks that an allocator can span (16 TiB).
-pub const MAX_BLOCKS: u64 = 1 << 23;
+/// The most pageblocks that an allocator can span (a block less than 16 TiB).
+pub const MAX_BLOCKS: u64 = (1 << 23) - 1;
+// Frames are counted in 32 bits, the end of the last block included.
+const _: () = assert!(MAX_BLOCKS * FRAMES_PER_BLOCK as u64 <= u32::MAX as u64);
 
 /// A zone of one allocator, in the order of [`Config::zones`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

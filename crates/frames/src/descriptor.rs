@@ -205,3 +205,117 @@ impl Descriptor {
             .map_err(Word::from_bits)
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    const STATES: [FrameState; 9] = [
+        FrameState::Free,
+        FrameState::Cached,
+        FrameState::Owned,
+        FrameState::Entering,
+        FrameState::Listed,
+        FrameState::Isolated,
+        FrameState::Leaving,
+        FrameState::Reserved,
+        FrameState::Tail,
+    ];
+
+    #[test]
+    fn sixteen_bytes_and_no_more() {
+        assert_eq!((size_of::<Descriptor>(), align_of::<Descriptor>()), (16, 8));
+    }
+
+    #[test]
+    fn the_parts_of_a_word_keep_apart() {
+        let word = Word::new()
+            .with_state(FrameState::Tail)
+            .with_class(FrameClass::Balloon)
+            .with_order(10)
+            .with_generation(7)
+            .with_flags(0xff)
+            .with_owner(0xff)
+            .with_refcount(0xffff);
+        assert_eq!(
+            (word.state(), word.class(), word.order()),
+            (FrameState::Tail, FrameClass::Balloon, 10)
+        );
+        assert_eq!(
+            (word.generation(), word.flags(), word.owner()),
+            (7, 0xff, 0xff)
+        );
+        assert_eq!(word.refcount(), 0xffff);
+        for state in STATES {
+            let changed = word.with_state(state);
+            assert_eq!(
+                (changed.state(), changed.refcount(), changed.order()),
+                (state, 0xffff, 10)
+            );
+        }
+        assert_eq!(
+            Word::new().into_bits(),
+            0,
+            "memory of zeroes is free frames"
+        );
+        assert_eq!(Word::new().state(), FrameState::Free);
+    }
+
+    #[test]
+    fn only_the_edges_of_the_design_may_be_taken() {
+        use FrameState::{Entering, Isolated, Leaving, Listed, Owned};
+        let edges = [
+            (Owned, Entering),
+            (Owned, Listed),
+            (Owned, Isolated),
+            (Entering, Listed),
+            (Entering, Owned),
+            (Entering, Isolated),
+            (Entering, Leaving),
+            (Listed, Isolated),
+            (Listed, Leaving),
+            (Listed, Owned),
+            (Isolated, Listed),
+            (Isolated, Leaving),
+            (Isolated, Owned),
+            (Isolated, Entering),
+            (Leaving, Owned),
+            (Leaving, Listed),
+        ];
+        for from in STATES {
+            for to in STATES {
+                assert_eq!(
+                    from.may_become(to),
+                    edges.contains(&(from, to)),
+                    "{from:?} {to:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_update_that_is_refused_changes_nothing() {
+        let descriptor = Descriptor {
+            word: AtomicU64::new(0),
+            owner: AtomicU64::new(0),
+        };
+        descriptor.store(Word::new().with_refcount(3));
+        assert_eq!(
+            descriptor.update(|_| None),
+            Err(Word::new().with_refcount(3))
+        );
+        let old = descriptor.update(|word| Some(word.with_refcount(4)));
+        assert_eq!(old, Ok(Word::new().with_refcount(3)));
+        assert_eq!(descriptor.load().refcount(), 4);
+    }
+
+    #[test]
+    fn flags_are_sets() {
+        let both = FrameFlags::DIRTY.union(FrameFlags::PINNED);
+        assert!(both.contains(FrameFlags::DIRTY) && both.contains(FrameFlags::EMPTY));
+        assert!(!both.contains(FrameFlags::WRITEBACK));
+        assert!(!both.contains(both.union(FrameFlags::REFERENCED)));
+        assert_eq!(FrameFlags::from_bits(both.bits()), both);
+        assert_eq!((OwnerClass::new(0), OwnerClass::NONE.get()), (None, 0));
+    }
+}

@@ -112,3 +112,84 @@ impl Ledger {
         self.with_version(self.version().wrapping_add(1) & 0xf_ffff)
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_keep_apart() {
+        let full = Ledger::new()
+            .with_free(512)
+            .with_movable(512)
+            .with_balloon(512)
+            .with_unmovable(512)
+            .with_type(Migratetype::Reclaimable)
+            .with_state(BlockState::Huge)
+            .with_version(0xf_ffff);
+        assert_eq!(
+            (
+                full.free(),
+                full.movable(),
+                full.balloon(),
+                full.unmovable()
+            ),
+            (512, 512, 512, 512)
+        );
+        assert_eq!(full.migratetype(), Migratetype::Reclaimable);
+        assert_eq!((full.state(), full.version()), (BlockState::Huge, 0xf_ffff));
+        // One field at a time, nothing spills into another.
+        let bits = |ledger: Ledger| ledger.into_bits();
+        let fields = [
+            bits(Ledger::new().with_free(1023)),
+            bits(Ledger::new().with_movable(1023)),
+            bits(Ledger::new().with_balloon(1023)),
+            bits(Ledger::new().with_unmovable(1023)),
+            bits(Ledger::new().with_type_bits(3)),
+            bits(Ledger::from_bits(3 << 42)),
+            bits(Ledger::new().with_version(0xf_ffff)),
+        ];
+        assert_eq!(fields.iter().fold(0, |all, field| all ^ field), u64::MAX);
+        assert_eq!(
+            fields.iter().map(|field| field.count_ones()).sum::<u32>(),
+            64
+        );
+    }
+
+    #[test]
+    fn counts_sum_to_a_block_whatever_is_taken_and_given() {
+        let sum = |l: Ledger| l.free() + l.movable() + l.balloon() + l.unmovable();
+        let mut ledger = Ledger::new().with_free(500).with_unmovable(12);
+        for bits in 0..4 {
+            let class = FrameClass::from_bits(bits);
+            let before = ledger.class_count(class);
+            ledger = ledger.taken(class, 60);
+            assert_eq!((ledger.class_count(class), sum(ledger)), (before + 60, 512));
+        }
+        assert_eq!(
+            (ledger.free(), ledger.unmovable(), ledger.used()),
+            (260, 132, 252)
+        );
+        for bits in 0..4 {
+            ledger = ledger.given(FrameClass::from_bits(bits), 60);
+            assert_eq!(sum(ledger), 512);
+        }
+        assert_eq!((ledger.free(), ledger.unmovable()), (500, 12));
+    }
+
+    #[test]
+    fn whole_means_open_and_free() {
+        let ledger = Ledger::new().with_free(512);
+        assert!(ledger.is_whole());
+        assert!(!ledger.with_state(BlockState::Isolated).is_whole());
+        assert!(!ledger.taken(FrameClass::Balloon, 1).is_whole());
+    }
+
+    #[test]
+    fn the_version_moves_and_wraps() {
+        let ledger = Ledger::new().with_free(512);
+        assert_eq!(ledger.bumped().version(), 1);
+        let last = ledger.with_version(0xf_ffff).bumped();
+        assert_eq!((last.version(), last.free()), (0, 512));
+    }
+}

@@ -98,6 +98,10 @@ impl<'m> Metadata<'m> {
 
         let (given, needed) = (memory.len(), sizes.bytes());
         let too_small = ConfigError::Metadata { given, needed };
+        // Also where chance aligns the memory so that it would do: whether it is enough must not depend on its address.
+        if given < needed {
+            return Err(too_small);
+        }
         let slack = memory.as_ptr().align_offset(64).min(given);
         let mut rest = &mut memory[slack..];
         let lay = |rest: &mut &'m mut [u8]| -> Option<Self> {
