@@ -1,4 +1,5 @@
 //! What the balloon needs to know of a kernel's frames, and the list it keeps through their owner words.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerClass, Pfn};
 

@@ -1,4 +1,5 @@
 //! Settings, answers and errors of a balloon.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::BalloonPlacement;
 

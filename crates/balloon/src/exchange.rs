@@ -2,6 +2,7 @@
 //!
 //! An exchange of up to 256 frames is one inflate request with the new frames and, once that is acknowledged, one
 //! deflate request with the old ones. So the host never holds less than it was promised, and nothing is copied.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::{FrameState, Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};

@@ -1,4 +1,5 @@
 //! Feature bits, queue numbers and the layout of the configuration space.
+#![forbid(unsafe_code)]
 
 use bitflags::bitflags;
 

@@ -1,4 +1,5 @@
 //! Requests: a fixed number of slots, each with frame numbers of its own.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::{FRAME_SIZE, Pfn};
 use dirigible_mobility::Outcome;

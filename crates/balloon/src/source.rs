@@ -1,4 +1,5 @@
 //! Where the balloon's frames come from, and whom it tells of moves that end later.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::{BalloonPlacement, FrameAllocator, Pfn, Platform, Watermark};
 use dirigible_mobility::{Mobility, Outcome};

@@ -1,4 +1,5 @@
 //! The statistics that a host may ask for.
+#![forbid(unsafe_code)]
 
 use arrayvec::ArrayVec;
 

@@ -4,24 +4,14 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
-use dirigible_balloon::{BalloonConfig, Deflate, Settle, Step};
+use dirigible_balloon::{BalloonConfig, Deflate, Step};
 use dirigible_frames::{CpuId, Event, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use proptest::prelude::*;
 use support::host::{Host, Manner, VERSION_1};
+use support::moves::Ledger;
 use support::{Guest, all_frames, memory};
-
-/// What settled, for the test to free.
-#[derive(Default)]
-struct Ledger(Mutex<Vec<(Pfn, Pfn, Outcome)>>);
-
-impl Settle for Ledger {
-    fn settled(&self, from: Pfn, to: Pfn, outcome: Outcome) {
-        self.0.lock().unwrap().push((from, to, outcome));
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Op {

@@ -256,7 +256,7 @@ impl<'a> World<'a> {
                             .step_by(3)
                             .map(|at| Pfn::new(BASE + at))
                             .collect();
-                        assert!(self.balloon.begin_deflate(want, &preferred) > 0);
+                        assert!(self.balloon.begin_deflate(want, &preferred, self.now) > 0);
                     }
                     Work::Failed(fault) => panic!("{fault}"),
                     Work::Idle | Work::Waiting | Work::RetryAt(_) => {}

@@ -1,4 +1,5 @@
 //! The balloon as an owner of movable frames.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::{Pfn, Platform};
 use dirigible_mobility::{MovableOwner, MovePair};

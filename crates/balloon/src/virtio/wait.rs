@@ -1,4 +1,5 @@
 //! Waiting that always ends.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::Platform;
 

@@ -1,4 +1,5 @@
 //! Toward the target, one bounded piece at a time; deflation for want of memory; removal.
+#![forbid(unsafe_code)]
 
 use dirigible_frames::{BlockId, FrameClass, FrameState, Pfn, Platform};
 use virtio_drivers::Hal;
@@ -91,11 +92,12 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
     fn deflate(&self, want: usize) -> usize {
         let mut preferred = [Pfn::default(); MAX_PFNS];
         let found = self.preferred(want, &mut preferred);
+        let now = self.platform.now();
         let begun = self
             .state
             .lock()
             .balloon
-            .begin_deflate(want, &preferred[..found]);
+            .begin_deflate(want, &preferred[..found], now);
         self.pump();
         begun
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod host;
+pub mod moves;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,209 @@
+//! What the balloon wants done, and what becomes of it: requests go out, answers come in, frames change hands.
+#![forbid(unsafe_code)]
+
+use dirigible_frames::{FrameState, Pfn};
+
+use crate::balloon::{Balloon, Output, ProtocolError};
+use crate::books::Books;
+use crate::request::{Message, Phase, REQUESTS, RequestId, Role};
+use crate::{Fault, Queue};
+
+impl<B: Books + ?Sized> Balloon<'_, B> {
+    /// The next thing to do, or `None`. `message` receives the frames that it is about.
+    pub fn next_output(&mut self, now: u64, message: &mut Message) -> Option<Output> {
+        for at in 0..REQUESTS {
+            match (self.slots[at].phase, self.slots[at].role) {
+                (Phase::Ready, _) if self.fatal.is_some() => self.withdraw(at),
+                (Phase::Ready, role) => return Some(self.send(at, role, now, message)),
+                _ => {}
+            }
+            match (self.slots[at].phase, self.slots[at].role) {
+                (Phase::Done, Role::Inflate | Role::Deflate) => {
+                    message.fill(self.slots[at].pfns());
+                    self.slots[at].release();
+                    return Some(Output::Free);
+                }
+                (Phase::Done, Role::ExchangeIn(out)) if !self.slots[at].attended => {
+                    return Some(self.hand_out_pair(at, out as usize));
+                }
+                _ => {}
+            }
+        }
+        let actual = self.actual();
+        if self.reported != Some(actual) && self.fatal != Some(Fault::Removed) {
+            self.reported = Some(actual);
+            return Some(Output::WriteActual(actual as u32));
+        }
+        None
+    }
+
+    fn send(&mut self, at: usize, role: Role, now: u64, message: &mut Message) -> Output {
+        let slot = &mut self.slots[at];
+        slot.phase = Phase::Sent;
+        slot.sent_at = now;
+        message.fill(slot.pfns());
+        self.stats.messages += 1;
+        if matches!(role, Role::ExchangeIn(_) | Role::ExchangeOut(_)) {
+            self.stats.migrate_messages += 1;
+        }
+        Output::Send {
+            queue: queue_of(role),
+            request: RequestId::new(at as u8),
+        }
+    }
+
+    /// The host has used a request. Nothing it says is believed: an answer that fits no request is counted and changes
+    /// nothing, too many make the device broken.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] when the answer fits no request.
+    pub fn complete(&mut self, queue: Queue, request: RequestId) -> Result<(), ProtocolError> {
+        let at = request.index();
+        let fits = self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Sent && queue_of(slot.role) == queue);
+        if !fits || self.fatal == Some(Fault::Removed) {
+            self.protocol_error();
+            return Err(ProtocolError);
+        }
+        self.silent = None;
+        match self.slots[at].role {
+            Role::Inflate => {
+                let given = self.arrive(at);
+                self.promised += given;
+                self.stats.inflated += given;
+                self.slots[at].release();
+            }
+            Role::Deflate => {
+                let back = self.leave(at);
+                self.promised -= back.min(self.promised);
+                self.stats.deflated += back;
+                self.slots[at].phase = Phase::Done;
+            }
+            Role::ExchangeIn(out) => self.exchange_arrived(at, usize::from(out)),
+            Role::ExchangeOut(new) => self.exchange_left(at, usize::from(new)),
+        }
+        Ok(())
+    }
+
+    /// Counts an answer that fits no request.
+    pub fn protocol_error(&mut self) {
+        self.stats.protocol_errors += 1;
+        let errors = u32::try_from(self.stats.protocol_errors).unwrap_or(u32::MAX);
+        if errors >= self.config.protocol_error_limit && self.fatal.is_none() {
+            self.fatal = Some(Fault::Protocol { errors });
+        }
+    }
+
+    /// The device broke the protocol in a way that cannot be stepped over: counts it and sends nothing more.
+    pub fn protocol_broken(&mut self) {
+        self.stats.protocol_errors += 1;
+        if self.fatal.is_none() {
+            let errors = u32::try_from(self.stats.protocol_errors).unwrap_or(u32::MAX);
+            self.fatal = Some(Fault::Protocol { errors });
+        }
+    }
+
+    /// The queue did not take a request that [`Output::Send`] asked for: its frames go back to where they were.
+    /// No further request is sent.
+    pub fn send_failed(&mut self, request: RequestId) {
+        let at = request.index();
+        if self.fatal.is_none() {
+            self.fatal = Some(Fault::Refused);
+        }
+        if self
+            .slots
+            .get(at)
+            .is_some_and(|slot| slot.phase == Phase::Sent)
+        {
+            self.withdraw(at);
+        }
+    }
+
+    /// Undoes a request that the host has not seen.
+    fn withdraw(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        match slot.role {
+            Role::Inflate => {
+                self.unclaim(at);
+                // Handed out as frames to be freed.
+                self.slots[at].phase = Phase::Done;
+            }
+            Role::Deflate => {
+                for n in 0..self.slots[at].len() {
+                    let frame = self.slots[at].frame(n);
+                    self.relist(frame, FrameState::Leaving);
+                }
+                self.slots[at].release();
+            }
+            Role::ExchangeIn(_) => {
+                self.unclaim(at);
+                self.exchange_refused(at);
+            }
+            // The new frames are with the host already: the old ones stay with it too, until it can be told.
+            Role::ExchangeOut(_) => slot.phase = Phase::Sent,
+        }
+    }
+
+    /// Entering -> Owned, without the host having heard of it.
+    fn unclaim(&mut self, at: usize) {
+        for n in 0..self.slots[at].len() {
+            let frame = self.slots[at].frame(n);
+            if self
+                .books
+                .transition(frame, FrameState::Entering, FrameState::Owned)
+                .is_err()
+            {
+                self.damaged(1);
+            }
+            self.books.disown(frame);
+        }
+    }
+
+    /// The host has the frames of slot `at`: Entering -> Listed. Gives how many.
+    pub(crate) fn arrive(&mut self, at: usize) -> u64 {
+        for n in 0..self.slots[at].len() {
+            let frame = self.slots[at].frame(n);
+            if self.adjusts_managed() {
+                self.books.adjust_managed(frame, -1);
+            }
+            self.relist(frame, FrameState::Entering);
+        }
+        self.slots[at].len() as u64
+    }
+
+    /// `from` -> Listed, as the newest.
+    pub(crate) fn relist(&mut self, frame: Pfn, from: FrameState) {
+        match self.books.transition(frame, from, FrameState::Listed) {
+            Ok(()) => self.list.push(self.books, frame),
+            Err(_) => self.damaged(1),
+        }
+    }
+
+    /// The host has let go of the frames of slot `at`: Leaving -> Owned, still with our class, by which whoever frees
+    /// them knows whose they were. Gives how many.
+    pub(crate) fn leave(&mut self, at: usize) -> u64 {
+        for n in 0..self.slots[at].len() {
+            let frame = self.slots[at].frame(n);
+            if self.adjusts_managed() {
+                self.books.adjust_managed(frame, 1);
+            }
+            if self
+                .books
+                .transition(frame, FrameState::Leaving, FrameState::Owned)
+                .is_err()
+            {
+                self.damaged(1);
+            }
+        }
+        self.slots[at].len() as u64
+    }
+}
+
+const fn queue_of(role: Role) -> Queue {
+    match role {
+        Role::Inflate | Role::ExchangeIn(_) => Queue::Inflate,
+        Role::Deflate | Role::ExchangeOut(_) => Queue::Deflate,
+    }
+}
