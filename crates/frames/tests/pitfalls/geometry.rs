@@ -95,7 +95,11 @@ fn pitfall_22_what_zones_manage_sums_up() {
 
 #[test]
 fn pitfall_42_zones_begin_and_end_anywhere() {
-    let table: [(&[&[(u64, u64)]], &[(u64, u64)]); 8] = [
+    /// First frame and one past the last.
+    type Ranges = [(u64, u64)];
+    /// Ranges of each zone, and what is reserved in them.
+    type Geometry<'a> = (&'a [&'a Ranges], &'a Ranges);
+    let table: [Geometry<'_>; 8] = [
         (&[&[(1, 2)]], &[]),
         (&[&[(1, 513)]], &[]),
         (&[&[(511, 1025)]], &[]),
