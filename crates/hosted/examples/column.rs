@@ -9,8 +9,17 @@ use dirigible_workload::{
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| words.iter().any(|given| given == word);
-    let value = |key: &str| words.iter().find_map(|w| w.strip_prefix(key)).and_then(|v| v.parse::<u64>().ok());
-    let profile = if has("quick") { Profile::Quick } else { Profile::Paper };
+    let value = |key: &str| {
+        words
+            .iter()
+            .find_map(|w| w.strip_prefix(key))
+            .and_then(|v| v.parse::<u64>().ok())
+    };
+    let profile = if has("quick") {
+        Profile::Quick
+    } else {
+        Profile::Paper
+    };
     let mib = value("mib=").unwrap_or(4096);
     for column in Column::ALL.into_iter().filter(|column| has(column.name())) {
         let params = Params {
@@ -23,7 +32,11 @@ fn main() {
             watermark_scale: value("mark=").unwrap_or(1000) as u32,
             time_scale: value("time=").unwrap_or(1000) as u32,
             filler: !has("nofiller"),
-            schedule: if has("held") { Schedule::Held } else { Schedule::Cycle },
+            schedule: if has("held") {
+                Schedule::Held
+            } else {
+                Schedule::Cycle
+            },
             ..Params::new(column, profile)
         };
         let start = std::time::Instant::now();
@@ -31,17 +44,46 @@ fn main() {
             Ok(mut report) => {
                 let _ = report.set_attainable(&run_twin(&params));
                 let ms = start.elapsed().as_millis();
-                println!("{} seed {} in {ms} ms: errors {} device {} checked {} messages/moved {}/{} moved {} huge {}",
-                    report.name, params.seed, report.content_errors, report.device_errors, report.pages_checked, report.host_messages,
-                    report.balloon_frames_moved, report.pages_moved, report.huge_pages);
+                println!(
+                    "{} seed {} in {ms} ms: errors {} device {} checked {} messages/moved {}/{} moved {} huge {}",
+                    report.name,
+                    params.seed,
+                    report.content_errors,
+                    report.device_errors,
+                    report.pages_checked,
+                    report.host_messages,
+                    report.balloon_frames_moved,
+                    report.pages_moved,
+                    report.huge_pages
+                );
                 for p in &report.passes {
                     println!(
                         "  {:10} {:4}/{:4} of {:4} {:5}% {:5}% bal {}/{} anon {} kern {} fill {} hyb {}->{} free/comp/recl {}/{}/{} fail {:?} moved {}+{} cost {:?}",
-                        p.name, p.allocated, p.asked, p.attainable, p.percent_asked, p.percent_attainable, p.balloon_mean_mib,
-                        p.balloon_target_mean_mib, p.load_anonymous_mib, p.load_kernel_mib, p.filler_mib, p.before.hybrid_blocks, p.hybrid_blocks,
-                        p.got_free, p.got_compaction, p.got_reclaim, p.failed, p.moved_direct, p.moved_background, p.attempt_cost_ns
+                        p.name,
+                        p.allocated,
+                        p.asked,
+                        p.attainable,
+                        p.percent_asked,
+                        p.percent_attainable,
+                        p.balloon_mean_mib,
+                        p.balloon_target_mean_mib,
+                        p.load_anonymous_mib,
+                        p.load_kernel_mib,
+                        p.filler_mib,
+                        p.before.hybrid_blocks,
+                        p.hybrid_blocks,
+                        p.got_free,
+                        p.got_compaction,
+                        p.got_reclaim,
+                        p.failed,
+                        p.moved_direct,
+                        p.moved_background,
+                        p.attempt_cost_ns
                     );
-                    println!("      before {:?} free {} after {:?} free {}", p.before.census, p.before.free_frames, p.after.census, p.after.free_frames);
+                    println!(
+                        "      before {:?} free {} after {:?} free {}",
+                        p.before.census, p.before.free_frames, p.after.census, p.after.free_frames
+                    );
                 }
                 if has("vm") {
                     for (name, count) in &report.vmstat.0 {

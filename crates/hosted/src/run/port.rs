@@ -36,8 +36,20 @@ pub(crate) struct BalloonPort<'a> {
 
 impl<'a> BalloonPort<'a> {
     /// The balloon of `driver` and `host`, at its fullest with `full` frames.
-    pub(crate) fn new(driver: &'a Driver<'a>, host: &'a HostBalloon, ram: &'a GuestRam, full: u64) -> Self {
-        Self { driver, host, ram, full, largest: AtomicU64::new(0), resident_full: OnceLock::new() }
+    pub(crate) fn new(
+        driver: &'a Driver<'a>,
+        host: &'a HostBalloon,
+        ram: &'a GuestRam,
+        full: u64,
+    ) -> Self {
+        Self {
+            driver,
+            host,
+            ram,
+            full,
+            largest: AtomicU64::new(0),
+            resident_full: OnceLock::new(),
+        }
     }
 
     /// Most frames that it ever held after a step.
