@@ -23,7 +23,7 @@ Usage: cargo xtask <chore>
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
                           3), into DIR (default target/experiment); what is there already is not run again
-  pitfalls                checks that each test that docs/pitfalls.md names exists, and prints those it does not name";
+  pitfalls [--write]      checks that docs/pitfalls.md names each test called pitfall_NN_… and no others; --write mends it";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -35,7 +35,8 @@ fn main() -> ExitCode {
         ["soak"] => soak("60"),
         ["soak", "--seconds", seconds] => soak(seconds),
         ["experiment", rest @ ..] => experiment::run(rest),
-        ["pitfalls"] => pitfalls::check(true),
+        ["pitfalls"] => pitfalls::check(),
+        ["pitfalls", "--write"] => pitfalls::write(),
         ["-h" | "--help" | "help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

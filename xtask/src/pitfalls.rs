@@ -1,109 +1,191 @@
 //! `docs/pitfalls.md` maps known pitfalls to tests; a name in it that no test has would be an empty promise.
+//!
+//! The table has a row for each number that a test is called after (`pitfall_NN_…`): the number, the mistake in words, the
+//! tests with their files. Words are written by hand, the tests by `cargo xtask pitfalls --write`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use crate::step::root;
 
-/// Demands that each test named in the table exists and each test named `pitfall_…` stands in it.
+/// What stands for words that nobody has written yet.
+const UNDESCRIBED: &str = "(to be described)";
+
+/// Demands that the table has each test that exists and no other, and words for each number.
 ///
 /// # Errors
 ///
-/// Lists what is missing on either side.
-pub fn check(print: bool) -> Result<(), String> {
-    let table = root().join("docs/pitfalls.md");
-    let text = fs::read_to_string(&table)
-        .map_err(|error| format!("cannot read {}: {error}", table.display()))?;
-    let named = names(&text, "`", "`");
-    let existing = existing()?;
-    let missing: Vec<&str> = named
-        .iter()
-        .filter(|name| name.starts_with("pitfall_") && !existing.contains_key(*name))
-        .map(String::as_str)
-        .collect();
-    let forgotten: Vec<String> = existing
-        .iter()
-        .filter(|(name, _)| !named.contains(*name))
-        .map(|(name, path)| format!("{name} ({})", path.display()))
-        .collect();
-    if print {
-        for (name, path) in &existing {
-            println!("{name} {}", path.display());
-        }
+/// What differs, and how to mend it.
+pub fn check() -> Result<(), String> {
+    let (text, tests) = (read(&table())?, existing()?);
+    if text.contains(UNDESCRIBED) {
+        return Err(format!("docs/pitfalls.md: a pitfall is {UNDESCRIBED}"));
     }
-    match (missing.is_empty(), forgotten.is_empty()) {
-        (true, true) => {
-            println!(
-                "{} tests of pitfalls, all in docs/pitfalls.md",
-                existing.len()
-            );
-            Ok(())
-        }
-        _ => Err(format!(
-            "docs/pitfalls.md names tests that do not exist: [{}]; and does not name: [{}]",
-            missing.join(", "),
-            forgotten.join(", ")
-        )),
+    let mended = mend(&text, &tests);
+    if text == mended {
+        let count: usize = tests.values().map(Vec::len).sum();
+        println!(
+            "{count} tests of {} pitfalls, all in docs/pitfalls.md",
+            tests.len()
+        );
+        return Ok(());
     }
+    let differing = |from: &str, to: &str| {
+        let lines: Vec<String> = to.lines().map(str::to_string).collect();
+        let missing = from
+            .lines()
+            .filter(|line| !lines.iter().any(|known| known == line));
+        missing
+            .map(|line| format!("  {line}\n"))
+            .collect::<String>()
+    };
+    Err(format!(
+        "docs/pitfalls.md does not name the tests that there are (`cargo xtask pitfalls --write` mends it); it has\n{}\
+         and should have\n{}",
+        differing(&text, &mended),
+        differing(&mended, &text)
+    ))
 }
 
-/// Names of all test functions that begin with `pitfall_`, with their files.
-fn existing() -> Result<BTreeMap<String, PathBuf>, String> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![root().join("crates"), root().join("xtask")];
+/// Writes the tests that there are into the table.
+///
+/// # Errors
+///
+/// A file that cannot be read or written.
+pub fn write() -> Result<(), String> {
+    let mended = mend(&read(&table())?, &existing()?);
+    fs::write(table(), &mended)
+        .map_err(|error| format!("cannot write docs/pitfalls.md: {error}"))?;
+    if mended.contains(UNDESCRIBED) {
+        println!("docs/pitfalls.md: now replace each {UNDESCRIBED}");
+    }
+    Ok(())
+}
+
+fn table() -> PathBuf {
+    root().join("docs/pitfalls.md")
+}
+
+/// The text with the rows of its table made anew; everything else and the words stay.
+fn mend(text: &str, tests: &Tests) -> String {
+    let mut words = BTreeMap::new();
+    let mut before = Vec::new();
+    let mut after = Vec::new();
+    for line in text.lines() {
+        match row(line) {
+            Some((number, description)) => {
+                words.insert(number, description.to_string());
+            }
+            None if words.is_empty() => before.push(line.to_string()),
+            None => after.push(line.to_string()),
+        }
+    }
+    let rows = tests.iter().map(|(number, tests)| {
+        let words = words.get(number).map_or(UNDESCRIBED, String::as_str);
+        let tests: Vec<String> = tests
+            .iter()
+            .map(|(name, path)| format!("`{name}` ({})", path.display()))
+            .collect();
+        format!("| {number} | {words} | {} |", tests.join("<br>"))
+    });
+    let lines: Vec<String> = before.into_iter().chain(rows).chain(after).collect();
+    lines.join("\n") + "\n"
+}
+
+/// Number and words of a row of the table.
+fn row(line: &str) -> Option<(u32, &str)> {
+    let mut cells = line.strip_prefix("| ")?.split(" | ");
+    let number = cells.next()?.parse().ok()?;
+    Some((number, cells.next()?))
+}
+
+/// Names of tests and their files, by number of pitfall.
+type Tests = BTreeMap<u32, Vec<(String, PathBuf)>>;
+
+/// All test functions that are called `pitfall_NN_…`.
+fn existing() -> Result<Tests, String> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join("crates")];
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder)
             .map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
-        for entry in entries.filter_map(Result::ok) {
-            let path = entry.path();
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let source = fs::read_to_string(&path)
-                    .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-                let short = path
-                    .strip_prefix(root())
-                    .map_or(path.as_path(), |short| short);
-                remember(&mut found, &source, short);
+                files.push(path);
             }
         }
+    }
+    files.sort();
+    let mut found = Tests::new();
+    for path in files {
+        let short = path.strip_prefix(root()).unwrap_or(&path);
+        remember(&mut found, &read(&path)?, short);
     }
     Ok(found)
 }
 
-fn remember(found: &mut BTreeMap<String, PathBuf>, source: &str, path: &Path) {
-    for name in names(source, "fn ", "(") {
-        if name.starts_with("pitfall_") {
-            found.insert(name, path.to_path_buf());
-        }
-    }
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// The identifiers in `text` that stand right after `before` and right before `after`.
-fn names(text: &str, before: &str, after: &str) -> BTreeSet<String> {
-    let identifier = |(at, _): (usize, &str)| {
-        let rest = &text[at + before.len()..];
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
-        (end > 0 && rest[end..].starts_with(after)).then(|| rest[..end].to_string())
-    };
-    text.match_indices(before).filter_map(identifier).collect()
+/// Adds the pitfall tests in `source`. A name may bear several numbers: `pitfall_02_12_…` stands for both.
+fn remember(found: &mut Tests, source: &str, path: &Path) {
+    for (at, start) in source.match_indices("fn pitfall_") {
+        let name: String = source[at + 3..]
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect();
+        if !source[at + 3 + name.len()..].starts_with('(') {
+            continue;
+        }
+        let numbers = name[start.len() - 3..]
+            .split('_')
+            .map_while(|part| part.parse().ok());
+        for number in numbers {
+            found
+                .entry(number)
+                .or_default()
+                .push((name.clone(), path.to_path_buf()));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn tests(source: &str) -> Tests {
+        let mut found = Tests::new();
+        remember(&mut found, source, Path::new("a.rs"));
+        found
+    }
+
     #[test]
-    fn names_are_found_between_marks() {
-        let source = "#[test]\nfn pitfall_01_a() {}\nfn  b() {} fn c<T>() {}";
+    fn tests_are_found_by_their_names() {
+        let found = tests("fn pitfall_01_a() {}\nfn other() {} fn pitfall_02_12_of_two(x: u8) {}");
+        let numbers: Vec<u32> = found.keys().copied().collect();
+        assert_eq!(numbers, [1, 2, 12]);
         assert_eq!(
-            names(source, "fn ", "("),
-            BTreeSet::from(["pitfall_01_a".into()])
+            found[&12],
+            [("pitfall_02_12_of_two".to_string(), PathBuf::from("a.rs"))]
         );
-        let table = "| 1 | text | `pitfall_01_a`, `pitfall_02_b` |";
-        assert!(names(table, "`", "`").contains("pitfall_02_b"));
+    }
+
+    #[test]
+    fn the_table_keeps_its_words_and_gets_its_tests() {
+        let text = "# Head\n\n| no. | the mistake | test |\n|---|---|---|\n| 1 | words | `gone` (b.rs) |\n\nFoot\n";
+        let mended = mend(text, &tests("fn pitfall_01_a() {} fn pitfall_03_b() {}"));
+        let expected = "# Head\n\n| no. | the mistake | test |\n|---|---|---|\n| 1 | words | `pitfall_01_a` (a.rs) |\n\
+                        | 3 | (to be described) | `pitfall_03_b` (a.rs) |\n\nFoot\n";
+        assert_eq!(mended, expected);
+        assert_eq!(
+            mend(&mended, &tests("fn pitfall_01_a() {} fn pitfall_03_b() {}")),
+            mended
+        );
     }
 }

@@ -25,7 +25,7 @@ pub fn run(quick: bool) -> Result<(), String> {
     let mut total = Totals::default();
     let mut note = |result: Result<(), String>| failures.extend(result.err());
     note(Step::new("format", &mut cargo(&["fmt", "--all", "--check"])).run());
-    note(timed("pitfalls", || pitfalls::check(false)));
+    note(timed("pitfalls", pitfalls::check));
     note(timed("no_std", no_std::check));
     let clippy = [
         "clippy",
