@@ -1,6 +1,6 @@
 //! Random memory layouts: unaligned ends, holes, reserved frames, zones interleaved by whole blocks.
 
-use std::ops::Range;
+use std::{iter::once, ops::Range};
 
 use dirigible_frames::{
     BLOCK_SHIFT, Config, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Pfn, Placement, Watermarks,
@@ -39,9 +39,9 @@ impl Shape {
     fn ranges(&self) -> Vec<Range<u64>> {
         const END: u64 = FRAMES_PER_BLOCK as u64;
         match *self {
-            Self::All => vec![0..END],
-            Self::From(start) => vec![start..END],
-            Self::To(end) => vec![0..end],
+            Self::All => once(0..END).collect(),
+            Self::From(start) => once(start..END).collect(),
+            Self::To(end) => once(0..end).collect(),
             Self::Split(end, start) => vec![0..end, start..END],
         }
     }
