@@ -169,25 +169,6 @@ fn threads_run_the_same_load_in_real_time() {
     }
 }
 
-/// The whole claim: 60 s of load on two threads. `cargo test -- --ignored` runs it.
-#[test]
-#[ignore = "takes two minutes"]
-fn threads_run_for_a_minute_without_a_content_error() {
-    for column in [Column::Movable, Column::Steered] {
-        let params = Params {
-            threads: 2,
-            time_scale: 100,
-            memory: 512 << 20,
-            balloon: 128 << 20,
-            step: 32 << 20,
-            ..Params::new(column, Profile::Paper)
-        };
-        let report = run(&params);
-        assert_eq!((report.content_errors, report.device_errors), (0, 0));
-        assert!(report.elapsed_ms > 60_000, "{}", report.elapsed_ms);
-    }
-}
-
 #[test]
 fn bad_parameters_are_refused() {
     let good = small(Column::Steered, Profile::Paper);
