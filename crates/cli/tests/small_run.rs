@@ -6,8 +6,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 
 /// A guest of a few blocks and a schedule of seconds.
-const SMALL: &str =
-    "stress-highalloc --memory 128M --step 8M --profile quick --time-scale 0.2";
+const SMALL: &str = "stress-highalloc --memory 128M --step 8M --profile quick --time-scale 0.2";
 
 fn run(flags: &str) -> (String, String) {
     let mut command = Command::cargo_bin("dirigible").expect("the command is built");
