@@ -113,7 +113,7 @@ pub enum Fault {
         /// How many.
         frames: u64,
     },
-    /// Frames are still out; see [`Held`](crate::Held).
+    /// Frames are still out; see [`Held`].
     #[error(
         "the balloon still holds {listed} frames, {isolated} isolated, {with_host} in requests"
     )]
