@@ -2,11 +2,7 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn,
-    alloc::owned,
-    cpu::{BATCH, NO_BLOCK},
-    free::class_of,
-    huge::huge,
-    sync::Ordering,
+    alloc::owned, cpu::BATCH, free::class_of, huge::huge, sync::Ordering,
 };
 
 /// The right to empty one block. It must go back by [`FrameAllocator::unisolate_block`] or one of its siblings; a dropped
@@ -49,7 +45,7 @@ impl FrameAllocator<'_> {
         }
         // Before the ledger and the locks: see `in_isolated_block`, which pairs by the CPU's lock.
         self.isolated_blocks.fetch_add(1, Ordering::AcqRel);
-        let changed = self.change(block, |ledger| {
+        let changed = self.change(block, None, |ledger| {
             (ledger.state() == BlockState::Open).then(|| ledger.with_state(BlockState::Isolated))
         });
         match changed {
@@ -66,14 +62,14 @@ impl FrameAllocator<'_> {
             let guard = slot.lock();
             for migratetype in Migratetype::ALL {
                 if guard.reserved(migratetype) == block.index() as u32 + 1 {
-                    guard.set_reserved(migratetype, NO_BLOCK);
+                    self.unreserve(&guard, migratetype);
                 }
                 let mut batch = [0u32; BATCH];
                 loop {
                     let count = guard.extract(migratetype, &mut batch, |frame| {
                         Self::block_of_index(frame) == block
                     });
-                    self.uncache(&batch[..count], class_of(migratetype));
+                    self.uncache(&batch[..count], class_of(migratetype), &guard);
                     if count < BATCH {
                         break;
                     }
@@ -94,7 +90,7 @@ impl FrameAllocator<'_> {
     }
 
     fn open(&self, block: BlockId, migratetype: Option<Migratetype>) {
-        let opened = self.change(block, |ledger| {
+        let opened = self.change(block, None, |ledger| {
             let ledger = ledger.with_state(BlockState::Open);
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
         });
@@ -115,16 +111,16 @@ impl FrameAllocator<'_> {
         class: FrameClass,
     ) -> Result<Pfn, IsolatedBlock> {
         let block = isolated.0;
-        let taken = self.change(block, |ledger| {
+        let taken = self.change(block, None, |ledger| {
             (ledger.free() as usize == FRAMES_PER_BLOCK).then(|| huge(ledger, class))
         });
         if taken.is_err() {
             return Err(isolated);
         }
-        self.clear_field(block);
         self.isolated_blocks.fetch_sub(1, Ordering::AcqRel);
         let head = self.block_start(block);
-        self.descriptors[block.index() * FRAMES_PER_BLOCK].store(owned(class, crate::Order::HUGE));
+        self.descriptor_at((block.index() * FRAMES_PER_BLOCK) as u32)
+            .store(owned(class, crate::Order::HUGE));
         Ok(head)
     }
 }

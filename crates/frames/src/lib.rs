@@ -48,6 +48,7 @@
 #[cfg(any(test, shuttle))]
 extern crate std;
 
+mod account;
 mod alloc;
 mod allocator;
 mod bits;
