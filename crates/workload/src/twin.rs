@@ -2,13 +2,8 @@
 //!
 //! Frames have no places in it, so nothing is ever fragmented. What it gets is what memory's totals allow: the one reference
 //! against which every column is measured. An attempt succeeds iff what remains of managed memory without the blocks held
-//! already, the whole blocks that kernel memory needed at its peak, the movable memory that cannot be dropped, the balloon's
+//! already, the whole blocks that kernel memory needs at its peak, the movable memory that cannot be dropped, the balloon's
 //! target and the min watermark is one block or more. The filler can be dropped whole, so it does not appear.
-//!
-//! The load's requests are answered from the same account. What the kernel's blocks have free serves kernel requests and
-//! nobody else, as nothing else can be put there without spoiling a block; a kernel request that they have no room for
-//! takes one more whole block. So kernel memory does not starve when movable memory ends, and jobs run on until their own
-//! memory ends.
 
 use alloc::{string::ToString, vec::Vec};
 use core::ops::Range;
@@ -74,32 +69,25 @@ struct Totals {
 }
 
 impl Totals {
-    /// Frames of the whole blocks that kernel memory has needed at its peak: nobody else can use what is free in them.
-    fn kernel_blocks(&self) -> u64 {
-        self.kernel_peak.next_multiple_of(BLOCK)
-    }
-
-    /// Frames that are left for everybody.
+    /// Frames that a request of single frames may take.
     fn spare(&self) -> u64 {
-        let used =
-            self.blocks * BLOCK + self.kernel_blocks() + self.anonymous + self.target + self.min;
+        let used = self.blocks * BLOCK + self.kernel + self.anonymous + self.target + self.min;
         self.managed.saturating_sub(used)
     }
 
     /// Whether an attempt succeeds.
     fn block_spare(&self) -> bool {
-        self.spare() >= BLOCK
+        let kernel = self.kernel_peak.next_multiple_of(BLOCK);
+        let used = self.blocks * BLOCK + kernel + self.anonymous + self.target + self.min;
+        self.managed >= used + BLOCK
     }
 
-    /// Kernel memory comes from its own blocks while these have room, and takes another whole one when they have not.
     fn take_kernel(&mut self, frames: u64) -> Result<(), NoMemory> {
-        let peak = self.kernel_peak.max(self.kernel + frames);
-        let claimed = peak.next_multiple_of(BLOCK) - self.kernel_blocks();
-        if claimed > self.spare() {
+        if self.spare() < frames {
             return Err(NoMemory);
         }
         self.kernel += frames;
-        self.kernel_peak = peak;
+        self.kernel_peak = self.kernel_peak.max(self.kernel);
         Ok(())
     }
 
@@ -231,14 +219,11 @@ impl LoadMemory for Counts {
         } else {
             1
         };
-        if totals.spare() < pages {
+        if totals.spare() < tables + pages {
             return Err(NoMemory);
         }
+        totals.take_kernel(tables)?;
         totals.anonymous += pages;
-        if totals.take_kernel(tables).is_err() {
-            totals.anonymous -= pages;
-            return Err(NoMemory);
-        }
         if let Some(counts) = totals.space(space) {
             counts.add(page..page + pages);
         }
@@ -389,27 +374,6 @@ mod tests {
     }
 
     #[test]
-    fn kernel_memory_has_its_own_blocks_to_itself() {
-        let counts = counts();
-        let request = KernelRequest {
-            reclaimable: false,
-            order: Order::BASE,
-        };
-        let first = counts.kernel_alloc(request).unwrap();
-        // All but the kernel's block and 511 frames; no second block can be claimed.
-        counts.set_balloon_target(15_872 - 32 - 512 - 511);
-        for _ in 1..512 {
-            counts.kernel_alloc(request).unwrap();
-        }
-        assert_eq!(counts.kernel_alloc(request), Err(NoMemory));
-        counts.kernel_free(first, Check::Whole);
-        assert_eq!(
-            counts.kernel_alloc(request).map(|memory| memory.request),
-            Ok(request)
-        );
-    }
-
-    #[test]
     fn pages_tables_and_blocks_go_and_come_back() {
         let counts = counts();
         let space = counts.create_space().unwrap();
@@ -436,8 +400,8 @@ mod tests {
     #[test]
     fn a_request_that_finds_no_memory_by_totals_is_refused_and_changes_nothing() {
         let counts = counts();
+        counts.set_balloon_target(15_872 - 32 - 3);
         let space = counts.create_space().unwrap();
-        counts.set_balloon_target(15_872 - 32 - 512);
         assert_eq!(counts.fault(space, 512, false), Err(NoMemory));
         assert_eq!(counts.totals.lock().kernel, 1);
         counts.set_balloon_target(0);
