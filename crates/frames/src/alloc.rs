@@ -2,13 +2,13 @@
 
 use crate::{
     AllocError, AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, Fallback,
-    FrameAllocator, FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, Placement,
+    FrameAllocator, FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, Placement, Watermark,
     allocator::{kind, room_class},
     bits::{has_run, take_run},
     counters::add_locked,
     cpu::{BATCH, CpuGuard, NO_BLOCK},
     descriptor::Word,
-    index::{CLASSES, Place},
+    index::CLASSES,
     metadata::KINDS,
     sync::spin_hint,
     zone::Zone,
@@ -59,11 +59,17 @@ impl FrameAllocator<'_> {
     pub fn alloc(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
         if request.order == Order::BASE && request.class != FrameClass::Balloon {
             let guard = self.cpu(cpu).lock();
-            if let Some(frame) = self.pop_owned(&guard, request.class) {
+            if let Some(frame) = guard.pop(request.class.migratetype()) {
+                self.descriptors[frame as usize].store(owned(request.class, Order::BASE));
+                add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
                 return Ok(self.pfn(frame));
             }
-            return self.alloc_missed(cpu, guard, request);
         }
+        self.alloc_slow(cpu, request)
+    }
+
+    #[cold]
+    fn alloc_slow(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
         self.alloc_uncached(cpu, request).or_else(|_| {
             // What lies in caches is free memory too, and its blocks may be whole without it.
             self.drain_cpu_caches();
@@ -71,48 +77,20 @@ impl FrameAllocator<'_> {
         })
     }
 
-    /// The newest frame of the cache becomes the caller's.
-    #[inline]
-    fn pop_owned(&self, guard: &CpuGuard<'_>, class: FrameClass) -> Option<u32> {
-        let frame = guard.pop(class.migratetype())?;
-        self.descriptor_at(frame).store(owned(class, Order::BASE));
-        add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
-        Some(frame)
-    }
-
-    #[inline(never)]
-    fn alloc_missed(
-        &self,
-        cpu: CpuId,
-        guard: CpuGuard<'_>,
-        request: AllocRequest,
-    ) -> Result<Pfn, AllocError> {
-        if let Ok(frame) = self.refill(cpu, &guard, request) {
-            return Ok(self.pfn(frame));
-        }
-        drop(guard);
-        self.drain_cpu_caches();
-        let guard = self.cpu(cpu).lock();
-        let frame = match self.pop_owned(&guard, request.class) {
-            Some(frame) => frame,
-            None => self.refill(cpu, &guard, request)?,
-        };
-        Ok(self.pfn(frame))
-    }
-
     fn alloc_uncached(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
-        let first = match request.order {
-            Order::BASE => {
+        let frames = match request.order {
+            Order::BASE if request.class == FrameClass::Balloon => {
                 let mut one = [0];
                 self.gather(cpu, None, request, &mut one)?;
                 self.hand_out(&one, request.class);
                 one[0]
             }
+            Order::BASE => return self.refill(cpu, request).map(|frame| self.pfn(frame)),
             order if order < Order::HUGE => self.alloc_run(cpu, request)?,
             _ => return self.alloc_blocks(cpu, request),
         };
         self.count_frames(cpu, Event::PgAlloc, request.order.frames());
-        Ok(self.pfn(first))
+        Ok(self.pfn(frames))
     }
 
     /// Takes up to `out.len()` single frames of `request` (its order is ignored); gives how many.
@@ -135,33 +113,34 @@ impl FrameAllocator<'_> {
     /// Makes frames that were just taken from their blocks the caller's.
     pub(crate) fn hand_out(&self, frames: &[u32], class: FrameClass) {
         for frame in frames {
-            self.descriptor_at(*frame).store(owned(class, Order::BASE));
+            self.descriptors[*frame as usize].store(owned(class, Order::BASE));
         }
     }
 
-    /// Fills the CPU's empty cache with a word's worth of frames and hands one out.
+    /// Fills the CPU's cache with a word's worth of frames and hands one out.
     ///
     /// The lock is held from the taking to the caching: an isolator that comes between waits for it, and finds them.
-    fn refill(
-        &self,
-        cpu: CpuId,
-        guard: &CpuGuard<'_>,
-        request: AllocRequest,
-    ) -> Result<u32, AllocError> {
+    fn refill(&self, cpu: CpuId, request: AllocRequest) -> Result<u32, AllocError> {
+        let guard = self.cpu(cpu).lock();
+        // Another caller on the same CPU may have filled it since the first look; a second refill could overflow it.
+        if let Some(frame) = guard.pop(request.class.migratetype()) {
+            self.descriptors[frame as usize].store(owned(request.class, Order::BASE));
+            add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
+            return Ok(frame);
+        }
         let mut frames = [0u32; BATCH];
-        let count = self.gather(cpu, Some(guard), request, &mut frames)?;
+        let count = self.gather(cpu, Some(&guard), request, &mut frames)?;
         let cached = Word::new()
             .with_state(FrameState::Cached)
             .with_class(request.class);
         let migratetype = request.class.migratetype();
         // Backwards, so that the lowest frame goes out first.
         for &frame in frames[1..count].iter().rev() {
-            self.descriptor_at(frame).store(cached);
+            self.descriptors[frame as usize].store(cached);
             let room = guard.push(migratetype, frame);
             debug_assert!(room, "only an empty cache is refilled");
         }
-        self.descriptor_at(frames[0])
-            .store(owned(request.class, Order::BASE));
+        self.descriptors[frames[0] as usize].store(owned(request.class, Order::BASE));
         add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
         Ok(frames[0])
     }
@@ -176,7 +155,8 @@ impl FrameAllocator<'_> {
     ) -> Result<usize, AllocError> {
         let mut error = AllocError::BelowWatermark;
         for zone_number in (0..self.zones().count()).rev() {
-            let booked = self.book(zone_number, guard, out.len(), request.watermark);
+            let zone = &self.zones[zone_number];
+            let booked = zone.book(out.len(), mark(zone, request.watermark));
             if booked == 0 {
                 continue;
             }
@@ -188,12 +168,8 @@ impl FrameAllocator<'_> {
                 order: Order::BASE,
             };
             let out = &mut out[..booked];
-            let taken = self
-                .settled(zone_number, || take.base(guard, out))
-                .unwrap_or(0);
-            if taken < booked {
-                self.pay_in(zone_number, guard, (booked - taken) as i64);
-            }
+            let taken = self.settled(zone, || take.base(guard, out)).unwrap_or(0);
+            zone.add_free((booked - taken) as i64);
             if taken > 0 {
                 return Ok(taken);
             }
@@ -206,7 +182,8 @@ impl FrameAllocator<'_> {
         let frames = request.order.frames();
         let mut error = AllocError::BelowWatermark;
         for zone_number in (0..self.zones().count()).rev() {
-            let booked = self.book(zone_number, None, frames, request.watermark);
+            let zone = &self.zones[zone_number];
+            let booked = zone.book(frames, mark(zone, request.watermark));
             if booked == frames {
                 let mut take = Take {
                     allocator: self,
@@ -215,34 +192,30 @@ impl FrameAllocator<'_> {
                     request,
                     order: request.order,
                 };
-                if let Some(first) = self.settled(zone_number, || take.run()) {
+                if let Some(first) = self.settled(zone, || take.run()) {
                     let head = owned(request.class, request.order);
-                    self.descriptor_at(first).store(head);
+                    self.descriptors[first as usize].store(head);
                     let tail = head.with_state(FrameState::Tail).with_order(0);
                     for frame in first + 1..first + frames as u32 {
-                        self.descriptor_at(frame).store(tail);
+                        self.descriptors[frame as usize].store(tail);
                     }
                     return Ok(first);
                 }
                 error = AllocError::Fragmented;
             }
-            self.pay_in(zone_number, None, booked as i64);
+            zone.add_free(booked as i64);
         }
         Err(error)
     }
 
     /// Looks again while `look` finds nothing and blocks of the zone changed their place in the index meanwhile: one that moves
     /// can be missed although it has room all the time.
-    pub(crate) fn settled<R>(&self, zone: usize, mut look: impl FnMut() -> Option<R>) -> Option<R> {
-        // Mostly it finds something, and need not ask all CPUs first.
-        if let Some(found) = look() {
-            return Some(found);
-        }
+    pub(crate) fn settled<R>(&self, zone: &Zone, mut look: impl FnMut() -> Option<R>) -> Option<R> {
         for _ in 0..TRIES {
-            let ended = self.moves_ended(zone);
+            let ended = zone.moves_ended();
             let found = look();
             // Equal only if every move that was begun by now had ended before the look.
-            if found.is_some() || self.moves_begun(zone) == ended {
+            if found.is_some() || zone.moves_begun() == ended {
                 return found;
             }
             spin_hint();
@@ -257,65 +230,45 @@ impl FrameAllocator<'_> {
         search: &Search,
         mut visit: impl FnMut(BlockId) -> Option<R>,
     ) -> Option<R> {
-        let least = room_class(search.room as u16);
-        let category = |kind: usize| zone_number * KINDS + kind;
-        let mut visit = |kind, class, block| {
+        let mut visit = |block| {
             let found = visit(block);
             if found.is_none() {
-                self.refile(block, Place::new(category(kind), class));
+                self.refile(block);
             }
             found
         };
+        let least = room_class(search.room as u16);
+        let category = |kind: usize| zone_number * KINDS + kind;
         let blocks = |kind, class, start| self.by_room.blocks(category(kind), class, start);
         match search.order {
             SearchOrder::Fullest => search.kinds.iter().find_map(|&kind| {
-                (least..CLASSES).find_map(|class| {
-                    blocks(kind, class, 0).find_map(|block| visit(kind, class, block))
-                })
+                (least..CLASSES).find_map(|class| blocks(kind, class, 0).find_map(&mut visit))
             }),
             SearchOrder::Emptiest => (least..CLASSES).rev().find_map(|class| {
-                search.kinds.iter().find_map(|&kind| {
-                    blocks(kind, class, 0).find_map(|block| visit(kind, class, block))
-                })
+                search
+                    .kinds
+                    .iter()
+                    .find_map(|&kind| blocks(kind, class, 0).find_map(&mut visit))
             }),
             SearchOrder::Lowest => {
                 let mut start = 0;
                 loop {
-                    let lowest = |kind| {
-                        (least..CLASSES).filter_map(move |class| {
-                            let block = blocks(kind, class, start).next()?;
-                            Some((block, kind, class))
+                    let lowest = search
+                        .kinds
+                        .iter()
+                        .flat_map(|&kind| {
+                            (least..CLASSES).filter_map(move |class| {
+                                self.by_room.blocks(category(kind), class, start).next()
+                            })
                         })
-                    };
-                    let (block, kind, class) =
-                        search.kinds.iter().copied().flat_map(lowest).min()?;
-                    if let Some(found) = visit(kind, class, block) {
+                        .min()?;
+                    if let Some(found) = visit(lowest) {
                         return Some(found);
                     }
-                    start = block.index() + 1;
+                    start = lowest.index() + 1;
                 }
             }
         }
-    }
-
-    /// Calls `visit` with wholly free blocks, ascending from block `from` and then from the first, until it gives something.
-    pub(crate) fn search_whole<R>(
-        &self,
-        zone_number: usize,
-        from: usize,
-        mut visit: impl FnMut(BlockId) -> Option<R>,
-    ) -> Option<R> {
-        let category = zone_number * KINDS + kind::WHOLE;
-        let mut blocks = |from| {
-            self.by_room.blocks(category, 0, from).find_map(|block| {
-                let found = visit(block);
-                if found.is_none() {
-                    self.refile(block, Place::new(category, 0));
-                }
-                found
-            })
-        };
-        blocks(from).or_else(|| if from > 0 { blocks(0) } else { None })
     }
 
     /// The order in which movable requests look at blocks.
@@ -332,6 +285,16 @@ pub(crate) fn owned(class: FrameClass, order: Order) -> Word {
         .with_state(FrameState::Owned)
         .with_class(class)
         .with_order(order.get())
+}
+
+pub(crate) fn mark(zone: &Zone, watermark: Watermark) -> u64 {
+    let marks = zone.marks();
+    match watermark {
+        Watermark::None => 0,
+        Watermark::Min => marks.min,
+        Watermark::Low => marks.low,
+        Watermark::High => marks.high,
+    }
 }
 
 /// One request in one zone.
@@ -367,7 +330,7 @@ impl Take<'_, '_> {
         let (allocator, class) = (self.allocator, self.request.class);
         let mine = class.migratetype();
         let take = |block, usable: &dyn Fn(Ledger) -> bool, retype, out: &mut [u32]| {
-            let count = allocator.take_from(block, guard, class, retype, usable, out);
+            let count = allocator.take_from(block, class, out.len(), retype, usable, out);
             (count > 0).then_some((block, count))
         };
         let of_type = move |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == mine;
@@ -379,27 +342,18 @@ impl Take<'_, '_> {
                 if let Some((_, count)) = here.then(|| take(block, &of_type, None, out)).flatten() {
                     return Some(count);
                 }
-                allocator.unreserve(guard, mine);
+                guard.set_reserved(mine, NO_BLOCK);
             }
         }
         let reserve = |block: BlockId| {
             if let Some(guard) = guard {
-                allocator.reserve(guard, mine, block);
+                guard.set_reserved(mine, block.index() as u32 + 1);
             }
         };
         let own = self.own_search(mine);
-        // Movable requests look last at a block from which another CPU refills: two in one would pass its cache lines to and fro.
-        // Immovable ones rather share than claim another block.
-        let spread = guard.is_some() && mine == Migratetype::Movable;
-        let find = |shared: bool, out: &mut [u32]| {
-            allocator.search(self.zone_number, &own, |block| {
-                if !shared && allocator.is_in_use(block) {
-                    return None;
-                }
-                take(block, &of_type, None, out)
-            })
-        };
-        let mut found = find(!spread, out);
+        let mut found = allocator.search(self.zone_number, &own, |block| {
+            take(block, &of_type, None, out)
+        });
         if let (None, Some(other)) = (&found, self.sharing()) {
             let usable = |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == other;
             let shared = allocator.search(self.zone_number, &self.own_search(other), |block| {
@@ -412,9 +366,6 @@ impl Take<'_, '_> {
         }
         if found.is_none() && self.may_claim() {
             found = self.whole(|block| take(block, &|ledger| ledger.is_whole(), Some(mine), out));
-        }
-        if found.is_none() && spread {
-            found = find(true, out);
         }
         if let Some((block, count)) = found {
             reserve(block);
@@ -484,7 +435,7 @@ impl Take<'_, '_> {
             return None;
         }
         allocator
-            .change(block, None, |ledger| {
+            .change(block, |ledger| {
                 let fits =
                     ledger.state() == BlockState::Open && ledger.free() >= count && usable(ledger);
                 let ledger = fits.then(|| ledger.taken(class, count))?;
@@ -493,7 +444,7 @@ impl Take<'_, '_> {
             .ok()?;
         let Some(at) = take_run(field, self.order.get()) else {
             // Another CPU took the run between the look and the ledger. Our share goes back; the booking stays the caller's.
-            let _ = allocator.change(block, None, |ledger| Some(ledger.given(class, count)));
+            let _ = allocator.change(block, |ledger| Some(ledger.given(class, count)));
             return None;
         };
         Some((block.index() * FRAMES_PER_BLOCK) as u32 + at)
@@ -514,21 +465,19 @@ impl Take<'_, '_> {
         let spares = self.request.class.is_movable() && !self.request.break_reserve;
         let reserve = i64::from(self.zone().reserve);
         // The sum comes after the ledger, so where nothing is kept the search alone decides.
-        !spares || reserve == 0 || self.allocator.whole_in(self.zone_number) > reserve
+        !spares || reserve == 0 || self.zone().whole() > reserve
     }
 
     fn whole<R>(&self, visit: impl FnMut(BlockId) -> Option<R>) -> Option<R> {
-        let allocator = self.allocator;
-        // Kernel memory is kept together: lowest first.
-        let from = match self.request.class.migratetype() {
-            Migratetype::Movable => allocator.cpu(self.cpu).home(self.zone_number),
-            _ => 0,
+        let search = Search {
+            kinds: &[kind::WHOLE],
+            order: SearchOrder::Lowest,
+            room: 0,
         };
         let reserve = i64::from(self.zone().reserve);
-        let breaks = self.request.class.is_movable()
-            && reserve > 0
-            && allocator.whole_in(self.zone_number) <= reserve;
-        let found = allocator.search_whole(self.zone_number, from, visit);
+        let breaks =
+            self.request.class.is_movable() && reserve > 0 && self.zone().whole() <= reserve;
+        let found = self.allocator.search(self.zone_number, &search, visit);
         if found.is_some() {
             self.count(Event::BlockClaimed);
             if breaks {

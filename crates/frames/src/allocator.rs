@@ -6,10 +6,10 @@ use crate::{
     bits::take_bits,
     config::MAX_ZONES,
     counters::Events,
-    cpu::{CpuGuard, CpuSlot},
+    cpu::CpuSlot,
     descriptor::{Descriptor, Word},
     index::{ClassIndex, Place},
-    metadata::{DESCRIPTORS_PER_BLOCK, Field, IndexTables, KINDS, Metadata, Sizes, WORDS},
+    metadata::{Field, IndexTables, KINDS, Metadata, Sizes, WORDS},
     sync::{AtomicU32, Ordering},
     zone::Zone,
 };
@@ -22,11 +22,11 @@ use crate::{
 pub struct FrameAllocator<'m> {
     base: Pfn,
     blocks: usize,
-    descriptors: &'m [Descriptor],
+    pub(crate) descriptors: &'m [Descriptor],
     pub(crate) fields: &'m [Field],
     pub(crate) cpus: &'m [CpuSlot],
     ledgers: &'m [crate::sync::AtomicU64],
-    pub(crate) info: &'m [AtomicU32],
+    info: &'m [AtomicU32],
     pub(crate) by_room: ClassIndex<'m>,
     pub(crate) by_cost: ClassIndex<'m>,
     pub(crate) by_heal: ClassIndex<'m>,
@@ -104,7 +104,7 @@ impl<'m> FrameAllocator<'m> {
         let (base, blocks) = config.span()?;
         let sizes = Self::sizes(config, blocks);
         let tables = Metadata::carve(sizes, metadata)?;
-        let index = |t: IndexTables<'m>| ClassIndex::new(t.bits, t.summary, blocks);
+        let index = |t: IndexTables<'m>| ClassIndex::new(t.slots, t.bits, t.summary, blocks);
         let this = Self {
             base,
             blocks,
@@ -150,7 +150,7 @@ impl<'m> FrameAllocator<'m> {
                     self.info[frame / FRAMES_PER_BLOCK]
                         .store((zone as u32) << 16, Ordering::Relaxed);
                     if !within(pfn) {
-                        self.descriptor_at(frame as u32).store(Word::new());
+                        self.descriptors[frame].store(Word::new());
                         self.fields[frame / FRAMES_PER_BLOCK].0[frame % FRAMES_PER_BLOCK / 64]
                             .fetch_or(1 << (frame % 64), Ordering::Relaxed);
                     }
@@ -174,23 +174,7 @@ impl<'m> FrameAllocator<'m> {
             zone.add_free(i64::from(free));
             zone.add_managed(i64::from(free));
             zone.add_whole(i64::from(ledger.is_whole()));
-            self.reindex(block, None, Ledger::new(), ledger);
-        }
-        if self.placement == Placement::FullestFirst {
-            self.spread_cpus();
-        }
-    }
-
-    /// Gives each CPU a place of its own in each zone to begin its search for whole blocks.
-    fn spread_cpus(&self) {
-        for zone in 0..self.zone_count {
-            let inside = |block: &BlockId| self.zone_of_block(*block).index() == zone;
-            let first = self.blocks().find(inside).map_or(0, BlockId::index);
-            let last = self.blocks().rfind(inside).map_or(0, BlockId::index);
-            for (number, cpu) in self.cpus.iter().enumerate() {
-                let part = (last + 1 - first) * number / self.cpus.len();
-                cpu.set_home(zone, first + part);
-            }
+            self.reindex(block, Ledger::new(), ledger);
         }
     }
 
@@ -266,14 +250,7 @@ impl<'m> FrameAllocator<'m> {
     #[inline]
     pub(crate) fn frame_index(&self, pfn: Pfn) -> Option<u32> {
         let index = pfn.get().checked_sub(self.base.get())?;
-        (index < (self.blocks * FRAMES_PER_BLOCK) as u64).then_some(index as u32)
-    }
-
-    #[inline]
-    pub(crate) fn descriptor_at(&self, frame: u32) -> &Descriptor {
-        let frame = frame as usize;
-        let pad = DESCRIPTORS_PER_BLOCK - FRAMES_PER_BLOCK;
-        &self.descriptors[frame + frame / FRAMES_PER_BLOCK * pad]
+        (index < self.descriptors.len() as u64).then_some(index as u32)
     }
 
     #[inline]
@@ -291,93 +268,79 @@ impl<'m> FrameAllocator<'m> {
     pub(crate) fn change(
         &self,
         block: BlockId,
-        guard: Option<&CpuGuard<'_>>,
         mut change: impl FnMut(Ledger) -> Option<Ledger>,
     ) -> Result<Change, Ledger> {
-        let word = &self.ledgers[block.index()];
-        let mut now = word.load(Ordering::Relaxed);
-        let (old, new) = loop {
-            let old = Ledger::from_bits(now);
-            let new = change(old).ok_or(old)?.bumped();
-            // Acquire and release: a taker sees the bits that freers set before they raised the count, and the other way
-            // round. Sequentially consistent on top, for the index: see `ClassIndex::moved`.
-            match word.compare_exchange_weak(
-                now,
-                new.into_bits(),
-                Ordering::SeqCst,
-                Ordering::Acquire,
-            ) {
-                Ok(_) => break (old, new),
-                Err(found) => now = found,
+        // AcqRel: a taker sees the bits that freers set before they raised the count (their release), and the other way round.
+        let done =
+            self.ledgers[block.index()].fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
+                change(Ledger::from_bits(bits)).map(|new| new.bumped().into_bits())
+            });
+        match done {
+            Err(found) => Err(Ledger::from_bits(found)),
+            Ok(old) => {
+                let old = Ledger::from_bits(old);
+                // What `fetch_update` stored: the same change of the same value.
+                let new = change(old).map_or(old, Ledger::bumped);
+                if old.is_whole() != new.is_whole() {
+                    self.block_zone(block)
+                        .add_whole(if new.is_whole() { 1 } else { -1 });
+                }
+                self.reindex(block, old, new);
+                Ok(Change { old, new })
             }
-        };
-        self.count_whole(
-            block,
-            guard,
-            i64::from(new.is_whole()) - i64::from(old.is_whole()),
-        );
-        self.reindex(block, guard, old, new);
-        Ok(Change { old, new })
+        }
     }
 
     /// Moves the block in the indexes whose order it left.
-    #[inline]
-    fn reindex(&self, block: BlockId, guard: Option<&CpuGuard<'_>>, old: Ledger, new: Ledger) {
+    fn reindex(&self, block: BlockId, old: Ledger, new: Ledger) {
         let zone = self.zone_of_block(block);
-        let (from, to) = (room_place(zone, old), room_place(zone, new));
-        if from != to {
-            self.move_by_room(block, guard, from, to);
+        if room_place(zone, old) != room_place(zone, new) {
+            self.move_by_room(block, zone);
         }
-        let (from, to) = (cost_place(zone, old), cost_place(zone, new));
-        if from != to {
+        if cost_place(zone, old) != cost_place(zone, new) {
             self.by_cost
-                .moved(block, from, to, || cost_place(zone, self.ledger_now(block)));
+                .update(block, || cost_place(zone, self.ledger(block)));
         }
-        let (from, to) = (heal_place(old), heal_place(new));
-        if from != to {
+        if heal_place(old) != heal_place(new) {
             self.by_heal
-                .moved(block, from, to, || heal_place(self.ledger_now(block)));
+                .update(block, || heal_place(self.ledger(block)));
         }
     }
 
-    fn move_by_room(&self, block: BlockId, guard: Option<&CpuGuard<'_>>, from: Place, to: Place) {
-        let zone = self.zone_of_block(block);
-        self.begin_move(zone.index(), guard);
+    fn move_by_room(&self, block: BlockId, zone: ZoneId) {
+        let sums = &self.zones[zone.index()];
+        sums.begin_move();
         self.by_room
-            .moved(block, from, to, || room_place(zone, self.ledger_now(block)));
-        self.end_move(zone.index(), guard);
+            .update(block, || room_place(zone, self.ledger(block)));
+        sums.end_move();
     }
 
-    /// Moves a block that a search found at place `found` although its ledger says otherwise: the one that changed the ledger has
-    /// not come to it yet.
-    pub(crate) fn refile(&self, block: BlockId, found: Place) {
-        let right = room_place(self.zone_of_block(block), self.ledger(block));
-        if found != right {
-            self.move_by_room(block, None, found, right);
+    /// Moves a block that a search found in the wrong place: the one that changed its ledger has not come to it yet.
+    pub(crate) fn refile(&self, block: BlockId) {
+        let zone = self.zone_of_block(block);
+        if !self
+            .by_room
+            .holds(block, room_place(zone, self.ledger(block)))
+        {
+            self.move_by_room(block, zone);
         }
     }
 
-    /// For [`ClassIndex::moved`], which says why.
-    #[inline]
-    fn ledger_now(&self, block: BlockId) -> Ledger {
-        Ledger::from_bits(self.ledgers[block.index()].load(Ordering::SeqCst))
-    }
-
-    /// Takes up to `out.len()` frames of `block` for `class` if `usable` agrees, retyping the block if asked. Gives how many;
-    /// their descriptors are untouched and the zone's free frames are the caller's to book.
+    /// Takes up to `max` frames of `block` for `class` if `usable` agrees, retyping the block if asked. Gives how many are in
+    /// `out`; their descriptors are untouched and the zone's free frames are the caller's to book.
     pub(crate) fn take_from(
         &self,
         block: BlockId,
-        guard: Option<&CpuGuard<'_>>,
         class: FrameClass,
+        max: usize,
         retype: Option<Migratetype>,
         usable: impl Fn(Ledger) -> bool,
         out: &mut [u32],
     ) -> usize {
         let field = &self.fields[block.index()];
-        let max = out.len() as u16;
+        let max = max.min(out.len()) as u16;
         let mut count = 0;
-        let taken = self.change(block, guard, |ledger| {
+        let taken = self.change(block, |ledger| {
             if ledger.state() != BlockState::Open || ledger.free() == 0 || !usable(ledger) {
                 return None;
             }
@@ -399,12 +362,7 @@ impl<'m> FrameAllocator<'m> {
     }
 
     /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Books what the zones gained.
-    pub(crate) fn put_into_field(
-        &self,
-        frames: &[u32],
-        class: FrameClass,
-        guard: Option<&CpuGuard<'_>>,
-    ) {
+    pub(crate) fn put_into_field(&self, frames: &[u32], class: FrameClass) {
         let mut at = 0;
         let mut gained = [0i64; MAX_ZONES];
         while let Some(&first) = frames.get(at) {
@@ -428,13 +386,11 @@ impl<'m> FrameAllocator<'m> {
             }
             let count = (at - begin) as u16;
             gained[self.zone_of_block(block).index()] += self
-                .change(block, guard, |ledger| Some(ledger.given(class, count)))
+                .change(block, |ledger| Some(ledger.given(class, count)))
                 .map_or(0, |change| change.freed());
         }
-        for (zone, gained) in gained.into_iter().enumerate() {
-            if gained != 0 {
-                self.pay_in(zone, guard, gained);
-            }
+        for (zone, gained) in self.zones.iter().zip(gained) {
+            zone.add_free(gained);
         }
     }
 }

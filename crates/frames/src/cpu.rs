@@ -2,7 +2,6 @@
 
 use crate::{
     Migratetype,
-    config::MAX_ZONES,
     counters::ROW,
     sync::{AtomicU32, AtomicU64, Ordering, spin_hint},
 };
@@ -59,16 +58,7 @@ impl TypeCache {
 #[repr(C, align(64))]
 pub(crate) struct CpuSlot {
     lock: AtomicU32,
-    /// Frames of each zone that the CPU booked ahead, see [`account`](crate::account).
-    credit: [AtomicU32; MAX_ZONES],
-    /// Whole free blocks of each zone that came by this CPU's doing. Signed.
-    whole: [AtomicU32; MAX_ZONES],
-    /// Where the CPU begins to look for whole free blocks of each zone, so that two do not walk the same cache lines.
-    home: [AtomicU32; MAX_ZONES],
-    /// Moves in the room index that this CPU began, and those among them that have ended.
-    begun: AtomicU32,
-    ended: AtomicU32,
-    pad: [u32; 1],
+    pad: [u32; 15],
     pub events: [AtomicU64; ROW],
     caches: [TypeCache; 3],
 }
@@ -82,12 +72,7 @@ impl Default for CpuSlot {
     fn default() -> Self {
         Self {
             lock: AtomicU32::new(0),
-            credit: core::array::from_fn(|_| AtomicU32::new(0)),
-            whole: core::array::from_fn(|_| AtomicU32::new(0)),
-            home: core::array::from_fn(|_| AtomicU32::new(0)),
-            begun: AtomicU32::new(0),
-            ended: AtomicU32::new(0),
-            pad: [0; 1],
+            pad: [0; 15],
             events: core::array::from_fn(|_| AtomicU64::new(0)),
             caches: core::array::from_fn(|_| TypeCache {
                 newest: AtomicU32::new(0),
@@ -112,32 +97,6 @@ impl CpuSlot {
         }
         CpuGuard { slot: self }
     }
-
-    /// Frames of a zone booked ahead.
-    #[inline]
-    pub fn credit(&self, zone: usize) -> u32 {
-        self.credit[zone].load(Ordering::Relaxed)
-    }
-
-    /// Whole blocks of a zone that this CPU added.
-    pub fn whole(&self, zone: usize) -> i64 {
-        i64::from(self.whole[zone].load(Ordering::Relaxed) as i32)
-    }
-
-    /// The first block to look at for a whole one.
-    pub fn home(&self, zone: usize) -> usize {
-        self.home[zone].load(Ordering::Relaxed) as usize
-    }
-
-    /// Moves in the room index: begun, and ended.
-    #[inline]
-    pub fn moves(&self) -> (&AtomicU32, &AtomicU32) {
-        (&self.begun, &self.ended)
-    }
-
-    pub fn set_home(&self, zone: usize, block: usize) {
-        self.home[zone].store(block as u32, Ordering::Relaxed);
-    }
 }
 
 /// The right to use a CPU's caches.
@@ -155,28 +114,6 @@ impl Drop for CpuGuard<'_> {
 }
 
 impl CpuGuard<'_> {
-    #[inline]
-    pub fn credit(&self, zone: usize) -> u32 {
-        self.slot.credit(zone)
-    }
-
-    #[inline]
-    pub fn set_credit(&self, zone: usize, frames: u32) {
-        self.slot.credit[zone].store(frames, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub fn add_whole(&self, zone: usize, blocks: i64) {
-        let sum = self.slot.whole(zone) + blocks;
-        self.slot.whole[zone].store(sum as u32, Ordering::Relaxed);
-    }
-
-    pub fn take_whole(&self, zone: usize) -> i64 {
-        let sum = self.slot.whole(zone);
-        self.slot.whole[zone].store(0, Ordering::Relaxed);
-        sum
-    }
-
     #[inline]
     fn cache(&self, migratetype: Migratetype) -> &TypeCache {
         &self.slot.caches[migratetype as usize]

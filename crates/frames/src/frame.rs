@@ -30,7 +30,8 @@ pub struct FrameInfo {
 
 impl FrameAllocator<'_> {
     fn descriptor(&self, pfn: Pfn) -> Option<&Descriptor> {
-        self.frame_index(pfn).map(|frame| self.descriptor_at(frame))
+        self.frame_index(pfn)
+            .map(|frame| &self.descriptors[frame as usize])
     }
 
     /// The state of `pfn`; *Reserved* outside the span.
@@ -40,7 +41,7 @@ impl FrameAllocator<'_> {
     }
 
     pub(crate) fn state_at(&self, frame: u32) -> FrameState {
-        let word = self.descriptor_at(frame).load();
+        let word = self.descriptors[frame as usize].load();
         if word.state() == FrameState::Free {
             // Inside a huge page only the head's descriptor is written.
             let block = Self::block_of_index(frame);
@@ -54,7 +55,7 @@ impl FrameAllocator<'_> {
     /// All that is known of `pfn`; `None` outside the span.
     pub fn frame(&self, pfn: Pfn) -> Option<FrameInfo> {
         let frame = self.frame_index(pfn)?;
-        let descriptor = self.descriptor_at(frame);
+        let descriptor = &self.descriptors[frame as usize];
         let word = descriptor.load();
         Some(FrameInfo {
             state: self.state_at(frame),
@@ -146,7 +147,7 @@ impl FrameAllocator<'_> {
         let Some(frame) = self.frame_index(pfn) else {
             return;
         };
-        let changed = self.descriptor_at(frame).update(|word| {
+        let changed = self.descriptors[frame as usize].update(|word| {
             let held = !matches!(word.state(), Free | Cached | Reserved | Tail);
             held.then(|| word.with_class(class))
         });
@@ -160,7 +161,7 @@ impl FrameAllocator<'_> {
         let first = Self::block_of_index(frame).index();
         let count = frames.min(FRAMES_PER_BLOCK) as u16;
         for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
-            let _ = self.change(crate::BlockId::new(block as u32), None, |ledger| {
+            let _ = self.change(crate::BlockId::new(block as u32), |ledger| {
                 let ledger = ledger.with_class_count(from, ledger.class_count(from) - count);
                 Some(ledger.with_class_count(class, ledger.class_count(class) + count))
             });

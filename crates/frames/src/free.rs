@@ -29,7 +29,7 @@ impl FrameAllocator<'_> {
         add_locked(&guard.slot.events[Event::PgFree as usize], 1);
         let migratetype = class.migratetype();
         if class == FrameClass::Balloon || self.in_isolated_block(frame) {
-            self.uncache(&[frame], class, &guard);
+            self.uncache(&[frame], class);
         } else if !guard.push(migratetype, frame) {
             self.flush(&guard, migratetype, class);
             let room = guard.push(migratetype, frame);
@@ -46,7 +46,7 @@ impl FrameAllocator<'_> {
     /// The word found, if the frame is no such allocation.
     #[inline]
     fn disown(&self, frame: u32, order: Order, to: FrameState) -> Result<FrameClass, Word> {
-        self.descriptor_at(frame)
+        self.descriptors[frame as usize]
             .update(|word| {
                 let fits = word.state() == FrameState::Owned && word.order() == order.get();
                 let left = Word::new().with_state(to);
@@ -90,7 +90,7 @@ impl FrameAllocator<'_> {
                 }
             };
             if count == BATCH || (count > 0 && its_class != class) {
-                self.put_into_field(&batch[..count], class, None);
+                self.put_into_field(&batch[..count], class);
                 count = 0;
             }
             class = its_class;
@@ -98,7 +98,7 @@ impl FrameAllocator<'_> {
             count += 1;
             freed += 1;
         }
-        self.put_into_field(&batch[..count], class, None);
+        self.put_into_field(&batch[..count], class);
         self.count_frames(cpu, Event::PgFree, freed);
         result
     }
@@ -111,9 +111,8 @@ impl FrameAllocator<'_> {
                 while guard.len(migratetype) > 0 {
                     self.flush(&guard, migratetype, class_of(migratetype));
                 }
-                self.unreserve(&guard, migratetype);
+                guard.set_reserved(migratetype, crate::cpu::NO_BLOCK);
             }
-            self.settle_account(&guard);
         }
     }
 
@@ -121,15 +120,15 @@ impl FrameAllocator<'_> {
     fn flush(&self, guard: &CpuGuard<'_>, migratetype: Migratetype, class: FrameClass) {
         let mut batch = [0u32; BATCH];
         let count = guard.take_oldest(migratetype, &mut batch);
-        self.uncache(&batch[..count], class, guard);
+        self.uncache(&batch[..count], class);
     }
 
     /// Cached → Free, for frames that were just taken out of a cache.
-    pub(crate) fn uncache(&self, frames: &[u32], class: FrameClass, guard: &CpuGuard<'_>) {
+    pub(crate) fn uncache(&self, frames: &[u32], class: FrameClass) {
         for frame in frames {
-            self.descriptor_at(*frame).store(Word::new());
+            self.descriptors[*frame as usize].store(Word::new());
         }
-        self.put_into_field(frames, class, Some(guard));
+        self.put_into_field(frames, class);
     }
 
     /// Whether the frame must not be cached. Called with the CPU's lock held.
@@ -143,32 +142,24 @@ impl FrameAllocator<'_> {
     }
 
     fn free_large(&self, cpu: CpuId, pfn: Pfn, head: u32, order: Order) -> Result<(), FreeError> {
-        if order >= Order::HUGE {
-            let guard = self.cpu(cpu).lock();
-            let class = self
-                .disown(head, order, FrameState::Free)
-                .map_err(|word| self.refuse_free(pfn, word))?;
-            self.free_blocks_of(&guard, head, order, class);
-            add_locked(
-                &guard.slot.events[Event::PgFree as usize],
-                order.frames() as u64,
-            );
-            return Ok(());
-        }
         let class = self
             .disown(head, order, FrameState::Free)
             .map_err(|word| self.refuse_free(pfn, word))?;
-        let mut batch = [0u32; BATCH];
-        let all = head..head + order.frames() as u32;
-        for tail in all.clone().skip(1) {
-            self.descriptor_at(tail).store(Word::new());
-        }
-        for start in all.step_by(BATCH) {
-            let count = BATCH.min(order.frames());
-            for (place, frame) in batch.iter_mut().zip(start..) {
-                *place = frame;
+        if order >= Order::HUGE {
+            self.free_blocks_of(head, order, class);
+        } else {
+            let mut batch = [0u32; BATCH];
+            let all = head..head + order.frames() as u32;
+            for tail in all.clone().skip(1) {
+                self.descriptors[tail as usize].store(Word::new());
             }
-            self.put_into_field(&batch[..count], class, None);
+            for start in all.step_by(BATCH) {
+                let count = BATCH.min(order.frames());
+                for (place, frame) in batch.iter_mut().zip(start..) {
+                    *place = frame;
+                }
+                self.put_into_field(&batch[..count], class);
+            }
         }
         self.count_frames(cpu, Event::PgFree, order.frames());
         Ok(())

@@ -5,12 +5,14 @@
 
 use crate::{
     BlockId,
-    sync::{AtomicU64, Ordering, spin_hint},
+    sync::{AtomicU32, AtomicU64, Ordering, spin_hint},
 };
 
 /// Classes in each category.
 pub(crate) const CLASSES: usize = 18;
 const NOWHERE: u32 = 0;
+const BUSY: u32 = 1 << 31;
+const DIRTY: u32 = 1 << 30;
 
 /// Where a block belongs: category and class, or nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,25 +29,34 @@ impl Place {
 /// One way of sorting blocks.
 #[derive(Debug)]
 pub(crate) struct ClassIndex<'m> {
+    /// Per block: the place it is in, and the two marks of an update under way.
+    slots: &'m [AtomicU32],
     bits: &'m [AtomicU64],
     summary: &'m [AtomicU64],
     words: usize,
     summary_words: usize,
 }
 
-/// Words that an index over `blocks` blocks needs: bits, summary.
-pub(crate) fn sizes(blocks: usize, categories: usize) -> (usize, usize) {
+/// Words that an index over `blocks` blocks needs: slots (u32), bits, summary (u64).
+pub(crate) fn sizes(blocks: usize, categories: usize) -> (usize, usize, usize) {
     let words = blocks.div_ceil(64);
     (
+        blocks,
         categories * CLASSES * words,
         categories * CLASSES * words.div_ceil(64),
     )
 }
 
 impl<'m> ClassIndex<'m> {
-    pub fn new(bits: &'m [AtomicU64], summary: &'m [AtomicU64], blocks: usize) -> Self {
+    pub fn new(
+        slots: &'m [AtomicU32],
+        bits: &'m [AtomicU64],
+        summary: &'m [AtomicU64],
+        blocks: usize,
+    ) -> Self {
         let words = blocks.div_ceil(64);
         Self {
+            slots,
             bits,
             summary,
             words,
@@ -53,61 +64,78 @@ impl<'m> ClassIndex<'m> {
         }
     }
 
-    /// Moves `block` from place `old` to place `new` after its ledger changed that way. `wanted` reads the ledger anew.
+    /// Brings the block to where `wanted` says, which reads the ledger anew each time.
     ///
-    /// Changes of a ledger race, and so do the moves after them. Therefore each bit is set or cleared first and the ledger
-    /// looked at second, until both agree: whoever is last at a bit leaves it as the last ledger wants it, for a later change
-    /// would bring its changer here. New place before old, so that the block can be found all the while.
-    #[inline]
-    pub fn moved(&self, block: BlockId, old: Place, new: Place, wanted: impl Fn() -> Place) {
-        for place in [new, old] {
-            if place == Place::NONE {
-                continue;
-            }
-            let mut inside = place == new;
-            loop {
-                self.file(place, block, inside);
-                if (wanted() == place) == inside {
-                    break;
-                }
-                inside = !inside;
-                spin_hint();
-            }
-        }
-    }
-
-    #[inline]
-    fn file(&self, place: Place, block: BlockId, inside: bool) {
-        let (row, number) = (place.0 as usize - 1, block.index() / 64);
-        let mask = 1 << (block.index() % 64);
-        let word = &self.bits[row * self.words + number];
-        // SeqCst, as the ledger's changes and the look at it that follows: no look may pass the bit it checks.
-        let edge = if inside {
-            word.fetch_or(mask, Ordering::SeqCst) == 0
-        } else {
-            word.fetch_and(!mask, Ordering::SeqCst) == mask
-        };
-        if edge {
-            self.summarise(row, number);
-        }
-    }
-
-    /// Sets or clears the summary bit of a word that was empty or became so, by the same rule as in [`moved`](Self::moved).
-    fn summarise(&self, row: usize, number: usize) {
-        let word = &self.bits[row * self.words + number];
-        let summary = &self.summary[row * self.summary_words + number / 64];
-        let mask = 1 << (number % 64);
+    /// One thread at a time moves a block; one that comes meanwhile leaves a mark, and the mover looks again. So the last
+    /// change of the ledger is always seen by somebody.
+    pub fn update(&self, block: BlockId, wanted: impl Fn() -> Place) {
+        let slot = &self.slots[block.index()];
+        // Acquire and release: the winner sees the bitmaps as the last mover left them.
+        let mut now = slot.load(Ordering::Acquire);
         loop {
-            let empty = word.load(Ordering::SeqCst) == 0;
-            if empty {
-                summary.fetch_and(!mask, Ordering::SeqCst);
+            let (next, mine) = if now & BUSY != 0 {
+                (now | DIRTY, false)
             } else {
-                summary.fetch_or(mask, Ordering::SeqCst);
+                (now | BUSY, true)
+            };
+            match slot.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if mine => break,
+                Ok(_) => return,
+                Err(found) => now = found,
             }
-            if (word.load(Ordering::SeqCst) == 0) == empty {
-                return;
+        }
+        let mut place = now;
+        loop {
+            let to = wanted().0;
+            if to != place {
+                if place != NOWHERE {
+                    self.clear(place - 1, block);
+                }
+                if to != NOWHERE {
+                    self.set(to - 1, block);
+                }
+                place = to;
             }
-            spin_hint();
+            // Release: pairs with the acquire above. Fails only if somebody left the mark.
+            let held = now & !(BUSY | DIRTY) | BUSY;
+            match slot.compare_exchange(held, place, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(_) => {
+                    // A swap, not a store: it acquires what the leaver of the mark did before.
+                    slot.swap(place | BUSY, Ordering::AcqRel);
+                    now = place;
+                    spin_hint();
+                }
+            }
+        }
+    }
+
+    /// Whether the block is filed at `place` and nobody is moving it.
+    pub fn holds(&self, block: BlockId, place: Place) -> bool {
+        // Acquire: pairs with the mover's last step, so the bitmaps are seen as it left them.
+        self.slots[block.index()].load(Ordering::Acquire) == place.0
+    }
+
+    fn set(&self, row: u32, block: BlockId) {
+        let (row, word) = (row as usize, block.index() / 64);
+        self.bits[row * self.words + word].fetch_or(1 << (block.index() % 64), Ordering::AcqRel);
+        // After the bit: whoever clears the summary looks at the word again.
+        self.summary[row * self.summary_words + word / 64]
+            .fetch_or(1 << (word % 64), Ordering::AcqRel);
+    }
+
+    fn clear(&self, row: u32, block: BlockId) {
+        let (row, word) = (row as usize, block.index() / 64);
+        let bits = &self.bits[row * self.words + word];
+        let mask = 1 << (block.index() % 64);
+        if bits.fetch_and(!mask, Ordering::AcqRel) & !mask != 0 {
+            return;
+        }
+        let summary = &self.summary[row * self.summary_words + word / 64];
+        summary.fetch_and(!(1 << (word % 64)), Ordering::AcqRel);
+        // A bit set between the two steps must not stay hidden; pairs with the order in `set`.
+        if bits.load(Ordering::Acquire) != 0 {
+            summary.fetch_or(1 << (word % 64), Ordering::AcqRel);
         }
     }
 
@@ -149,27 +177,15 @@ impl<'m> ClassIndex<'m> {
         None
     }
 
-    /// For `verify()`: whether the bitmaps have the block where `expected` says and nowhere else.
+    /// For `verify()`: where the block is filed, and whether the bitmaps say the same.
     pub fn check(&self, block: BlockId, expected: Place) -> bool {
+        let slot = self.slots[block.index()].load(Ordering::Acquire);
+        let rows = self.bits.len() / self.words.max(1);
         let (word, mask) = (block.index() / 64, 1u64 << (block.index() % 64));
-        (0..self.rows()).all(|row| {
-            let set = self.bits[row * self.words + word].load(Ordering::Acquire) & mask != 0;
-            set == (expected.0 == row as u32 + 1)
-        })
-    }
-
-    /// For `verify()`: whether the summaries have a bit for each word that is not empty, and no other.
-    pub fn check_summary(&self) -> bool {
-        (0..self.rows()).all(|row| {
-            (0..self.words).all(|number| {
-                let filled = self.bits[row * self.words + number].load(Ordering::Acquire) != 0;
-                let summary = &self.summary[row * self.summary_words + number / 64];
-                (summary.load(Ordering::Acquire) >> (number % 64) & 1 == 1) == filled
+        slot == expected.0
+            && (0..rows).all(|row| {
+                let set = self.bits[row * self.words + word].load(Ordering::Acquire) & mask != 0;
+                set == (slot == row as u32 + 1)
             })
-        })
-    }
-
-    fn rows(&self) -> usize {
-        self.bits.len() / self.words.max(1)
     }
 }

@@ -2,7 +2,11 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn,
-    alloc::owned, cpu::BATCH, free::class_of, huge::huge, sync::Ordering,
+    alloc::owned,
+    cpu::{BATCH, NO_BLOCK},
+    free::class_of,
+    huge::huge,
+    sync::Ordering,
 };
 
 /// The right to empty one block. It must go back by [`FrameAllocator::unisolate_block`] or one of its siblings; a dropped
@@ -45,7 +49,7 @@ impl FrameAllocator<'_> {
         }
         // Before the ledger and the locks: see `in_isolated_block`, which pairs by the CPU's lock.
         self.isolated_blocks.fetch_add(1, Ordering::AcqRel);
-        let changed = self.change(block, None, |ledger| {
+        let changed = self.change(block, |ledger| {
             (ledger.state() == BlockState::Open).then(|| ledger.with_state(BlockState::Isolated))
         });
         match changed {
@@ -62,14 +66,14 @@ impl FrameAllocator<'_> {
             let guard = slot.lock();
             for migratetype in Migratetype::ALL {
                 if guard.reserved(migratetype) == block.index() as u32 + 1 {
-                    self.unreserve(&guard, migratetype);
+                    guard.set_reserved(migratetype, NO_BLOCK);
                 }
                 let mut batch = [0u32; BATCH];
                 loop {
                     let count = guard.extract(migratetype, &mut batch, |frame| {
                         Self::block_of_index(frame) == block
                     });
-                    self.uncache(&batch[..count], class_of(migratetype), &guard);
+                    self.uncache(&batch[..count], class_of(migratetype));
                     if count < BATCH {
                         break;
                     }
@@ -90,7 +94,7 @@ impl FrameAllocator<'_> {
     }
 
     fn open(&self, block: BlockId, migratetype: Option<Migratetype>) {
-        let opened = self.change(block, None, |ledger| {
+        let opened = self.change(block, |ledger| {
             let ledger = ledger.with_state(BlockState::Open);
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
         });
@@ -111,16 +115,16 @@ impl FrameAllocator<'_> {
         class: FrameClass,
     ) -> Result<Pfn, IsolatedBlock> {
         let block = isolated.0;
-        let taken = self.change(block, None, |ledger| {
+        let taken = self.change(block, |ledger| {
             (ledger.free() as usize == FRAMES_PER_BLOCK).then(|| huge(ledger, class))
         });
         if taken.is_err() {
             return Err(isolated);
         }
+        self.clear_field(block);
         self.isolated_blocks.fetch_sub(1, Ordering::AcqRel);
         let head = self.block_start(block);
-        self.descriptor_at((block.index() * FRAMES_PER_BLOCK) as u32)
-            .store(owned(class, crate::Order::HUGE));
+        self.descriptors[block.index() * FRAMES_PER_BLOCK].store(owned(class, crate::Order::HUGE));
         Ok(head)
     }
 }

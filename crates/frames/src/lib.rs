@@ -48,7 +48,6 @@
 #[cfg(any(test, shuttle))]
 extern crate std;
 
-mod account;
 mod alloc;
 mod allocator;
 mod bits;

@@ -10,10 +10,6 @@ use crate::{
 
 /// Words of 64 bits in a block's field.
 pub(crate) const WORDS: usize = FRAMES_PER_BLOCK / 64;
-/// Places for descriptors of each block: a cache line more than there are frames. Otherwise the heads of all huge pages would lie
-/// 8 KiB apart and crowd into a few sets of every cache.
-pub(crate) const DESCRIPTORS_PER_BLOCK: usize = FRAMES_PER_BLOCK + 4;
-
 /// The field of a block: one cache line.
 #[derive(Debug)]
 #[cfg_attr(
@@ -44,6 +40,7 @@ pub(crate) struct Metadata<'m> {
 /// The tables of one index.
 #[derive(Debug)]
 pub(crate) struct IndexTables<'m> {
+    pub slots: &'m [AtomicU32],
     pub bits: &'m [AtomicU64],
     pub summary: &'m [AtomicU64],
 }
@@ -57,8 +54,8 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    fn descriptors(&self) -> usize {
-        self.blocks * DESCRIPTORS_PER_BLOCK
+    fn frames(&self) -> usize {
+        self.blocks * FRAMES_PER_BLOCK
     }
 
     fn categories(&self) -> [usize; 3] {
@@ -68,15 +65,17 @@ impl Sizes {
     /// Bytes of all tables, with room to align the first.
     pub fn bytes(&self) -> usize {
         let mut words = self.blocks;
+        let mut halves = self.blocks;
         for categories in self.categories() {
-            let (bits, summary) = index::sizes(self.blocks, categories);
+            let (slots, bits, summary) = index::sizes(self.blocks, categories);
+            halves += slots;
             words += bits + summary;
         }
         64 + self.cpus * size_of::<CpuSlot>()
             + self.blocks * size_of::<Field>()
-            + self.descriptors() * 16
+            + self.frames() * 16
             + words * 8
-            + self.blocks * 4
+            + halves * 4
     }
 }
 
@@ -114,25 +113,30 @@ impl<'m> Metadata<'m> {
             let mut mine = mine;
             let cpus = take(&mut mine, sizes.cpus)?;
             let fields = take(&mut mine, sizes.blocks)?;
-            let descriptors = take(&mut mine, sizes.descriptors())?;
+            let descriptors = take(&mut mine, sizes.frames())?;
             let ledgers = take(&mut mine, sizes.blocks)?;
             let [room, cost, heal] = sizes.categories().map(|c| index::sizes(sizes.blocks, c));
-            let mut tables = |(bits, summary)| {
+            let mut wide = |(_, bits, summary): (usize, usize, usize)| {
+                Some((take(&mut mine, bits)?, take(&mut mine, summary)?))
+            };
+            let (room_words, cost_words, heal_words) = (wide(room)?, wide(cost)?, wide(heal)?);
+            let info = take(&mut mine, sizes.blocks)?;
+            let mut tables = |slots, (bits, summary)| {
                 Some(IndexTables {
-                    bits: take(&mut mine, bits)?,
-                    summary: take(&mut mine, summary)?,
+                    slots: take(&mut mine, slots)?,
+                    bits,
+                    summary,
                 })
             };
-            let (by_room, by_cost, by_heal) = (tables(room)?, tables(cost)?, tables(heal)?);
             Some(Self {
                 descriptors,
                 fields,
                 cpus,
                 ledgers,
-                info: take(&mut mine, sizes.blocks)?,
-                by_room,
-                by_cost,
-                by_heal,
+                info,
+                by_room: tables(room.0, room_words)?,
+                by_cost: tables(cost.0, cost_words)?,
+                by_heal: tables(heal.0, heal_words)?,
             })
         };
         lay(&mut rest).ok_or(too_small)
@@ -154,20 +158,22 @@ impl<'m> Metadata<'m> {
         if given < needed {
             return Err(ConfigError::Metadata { given, needed });
         }
+        let halves = |count| table(count, || AtomicU32::new(0));
         let words = |count| table(count, || AtomicU64::new(0));
         let [by_room, by_cost, by_heal] = sizes.categories().map(|categories| {
-            let (bits, summary) = index::sizes(sizes.blocks, categories);
+            let (slots, bits, summary) = index::sizes(sizes.blocks, categories);
             IndexTables {
+                slots: halves(slots),
                 bits: words(bits),
                 summary: words(summary),
             }
         });
         Ok(Self {
-            descriptors: table(sizes.descriptors(), Descriptor::default),
+            descriptors: table(sizes.frames(), Descriptor::default),
             fields: table(sizes.blocks, Field::default),
             cpus: table(sizes.cpus, CpuSlot::default),
             ledgers: words(sizes.blocks),
-            info: table(sizes.blocks, || AtomicU32::new(0)),
+            info: halves(sizes.blocks),
             by_room,
             by_cost,
             by_heal,

@@ -3,7 +3,7 @@
 use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
     Ledger, Migratetype, Pfn, Watermark,
-    alloc::{Search, SearchOrder, kinds_of},
+    alloc::{Search, SearchOrder, kinds_of, mark},
     allocator::kind,
     cpu::BATCH,
 };
@@ -84,13 +84,12 @@ impl FrameAllocator<'_> {
     ) -> usize {
         for zone_number in (0..self.zones().count()).rev() {
             let zone = &self.zones[zone_number];
-            let booked = self.book(zone_number, None, out.len(), watermark);
+            let booked = zone.book(out.len(), mark(zone, watermark));
             if booked == 0 {
                 continue;
             }
             let out = &mut out[..booked];
-            let spare =
-                || zone.reserve == 0 || self.whole_in(zone_number) > i64::from(zone.reserve);
+            let spare = || zone.reserve == 0 || zone.whole() > i64::from(zone.reserve);
             let holes = |out: &mut [u32]| {
                 let order = match placement {
                     BalloonPlacement::Ordinary => self.movable_order(),
@@ -107,7 +106,7 @@ impl FrameAllocator<'_> {
                     .add(cpu, Event::BlockClaimed, u64::from(taken > 0));
                 taken
             };
-            let taken = self.settled(zone_number, || {
+            let taken = self.settled(zone, || {
                 let taken = if placement == BalloonPlacement::WholeBlocks {
                     // A block begun is finished before the next is broken.
                     match self.finish_balloon_block(zone_number, out) {
@@ -154,17 +153,22 @@ impl FrameAllocator<'_> {
             if Some(block) == avoid {
                 return None;
             }
-            let taken = self.take_from(block, None, class, None, usable, out);
+            let taken = self.take_from(block, class, out.len(), None, usable, out);
             (taken > 0).then_some(taken)
         })
         .unwrap_or(0)
     }
 
     fn take_whole(&self, zone_number: usize, class: FrameClass, out: &mut [u32]) -> usize {
-        self.search_whole(zone_number, 0, |block| {
+        let search = Search {
+            kinds: &[kind::WHOLE],
+            order: SearchOrder::Lowest,
+            room: 0,
+        };
+        self.search(zone_number, &search, |block| {
             let usable = |ledger: Ledger| ledger.is_whole();
             let retype = Some(Migratetype::Movable);
-            let taken = self.take_from(block, None, class, retype, usable, out);
+            let taken = self.take_from(block, class, out.len(), retype, usable, out);
             (taken > 0).then_some(taken)
         })
         .unwrap_or(0)
@@ -183,7 +187,7 @@ impl FrameAllocator<'_> {
             .find_map(|block| {
                 let here = self.zone_of_block(block).index() == zone_number;
                 let taken = if here {
-                    self.take_from(block, None, FrameClass::Balloon, None, usable, out)
+                    self.take_from(block, FrameClass::Balloon, out.len(), None, usable, out)
                 } else {
                     0
                 };
@@ -205,7 +209,7 @@ impl FrameAllocator<'_> {
                 let mut batch = [0u32; BATCH];
                 let want = BATCH.min(out.len() - count);
                 let order = self.movable_order();
-                let taken = self.settled(zone_number, || {
+                let taken = self.settled(&self.zones[zone_number], || {
                     let (batch, class) = (&mut batch[..want], FrameClass::Movable);
                     match self.take_movable(zone_number, order, Some(avoid), class, batch) {
                         0 => None,

@@ -40,12 +40,15 @@ pub struct PageTypeInfo {
 impl FrameAllocator<'_> {
     /// Frames that can be taken now; those in CPU caches and isolated blocks do not count.
     pub fn free_frames(&self) -> u64 {
-        self.zones().map(|zone| self.zone_free_frames(zone)).sum()
+        self.zones
+            .iter()
+            .map(|zone| zone.free().max(0) as u64)
+            .sum()
     }
 
     /// The same of one zone.
     pub fn zone_free_frames(&self, zone: ZoneId) -> u64 {
-        self.free_in(zone.index()).max(0) as u64
+        self.zones[zone.index()].free().max(0) as u64
     }
 
     /// Frames in CPU caches. Takes each CPU's lock in turn.
@@ -64,12 +67,15 @@ impl FrameAllocator<'_> {
 
     /// Wholly free blocks.
     pub fn free_blocks(&self) -> u64 {
-        self.zones().map(|zone| self.zone_free_blocks(zone)).sum()
+        self.zones
+            .iter()
+            .map(|zone| zone.whole().max(0) as u64)
+            .sum()
     }
 
     /// The same of one zone.
     pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
-        self.whole_in(zone.index()).max(0) as u64
+        self.zones[zone.index()].whole().max(0) as u64
     }
 
     /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).

@@ -6,26 +6,19 @@ use crate::{
     sync::{AtomicU64, Ordering},
 };
 
-/// A zone's own share of its sums, see [`account`](crate::account).
-#[derive(Debug, Default)]
+/// A zone's sums. Relaxed, but for the moves: each is a number on its own, and the ledgers decide.
+#[derive(Debug)]
 #[repr(align(64))]
-struct Sums {
+pub(crate) struct Zone {
     /// Frames that can be taken, in open blocks. Signed, since a freer may be late.
     free: AtomicU64,
-    /// Wholly free open blocks. Signed.
+    /// Wholly free open blocks.
     whole: AtomicU64,
     managed: AtomicU64,
     /// Moves of blocks in the room index that were begun.
     begun: AtomicU64,
     /// And those among them that have ended.
     ended: AtomicU64,
-}
-
-/// A zone. Relaxed, but for the moves: each is a number on its own, and the ledgers decide.
-#[derive(Debug)]
-pub(crate) struct Zone {
-    /// In a cache line apart from what is only read.
-    sums: Sums,
     min: AtomicU64,
     low: AtomicU64,
     high: AtomicU64,
@@ -48,7 +41,11 @@ impl Zone {
 
     pub fn absent() -> Self {
         Self {
-            sums: Sums::default(),
+            free: AtomicU64::new(0),
+            whole: AtomicU64::new(0),
+            managed: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             min: AtomicU64::new(0),
             low: AtomicU64::new(0),
             high: AtomicU64::new(0),
@@ -58,56 +55,54 @@ impl Zone {
     }
 
     pub fn free(&self) -> i64 {
-        self.sums.free.load(Ordering::Relaxed) as i64
+        self.free.load(Ordering::Relaxed) as i64
     }
 
     pub fn whole(&self) -> i64 {
-        self.sums.whole.load(Ordering::Relaxed) as i64
+        self.whole.load(Ordering::Relaxed) as i64
     }
 
     pub fn managed(&self) -> i64 {
-        self.sums.managed.load(Ordering::Relaxed) as i64
+        self.managed.load(Ordering::Relaxed) as i64
     }
 
     pub fn add_free(&self, frames: i64) {
         if frames != 0 {
-            self.sums.free.fetch_add(frames as u64, Ordering::Relaxed);
+            self.free.fetch_add(frames as u64, Ordering::Relaxed);
         }
     }
 
     pub fn add_whole(&self, blocks: i64) {
-        if blocks != 0 {
-            self.sums.whole.fetch_add(blocks as u64, Ordering::Relaxed);
-        }
+        self.whole.fetch_add(blocks as u64, Ordering::Relaxed);
     }
 
-    /// The counts of moves begun and ended that no CPU's lock covers.
-    pub fn moves(&self) -> (&AtomicU64, &AtomicU64) {
-        (&self.sums.begun, &self.sums.ended)
+    /// Before the bitmaps of the room index change. Relaxed: who sees a change of them, by their acquire, sees this.
+    pub fn begin_move(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// After the bitmaps changed. Release: pairs with [`moves_ended`](Self::moves_ended).
+    pub fn end_move(&self) {
+        self.ended.fetch_add(1, Ordering::Release);
+    }
+
+    pub fn moves_begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Acquire: all moves counted are in the bitmaps that the caller looks at next.
+    pub fn moves_ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
     pub fn add_managed(&self, frames: i64) {
-        self.sums
-            .managed
-            .fetch_add(frames as u64, Ordering::Relaxed);
-    }
-
-    /// Books `want` frames if that leaves `mark`.
-    pub fn book_all(&self, want: usize, mark: u64) -> bool {
-        self.sums
-            .free
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
-                let left = free as i64 - want as i64;
-                (left >= mark as i64).then_some(left as u64)
-            })
-            .is_ok()
+        self.managed.fetch_add(frames as u64, Ordering::Relaxed);
     }
 
     /// Books up to `want` frames, leaving `mark`; what is not taken from a block must be given back by [`Self::add_free`].
     pub fn book(&self, want: usize, mark: u64) -> usize {
         let mut granted = 0;
         let _ = self
-            .sums
             .free
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
                 let above = (free as i64).saturating_sub(mark as i64).max(0) as u64;
