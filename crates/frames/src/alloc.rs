@@ -364,7 +364,7 @@ impl Take<'_, '_> {
                 return Some(count);
             }
         }
-        if found.is_none() && self.may_claim() {
+        if found.is_none() {
             found = self.whole(|block| take(block, &|ledger| ledger.is_whole(), Some(mine), out));
         }
         if let Some((block, count)) = found {
@@ -403,13 +403,7 @@ impl Take<'_, '_> {
                 })
             })
             .or_else(|| {
-                self.may_claim()
-                    .then(|| {
-                        self.whole(|block| {
-                            self.take_run(block, Some(mine), &|ledger| ledger.is_whole())
-                        })
-                    })
-                    .flatten()
+                self.whole(|block| self.take_run(block, Some(mine), &|ledger| ledger.is_whole()))
             });
         if found.is_some() || !self.request.fall_back || allocator.fallback == Fallback::Evacuate {
             return found;
@@ -460,24 +454,21 @@ impl Take<'_, '_> {
         }
     }
 
-    /// Whether the request may take a wholly free block.
-    fn may_claim(&self) -> bool {
-        let spares = self.request.class.is_movable() && !self.request.break_reserve;
-        let reserve = i64::from(self.zone().reserve);
-        // The sum comes after the ledger, so where nothing is kept the search alone decides.
-        !spares || reserve == 0 || self.zone().whole() > reserve
-    }
-
+    /// Takes from a wholly free block, if the request may have one.
     fn whole<R>(&self, visit: impl FnMut(BlockId) -> Option<R>) -> Option<R> {
         let search = Search {
             kinds: &[kind::WHOLE],
             order: SearchOrder::Lowest,
             room: 0,
         };
-        let reserve = i64::from(self.zone().reserve);
-        let breaks =
-            self.request.class.is_movable() && reserve > 0 && self.zone().whole() <= reserve;
-        let found = self.allocator.search(self.zone_number, &search, visit);
+        let (zone, movable) = (self.zone(), self.request.class.is_movable());
+        let breaks = movable && zone.reserve > 0 && zone.whole() <= i64::from(zone.reserve);
+        let look = || self.allocator.search(self.zone_number, &search, visit);
+        let found = if movable && !self.request.break_reserve {
+            zone.sparing(|| zone.whole(), look)
+        } else {
+            look()
+        };
         if found.is_some() {
             self.count(Event::BlockClaimed);
             if breaks {

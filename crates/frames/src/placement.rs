@@ -89,7 +89,6 @@ impl FrameAllocator<'_> {
                 continue;
             }
             let out = &mut out[..booked];
-            let spare = || zone.reserve == 0 || zone.whole() > i64::from(zone.reserve);
             let holes = |out: &mut [u32]| {
                 let order = match placement {
                     BalloonPlacement::Ordinary => self.movable_order(),
@@ -98,10 +97,11 @@ impl FrameAllocator<'_> {
                 self.take_movable(zone_number, order, None, FrameClass::Balloon, out)
             };
             let whole = |out: &mut [u32]| {
-                if !spare() {
-                    return 0;
-                }
-                let taken = self.take_whole(zone_number, FrameClass::Balloon, out);
+                let take = || match self.take_whole(zone_number, FrameClass::Balloon, out) {
+                    0 => None,
+                    taken => Some(taken),
+                };
+                let taken = zone.sparing(|| zone.whole(), take).unwrap_or(0);
                 self.events()
                     .add(cpu, Event::BlockClaimed, u64::from(taken > 0));
                 taken

@@ -3,7 +3,7 @@
 use crate::{
     Watermarks,
     config::ZoneConfig,
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Mutex, Ordering},
 };
 
 /// A zone's sums. Relaxed, but for the moves: each is a number on its own, and the ledgers decide.
@@ -23,6 +23,8 @@ pub(crate) struct Zone {
     low: AtomicU64,
     high: AtomicU64,
     pub reserve: u32,
+    /// Held while a block is claimed that must not be one of the reserve.
+    claiming: Mutex<()>,
     pub name: &'static str,
 }
 
@@ -50,6 +52,7 @@ impl Zone {
             low: AtomicU64::new(0),
             high: AtomicU64::new(0),
             reserve: 0,
+            claiming: Mutex::new(()),
             name: "",
         }
     }
@@ -74,6 +77,24 @@ impl Zone {
 
     pub fn add_whole(&self, blocks: i64) {
         self.whole.fetch_add(blocks as u64, Ordering::Relaxed);
+    }
+
+    /// Runs `claim`, which takes a whole block, unless that would leave fewer of the `whole` ones than the reserve keeps.
+    pub fn sparing<R>(
+        &self,
+        whole: impl FnOnce() -> i64,
+        claim: impl FnOnce() -> Option<R>,
+    ) -> Option<R> {
+        if self.reserve == 0 {
+            // The sum follows the ledgers late; where nothing is kept the search alone decides.
+            return claim();
+        }
+        // One after the other, so that two CPUs do not both take the last block to spare. Nothing else is locked inside.
+        let _claiming = self.claiming.lock();
+        if whole() <= i64::from(self.reserve) {
+            return None;
+        }
+        claim()
     }
 
     /// Before the bitmaps of the room index change. Relaxed: who sees a change of them, by their acquire, sees this.

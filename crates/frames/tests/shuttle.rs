@@ -25,10 +25,15 @@ const A: CpuId = CpuId::new(0);
 const B: CpuId = CpuId::new(1);
 
 /// Schedules tried at random, and as many again with few switches at unlucky places.
-const SCHEDULES: usize = 400;
+const SCHEDULES: usize = 100;
 
 /// Runs `test` under many schedules, each time with a new allocator of `blocks` free pageblocks.
 fn explore(blocks: u64, test: fn(&FrameAllocator<'_>)) {
+    explore_with_reserve(blocks, 0, test);
+}
+
+/// The same where movable frames leave `reserve_blocks` whole.
+fn explore_with_reserve(blocks: u64, reserve_blocks: u32, test: fn(&FrameAllocator<'_>)) {
     let body = move || {
         let start = Pfn::new(2 * FRAMES_PER_BLOCK as u64);
         let ranges = [start..start.plus(blocks * FRAMES_PER_BLOCK as u64)];
@@ -36,7 +41,7 @@ fn explore(blocks: u64, test: fn(&FrameAllocator<'_>)) {
             name: "Normal",
             ranges: &ranges,
             watermarks: Watermarks::default(),
-            reserve_blocks: 0,
+            reserve_blocks,
         }];
         let config = Config {
             zones: &zones,
@@ -271,6 +276,19 @@ fn the_last_frame_comes_back_while_the_block_is_claimed() {
             frames.free(B, huge, Order::HUGE).unwrap();
         }
         frames.drain_cpu_caches();
+        assert_eq!(frames.free_blocks(), 1);
+    });
+}
+
+#[test]
+fn two_cpus_leave_the_reserve_whole() {
+    explore_with_reserve(2, 1, |frames| {
+        scope(|scope| {
+            scope.spawn(|| frames.alloc(A, AllocRequest::movable()).ok());
+            let mut out = [Pfn::default(); 2];
+            let placement = BalloonPlacement::WholeBlocks;
+            frames.alloc_balloon(B, placement, Watermark::None, &mut out);
+        });
         assert_eq!(frames.free_blocks(), 1);
     });
 }

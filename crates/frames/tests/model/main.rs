@@ -1,5 +1,8 @@
 //! Random use of the allocator against a naive model of who holds what, checked after each step.
 
+#![cfg(not(shuttle))]
+
+mod check;
 mod geometry;
 mod model;
 mod operation;

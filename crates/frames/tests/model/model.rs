@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dirigible_frames::{
-    AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
+    AllocRequest, BlockId, BlockState, CpuId, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
     FrameFlags, FrameState, FreeError, IsolateError, IsolatedBlock, Ledger, Order, OwnerClass, Pfn,
     Watermark, Watermarks, ZoneId,
 };
@@ -12,30 +12,30 @@ use crate::{geometry::Geometry, operation::Operation, oracle::Oracle};
 
 /// An allocation that the run holds, by its first frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Held {
-    order: Order,
-    class: FrameClass,
-    state: FrameState,
-    owner: OwnerClass,
-    word: u64,
+pub struct Held {
+    pub order: Order,
+    pub class: FrameClass,
+    pub state: FrameState,
+    pub owner: OwnerClass,
+    pub word: u64,
 }
 
 pub struct Model<'a> {
-    geometry: &'a Geometry,
-    frames: &'a FrameAllocator<'a>,
-    held: BTreeMap<Pfn, Held>,
-    tokens: Vec<IsolatedBlock>,
-    managed: Vec<u64>,
+    pub geometry: &'a Geometry,
+    pub frames: &'a FrameAllocator<'a>,
+    pub held: BTreeMap<Pfn, Held>,
+    pub tokens: Vec<IsolatedBlock>,
+    pub managed: Vec<u64>,
     /// Frames counted by `pgalloc` and `pgfree`.
-    counted: (u64, u64),
-    words: u64,
+    pub counted: (u64, u64),
+    pub words: u64,
 }
 
 /// What an operation is compared with.
-struct Before {
-    ledgers: Vec<Ledger>,
-    zone_free: Vec<u64>,
-    zone_whole: Vec<u64>,
+pub struct Before {
+    pub ledgers: Vec<Ledger>,
+    pub zone_free: Vec<u64>,
+    pub zone_whole: Vec<u64>,
 }
 
 impl<'a> Model<'a> {
@@ -63,7 +63,7 @@ impl<'a> Model<'a> {
         model
     }
 
-    fn before(&self) -> Before {
+    pub fn before(&self) -> Before {
         let frames = self.frames;
         Before {
             ledgers: frames.blocks().map(|b| frames.ledger(b)).collect(),
@@ -192,7 +192,7 @@ impl<'a> Model<'a> {
         self.check(&before);
     }
 
-    fn oracle(&self) -> Oracle<'a> {
+    pub fn oracle(&self) -> Oracle<'a> {
         Oracle::new(self.geometry, self.frames)
     }
 
@@ -498,89 +498,6 @@ impl<'a> Model<'a> {
         self.held.insert(pfn, Held { state: to, ..held });
     }
 
-    /// Everything that must hold at rest.
-    fn check(&self, before: &Before) {
-        let frames = self.frames;
-        frames.verify().expect("all counts fit");
-        let after = self.before();
-        for (old, new) in before.ledgers.iter().zip(&after.ledgers) {
-            let moved = old.with_version(0) != new.with_version(0);
-            assert!(
-                !moved || old.version() != new.version(),
-                "a change went unnoticed"
-            );
-            assert_eq!(
-                new.free() + new.movable() + new.balloon() + new.unmovable(),
-                512
-            );
-        }
-        self.check_held();
-        let events = frames.events();
-        assert_eq!(
-            (events.get(Event::PgAlloc), events.get(Event::PgFree)),
-            self.counted
-        );
-        for zone in frames.zones() {
-            assert_eq!(frames.zone_managed(zone), self.managed[zone.index()]);
-        }
-        assert_eq!(frames.managed_frames(), self.managed.iter().sum::<u64>());
-        assert_eq!(frames.free_frames(), after.zone_free.iter().sum::<u64>());
-        assert_eq!(frames.free_blocks(), after.zone_whole.iter().sum::<u64>());
-        let (oracle, classes) = (self.oracle(), frames.class_frames());
-        let unmovable = [FrameClass::Unmovable, FrameClass::Reclaimable].map(|c| oracle.count(c));
-        assert_eq!(classes.movable, oracle.count(FrameClass::Movable));
-        assert_eq!(classes.balloon, oracle.count(FrameClass::Balloon));
-        assert_eq!(classes.unmovable, unmovable[0] + unmovable[1]);
-        oracle.check_reports();
-        oracle.check_queries();
-    }
-
-    /// Demands that each frame is what the model says: held, reserved, or free or cached.
-    fn check_held(&self) {
-        let frames = self.frames;
-        let mut inside = None;
-        let (mut cached, mut used) = (0, Vec::new());
-        for pfn in all_frames(frames) {
-            let state = frames.state(pfn);
-            if let Some(held) = self.held.get(&pfn) {
-                let info = frames.frame(pfn).expect("inside the span");
-                let found = Held {
-                    order: info.order,
-                    class: info.class,
-                    state: info.state,
-                    owner: info.owner,
-                    word: info.word,
-                };
-                assert_eq!(found, *held, "{pfn:?}");
-                assert_eq!((info.flags, info.generation), (FrameFlags::DIRTY, 5));
-                inside = Some((pfn, pfn.plus(held.order.frames() as u64)));
-            }
-            match inside.filter(|(_, end)| pfn < *end) {
-                Some((head, _)) => {
-                    assert_eq!(frames.head(pfn), head);
-                    assert!(
-                        pfn == head || state == FrameState::Tail,
-                        "{pfn:?} {state:?}"
-                    );
-                    used.push(pfn);
-                }
-                None if self.geometry.usable(pfn).is_none() => {
-                    assert_eq!(state, FrameState::Reserved);
-                }
-                None => {
-                    assert!(matches!(state, FrameState::Free | FrameState::Cached));
-                    cached += u64::from(state == FrameState::Cached);
-                }
-            }
-        }
-        assert_eq!(frames.cached_frames(), cached);
-        let listed: Vec<Pfn> = frames
-            .blocks()
-            .flat_map(|b| frames.used_frames(b))
-            .collect();
-        assert_eq!(listed, used);
-    }
-
     /// Gives everything back and demands that nothing is left.
     pub fn finish(mut self) {
         while let Some(token) = self.tokens.pop() {
@@ -602,7 +519,7 @@ impl<'a> Model<'a> {
     }
 }
 
-fn all_frames(frames: &FrameAllocator<'_>) -> impl Iterator<Item = Pfn> + use<> {
+pub fn all_frames(frames: &FrameAllocator<'_>) -> impl Iterator<Item = Pfn> + use<> {
     let (base, count) = (frames.base(), frames.blocks().len() * FRAMES_PER_BLOCK);
     (0..count as u64).map(move |index| base.plus(index))
 }

@@ -82,7 +82,12 @@ impl<'a> Oracle<'a> {
             let kept = self.frames.reserve_blocks(zone);
             return !spares || self.frames.zone_free_blocks(zone) > u64::from(kept);
         }
-        let foreign = ledger.migratetype() != request.class.migratetype();
+        let (type_of, mine) = (ledger.migratetype(), request.class.migratetype());
+        // Under this policy the two immovable types share their blocks.
+        let shared = self.geometry.fallback == Fallback::Evacuate
+            && mine != Migratetype::Movable
+            && type_of != Migratetype::Movable;
+        let foreign = type_of != mine && !shared;
         let steals = request.fall_back && self.geometry.fallback == Fallback::Steal;
         request.order < Order::HUGE && self.has_run(block, request.order) && (!foreign || steals)
     }
