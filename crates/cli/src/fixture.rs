@@ -125,6 +125,8 @@ fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
         pages_moved: 700_000 + moved,
         moved_per_huge_page: Tenths::ratio(700_000 + moved, 3 * score - 100),
         targets_hash: "c0ffee0123456789".into(),
+        balloon_mean_mib: Tenths::ratio(505, 1),
+        balloon_target_mean_mib: Tenths::ratio(512, 1),
         balloon_max_mib: Tenths::ratio(1024, 1),
         device_errors: 0,
         load: LoadReport {

@@ -219,6 +219,12 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
     runs.row(table, "refused for the balloon's lock", 0, |c| {
         c.balloon_lock_refusals as f64
     });
+    runs.row(table, "balloon under load, mean MiB", 1, |c| {
+        c.balloon_mean_mib.value()
+    });
+    runs.row(table, "balloon target, mean MiB", 1, |c| {
+        c.balloon_target_mean_mib.value()
+    });
     runs.row(table, "balloon at its largest, MiB", 1, |c| {
         c.balloon_max_mib.value()
     });

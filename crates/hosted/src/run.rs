@@ -17,7 +17,7 @@ use dirigible_mobility::{CompactionConfig, Mobility, RegisterError};
 use dirigible_paging::{Paging, SlowPath, SlowPathConfig};
 use dirigible_workload::{
     actor::{Actor, Clock, Engine, time},
-    balloon::BalloonWorker,
+    balloon::{BalloonMeans, BalloonWorker},
     content::ContentLog,
     control::Control,
     director::{Director, Targets},
@@ -223,6 +223,7 @@ fn run_on<'a>(
         timeline: Timeline::new(params),
         control: Control::new(),
         hash: Mutex::new(TargetsHash::default()),
+        means: BalloonMeans::default(),
     };
     experiment.run(observer)?;
     drop(binding);
@@ -268,6 +269,7 @@ struct Experiment<'e, 'a, 'm> {
     timeline: Timeline,
     control: Control,
     hash: Mutex<TargetsHash>,
+    means: BalloonMeans,
 }
 
 impl Experiment<'_, '_, '_> {
@@ -298,7 +300,7 @@ impl Experiment<'_, '_, '_> {
             0,
             Director::new(self.system, &self.control, &self.timeline, audience),
         );
-        let worker = BalloonWorker::new(self.port, self.system);
+        let worker = BalloonWorker::new(self.port, self.system, &self.control, &self.means);
         let kcompactd = Kcompactd::new(self.mobility);
         if self.params.threads == 0 {
             here.add(0, worker);
@@ -371,6 +373,7 @@ impl Experiment<'_, '_, '_> {
         let events = self.mobility.frames().events();
         let of = |event| events.get(event);
         let stats = driver.stats();
+        let (balloon_mean, target_mean) = self.means.means();
         let (messages, moved) = (of(Event::BalloonMigrateMessages), of(Event::BalloonMigrate));
         let control = &self.control;
         // The threads have ended: Relaxed.
@@ -389,6 +392,8 @@ impl Experiment<'_, '_, '_> {
             balloon_lock_refusals: stats.refused,
             pages_moved: of(Event::PgmigrateSuccess),
             targets_hash: self.hash.lock().text(),
+            balloon_mean_mib: Tenths::mib_of_frames(balloon_mean),
+            balloon_target_mean_mib: Tenths::mib_of_frames(target_mean),
             balloon_max_mib: Tenths::mib_of_frames(self.port.largest()),
             device_errors: self
                 .machine

@@ -114,6 +114,9 @@ fn pitfall_92_the_balloon_reaches_its_targets() {
             "{}",
             report.name
         );
+        let mean = report.balloon_mean_mib.value();
+        let target = report.balloon_target_mean_mib.value();
+        assert!((mean - target).abs() <= 0.05 * target, "{mean} of {target}");
         let rested = &report.passes[2];
         assert_eq!(
             rested.balloon_mean_mib.to_string(),

@@ -1,9 +1,11 @@
 //! What the experiment needs of a balloon, and the actor that works for it.
 
 use dirigible_balloon::FrameSource;
+use spin::Mutex;
 
 use crate::{
     actor::{Actor, Next},
+    control::{Control, Stage},
     tuning::{BALLOON_MESSAGES, BALLOON_TICK},
 };
 
@@ -19,21 +21,65 @@ pub trait BalloonControl: Sync {
     fn step(&self, source: &dyn FrameSource, messages: usize);
 }
 
+/// Size and target of the balloon over the time under load, each weighted by how long it lasted.
+#[derive(Debug, Default)]
+pub struct BalloonMeans(Mutex<Sums>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    until: u64,
+    actual: u128,
+    target: u128,
+}
+
+impl BalloonMeans {
+    fn add(&self, now: u64, actual: u64, target: u64) {
+        let mut sums = self.0.lock();
+        let time = u128::from(now.saturating_sub(sums.until));
+        sums.until = now;
+        sums.actual += u128::from(actual) * time;
+        sums.target += u128::from(target) * time;
+    }
+
+    /// Mean size and mean target so far, in frames.
+    pub fn means(&self) -> (u64, u64) {
+        let sums = *self.0.lock();
+        let mean = |sum: u128| (sum / u128::from(sums.until.max(1))) as u64;
+        (mean(sums.actual), mean(sums.target))
+    }
+}
+
 /// The worker of the balloon: looks at a steady pace and sends a bounded number of messages each time.
 pub struct BalloonWorker<'a> {
     balloon: &'a dyn BalloonControl,
     source: &'a dyn FrameSource,
+    control: &'a Control,
+    means: &'a BalloonMeans,
 }
 
 impl<'a> BalloonWorker<'a> {
-    /// The worker of `balloon`, which takes its frames from `source`.
-    pub fn new(balloon: &'a dyn BalloonControl, source: &'a dyn FrameSource) -> Self {
-        Self { balloon, source }
+    /// The worker of `balloon`, which takes its frames from `source`. It keeps the means until `control` ends the load.
+    pub fn new(
+        balloon: &'a dyn BalloonControl,
+        source: &'a dyn FrameSource,
+        control: &'a Control,
+        means: &'a BalloonMeans,
+    ) -> Self {
+        Self {
+            balloon,
+            source,
+            control,
+            means,
+        }
     }
 }
 
 impl Actor for BalloonWorker<'_> {
     fn step(&mut self, now: u64) -> Next {
+        if self.control.stage() == Stage::Loaded {
+            self.means
+                .add(now, self.balloon.actual(), self.balloon.target());
+        }
         self.balloon.step(self.source, BALLOON_MESSAGES);
         Next::At(now + BALLOON_TICK)
     }

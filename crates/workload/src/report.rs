@@ -259,6 +259,10 @@ pub struct ColumnReport {
     pub moved_per_huge_page: Tenths,
     /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns and the twin.
     pub targets_hash: String,
+    /// The balloon's mean size from boot to the end of the load.
+    pub balloon_mean_mib: Tenths,
+    /// The mean of its targets over the same time.
+    pub balloon_target_mean_mib: Tenths,
     /// The largest number of MiB that the balloon ever held.
     pub balloon_max_mib: Tenths,
     /// Errors of the protocol that the device counted. Anything but 0 is a fault of ours.
