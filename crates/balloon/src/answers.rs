@@ -117,6 +117,13 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
             .get(at)
             .is_some_and(|slot| slot.phase == Phase::Sent)
         {
+            self.stats.messages -= 1;
+            if matches!(
+                self.slots[at].role,
+                Role::ExchangeIn(_) | Role::ExchangeOut(_)
+            ) {
+                self.stats.migrate_messages -= 1;
+            }
             self.withdraw(at);
         }
     }

@@ -507,3 +507,29 @@ fn state_in(slot: &Slot) -> Option<FrameState> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::books::tests::frames;
+
+    #[test]
+    fn a_frame_missing_from_the_books_is_noticed() {
+        let (books, owned) = frames(3);
+        let class = OwnerClass::new(1).unwrap();
+        let mut balloon =
+            Balloon::new(books, class, Features::empty(), BalloonConfig::default()).unwrap();
+        balloon.set_target(3, 512);
+        assert_eq!(balloon.begin_inflate(&owned, 0), 3);
+        let mut message = crate::Message::new();
+        let Some(Output::Send { queue, request }) = balloon.next_output(0, &mut message) else {
+            panic!("nothing to send")
+        };
+        balloon.complete(queue, request).unwrap();
+        assert_eq!(balloon.plan(0), Work::Idle);
+        // The host has one more than there is.
+        balloon.promised += 1;
+        assert_eq!(balloon.plan(0), Work::Failed(Fault::Books { frames: 1 }));
+        assert!(!balloon.isolate(owned[0]));
+    }
+}

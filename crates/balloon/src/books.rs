@@ -199,6 +199,9 @@ impl List {
     ) -> Result<(), Corrupt> {
         let index = Self::index(books, frame);
         let link = self.link(books, frame)?;
+        if link.prev == index || link.next == index {
+            return Err(Corrupt);
+        }
         // Look at both neighbours before either is changed: a corrupt link changes nothing.
         let prev = if link.prev == NIL {
             if self.head != index {
@@ -283,6 +286,96 @@ impl List {
             Ok(())
         } else {
             Err(Corrupt)
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use dirigible_frames::{
+        BalloonPlacement, Config, CpuId, Fallback, Placement, Watermark, Watermarks, ZoneConfig,
+    };
+    use std::boxed::Box;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// An allocator of one block, and some of its frames in state `Owned`.
+    pub(crate) fn frames(count: usize) -> (&'static FrameAllocator<'static>, Vec<Pfn>) {
+        let ranges = [Pfn::new(512)..Pfn::new(1024)];
+        let watermarks = Watermarks::default();
+        let zone = ZoneConfig {
+            name: "zone",
+            ranges: &ranges,
+            watermarks,
+            reserve_blocks: 0,
+        };
+        let config = Config {
+            zones: &[zone],
+            reserved: &[],
+            cpus: 1,
+            placement: Placement::LowestFirst,
+            fallback: Fallback::Steal,
+        };
+        let metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
+        let frames = FrameAllocator::new(&config, metadata.leak()).unwrap();
+        let mut out = vec![Pfn::default(); count];
+        let how = BalloonPlacement::Ordinary;
+        assert_eq!(
+            frames.alloc_balloon(CpuId::new(0), how, Watermark::None, &mut out),
+            count
+        );
+        (Box::leak(Box::new(frames)), out)
+    }
+
+    #[test]
+    fn list_is_newest_first_and_gives_from_anywhere() {
+        let (books, frames) = frames(5);
+        let mut list = List::new(7);
+        frames.iter().for_each(|&frame| list.push(books, frame));
+        let order = |list: &List| {
+            let mut seen = Vec::new();
+            list.walk(books, |frame| {
+                seen.push(frame);
+                Ok(())
+            })
+            .unwrap();
+            seen
+        };
+        assert_eq!(
+            order(&list),
+            [frames[4], frames[3], frames[2], frames[1], frames[0]]
+        );
+        for at in [2, 4, 0] {
+            list.unlink(books, frames[at]).unwrap();
+            // Once more finds it unlinked, and leaves the others alone.
+            assert_eq!(list.unlink(books, frames[at]), Err(Corrupt));
+        }
+        assert_eq!(order(&list), [frames[3], frames[1]]);
+        assert_eq!(list.newest(books), Ok(Some(frames[3])));
+        list.unlink(books, frames[3]).unwrap();
+        list.unlink(books, frames[1]).unwrap();
+        assert_eq!((list.newest(books), list.len()), (Ok(None), 0));
+    }
+
+    #[test]
+    fn corrupt_words_lead_nowhere() {
+        for word in [
+            0,
+            u64::MAX,
+            7 << 56,
+            7 << 56 | 0x0000_0010_0000_0011,
+            unlinked_word(7),
+        ] {
+            for at in 0..3 {
+                let (books, frames) = frames(3);
+                let mut list = List::new(7);
+                frames.iter().for_each(|&frame| list.push(books, frame));
+                books.set_word(frames[at], word);
+                assert_eq!(list.unlink(books, frames[at]), Err(Corrupt));
+                assert!(list.walk(books, |_| Ok(())).is_err());
+                assert_eq!((books.word(frames[at]), list.len()), (word, 3));
+            }
         }
     }
 }

@@ -128,6 +128,14 @@ fn pitfall_03_out_of_memory_inside_inflate() {
     assert_eq!(guest.host.size(), 500 - freed.load(Ordering::SeqCst) as u64);
     assert!(guest.source.given_back.load(Ordering::SeqCst) > 0);
     assert_eq!(guest.host.actual(), guest.host.size());
+    // The rest ends with time, or with another wish of the host.
+    *guest.source.meanwhile.lock().unwrap() = None;
+    assert_eq!(guest.to(900), step);
+    assert_eq!(guest.to(901), Step::Idle);
+    assert_eq!(guest.balloon.deflate_on_oom(1), 1);
+    assert!(matches!(guest.run(), Step::RetryAt(_)));
+    guest.clock.pass(10_000_000_000);
+    assert_eq!(guest.run(), Step::Idle);
 }
 
 #[test]
@@ -224,6 +232,16 @@ fn pitfall_09_two_balloons_share_nothing() {
     two.check();
     one.check();
     assert_eq!(of(CLASS), ones);
+    // Not even with the same class (which nothing that registers owners would allow): the word names the device.
+    let config = BalloonConfig {
+        device: 2,
+        ..BalloonConfig::default()
+    };
+    let three = Guest::on(one.clock, frames, Host::new(), NO_SETTLE, config, CLASS);
+    three.to(30);
+    assert!(ones.iter().all(|&frame| !three.balloon.isolate(frame)));
+    assert_eq!(three.balloon.fault(), None);
+    three.balloon.shutdown().unwrap();
     assert_eq!(one.to(0), Step::Idle);
     frames.verify().unwrap();
 }

@@ -155,6 +155,7 @@ fn pitfall_10_foreign_frames_are_not_followed() {
     for number in [0, 511, 512 + 8 * 512, 1 << 28, 1 << 40, u64::MAX >> 12] {
         assert!(!guest.balloon.isolate(Pfn::new(number)));
     }
+    assert_eq!(guest.balloon.fault(), None);
     guest.check();
 }
 

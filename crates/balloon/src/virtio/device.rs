@@ -326,9 +326,8 @@ impl<H: Hal, T: Transport> Device<H, T> {
     }
 
     pub(super) fn acknowledge_interrupt(&mut self) {
-        if self.live {
-            let _ = self.transport.ack_interrupt();
-        }
+        // After a reset too: a line that stays up would call for ever.
+        let _ = self.transport.ack_interrupt();
     }
 
     /// Sends one request of the state machine.
