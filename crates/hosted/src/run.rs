@@ -1,12 +1,14 @@
 //! One column of the experiment on a hosted machine, from boot to report.
 
+mod ending;
+mod host;
 mod port;
 
 use std::{
     mem::ManuallyDrop,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use dirigible_balloon::{BalloonConfig, BalloonError, Deflate};
@@ -16,7 +18,7 @@ use dirigible_frames::{
 use dirigible_mobility::{CompactionConfig, Mobility, RegisterError};
 use dirigible_paging::{Paging, SlowPath, SlowPathConfig};
 use dirigible_workload::{
-    actor::{Actor, Clock, Engine, time},
+    actor::{Actor, Engine, time},
     balloon::{BalloonMeans, BalloonWorker},
     content::ContentLog,
     control::Control,
@@ -25,11 +27,8 @@ use dirigible_workload::{
     kcompactd::Kcompactd,
     load,
     params::{Params, ParamsError},
-    report::{
-        self, AttemptHost, ColumnHost, ColumnReport, LoadReport, Observer, Progress, Residency,
-        TenThousandths, Tenths, VmStat,
-    },
-    system::{HostClock, MoveChecks, Parts, System},
+    report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
+    system::{MoveChecks, Parts, System},
     timeline::{TargetsHash, Timeline, mem_total_frames},
     tuning::{ColumnPolicy, LoadTuning, rested_watermarks, watermarks},
 };
@@ -37,9 +36,10 @@ use spin::Mutex;
 use thiserror::Error;
 
 use crate::{
-    BalloonOptions, BindError, HostFacts, HostedMachine, HostedPlatform, MachineBuilder,
-    MachineError, Mode,
+    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineError, Mode,
 };
+use ending::{check_end, content_verdict};
+use host::{MachineClock, SinceStart, column_host};
 use port::{BalloonPort, Driver};
 
 /// Owner classes of this machine.
@@ -50,10 +50,6 @@ const FILLER: u8 = 3;
 const SPACES: usize = 64;
 /// Threads of a threaded machine besides those of the load: director, balloon's worker, its interrupts, kcompactd.
 const SERVICE_CPUS: u16 = 4;
-/// How long the end of a run waits for what is still under way.
-const SETTLE: Duration = Duration::from_secs(2);
-/// Longest sleep of a thread between two looks whether the run has ended.
-const LONGEST_NAP: Duration = Duration::from_millis(50);
 
 /// Why a column has no report.
 #[derive(Debug, Error)]
@@ -410,162 +406,6 @@ impl Experiment<'_, '_, '_> {
                 filler_given: self.filler.given(),
             },
             ..ColumnReport::default()
-        }
-    }
-}
-
-/// Gives everything back and balances all books.
-fn check_end(
-    machine: &HostedMachine,
-    frames: &FrameAllocator<'_>,
-    mobility: &Mobility<'_, HostedPlatform>,
-    paging: &Paging<'_, HostedPlatform>,
-    filler: &Filler<'_, HostedPlatform>,
-    balloon: &Driver<'_>,
-) -> Result<(), String> {
-    let text = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-    // With threads the last exchange may still be with the device when the threads end.
-    let patience = Instant::now() + SETTLE;
-    while mobility.isolated_frames() > 0 && Instant::now() < patience {
-        balloon.handle_interrupt();
-        machine.platform().relax();
-    }
-    filler.drop_all();
-    let stats = balloon.stats();
-    let held = balloon.held();
-    if stats.inflated.checked_sub(stats.deflated)
-        != Some(held.listed + held.isolated + held.leaving)
-    {
-        return Err(format!(
-            "balloon: inflated {} - deflated {} is not {held:?}",
-            stats.inflated, stats.deflated
-        ));
-    }
-    balloon.verify().map_err(|error| text("balloon", &error))?;
-    mobility
-        .verify()
-        .map_err(|error| text("mobility", &error))?;
-    balloon
-        .shutdown()
-        .map_err(|error| text("balloon shutdown", &error))?;
-    let audit = paging
-        .audit()
-        .map_err(|error| text("page tables", &error))?;
-    if audit.spaces != 0 {
-        return Err(format!(
-            "page tables: {} address spaces are left",
-            audit.spaces
-        ));
-    }
-    if filler.held() != 0 || mobility.isolated_frames() != 0 {
-        let (held, isolated) = (filler.held(), mobility.isolated_frames());
-        return Err(format!(
-            "{held} frames are left with the filler, {isolated} isolated"
-        ));
-    }
-    for device in machine.balloons() {
-        let errors = device.counters().errors;
-        if errors.total() != 0 || device.held_frames() != 0 {
-            return Err(format!(
-                "balloon device: holds {}, {errors:?}",
-                device.held_frames()
-            ));
-        }
-    }
-    frames.drain_cpu_caches();
-    frames.verify().map_err(|error| text("allocator", &error))?;
-    let (free, all) = (
-        frames.free_frames(),
-        machine.ram().layout().managed_frames(),
-    );
-    if free != all {
-        return Err(format!("allocator: {free} of {all} frames are free"));
-    }
-    Ok(())
-}
-
-/// Contents that were wrong make the run fail, with the first of them.
-fn content_verdict(contents: &ContentLog) -> Result<(), String> {
-    match contents.first_errors().first() {
-        None => Ok(()),
-        Some(first) => Err(format!(
-            "{} pages had wrong contents, first {first:?}",
-            contents.errors()
-        )),
-    }
-}
-
-fn column_host(
-    params: &Params,
-    machine: &HostedMachine,
-    started: Instant,
-    attempts: Vec<AttemptHost>,
-    residency: Residency,
-) -> ColumnHost {
-    let facts = HostFacts::gather();
-    let usage = process_times();
-    ColumnHost {
-        name: params.column.name().into(),
-        facts: Some(report::HostFacts {
-            kernel: facts.kernel,
-            cpus: facts.cores as u64,
-            process_madvise: facts.process_madvise,
-        }),
-        wall_ms: started.elapsed().as_millis() as u64,
-        user_ms: usage.0,
-        system_ms: usage.1,
-        discard_calls: machine
-            .balloons()
-            .iter()
-            .map(|b| b.counters().discards.calls)
-            .sum(),
-        residency,
-        attempts,
-    }
-}
-
-/// Milliseconds that this process has spent in user mode and in the kernel; 0 where `/proc` does not say.
-fn process_times() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The command's name, in parentheses, may hold spaces; user and system time are the 12th and 13th field after it.
-    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = |index| {
-        fields
-            .split_whitespace()
-            .nth(index)
-            .and_then(|n| n.parse::<u64>().ok())
-    };
-    let ms = 1000 / rustix::param::clock_ticks_per_second().max(1);
-    (ticks(11).unwrap_or(0) * ms, ticks(12).unwrap_or(0) * ms)
-}
-
-/// Real time since the run began.
-struct SinceStart(Instant);
-
-impl HostClock for SinceStart {
-    fn nanoseconds(&self) -> u64 {
-        self.0.elapsed().as_nanos() as u64
-    }
-}
-
-/// The machine's clock for a queue of actors.
-struct MachineClock<'a>(&'a HostedPlatform);
-
-impl Clock for MachineClock<'_> {
-    fn now(&self) -> u64 {
-        self.0.now()
-    }
-
-    fn wait_until(&self, until: u64, ended: &AtomicBool) {
-        if self.0.mode() == Mode::Deterministic {
-            return self.0.advance_to(until);
-        }
-        // Acquire: pairs with the release that ends the run.
-        while !ended.load(Ordering::Acquire) {
-            let Some(left) = until.checked_sub(self.0.now()).filter(|&left| left > 0) else {
-                return;
-            };
-            thread::sleep(Duration::from_nanos(left).min(LONGEST_NAP));
         }
     }
 }
