@@ -450,7 +450,7 @@ mod tests {
             books.unlink(index);
             assert!(!books.holds(index));
         }
-        assert_eq!(order(&books), []);
+        assert_eq!(order(&books), [0u32; 0]);
         books.push(5);
         assert_eq!(order(&books), [5]);
     }

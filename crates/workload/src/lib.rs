@@ -10,6 +10,7 @@
 //!   attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
 //!   counts-only [`twin`], which says what would be attainable if frames had no places.
+//! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
 //! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
 //! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl); `dirigible-hosted` shows how the parts are
@@ -53,6 +54,7 @@ pub mod load;
 pub mod machine;
 pub mod params;
 pub mod passes;
+pub mod protocol;
 pub mod report;
 pub mod rng;
 pub mod system;

@@ -1,12 +1,13 @@
 //! What a run is asked to do.
 
 use dirigible_frames::FRAME_SIZE;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::actor::time::SECOND;
 
 /// One column of one run.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Params {
     /// The policies.
     pub column: Column,
@@ -220,7 +221,7 @@ pub enum ParamsError {
 }
 
 /// The policies side by side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Column {
     /// Balloon frames cannot be moved: before the series.
     Pinned,
@@ -245,7 +246,7 @@ impl Column {
 }
 
 /// When the balloon moves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Schedule {
     /// Up and down for ever, the phase drawn from the seed; emptied before the rested pass.
     Cycle,
@@ -264,7 +265,7 @@ impl Schedule {
 }
 
 /// Length of the phases and kind of the tests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Profile {
     /// The series' times: an attempt each 125 ms toward 95 % of memory, three times.
     Paper,
@@ -291,7 +292,7 @@ impl Profile {
 }
 
 /// Where the balloon takes its frames in column `steered`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum InflatePlacement {
     /// From the blocks that are used or spoilt already.
     FillHoles,
