@@ -45,7 +45,7 @@ impl<P: Platform> Paging<'_, P> {
         write: bool,
         f: impl FnOnce(Pfn) -> R,
     ) -> Option<R> {
-        let slot = self.slot(space).filter(|_| page.is_valid())?;
+        let slot = self.slot(space).filter(|_| self.may_map(page))?;
         loop {
             let section = Section::enter(self.platform);
             match self.touch(slot, space, page, write) {

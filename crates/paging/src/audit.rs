@@ -141,7 +141,12 @@ impl<P: Platform> Paging<'_, P> {
         audit.tables += 1;
         let mut found = 0;
         let mut page = first;
-        for index in 0..ENTRIES as usize {
+        let entries = if depth == 0 {
+            self.root_entries()
+        } else {
+            ENTRIES as usize
+        };
+        for index in 0..entries {
             let entry = self.entry(table, index);
             match entry.kind(depth) {
                 Kind::Empty if entry != Entry::EMPTY => {

@@ -40,7 +40,7 @@ pub enum FaultError {
     /// The address space is no more.
     #[error("no such address space")]
     NoSuchSpace,
-    /// The page number has more than 36 bits.
+    /// The page number has more than 36 bits, or lies in the kernel's half.
     #[error("no such page")]
     NoSuchPage,
 }
@@ -93,7 +93,7 @@ impl<P: Platform> Paging<'_, P> {
         memory: &dyn PageSource,
         mut fill: impl FnMut(Pfn, Order),
     ) -> Result<Fault, FaultError> {
-        if !page.is_valid() {
+        if !self.may_map(page) {
             return Err(FaultError::NoSuchPage);
         }
         let mut hand = Hand {

@@ -2,7 +2,7 @@
 
 use crate::{
     entry::{Entry, Kind},
-    page::{HUGE_DEPTH, Page},
+    page::{ENTRIES, HUGE_DEPTH, Page},
     source::PageSource,
     space::{Slot, SpaceId, SpaceState, Spaces},
     tables::new_table,
@@ -23,6 +23,8 @@ pub struct Paging<'a, P> {
     pub(crate) class: OwnerClass,
     pub(crate) spaces: Spaces,
     pub(crate) observer: Option<&'a dyn MoveObserver>,
+    /// The table whose upper half every root table shares.
+    kernel_half: Option<Pfn>,
     /// Makes one step of dropping a reference to an unmapped frame and looking for others.
     pub(crate) last_pin: Mutex<()>,
 }
@@ -74,7 +76,7 @@ pub struct Usage {
 impl Usage {
     /// Frames of anonymous memory.
     pub const fn frames(&self) -> u64 {
-        self.base + self.huge * crate::page::ENTRIES
+        self.base + self.huge * ENTRIES
     }
 }
 
@@ -98,6 +100,7 @@ impl<'a, P: Platform> Paging<'a, P> {
             class,
             spaces: Spaces::new(max_spaces),
             observer: None,
+            kernel_half: None,
             last_pin: Mutex::new(()),
         }
     }
@@ -105,6 +108,16 @@ impl<'a, P: Platform> Paging<'a, P> {
     /// Shows every migration to `observer`.
     pub fn observed_by(mut self, observer: &'a dyn MoveObserver) -> Self {
         self.observer = Some(observer);
+        self
+    }
+
+    /// Gives every space made from now on the upper half of table `template`, the kernel's own: entries 256 to 511 of its
+    /// root are copied once, when the space is made.
+    ///
+    /// The tables below them are the kernel's and nothing here counts, changes or frees them. Pages from
+    /// [`Page::KERNEL_HALF`] on are then no pages of any space: faults are refused, accesses and look-ups find nothing.
+    pub fn with_kernel_half(mut self, template: Pfn) -> Self {
+        self.kernel_half = Some(template);
         self
     }
 
@@ -121,6 +134,11 @@ impl<'a, P: Platform> Paging<'a, P> {
             memory.free(root, Order::BASE);
             return Err(SpaceError::TooManySpaces);
         };
+        if let Some(template) = self.kernel_half {
+            for index in self.root_entries()..ENTRIES as usize {
+                self.set_entry(root, index, self.entry(template, index));
+            }
+        }
         slot.open(space, root);
         Ok(space)
     }
@@ -134,7 +152,7 @@ impl<'a, P: Platform> Paging<'a, P> {
         let pages = self.clear_range(
             slot,
             space.get() | SpaceState::DYING,
-            Page::new(0)..Page::LIMIT,
+            Page::new(0)..self.limit(),
         );
         let root = {
             let mut state = slot.state.lock();
@@ -146,6 +164,14 @@ impl<'a, P: Platform> Paging<'a, P> {
         self.free_table(root);
         self.spaces.give_back(space);
         pages
+    }
+
+    /// The root table of living space `space`, for a CPU to walk from (CR3 on x86-64).
+    ///
+    /// Valid until the space is destroyed, and the frame is free then: whoever destroys a space sees to it that no CPU
+    /// runs in it any more.
+    pub fn root(&self, space: SpaceId) -> Option<Pfn> {
+        self.slot(space)?.root(space)
     }
 
     /// What `space` holds, or `None` if it is no more.
@@ -180,7 +206,7 @@ impl<'a, P: Platform> Paging<'a, P> {
     pub fn lookup(&self, space: SpaceId, page: Page) -> Option<Mapping> {
         let slot = self.spaces.slot(space)?;
         let state = slot.state.lock();
-        if state.id != space.get() || !page.is_valid() {
+        if state.id != space.get() || !self.may_map(page) {
             return None;
         }
         let place = self.peek(&state, page);
@@ -192,6 +218,27 @@ impl<'a, P: Platform> Paging<'a, P> {
             dirty: place.entry.is_dirty(),
             migrating: kind == Kind::Migration,
         })
+    }
+
+    /// The first page that no space can map.
+    pub(crate) const fn limit(&self) -> Page {
+        match self.kernel_half {
+            Some(_) => Page::KERNEL_HALF,
+            None => Page::LIMIT,
+        }
+    }
+
+    /// Entries of a root table that are the space's own.
+    pub(crate) const fn root_entries(&self) -> usize {
+        match self.kernel_half {
+            Some(_) => ENTRIES as usize / 2,
+            None => ENTRIES as usize,
+        }
+    }
+
+    /// Whether a space can map `page`.
+    pub(crate) fn may_map(&self, page: Page) -> bool {
+        page < self.limit()
     }
 
     /// Slot of `space`, whether or not it lives.

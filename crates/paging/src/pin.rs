@@ -14,7 +14,7 @@ impl<P: Platform> Paging<'_, P> {
     ///
     /// The page may be unmapped meanwhile; the frame is then freed at the last unpin.
     pub fn pin(&self, space: SpaceId, page: Page) -> Option<Pfn> {
-        let slot = self.slot(space).filter(|_| page.is_valid())?;
+        let slot = self.slot(space).filter(|_| self.may_map(page))?;
         loop {
             {
                 let state = slot.state.lock();
@@ -26,7 +26,6 @@ impl<P: Platform> Paging<'_, P> {
                 match place.kind() {
                     Kind::Empty | Kind::Table => return None,
                     // A pinned frame is `Owned`, not `Listed`: isolation's one step fails, no flag need be looked at.
-                    // A pinned frame is `Owned`, not `Listed`: isolation's one step fails.
                     Kind::Leaf
                         if self.frames.state(head) == FrameState::Owned
                             || self

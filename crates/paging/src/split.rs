@@ -25,7 +25,7 @@ impl<P: Platform> Paging<'_, P> {
     pub fn split_huge(&self, space: SpaceId, page: Page) -> Result<(), SplitError> {
         let slot = self.slot(space).ok_or(SplitError::NotHuge)?;
         let mut state = slot.state.lock();
-        if state.id != space.get() || !page.is_valid() {
+        if state.id != space.get() || !self.may_map(page) {
             return Err(SplitError::NotHuge);
         }
         let place = self.peek(&state, page);

@@ -51,7 +51,7 @@ impl<P: Platform> Paging<'_, P> {
         let Some(slot) = self.slot(space) else {
             return 0;
         };
-        self.clear_range(slot, space.get(), pages.start..pages.end.min(Page::LIMIT))
+        self.clear_range(slot, space.get(), pages.start..pages.end.min(self.limit()))
     }
 
     /// [`Paging::unmap`] for the space whose state carries `id`.

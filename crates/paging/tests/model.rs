@@ -8,15 +8,11 @@ use dirigible_frames::{Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use dirigible_paging::{FaultError, FaultKind, Page, SpaceId};
 use proptest::prelude::*;
-use support::{World, world};
+use support::{World, world, world_with_kernel_half};
 
-/// Pages that the steps use: five ranges of 2 MiB, two of them next to each other, in three upper tables.
-const REGIONS: [u64; 5] = [0, 1, 700, 300_000, (1 << 27) - 1];
+/// Pages that the steps use, in ranges of 2 MiB, two of them next to each other: these, and the last that a space can map.
+const REGIONS: [u64; 4] = [0, 1, 700, 300_000];
 const SPACES: usize = 3;
-
-fn page(region: usize, offset: u64) -> u64 {
-    REGIONS[region] * 512 + offset
-}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -83,7 +79,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    let at = || (0..SPACES, 0..REGIONS.len(), 0..512u64);
+    let at = || (0..SPACES, 0..=REGIONS.len(), 0..512u64);
     prop_oneof![
         6 => (at(), 1..80u64, any::<bool>()).prop_map(|((space, region, offset), count, huge)| {
             Step::Map { space, region, offset, count, huge }
@@ -97,14 +93,14 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (at(), 2..40u64).prop_map(|((space, region, _), stride)| {
             Step::Punch { space, region, stride }
         }),
-        1 => (at(), 0..REGIONS.len()).prop_map(|((space, from, offset), to)| {
+        1 => (at(), 0..=REGIONS.len()).prop_map(|((space, from, offset), to)| {
             Step::Sweep { space, from, to, offset }
         }),
         5 => at().prop_map(|(space, region, offset)| Step::Migrate { space, region, offset }),
         2 => (at(), 0..20u64, any::<bool>()).prop_map(|((space, region, offset), unmapped, putback)| {
             Step::MoveAgainstUnmap { space, region, offset, unmapped, putback }
         }),
-        1 => (0..SPACES, 0..REGIONS.len()).prop_map(|(space, region)| Step::Split { space, region }),
+        1 => (0..SPACES, 0..=REGIONS.len()).prop_map(|(space, region)| Step::Split { space, region }),
         2 => (at(), any::<bool>()).prop_map(|((space, region, offset), unmap)| {
             Step::Pin { space, region, offset, unmap }
         }),
@@ -117,17 +113,35 @@ struct Pair {
     w: World,
     spaces: [SpaceId; SPACES],
     model: [BTreeMap<u64, u64>; SPACES],
+    /// The first page that no space can map.
+    limit: u64,
+    /// The kernel's own tables, if the spaces share them.
+    kernel: Option<Vec<u64>>,
 }
 
 impl Pair {
-    fn new() -> Self {
-        let w = world(12);
+    fn new(kernel_half: bool) -> Self {
+        let (w, limit) = if kernel_half {
+            (world_with_kernel_half(12), Page::KERNEL_HALF)
+        } else {
+            (world(12), Page::LIMIT)
+        };
         let spaces = [w.space(), w.space(), w.space()];
+        let kernel = kernel_half.then(|| w.kernel_tables());
         Self {
             w,
             spaces,
             model: Default::default(),
+            limit: limit.get(),
+            kernel,
         }
+    }
+
+    fn page(&self, region: usize, offset: u64) -> u64 {
+        REGIONS
+            .get(region)
+            .map_or(self.limit - 512, |region| region * 512)
+            + offset
     }
 
     fn map(&mut self, space: usize, first: u64, count: u64, huge: bool) {
@@ -136,15 +150,20 @@ impl Pair {
         } else {
             FaultKind::Base
         };
-        for page in first..(first + count).min(Page::LIMIT.get()) {
+        for page in first..(first + count).min(self.limit + 1) {
             let result =
                 self.w
                     .paging
                     .fault(self.spaces[space], Page::new(page), kind, self.w.source);
             let fault = match result {
                 Ok(fault) => fault,
+                Err(FaultError::NoSuchPage) => {
+                    assert_eq!(page, self.limit);
+                    return;
+                }
                 Err(error) => {
                     assert_eq!(error, FaultError::OutOfMemory);
+                    assert!(page < self.limit);
                     assert!(!self.model[space].contains_key(&page));
                     return;
                 }
@@ -195,7 +214,8 @@ impl Pair {
                 count,
                 huge,
             } => {
-                self.map(space, page(region, offset), count, huge);
+                let first = self.page(region, offset);
+                self.map(space, first, count, huge);
             }
             Step::Touch {
                 space,
@@ -203,7 +223,7 @@ impl Pair {
                 offset,
                 value,
             } => {
-                let page = page(region, offset);
+                let page = self.page(region, offset);
                 let guest = self.w.guest;
                 let done =
                     self.w
@@ -230,7 +250,7 @@ impl Pair {
                 offset,
                 count,
             } => {
-                let first = page(region, offset);
+                let first = self.page(region, offset);
                 self.unmap(space, first, first + count);
             }
             Step::Punch {
@@ -239,7 +259,7 @@ impl Pair {
                 stride,
             } => {
                 for offset in (0..512).step_by(stride as usize) {
-                    let page = page(region, offset);
+                    let page = self.page(region, offset);
                     self.unmap(space, page, page + 1);
                 }
             }
@@ -250,14 +270,15 @@ impl Pair {
                 offset,
             } => {
                 let (from, to) = (from.min(to), from.max(to));
-                self.unmap(space, page(from, offset), page(to, 511 - offset));
+                let (first, end) = (self.page(from, offset), self.page(to, 511 - offset));
+                self.unmap(space, first, end);
             }
             Step::Migrate {
                 space,
                 region,
                 offset,
             } => {
-                let page = page(region, offset);
+                let page = self.page(region, offset);
                 let Some((from, order)) = self.mapped(space, page) else {
                     return;
                 };
@@ -287,7 +308,7 @@ impl Pair {
                 unmapped,
                 putback,
             } => {
-                let first = page(region, offset);
+                let first = self.page(region, offset);
                 let mut pairs = Vec::new();
                 for page in first..first + 16 {
                     let Some((from, order)) = self.mapped(space, page) else {
@@ -330,7 +351,7 @@ impl Pair {
                 }
             }
             Step::Split { space, region } => {
-                let page = page(region, 0);
+                let page = self.page(region, 0);
                 let huge = self
                     .mapped(space, page)
                     .is_some_and(|(_, order)| order == Order::HUGE);
@@ -346,7 +367,7 @@ impl Pair {
                 offset,
                 unmap,
             } => {
-                let page = page(region, offset);
+                let page = self.page(region, offset);
                 let Some(frame) = self.w.paging.pin(self.spaces[space], Page::new(page)) else {
                     assert!(!self.model[space].contains_key(&page));
                     return;
@@ -377,6 +398,12 @@ impl Pair {
         let audit = self.w.check_at_rest();
         let pages: usize = self.model.iter().map(BTreeMap::len).sum();
         assert_eq!(audit.frames(), pages as u64);
+        if let Some(kernel) = &self.kernel {
+            assert!(
+                *kernel == self.w.kernel_tables(),
+                "the kernel's tables changed"
+            );
+        }
         for (space, model) in self.spaces.iter().zip(&self.model) {
             for (&page, &value) in model {
                 assert_eq!(self.w.read(*space, page, 17), Some(value), "{page:#x}");
@@ -389,8 +416,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn paging_keeps_what_the_model_keeps(steps in prop::collection::vec(steps(), 1..60)) {
-        let mut pair = Pair::new();
+    fn paging_keeps_what_the_model_keeps(
+        kernel_half: bool,
+        steps in prop::collection::vec(steps(), 1..60),
+    ) {
+        let mut pair = Pair::new(kernel_half);
         for step in steps {
             pair.step(step);
             pair.check();

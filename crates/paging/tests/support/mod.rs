@@ -81,6 +81,36 @@ pub fn world(blocks: u64) -> World {
 }
 
 pub fn world_with(blocks: u64, placement: Placement, fallback: Fallback, min: u64) -> World {
+    build(blocks, placement, fallback, min, None)
+}
+
+/// The root of the kernel's own tables in a world with a kernel half; two tables below it follow.
+pub const TEMPLATE: Pfn = Pfn::new(BASE);
+const TEMPLATE_TABLES: u64 = 3;
+
+/// A guest whose spaces share the upper half of [`TEMPLATE`], which has entries in both halves.
+pub fn world_with_kernel_half(blocks: u64) -> World {
+    let kept = TEMPLATE..TEMPLATE.plus(TEMPLATE_TABLES);
+    let (placement, fallback) = (Placement::LowestFirst, Fallback::Steal);
+    let w = build(blocks, placement, fallback, 0, Some(kept));
+    for table in 0..TEMPLATE_TABLES {
+        w.guest.zero_frames(TEMPLATE.plus(table), 1);
+    }
+    // Present, writable, accessed; the last two name one table, and 300 stays empty.
+    for (table, index, to) in [(0, 0, 1), (0, 256, 1), (0, 511, 1), (1, 3, 2), (2, 511, 0)] {
+        let bits = TEMPLATE.plus(to).address() | 0x23;
+        w.guest.swap_entry(TEMPLATE.plus(table), index, bits);
+    }
+    w
+}
+
+fn build(
+    blocks: u64,
+    placement: Placement,
+    fallback: Fallback,
+    min: u64,
+    kept: Option<std::ops::Range<Pfn>>,
+) -> World {
     let range = Pfn::new(BASE)..Pfn::new(BASE + blocks * 512);
     let layout = Config {
         zones: &[ZoneConfig {
@@ -93,7 +123,7 @@ pub fn world_with(blocks: u64, placement: Placement, fallback: Fallback, min: u6
             },
             reserve_blocks: 0,
         }],
-        reserved: &[],
+        reserved: kept.as_slice(),
         cpus: CPUS,
         placement,
         fallback,
@@ -104,7 +134,11 @@ pub fn world_with(blocks: u64, placement: Placement, fallback: Fallback, min: u6
     let mobility = leak(Mobility::new(frames, guest, CompactionConfig::default()));
     let notes = leak(Notes::default());
     let class = OwnerClass::new(1).unwrap();
-    let paging = leak(Paging::new(frames, guest, class, 8).observed_by(notes));
+    let mut paging = Paging::new(frames, guest, class, 8).observed_by(notes);
+    if let Some(kept) = &kept {
+        paging = paging.with_kernel_half(kept.start);
+    }
+    let paging = leak(paging);
     mobility.register(class, paging).unwrap();
     let source = leak(FreeFrames::new(frames, guest));
     World {
@@ -158,6 +192,14 @@ impl World {
         self.paging.access(space, Page::new(page), false, |frame| {
             self.guest.read_word(frame, index)
         })
+    }
+
+    /// All words of the kernel's own tables.
+    pub fn kernel_tables(&self) -> Vec<u64> {
+        let tables = (0..TEMPLATE_TABLES).map(|table| TEMPLATE.plus(table));
+        tables
+            .flat_map(|table| (0..WORDS).map(move |index| self.guest.load_entry(table, index)))
+            .collect()
     }
 
     pub fn event(&self, event: Event) -> u64 {
