@@ -48,6 +48,7 @@
 #[cfg(any(test, shuttle))]
 extern crate std;
 
+mod access;
 mod alloc;
 mod allocator;
 mod bits;
@@ -73,6 +74,7 @@ pub mod sync;
 mod verify;
 mod zone;
 
+pub use access::AccessSection;
 pub use allocator::FrameAllocator;
 pub use class::{FrameClass, Migratetype};
 pub use config::{
