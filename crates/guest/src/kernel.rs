@@ -1,0 +1,69 @@
+//! The kernel: from the first line of Rust to the end of its job.
+
+mod arch;
+mod balloon;
+mod experiment;
+mod follow;
+mod hal;
+mod machine;
+mod memory;
+mod platform;
+mod programs;
+mod shim;
+mod suite;
+mod talk;
+mod transport;
+
+use alloc::string::{String, ToString};
+
+use arch::{cpu, exit, serial::SERIAL, start_info::StartInfo};
+use dirigible_workload::protocol::{Job, Message};
+use machine::Machine;
+use talk::say;
+
+/// Memory that the kernel keeps for itself where the job does not say how much is managed.
+const KEEP: u64 = 48 << 20;
+
+/// Where boot.s comes to; `start_info` is a physical address.
+// SAFETY: nobody else in the kernel has this name.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(start_info: u64) -> ! {
+    cpu::become_cpu(0);
+    SERIAL.lock().set_up();
+    let Some(info) = StartInfo::read(start_info) else {
+        talk::last_words(format_args!(
+            "no PVH start info: the kernel is to be booted with -kernel"
+        ));
+        exit::failed();
+    };
+    talk::hello(info.memory());
+    match run(&info) {
+        Ok(()) => exit::well(),
+        Err(why) => {
+            say(&Message::Failed { why });
+            exit::failed()
+        }
+    }
+}
+
+/// Does what the command line says.
+fn run(info: &StartInfo) -> Result<(), String> {
+    let machine = Machine::begin(info).map_err(|error| error.to_string())?;
+    let job: Job = serde_json::from_slice(&info.command_line)
+        .map_err(|error| alloc::format!("the command line is no job: {error}"))?;
+    let bring_up = |wanted| {
+        machine
+            .bring_up(info, wanted, KEEP)
+            .map_err(|error| error.to_string())
+    };
+    match job {
+        Job::Hello => Ok(()),
+        Job::Column { params, moves } => {
+            let wanted = dirigible_workload::timeline::mem_total_frames(&params);
+            experiment::run(&bring_up(Some(wanted))?, &params, moves)
+        }
+        Job::Tests { only } => suite::run(&bring_up(None)?, &only),
+        Job::Balloon { batch } => follow::run(&bring_up(None)?, batch),
+    }
+}

@@ -1,0 +1,141 @@
+//! The interrupt controllers: each CPU's local APIC (xAPIC, by memory) and the I/O APIC.
+
+use x86_64::instructions::{interrupts::without_interrupts, port::Port};
+
+use super::{cpu, physical::Register};
+
+/// The timer's tick.
+pub const TIMER: u8 = 32;
+/// A device's interrupt line.
+pub const DEVICE: u8 = 33;
+/// Another CPU wants translations forgotten.
+pub const SHOOT_DOWN: u8 = 34;
+/// Another CPU has work.
+pub const WAKE: u8 = 35;
+/// An interrupt that went away before it was taken.
+pub const SPURIOUS: u8 = 39;
+
+const LOCAL: u64 = 0xfee0_0000;
+const IO: u64 = 0xfec0_0000;
+
+const ID: u64 = 0x20;
+const TASK_PRIORITY: u64 = 0x80;
+const END_OF_INTERRUPT: u64 = 0xb0;
+const LOGICAL_DESTINATION: u64 = 0xd0;
+const DESTINATION_FORMAT: u64 = 0xe0;
+const SPURIOUS_VECTOR: u64 = 0xf0;
+const COMMAND: u64 = 0x300;
+const COMMAND_TARGET: u64 = 0x310;
+const TIMER_VECTOR: u64 = 0x320;
+const TIMER_START: u64 = 0x380;
+const TIMER_NOW: u64 = 0x390;
+const TIMER_DIVIDE: u64 = 0x3e0;
+
+const ENABLE: u32 = 1 << 8;
+const PENDING: u32 = 1 << 12;
+const PERIODIC: u32 = 1 << 17;
+const ALL_BUT_SELF: u32 = 3 << 18;
+const INIT: u32 = 0x4500;
+const STARTUP: u32 = 0x4600;
+const BY_16: u32 = 3;
+
+/// CPUs that a logical destination in the flat model can name.
+const FLAT: usize = 8;
+
+fn local(offset: u64) -> Register {
+    // SAFETY: the local APIC's registers, at their architectural place; none of them reaches memory.
+    unsafe { Register::new(LOCAL + offset) }
+}
+
+/// Switches the calling CPU's local APIC on; gives its number.
+pub fn set_up_local() -> u32 {
+    let index = cpu::current_id().index();
+    local(DESTINATION_FORMAT).write(u32::MAX);
+    local(LOGICAL_DESTINATION).write(if index < FLAT { 1 << (24 + index) } else { 0 });
+    local(TASK_PRIORITY).write(0);
+    local(SPURIOUS_VECTOR).write(ENABLE | u32::from(SPURIOUS));
+    local(ID).read() >> 24
+}
+
+/// The interrupt is served.
+#[inline]
+pub fn end_of_interrupt() {
+    local(END_OF_INTERRUPT).write(0);
+}
+
+/// Sends `vector` to the CPU whose local APIC has number `target`.
+pub fn send(target: u32, vector: u8) {
+    command(target, u32::from(vector));
+}
+
+fn command(target: u32, command: u32) {
+    // An interrupt between the two writes could send something of its own.
+    without_interrupts(|| {
+        while local(COMMAND).read() & PENDING != 0 {
+            core::hint::spin_loop();
+        }
+        local(COMMAND_TARGET).write(target << 24);
+        local(COMMAND).write(command);
+    });
+}
+
+/// Resets all other CPUs.
+pub fn init_others() {
+    command(0, ALL_BUT_SELF | INIT);
+}
+
+/// Has all other CPUs begin at `page` * 4096, in real mode.
+pub fn start_others(page: u8) {
+    command(0, ALL_BUT_SELF | STARTUP | u32::from(page));
+}
+
+/// Starts the timer's counter from its top, without interrupts, for calibration.
+pub fn start_counting() {
+    local(TIMER_DIVIDE).write(BY_16);
+    local(TIMER_VECTOR).write(1 << 16);
+    local(TIMER_START).write(u32::MAX);
+}
+
+/// How far it has counted since.
+pub fn counted() -> u32 {
+    u32::MAX - local(TIMER_NOW).read()
+}
+
+/// Has the timer interrupt the calling CPU each `count` of its ticks.
+pub fn start_timer(count: u32) {
+    local(TIMER_DIVIDE).write(BY_16);
+    local(TIMER_VECTOR).write(PERIODIC | u32::from(TIMER));
+    local(TIMER_START).write(count.max(1));
+}
+
+/// Leads the lines of PCI devices to [`DEVICE`] on all CPUs (the first eight): whoever waits for a device is woken.
+pub fn set_up_lines() {
+    // The old controllers stay silent. Where there are none, nothing happens.
+    for port in [0x21, 0xa1] {
+        // SAFETY: the mask registers of the two old interrupt controllers.
+        unsafe { Port::<u8>::new(port).write(0xff) };
+    }
+    let last = io_read(1) >> 16 & 0xff;
+    // GSIs 16 and up are PCI's on q35 and microvm; 10 and 11 on the older machine.
+    for line in (0..=last).filter(|&line| line >= 16 || line == 10 || line == 11) {
+        const LOGICAL: u32 = 1 << 11;
+        const LEVEL: u32 = 1 << 15;
+        io_write(0x11 + 2 * line, 0xff << 24);
+        io_write(0x10 + 2 * line, LEVEL | LOGICAL | u32::from(DEVICE));
+    }
+}
+
+fn io(offset: u64) -> Register {
+    // SAFETY: the I/O APIC's two registers, at their usual place; they reach no memory.
+    unsafe { Register::new(IO + offset) }
+}
+
+fn io_read(register: u32) -> u32 {
+    io(0).write(register);
+    io(0x10).read()
+}
+
+fn io_write(register: u32, value: u32) {
+    io(0).write(register);
+    io(0x10).write(value);
+}

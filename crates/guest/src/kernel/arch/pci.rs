@@ -1,0 +1,109 @@
+//! PCI configuration space: by ports, or by memory where there are no such ports.
+
+use dirigible_frames::FRAME_SIZE;
+use virtio_drivers::transport::pci::bus::{
+    BarInfo, Cam, Command, ConfigurationAccess, DeviceFunction, PciRoot,
+};
+use x86_64::instructions::port::Port;
+
+use super::physical::Register;
+
+const ADDRESS: u16 = 0xcf8;
+const DATA: u16 = 0xcfc;
+/// Where microvm has its configuration space.
+const MEMORY: u64 = 0xe000_0000;
+/// Where registers may be placed when no firmware has done it: above microvm's RAM, below its configuration space.
+const FREE_SPACE: u32 = 0xc000_0000;
+
+/// How configuration space is reached.
+#[derive(Clone, Copy, Debug)]
+pub enum Configuration {
+    /// Through an address and a data port.
+    Ports,
+    /// By memory.
+    Memory,
+}
+
+impl Configuration {
+    /// Finds out which it is; `None` for a machine without PCI.
+    pub fn find() -> Option<Self> {
+        [Self::Ports, Self::Memory].into_iter().find(|access| {
+            let host_bridge = DeviceFunction {
+                bus: 0,
+                device: 0,
+                function: 0,
+            };
+            access.read_word(host_bridge, 0) as u16 != 0xffff
+        })
+    }
+
+    fn address(device: DeviceFunction, offset: u8) -> u32 {
+        1 << 31 | Cam::MmioCam.cam_offset(device, offset)
+    }
+
+    fn register(device: DeviceFunction, offset: u8) -> Register {
+        let place = u64::from(Cam::Ecam.cam_offset(device, offset));
+        // SAFETY: configuration space; what is written there the callers answer for.
+        unsafe { Register::new(MEMORY + place) }
+    }
+}
+
+impl ConfigurationAccess for Configuration {
+    fn read_word(&self, device: DeviceFunction, offset: u8) -> u32 {
+        match self {
+            // SAFETY: the two ports of configuration space. One CPU sets devices up, so nobody comes between the accesses.
+            Self::Ports => unsafe {
+                Port::new(ADDRESS).write(Self::address(device, offset));
+                Port::new(DATA).read()
+            },
+            Self::Memory => Self::register(device, offset).read(),
+        }
+    }
+
+    fn write_word(&mut self, device: DeviceFunction, offset: u8, data: u32) {
+        match self {
+            // SAFETY: as above.
+            Self::Ports => unsafe {
+                Port::new(ADDRESS).write(Self::address(device, offset));
+                Port::new(DATA).write(data);
+            },
+            Self::Memory => Self::register(device, offset).write(data),
+        }
+    }
+
+    unsafe fn unsafe_clone(&self) -> Self {
+        *self
+    }
+}
+
+/// Gives a device's memory registers a place if firmware has not, and lets it decode addresses and reach memory. `next` is
+/// the lowest place that is free.
+pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction, next: &mut Option<u32>) {
+    let mut index = 0;
+    while index < 6 {
+        let Ok(info) = root.bar_info(device, index) else {
+            break;
+        };
+        let wide = info.as_ref().is_some_and(BarInfo::takes_two_entries);
+        let place = info.as_ref().and_then(BarInfo::memory_address_size);
+        if let Some((0, size)) = place
+            && size > 0
+            && size < 1 << 28
+        {
+            let align = (size as u32).max(FRAME_SIZE as u32);
+            let address = next.unwrap_or(FREE_SPACE).next_multiple_of(align);
+            *next = Some(address + align);
+            if wide {
+                root.set_bar_64(device, index, u64::from(address));
+            } else {
+                root.set_bar_32(device, index, address);
+            }
+        }
+        index += if wide { 2 } else { 1 };
+    }
+    let (_, command) = root.get_status_command(device);
+    root.set_command(
+        device,
+        command | Command::MEMORY_SPACE | Command::BUS_MASTER,
+    );
+}

@@ -1,0 +1,154 @@
+//! The other CPUs: woken by INIT and SIPI, then given work that all CPUs do together.
+
+use alloc::boxed::Box;
+use core::{
+    ptr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use dirigible_frames::CpuId;
+use spin::Mutex;
+use x86_64::instructions::port::Port;
+
+use super::{
+    apic, clock,
+    cpu::{self, MAX_CPUS},
+    descriptors, interrupts,
+    physical::in_window,
+    shoot_down,
+};
+
+const STACK: usize = 256 << 10;
+/// Where the trampoline is copied; boot.s knows it, too.
+const TRAMPOLINE: u64 = 0x8000;
+/// APIC numbers are bytes.
+const TICKETS: usize = 256;
+/// How long CPUs have to come.
+const PATIENCE: u64 = 200_000_000;
+
+unsafe extern "C" {
+    static trampoline_start: u8;
+    static trampoline_end: u8;
+    static mut secondary_stacks: *const u64;
+}
+
+/// What all CPUs do.
+type Work = *const (dyn Fn(CpuId) + Sync + 'static);
+
+/// A pointer that another CPU may follow.
+struct Shared(Work);
+
+// SAFETY: what it points to is `Sync`, and `on_all` keeps it alive until every CPU is done.
+unsafe impl Send for Shared {}
+
+static WORK: Mutex<Option<Shared>> = Mutex::new(None);
+/// Work given out so far.
+static GIVEN: AtomicU64 = AtomicU64::new(0);
+/// CPUs that are done with the present work.
+static DONE: AtomicU64 = AtomicU64::new(0);
+
+/// How many CPUs the hypervisor says there are; `None` where it cannot be asked.
+fn expected() -> Option<u32> {
+    let (mut selector, mut data) = (Port::<u16>::new(0x510), Port::<u8>::new(0x511));
+    // SAFETY: QEMU's firmware configuration device; where it is absent the ports read as ones.
+    let mut bytes = |key: u16, count: usize| unsafe {
+        selector.write(key);
+        let mut bytes = [0; 4];
+        bytes
+            .iter_mut()
+            .take(count)
+            .for_each(|byte| *byte = data.read());
+        bytes
+    };
+    let is_qemu = &bytes(0, 4) == b"QEMU";
+    is_qemu.then(|| u32::from_le_bytes(bytes(5, 2)))
+}
+
+/// Wakes the other CPUs and waits for them; gives how many CPUs there are now.
+///
+/// # Safety
+///
+/// The page at 0x8000 is RAM that nobody uses, and the boot tables are unchanged.
+pub unsafe fn start() -> u32 {
+    let stacks: &'static mut [u64; TICKETS] = Box::leak(Box::new([0; TICKETS]));
+    let expected = expected().unwrap_or(MAX_CPUS as u32).min(MAX_CPUS as u32);
+    for slot in &mut stacks[1..expected as usize] {
+        let stack: &'static mut [u8] = Box::leak(alloc::vec![0_u8; STACK].into_boxed_slice());
+        *slot = (stack.as_ptr() as u64 + STACK as u64) & !15;
+    }
+    let (start, end) = (&raw const trampoline_start, &raw const trampoline_end);
+    // SAFETY: the image holds the trampoline between the two; the page is free, as the caller says. The table of stacks is
+    // written before any CPU is woken that reads it.
+    unsafe {
+        let target = in_window(TRAMPOLINE).as_ptr();
+        ptr::copy_nonoverlapping(start, target, end.addr() - start.addr());
+        secondary_stacks = stacks.as_ptr();
+    }
+    if expected > 1 {
+        apic::init_others();
+        clock::spin_for(10_000_000);
+        let page = (TRAMPOLINE >> 12) as u8;
+        apic::start_others(page);
+        clock::spin_for(200_000);
+        apic::start_others(page);
+        let begun = clock::ticks();
+        while cpu::online() < expected && clock::nanoseconds(clock::ticks() - begun) < PATIENCE {
+            core::hint::spin_loop();
+        }
+    }
+    cpu::online()
+}
+
+/// Where the other CPUs come to from boot.s.
+// SAFETY: nobody else in the kernel has this name.
+#[unsafe(no_mangle)]
+extern "C" fn secondary_main(index: u32) -> ! {
+    shoot_down::load(shoot_down::kernel_root());
+    cpu::become_cpu(index);
+    descriptors::set_up();
+    let apic_id = apic::set_up_local();
+    let cpu = cpu::current();
+    cpu.set_apic_id(apic_id);
+    clock::start_tick();
+    let mut seen = GIVEN.load(Ordering::Acquire);
+    cpu::came_online();
+    x86_64::instructions::interrupts::enable();
+    loop {
+        // Acquire: pairs with the release in `on_all`.
+        let given = GIVEN.load(Ordering::Acquire);
+        if given == seen {
+            interrupts::idle();
+            continue;
+        }
+        seen = given;
+        let work = WORK.lock().as_ref().map(|shared| shared.0);
+        if let Some(work) = work {
+            // SAFETY: `on_all` keeps the closure alive until all CPUs have said that they are done.
+            unsafe { (*work)(cpu.id()) };
+        }
+        shoot_down::leave_program(cpu);
+        // Release: pairs with the acquire in `on_all`.
+        DONE.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Has every CPU run `work` with its number, the calling one, which is the first, among them; returns when all are done.
+pub fn on_all(work: &(dyn Fn(CpuId) + Sync)) {
+    let pointer: *const (dyn Fn(CpuId) + Sync + '_) = work;
+    // SAFETY: only the lifetime changes; the pointer is forgotten below, before `work` ends.
+    let pointer: Work = unsafe { core::mem::transmute(pointer) };
+    DONE.store(0, Ordering::Relaxed);
+    *WORK.lock() = Some(Shared(pointer));
+    // Release: pairs with the acquire in `secondary_main`.
+    GIVEN.fetch_add(1, Ordering::Release);
+    let others = cpu::online() as usize - 1;
+    for index in 1..=others {
+        apic::send(cpu::of(index).apic_id.load(Ordering::Relaxed), apic::WAKE);
+    }
+    work(cpu::current_id());
+    // Acquire: pairs with the release in `secondary_main`.
+    while DONE.load(Ordering::Acquire) < others as u64 {
+        interrupts::idle();
+    }
+    *WORK.lock() = None;
+}

@@ -1,0 +1,139 @@
+//! Programs' memory, touched as hardware touches it: at virtual addresses, through the page tables in CR3, with real page
+//! faults.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::instructions::interrupts as flag;
+
+use super::{
+    cpu::{self, Cpu},
+    interrupts::{self, Frame},
+    shoot_down,
+};
+
+/// How to serve a fault: whether to try again.
+pub(super) type OnFault = *mut (dyn FnMut() -> bool + 'static);
+
+/// The lower half ends here.
+const LOWER_HALF: u64 = 1 << 47;
+
+unsafe extern "C" {
+    static user_begin: u8;
+    static user_end: u8;
+    static user_failed: u8;
+    fn user_store(address: u64, value: u64) -> u32;
+    fn user_load_lines(address: u64, out: *mut u64) -> u32;
+    fn user_load_word(address: u64, out: *mut u64) -> u32;
+}
+
+/// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root` loaded.
+fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce() -> u32) -> bool {
+    let cpu = cpu::current();
+    // Before the look at `root`: from here on a shoot-down leaves us the root.
+    // SeqCst: the interrupt handler runs on this CPU, so order as in the program is all that is needed.
+    let nested = cpu.in_user.swap(true, Ordering::SeqCst);
+    assert!(
+        !nested,
+        "a fault of a program's memory touched a program's memory"
+    );
+    if cpu.root.load(Ordering::Relaxed) != root {
+        // SeqCst, and before the load: see `shoot_down::everywhere`.
+        cpu.root.store(root, Ordering::SeqCst);
+        shoot_down::load(root);
+    }
+    let on_fault: *mut (dyn FnMut() -> bool + '_) = on_fault;
+    // SAFETY: only the lifetime changes. The pointer is taken out again below, before `on_fault` ends, and is used by this
+    // CPU's fault handler alone, while `access` runs.
+    let on_fault: OnFault = unsafe { core::mem::transmute(on_fault) };
+    set_on_fault(cpu, Some(on_fault));
+    let well = access() == 0;
+    set_on_fault(cpu, None);
+    cpu.in_user.store(false, Ordering::SeqCst);
+    well
+}
+
+fn set_on_fault(cpu: &Cpu, on_fault: Option<OnFault>) {
+    // SAFETY: the field is its CPU's alone, and its fault handler does not run now.
+    unsafe { *cpu.on_fault.get() = on_fault };
+}
+
+fn is_program(address: u64, bytes: u64) -> bool {
+    address.is_multiple_of(8) && address < LOWER_HALF - bytes
+}
+
+/// Writes `value` at `address` of the program whose root table is at `root`. `false` when a fault was not served.
+pub fn store(root: u64, address: u64, value: u64, on_fault: &mut dyn FnMut() -> bool) -> bool {
+    // SAFETY: the address is a program's: whatever is mapped there belongs to the program, not to the language. A fault is
+    // served or ends the routine.
+    is_program(address, 8) && with_root(root, on_fault, || unsafe { user_store(address, value) })
+}
+
+/// Reads the first word of each line of the page at `address`.
+pub fn load_lines(
+    root: u64,
+    address: u64,
+    out: &mut [u64; 64],
+    on_fault: &mut dyn FnMut() -> bool,
+) -> bool {
+    // SAFETY: as in `store`; 64 words of `out` are written.
+    is_program(address, 4096)
+        && with_root(root, on_fault, || unsafe {
+            user_load_lines(address, out.as_mut_ptr())
+        })
+}
+
+/// Reads the word at `address`.
+pub fn load_word(root: u64, address: u64, on_fault: &mut dyn FnMut() -> bool) -> Option<u64> {
+    let mut word = 0;
+    // SAFETY: as in `store`; one word is written.
+    let well = is_program(address, 8)
+        && with_root(root, on_fault, || unsafe {
+            user_load_word(address, &raw mut word)
+        });
+    well.then_some(word)
+}
+
+/// Reads kernel address `address`, for the test of what happens when nothing is mapped there.
+pub fn touch_kernel(address: u64) {
+    // SAFETY: reads a word; where nothing is mapped the fault ends the machine, as it should.
+    let _ = unsafe { (address as usize as *const u64).read_volatile() };
+}
+
+/// Page faults served so far, on all CPUs.
+pub fn faults() -> u64 {
+    (0..cpu::online() as usize)
+        .map(|index| cpu::of(index).faults.load(Ordering::Relaxed))
+        .sum()
+}
+
+/// Where page faults enter (interrupts.s).
+// SAFETY: nobody else in the kernel has this name.
+#[unsafe(no_mangle)]
+extern "C" fn fault_main(frame: &mut Frame) {
+    let address = x86_64::registers::control::Cr2::read_raw();
+    let routines = (&raw const user_begin).addr() as u64..(&raw const user_end).addr() as u64;
+    let cpu = cpu::current();
+    // SAFETY: the field is this CPU's alone.
+    let on_fault = unsafe { *cpu.on_fault.get() };
+    let (true, true, Some(on_fault)) = (
+        routines.contains(&frame.rip),
+        address < LOWER_HALF,
+        on_fault,
+    ) else {
+        interrupts::fatal(frame, Some(address));
+    };
+    count(&cpu.faults);
+    // Serving may wait for other CPUs and for the host.
+    flag::enable();
+    // SAFETY: `with_root` keeps the closure alive while the routine that has faulted runs, and calls nothing else meanwhile.
+    let again = unsafe { (*on_fault)() };
+    flag::disable();
+    if !again {
+        frame.rip = (&raw const user_failed).addr() as u64;
+    }
+}
+
+/// One more; the CPU's own counter.
+fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}

@@ -1,0 +1,93 @@
+//! The balloon as the experiment uses it.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dirigible_balloon::{FrameSource, VirtioBalloon};
+use dirigible_workload::{balloon::BalloonControl, protocol::Message};
+use virtio_drivers::transport::DeviceType;
+
+use super::{
+    arch::interrupts::Line,
+    hal::GuestHal,
+    platform::GuestPlatform,
+    talk::say,
+    transport::{self, LineTransport},
+};
+
+/// The driver over PCI; `N`: frame numbers in a message at most.
+pub type Driver<'a, const N: usize = 256> =
+    VirtioBalloon<'a, GuestHal, LineTransport, GuestPlatform>;
+
+/// The machine's balloon device.
+///
+/// # Errors
+///
+/// There is none, or it cannot be reached.
+pub fn device() -> Result<LineTransport, alloc::string::String> {
+    match transport::find(DeviceType::MemoryBalloon).next() {
+        Some(Ok(transport)) => Ok(transport),
+        Some(Err(error)) => Err(alloc::format!("the balloon device cannot be used: {error}")),
+        None => Err(
+            "the machine has no balloon device: start it with -device virtio-balloon-pci".into(),
+        ),
+    }
+}
+
+/// The balloon, whose target the hypervisor sets.
+pub struct BalloonPort<'a> {
+    driver: &'a Driver<'a>,
+    line: Option<&'static Line>,
+    /// The schedule's fullest, in frames.
+    full: u64,
+    was_full: AtomicBool,
+    largest: AtomicU64,
+}
+
+impl<'a> BalloonPort<'a> {
+    /// The balloon of `driver`, whose device interrupts on `line`, at its fullest with `full` frames.
+    pub fn new(driver: &'a Driver<'a>, line: Option<&'static Line>, full: u64) -> Self {
+        Self {
+            driver,
+            line,
+            full,
+            was_full: AtomicBool::new(false),
+            largest: AtomicU64::new(0),
+        }
+    }
+
+    /// Most frames that it ever held after a step.
+    pub fn largest(&self) -> u64 {
+        // Relaxed, as all of its kind here: one worker writes, the report reads when all have ended.
+        self.largest.load(Ordering::Relaxed)
+    }
+
+    /// The interrupt's bottom half.
+    pub fn serve_interrupt(&self) {
+        if self.line.is_none_or(Line::is_pending) {
+            self.driver.handle_interrupt();
+        }
+    }
+}
+
+impl BalloonControl for BalloonPort<'_> {
+    /// The hypervisor sets it, on the command's word.
+    fn set_target(&self, _frames: u64) {}
+
+    fn target(&self) -> u64 {
+        self.driver.target()
+    }
+
+    fn actual(&self) -> u64 {
+        self.driver.actual()
+    }
+
+    fn step(&self, source: &dyn FrameSource, messages: usize) {
+        self.serve_interrupt();
+        let _ = self.driver.step(source, messages);
+        let actual = self.driver.actual();
+        self.largest.fetch_max(actual, Ordering::Relaxed);
+        if self.full > 0 && actual == self.full && !self.was_full.swap(true, Ordering::Relaxed) {
+            say(&Message::BalloonFull { frames: actual });
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The job that measures the balloon: follows its target as fast as it can.
+
+use alloc::{string::String, vec::Vec};
+
+use dirigible_balloon::{AllocatorSource, BalloonConfig, Deflate, NoSettle, Step};
+use dirigible_frames::{
+    AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, Order, OwnerClass, Pfn,
+    Placement, Platform, Watermark, Watermarks, ZoneConfig,
+};
+use dirigible_workload::protocol::{Message, ask};
+
+use super::{
+    arch::{interrupts, serial::SERIAL},
+    balloon::{Driver, device},
+    machine::Guest,
+    platform::GuestPlatform,
+    talk::say,
+};
+
+/// Messages in one step of the driver.
+const MESSAGES: usize = 16;
+const PATTERN: u64 = 0x7061_7474_6572_6e00;
+
+/// Follows the target until the command says that it is the end.
+///
+/// # Errors
+///
+/// The balloon cannot be set up, or its books do not balance.
+pub fn run(guest: &Guest, batch: u64) -> Result<(), String> {
+    let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
+    let zone = ZoneConfig {
+        name: "Normal",
+        ranges: &guest.managed,
+        watermarks: Watermarks::default(),
+        reserve_blocks: 0,
+    };
+    let config = Config {
+        zones: &[zone],
+        reserved: &[],
+        cpus: guest.cpus,
+        placement: Placement::FullestFirst,
+        fallback: Fallback::Evacuate,
+    };
+    let bytes = FrameAllocator::metadata_bytes(&config).map_err(|error| text(&error))?;
+    let frames =
+        FrameAllocator::new(&config, Guest::metadata(bytes)).map_err(|error| text(&error))?;
+    let platform = GuestPlatform;
+    let transport = device()?;
+    let line = transport.line();
+    let class = OwnerClass::new(1).ok_or("no owner class")?;
+    let _ = batch;
+    let settings = BalloonConfig {
+        placement: BalloonPlacement::FillHoles,
+        deflate: Deflate::NewestFirst,
+        ..BalloonConfig::default()
+    };
+    let driver: Driver<'_> = Driver::new(transport, &frames, &platform, &NoSettle, class, settings)
+        .map_err(|error| text(&error))?;
+    let source = AllocatorSource {
+        frames: &frames,
+        platform: &platform,
+        watermark: Watermark::None,
+    };
+    loop {
+        if line.is_none_or(|line| line.is_pending()) {
+            driver.handle_interrupt();
+        }
+        match driver.step(&source, MESSAGES) {
+            Step::Busy => continue,
+            Step::Failed(fault) => return Err(text(&fault)),
+            _ => {}
+        }
+        let asked = SERIAL.lock().receive();
+        match asked {
+            Some(ask::WRITE) => touch(&frames, true),
+            Some(ask::READ) => touch(&frames, false),
+            Some(ask::END) => break,
+            _ if line.is_some() => interrupts::idle(),
+            _ => platform.relax(),
+        }
+    }
+    driver.verify().map_err(|error| text(&error))?;
+    driver.shutdown().map_err(|error| text(&error))?;
+    frames.drain_cpu_caches();
+    frames.verify().map_err(|error| text(&error))
+}
+
+/// Writes or reads the first word of all free frames, and says what it found.
+fn touch(frames: &FrameAllocator<'_>, write: bool) {
+    let platform = GuestPlatform;
+    let cpu = platform.cpu();
+    let mut taken: Vec<(Pfn, Order)> = Vec::new();
+    for order in [Order::HUGE, Order::BASE] {
+        let request = AllocRequest::new(order, dirigible_frames::FrameClass::Movable)
+            .with_watermark(Watermark::None);
+        while let Ok(first) = frames.alloc(cpu, request) {
+            taken.push((first, order));
+        }
+    }
+    let (mut count, mut zero, mut wrong) = (0, 0, 0);
+    for &(first, order) in &taken {
+        for frame in (0..order.frames() as u64).map(|offset| first.plus(offset)) {
+            count += 1;
+            let pattern = PATTERN ^ frame.get();
+            if write {
+                platform.write_word(frame, 0, pattern);
+                continue;
+            }
+            match platform.read_word(frame, 0) {
+                0 => zero += 1,
+                found if found != pattern => wrong += 1,
+                _ => {}
+            }
+        }
+    }
+    for (first, order) in taken {
+        if frames.free(cpu, first, order).is_err() {
+            wrong += 1;
+        }
+    }
+    frames.drain_cpu_caches();
+    say(&Message::Touched {
+        frames: count,
+        zero,
+        wrong,
+    });
+}

@@ -1,0 +1,127 @@
+//! The machine as the memory manager sees it.
+
+use core::sync::atomic::Ordering;
+
+use dirigible_frames::{CpuId, LINES_PER_FRAME, Pfn, Platform, WORDS_PER_LINE};
+
+use super::arch::{clock, cpu, interrupts, physical, shoot_down};
+
+/// How long a wait spins before it halts the CPU: a lock is free again, or a device has answered, sooner than a halted CPU
+/// is awake.
+const SPIN: u64 = 30_000;
+/// Two waits with less between them are one.
+const BETWEEN: u64 = 20_000;
+/// Looks at nothing in one spinning wait.
+const PAUSES: u32 = 32;
+
+/// The bare machine.
+#[derive(Debug)]
+pub struct GuestPlatform;
+
+impl Platform for GuestPlatform {
+    #[inline]
+    fn cpu(&self) -> CpuId {
+        cpu::current_id()
+    }
+
+    #[inline]
+    fn now(&self) -> u64 {
+        clock::now()
+    }
+
+    #[inline]
+    fn read_word(&self, frame: Pfn, index: usize) -> u64 {
+        physical::word(frame, index).load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn write_word(&self, frame: Pfn, index: usize, value: u64) {
+        physical::word(frame, index).store(value, Ordering::Relaxed);
+    }
+
+    fn write_lines(&self, frame: Pfn, lines: &[u64; LINES_PER_FRAME]) {
+        let words = physical::words(frame).iter().step_by(WORDS_PER_LINE);
+        for (word, &value) in words.zip(lines) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn read_lines(&self, frame: Pfn, out: &mut [u64; LINES_PER_FRAME]) {
+        let words = physical::words(frame).iter().step_by(WORDS_PER_LINE);
+        for (word, value) in words.zip(out) {
+            *value = word.load(Ordering::Relaxed);
+        }
+    }
+
+    fn copy_frames(&self, from: Pfn, to: Pfn, count: usize) {
+        physical::copy(from, to, count);
+    }
+
+    fn zero_frames(&self, first: Pfn, count: usize) {
+        physical::zero(first, count);
+    }
+
+    #[inline]
+    fn load_entry(&self, table: Pfn, index: usize) -> u64 {
+        physical::word(table, index).load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn swap_entry(&self, table: Pfn, index: usize, value: u64) -> u64 {
+        physical::word(table, index).swap(value, Ordering::AcqRel)
+    }
+
+    #[inline]
+    fn compare_exchange_entry(
+        &self,
+        table: Pfn,
+        index: usize,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64> {
+        physical::word(table, index).compare_exchange(
+            current,
+            new,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        )
+    }
+
+    #[inline]
+    fn or_entry(&self, table: Pfn, index: usize, bits: u64) -> u64 {
+        physical::word(table, index).fetch_or(bits, Ordering::AcqRel)
+    }
+
+    /// For walks by software; the hardware's own are found through the root that a CPU has loaded.
+    #[inline]
+    fn enter_access(&self) {
+        cpu::current().section.enter();
+    }
+
+    #[inline]
+    fn leave_access(&self) {
+        cpu::current().section.leave();
+    }
+
+    fn shoot_down(&self, _space: u32, _address: u64) {
+        shoot_down::everywhere();
+    }
+
+    /// Spins for a moment, and when the wait goes on halts the CPU until an interrupt, at most until the next tick.
+    fn relax(&self) {
+        let cpu = cpu::current();
+        let now = clock::now();
+        let (mut since, last) = cpu.waiting.get();
+        if now.saturating_sub(last) > BETWEEN {
+            since = now;
+        }
+        if now - since < SPIN {
+            for _ in 0..PAUSES {
+                core::hint::spin_loop();
+            }
+        } else {
+            interrupts::idle();
+        }
+        cpu.waiting.set((since, clock::now()));
+    }
+}

@@ -1,0 +1,192 @@
+//! The balloon, with the hypervisor's real device.
+
+use alloc::{string::String, vec::Vec};
+
+use dirigible_balloon::{AllocatorSource, BalloonConfig, Step};
+use dirigible_frames::{AllocRequest, FrameState, OwnerClass, Pfn, Platform, Watermark};
+use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved};
+
+use super::{MILLISECOND, Outcome, allocator, ensure, is_over};
+use crate::kernel::{
+    arch::interrupts,
+    balloon::{Driver, device},
+    machine::Guest,
+    platform::GuestPlatform,
+};
+
+/// The command sets this target as soon as the machine is up.
+const TARGET: u64 = (64 << 20) / 4096;
+const PATIENCE: u64 = 10_000 * MILLISECOND;
+const PATTERN: u64 = 0x6261_6c6c_6f6f_6e00;
+
+/// Runs `test` on a balloon that has come to its target.
+fn with_balloon(
+    guest: &Guest,
+    metadata: &mut [u8],
+    test: impl FnOnce(&Driver<'_>, &Mobility<'_, GuestPlatform>, &[Pfn]) -> Outcome,
+) -> Outcome {
+    let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
+    let frames = allocator(guest, metadata)?;
+    let platform = GuestPlatform;
+    let cpu = platform.cpu();
+    let free = frames.free_frames();
+    // What the balloon gets has contents, so that it shows when the host takes them.
+    let mut taken = Vec::with_capacity(2 * TARGET as usize);
+    while taken.len() < taken.capacity() {
+        let frame = frames.alloc(cpu, AllocRequest::movable());
+        let frame = frame.map_err(|error| alloc::format!("{error:?}"))?;
+        platform.write_word(frame, 0, PATTERN);
+        taken.push(frame);
+    }
+    for frame in taken {
+        frames
+            .free(cpu, frame, Default::default())
+            .map_err(|error| alloc::format!("{error:?}"))?;
+    }
+    let mobility = alloc::boxed::Box::new(Mobility::new(
+        &frames,
+        &platform,
+        CompactionConfig::default(),
+    ));
+    let class = OwnerClass::new(2).ok_or("no owner class")?;
+    let transport = device()?;
+    let line = transport
+        .line()
+        .ok_or("the balloon has no interrupt line")?;
+    // Mobility and the balloon refer to each other; the balloon is shut down below.
+    let driver = core::mem::ManuallyDrop::new(
+        Driver::new(
+            transport,
+            &frames,
+            &platform,
+            &*mobility,
+            class,
+            BalloonConfig::default(),
+        )
+        .map_err(|error| text(&error))?,
+    );
+    mobility
+        .register(class, &*driver)
+        .map_err(|error| text(&error))?;
+    let source = AllocatorSource {
+        frames: &frames,
+        platform: &platform,
+        watermark: Watermark::Low,
+    };
+    let (deadline, mut interrupted) = (platform.now() + PATIENCE, 0);
+    loop {
+        if line.is_pending() {
+            interrupted += 1;
+            driver.handle_interrupt();
+        }
+        match driver.step(&source, 4) {
+            Step::Idle if driver.actual() == TARGET => break,
+            Step::Failed(fault) => return Err(text(&fault)),
+            Step::Busy => {}
+            _ => interrupts::idle(),
+        }
+        if is_over(&platform, deadline) {
+            let (actual, target) = (driver.actual(), driver.target());
+            return Err(alloc::format!(
+                "the balloon has {actual} of {target} frames; {TARGET} were to be asked for"
+            ));
+        }
+    }
+    ensure(interrupted > 0, || "the device never interrupted".into())?;
+    driver.verify().map_err(|error| text(&error))?;
+    let held = listed(&frames, class, guest);
+    ensure(held.len() as u64 == TARGET, || {
+        alloc::format!("{} frames are listed, not {TARGET}", held.len())
+    })?;
+    test(&driver, &mobility, &held)?;
+    driver.verify().map_err(|error| text(&error))?;
+    driver.shutdown().map_err(|error| text(&error))?;
+    frames.drain_cpu_caches();
+    frames.verify().map_err(|error| text(&error))?;
+    ensure(frames.free_frames() == free, || {
+        alloc::format!("{} of {free} frames are free", frames.free_frames())
+    })
+}
+
+/// The frames on the balloon's list.
+fn listed(
+    frames: &dirigible_frames::FrameAllocator<'_>,
+    class: OwnerClass,
+    guest: &Guest,
+) -> Vec<Pfn> {
+    let all = guest
+        .managed
+        .iter()
+        .flat_map(|range| (range.start.get()..range.end.get()).map(Pfn::new));
+    all.filter(|&frame| frames.state(frame) == FrameState::Listed && frames.owner(frame) == class)
+        .collect()
+}
+
+/// The host has what the balloon gave it: the frames read as zeroes afterwards.
+pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+    let mut held = Vec::new();
+    with_balloon(guest, metadata, |_, _, frames| {
+        held.extend_from_slice(frames);
+        Ok(())
+    })?;
+    let zero = held
+        .iter()
+        .filter(|&&frame| GuestPlatform.read_word(frame, 0) == 0)
+        .count();
+    ensure(zero == held.len(), || {
+        alloc::format!("{zero} of {} frames read as zeroes", held.len())
+    })
+}
+
+/// Each frame of the balloon is moved three times, two messages for each 256.
+pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+    with_balloon(guest, metadata, |driver, mobility, held| {
+        let frames = mobility.frames();
+        let cpu = GuestPlatform.cpu();
+        let mut now: Vec<Pfn> = held.to_vec();
+        let before = driver.stats();
+        for _ in 0..3 {
+            let mut next = Vec::with_capacity(now.len());
+            for batch in now.chunks(256) {
+                let mut pairs = Vec::with_capacity(256);
+                for &from in batch {
+                    let to = frames
+                        .alloc(cpu, AllocRequest::movable())
+                        .map_err(|error| alloc::format!("{error:?}"))?;
+                    ensure(mobility.isolate(from), || alloc::format!("{from} refuses"))?;
+                    pairs.push(MovePair::base(from, to));
+                }
+                mobility.migrate_frames(&mut pairs);
+                for pair in pairs {
+                    ensure(pair.outcome == Moved::Moved, || {
+                        alloc::format!("{} to {}: {:?}", pair.from, pair.to, pair.outcome)
+                    })?;
+                    next.push(pair.to);
+                }
+            }
+            now = next;
+        }
+        let after = driver.stats();
+        let (moved, messages) = (
+            after.frames_moved - before.frames_moved,
+            after.migrate_messages - before.migrate_messages,
+        );
+        ensure(moved == 3 * TARGET && messages == moved / 128, || {
+            alloc::format!("{moved} frames moved with {messages} messages")
+        })?;
+        ensure(driver.actual() == TARGET, || {
+            "the balloon's size changed".into()
+        })
+    })
+}
+
+pub(super) fn the_balloon_comes_up_again_after_a_reset(
+    guest: &Guest,
+    metadata: &mut [u8],
+) -> Outcome {
+    for round in 0..2 {
+        with_balloon(guest, metadata, |_, _, _| Ok(()))
+            .map_err(|why: String| alloc::format!("round {round}: {why}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! The allocator on real CPUs.
+
+use alloc::vec::Vec;
+
+use dirigible_frames::{AllocRequest, FrameClass, Order, Pfn, Platform, Watermark};
+
+use super::{MILLISECOND, Numbers, Outcome, Verdict, allocator, ensure, is_over};
+use crate::kernel::{arch::smp, machine::Guest, platform::GuestPlatform};
+
+/// All CPUs allocate and free all orders at once; what each has written stays, and all comes back.
+pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+    let frames = allocator(guest, metadata)?;
+    let platform = GuestPlatform;
+    let free = frames.free_frames();
+    let verdict = Verdict::default();
+    smp::on_all(&|cpu| {
+        let mut numbers = Numbers(0x1234_5678 + cpu.index() as u64 * 77);
+        let mut held: Vec<(Pfn, Order, u64)> = Vec::with_capacity(4096);
+        let deadline = platform.now() + 1000 * MILLISECOND;
+        let give_back = |(first, order, stamp): (Pfn, Order, u64)| {
+            for offset in [0, order.frames() as u64 - 1] {
+                let found = platform.read_word(first.plus(offset), 5);
+                verdict.note(ensure(found == stamp + offset, || {
+                    alloc::format!("{first}: {found:#x} where {stamp:#x} was written")
+                }));
+            }
+            verdict.note(
+                frames
+                    .free(cpu, first, order)
+                    .map_err(|error| alloc::format!("{first}: {error:?}")),
+            );
+        };
+        while !is_over(&platform, deadline) && !verdict.is_spoken() {
+            for _ in 0..256 {
+                let full = held.len() == held.capacity();
+                if full || (!held.is_empty() && numbers.below(5) < 2) {
+                    let index = numbers.below(held.len() as u64) as usize;
+                    give_back(held.swap_remove(index));
+                    continue;
+                }
+                let order = match numbers.below(64) {
+                    0 => 9,
+                    n if n < 8 => n as u8,
+                    _ => 0,
+                };
+                let class = match numbers.below(4) {
+                    0 if order < 9 => FrameClass::Unmovable,
+                    1 if order < 9 => FrameClass::Reclaimable,
+                    _ => FrameClass::Movable,
+                };
+                let Some(order) = Order::new(order) else {
+                    continue;
+                };
+                let Ok(first) = frames.alloc(cpu, AllocRequest::new(order, class)) else {
+                    continue;
+                };
+                let stamp = numbers.next() >> 1;
+                for offset in [0, order.frames() as u64 - 1] {
+                    platform.write_word(first.plus(offset), 5, stamp + offset);
+                }
+                held.push((first, order, stamp));
+            }
+        }
+        held.drain(..).for_each(give_back);
+    });
+    verdict.outcome()?;
+    frames.drain_cpu_caches();
+    frames.verify().map_err(|error| alloc::format!("{error}"))?;
+    ensure(frames.free_frames() == free, || {
+        alloc::format!("{} of {free} frames are free", frames.free_frames())
+    })
+}
+
+/// RAM above 4 GiB, where the machine has some, is managed, reachable, and distinct from the RAM below.
+pub(super) fn memory_above_4_gib_is_used(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+    let frames = allocator(guest, metadata)?;
+    let platform = GuestPlatform;
+    let cpu = platform.cpu();
+    let mut blocks = Vec::new();
+    let request =
+        AllocRequest::new(Order::HUGE, FrameClass::Movable).with_watermark(Watermark::None);
+    while let Ok(first) = frames.alloc(cpu, request) {
+        platform.write_word(first.plus(511), 511, first.get());
+        blocks.push(first);
+    }
+    let managed: u64 = guest
+        .managed
+        .iter()
+        .map(|range| range.end.get() - range.start.get())
+        .sum();
+    ensure(blocks.len() as u64 == managed / 512, || {
+        alloc::format!("{} blocks of {managed} frames", blocks.len())
+    })?;
+    for &first in &blocks {
+        let found = platform.read_word(first.plus(511), 511);
+        ensure(found == first.get(), || {
+            alloc::format!("{first} reads as {found:#x}: two addresses, one memory")
+        })?;
+        frames
+            .free(cpu, first, Order::HUGE)
+            .map_err(|error| alloc::format!("{error:?}"))?;
+    }
+    frames.verify().map_err(|error| alloc::format!("{error}"))
+}
