@@ -204,6 +204,7 @@ fn run_on<'a>(
         paging: &paging,
         memory: &memory,
         filler: &filler,
+        user: None,
         balloon: &port,
         contents: &contents,
         host_clock: &SinceStart(started),

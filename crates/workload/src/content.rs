@@ -41,11 +41,17 @@ impl Pattern {
     pub fn first_wrong<P: Platform>(self, platform: &P, frame: Pfn) -> Option<Wrong> {
         let mut found = [0; LINES];
         platform.read_lines(frame, &mut found);
-        let line = (0..LINES).find(|&line| found[line] != self.word(line))?;
-        Some(Wrong {
-            line,
-            found: found[line],
-        })
+        self.first_wrong_read(&found)
+    }
+
+    /// The first of a page's lines, read before, that does not hold the pattern.
+    pub fn first_wrong_read(self, found: &[u64; LINES]) -> Option<Wrong> {
+        (0..LINES).find_map(|line| self.wrong_read(line, found[line]))
+    }
+
+    /// What is wrong with `line`, where `found` stands.
+    pub fn wrong_read(self, line: usize, found: u64) -> Option<Wrong> {
+        (found != self.word(line)).then_some(Wrong { line, found })
     }
 
     /// The same for the four lines that `draw` names, six bits each.
@@ -55,16 +61,23 @@ impl Pattern {
         frame: Pfn,
         draw: u32,
     ) -> Option<Wrong> {
-        let lines = [draw, draw >> 6, draw >> 12, draw >> 18];
-        lines
-            .into_iter()
-            .find_map(|line| self.wrong_at(platform, frame, line as usize % LINES))
+        four_lines(draw).into_iter().find_map(|line| {
+            self.wrong_read(line, platform.read_word(frame, line * WORDS_PER_LINE))
+        })
     }
+}
 
-    fn wrong_at<P: Platform>(self, platform: &P, frame: Pfn, line: usize) -> Option<Wrong> {
-        let found = platform.read_word(frame, line * WORDS_PER_LINE);
-        (found != self.word(line)).then_some(Wrong { line, found })
+/// The four lines that `draw` names.
+pub const fn four_lines(draw: u32) -> [usize; 4] {
+    const fn line(draw: u32) -> usize {
+        draw as usize % LINES
     }
+    [
+        line(draw),
+        line(draw >> 6),
+        line(draw >> 12),
+        line(draw >> 18),
+    ]
 }
 
 /// A line that holds something else.
@@ -129,10 +142,15 @@ impl ContentLog {
         pattern: Pattern,
         note: (When, &'static str, u64),
     ) {
-        self.checked_whole.fetch_add(1, Ordering::Relaxed);
+        self.count_whole();
         if let Some(wrong) = pattern.first_wrong(platform, frame) {
             self.record(frame, wrong, note);
         }
+    }
+
+    /// One more page was checked whole.
+    pub fn count_whole(&self) {
+        self.checked_whole.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Checks the four lines of `frame` that `draw` names.

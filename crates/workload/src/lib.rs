@@ -13,8 +13,8 @@
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
 //! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
-//! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl); `dirigible-hosted` shows how the parts are
-//! put together (`run_column`).
+//! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware walks the page tables, a
+//! [`UserMemory`](user::UserMemory); `dirigible-hosted` shows how the parts are put together (`run_column`).
 //!
 //! # What makes columns comparable
 //!
@@ -61,3 +61,4 @@ pub mod system;
 pub mod timeline;
 pub mod tuning;
 pub mod twin;
+pub mod user;

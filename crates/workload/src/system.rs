@@ -8,7 +8,9 @@ use dirigible_balloon::FrameSource;
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, FrameAllocator, FrameClass, Order, Pfn, Platform, Watermarks,
 };
-use dirigible_paging::{FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId};
+use dirigible_paging::{
+    Fault, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
+};
 use spin::Mutex;
 
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     passes::{Ended, PassBook, Sizes},
     report::{AttemptHost, PassReport},
     timeline::{PassPlan, PassResult},
+    user::UserMemory,
 };
 
 /// Key of kernel memory in its patterns.
@@ -44,6 +47,9 @@ pub struct Parts<'a, P: Platform> {
     pub memory: &'a SlowPath<'a, P>,
     /// The filler, whether or not it ever takes anything.
     pub filler: &'a Filler<'a, P>,
+    /// How programs touch their pages, where the hardware walks the page tables; `None`: the platform reads and writes the
+    /// frames behind them.
+    pub user: Option<&'a dyn UserMemory>,
     /// The balloon.
     pub balloon: &'a dyn BalloonControl,
     /// What checks of contents found.
@@ -54,7 +60,7 @@ pub struct Parts<'a, P: Platform> {
 
 /// The real machine.
 pub struct System<'a, P: Platform> {
-    parts: Parts<'a, P>,
+    pub(crate) parts: Parts<'a, P>,
     rested: Watermarks,
     serial: AtomicU64,
     kernel: AtomicU64,
@@ -99,6 +105,11 @@ impl<'a, P: Platform> System<'a, P> {
         }
     }
 
+    /// What it is made of.
+    pub fn parts(&self) -> &Parts<'a, P> {
+        &self.parts
+    }
+
     /// The passes so far, and the host's time of their attempts.
     pub fn passes(&self) -> (Vec<PassReport>, Vec<AttemptHost>) {
         let passes = self.passes.lock();
@@ -139,17 +150,14 @@ impl<'a, P: Platform> System<'a, P> {
     }
 }
 
-fn pattern_of(space: Space, page: u64) -> Pattern {
-    Pattern::new(u64::from(space.0), page)
-}
-
-impl<P: Platform> LoadMemory for System<'_, P> {
-    fn create_space(&self) -> Result<Space, NoMemory> {
-        let made = self.parts.paging.create_space(self.parts.memory);
-        made.map(|space| Space(space.get())).map_err(|_| NoMemory)
-    }
-
-    fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
+impl<P: Platform> System<'_, P> {
+    /// Serves a page fault: what is new arrives with its pattern.
+    pub(crate) fn serve_fault(
+        &self,
+        space: Space,
+        page: u64,
+        huge: bool,
+    ) -> Result<Fault, NoMemory> {
         let Parts {
             paging,
             platform,
@@ -161,25 +169,34 @@ impl<P: Platform> LoadMemory for System<'_, P> {
         } else {
             FaultKind::Base
         };
-        let fault = paging
-            .fault_filled(
-                SpaceId::new(space.0),
-                Page::new(page),
-                kind,
-                memory,
-                |frame, order| {
-                    for offset in 0..order.frames() as u64 {
-                        // A huge frame holds the aligned range around the page; `huge` is asked for at its first page.
-                        pattern_of(space, page + offset).write(platform, frame.plus(offset));
-                    }
-                },
-            )
-            .map_err(|_| NoMemory)?;
-        Ok(if fault.huge {
-            Order::HUGE.frames() as u64
-        } else {
-            1
-        })
+        let fill = |frame: Pfn, order: Order| {
+            for offset in 0..order.frames() as u64 {
+                // A huge frame holds the aligned range around the page; `huge` is asked for at its first page.
+                pattern_of(space, page + offset).write(platform, frame.plus(offset));
+            }
+        };
+        let (space, page) = (SpaceId::new(space.0), Page::new(page));
+        let fault = paging.fault_filled(space, page, kind, memory, fill);
+        fault.map_err(|_| NoMemory)
+    }
+}
+
+pub(crate) fn pattern_of(space: Space, page: u64) -> Pattern {
+    Pattern::new(u64::from(space.0), page)
+}
+
+impl<P: Platform> LoadMemory for System<'_, P> {
+    fn create_space(&self) -> Result<Space, NoMemory> {
+        let made = self.parts.paging.create_space(self.parts.memory);
+        made.map(|space| Space(space.get())).map_err(|_| NoMemory)
+    }
+
+    fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
+        let huge = match self.parts.user {
+            Some(user) => self.store_first_line(user, space, page, huge)?,
+            None => self.serve_fault(space, page, huge)?.huge,
+        };
+        Ok(if huge { Order::HUGE.frames() as u64 } else { 1 })
     }
 
     fn reuse(&self, space: Space, page: u64, draw: u32) {
@@ -189,6 +206,10 @@ impl<P: Platform> LoadMemory for System<'_, P> {
     fn check(&self, space: Space, pages: Range<u64>, check: Check) {
         for page in pages {
             let note = (When::Used, "job", page);
+            if let Some(user) = self.parts.user {
+                self.check_loaded(user, space, page, check);
+                continue;
+            }
             self.parts
                 .paging
                 .access(SpaceId::new(space.0), Page::new(page), false, |frame| {

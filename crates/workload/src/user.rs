@@ -1,0 +1,119 @@
+//! Programs' own loads and stores, on a machine whose hardware walks the page tables.
+
+use dirigible_frames::Platform;
+use dirigible_paging::{Page, SpaceId};
+
+use crate::{
+    content::{LINES, When, four_lines},
+    machine::{Check, NoMemory, Space},
+    system::{System, pattern_of},
+};
+
+/// Access to a program's memory at its virtual addresses.
+///
+/// The machine's hardware walks the tables of the space. When it faults, the machine's fault handler calls `fault`, with
+/// interrupts on and no lock held, and tries again if that is the answer; `false` ends the access. One word stands at the
+/// head of each 64-byte line of a page.
+pub trait UserMemory: Sync {
+    /// Stores `value` into line 0 of `page`; whether it was done.
+    fn store(
+        &self,
+        space: SpaceId,
+        page: Page,
+        value: u64,
+        fault: &mut dyn FnMut() -> bool,
+    ) -> bool;
+
+    /// Loads all lines of `page`; whether it was done.
+    fn load(
+        &self,
+        space: SpaceId,
+        page: Page,
+        lines: &mut [u64; LINES],
+        fault: &mut dyn FnMut() -> bool,
+    ) -> bool;
+
+    /// Loads `line` (0 to 63) of `page`.
+    fn load_line(
+        &self,
+        space: SpaceId,
+        page: Page,
+        line: usize,
+        fault: &mut dyn FnMut() -> bool,
+    ) -> Option<u64>;
+}
+
+impl<P: Platform> System<'_, P> {
+    /// A program's first store into `page`, and the fault that brings it there; whether it is part of a huge page.
+    ///
+    /// The fault fills the page whole, so that a move that overtakes the program finds its contents.
+    pub(crate) fn store_first_line(
+        &self,
+        user: &dyn UserMemory,
+        space: Space,
+        page: u64,
+        huge: bool,
+    ) -> Result<bool, NoMemory> {
+        let mut served = None;
+        let word = pattern_of(space, page).word(0);
+        let (id, number) = (SpaceId::new(space.0), Page::new(page));
+        let done = user.store(id, number, word, &mut || {
+            let fault = self.serve_fault(space, page, huge);
+            served = fault.ok();
+            served.is_some()
+        });
+        if !done {
+            return Err(NoMemory);
+        }
+        let is_huge = || self.parts.paging.lookup(id, number).map(|now| now.huge);
+        Ok(served
+            .map(|fault| fault.huge)
+            .or_else(is_huge)
+            .unwrap_or(false))
+    }
+
+    /// A program loads what is in `page` and compares; nothing if the page is not there.
+    pub(crate) fn check_loaded(
+        &self,
+        user: &dyn UserMemory,
+        space: Space,
+        page: u64,
+        check: Check,
+    ) {
+        let pattern = pattern_of(space, page);
+        let (id, number) = (SpaceId::new(space.0), Page::new(page));
+        let fault = &mut || self.is_there(id, number);
+        let contents = self.parts.contents;
+        let wrong = match check {
+            Check::Four(draw) => four_lines(draw).into_iter().find_map(|line| {
+                let found = user.load_line(id, number, line, fault)?;
+                pattern.wrong_read(line, found)
+            }),
+            Check::Whole => {
+                let mut lines = [0; LINES];
+                if !user.load(id, number, &mut lines, fault) {
+                    return;
+                }
+                contents.count_whole();
+                pattern.first_wrong_read(&lines)
+            }
+        };
+        if let Some(wrong) = wrong {
+            // Where it is now: it may have been moved since.
+            let frame = self.parts.paging.translate(id, number).unwrap_or_default();
+            contents.record(frame, wrong, (When::Used, "job", page));
+        }
+    }
+
+    /// Serves a fault on a page that should be there: one that is just being moved is waited for. `false` if there is none.
+    fn is_there(&self, space: SpaceId, page: Page) -> bool {
+        loop {
+            match self.parts.paging.lookup(space, page) {
+                None => return false,
+                Some(mapping) if mapping.migrating => self.parts.platform.relax(),
+                // It has come back, or the hardware had not seen it yet.
+                Some(_) => return true,
+            }
+        }
+    }
+}
