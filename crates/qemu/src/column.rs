@@ -1,0 +1,233 @@
+//! One column of the experiment in a virtual machine, from boot to report.
+
+use std::time::{Duration, Instant};
+
+use dirigible_workload::{
+    params::Params,
+    protocol::{Job, Message},
+    report::{ColumnHost, ColumnReport, Observer, Progress, Residency},
+    timeline::{TargetsHash, Timeline},
+};
+
+use crate::{
+    command_line::Shape,
+    error::{Cause, RunError},
+    host_facts,
+    options::QemuMachine,
+    residency::{self, Full, Look, mib},
+    vm::{Vm, out_of_turn},
+};
+
+/// Time between two looks whether the books agree.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Runs one column and reports. When the balloon is full for the first time, each of its frames is moved `moves` times.
+///
+/// `params.threads` is the number of the guest's CPUs. The run takes as long as its timeline says, in real time.
+///
+/// # Errors
+///
+/// Bad parameters, a guest that fails, hangs or dies, a balloon about which guest, QEMU and host do not agree.
+pub fn run_column(
+    params: &Params,
+    machine: &QemuMachine,
+    moves: u64,
+    observer: &mut dyn Observer,
+) -> Result<ColumnReport, RunError> {
+    params
+        .check()
+        .map_err(|error| RunError::before_start(error.into()))?;
+    let shape = Shape {
+        memory: params.memory,
+        cpus: params.threads.max(1) as u64,
+        touched: true,
+        control: true,
+        disk: false,
+    };
+    let job = Job::Column {
+        params: params.clone(),
+        moves,
+    };
+    observer.progress(Progress {
+        phase: "boot",
+        now_ms: 0,
+        end_ms: Timeline::new(params).end() / 1_000_000,
+    });
+    let mut vm = Vm::start(machine, shape, &job, params.column.name())?;
+    let result = column(&mut vm, params, machine, observer);
+    vm.conclude(result)
+}
+
+fn column(
+    vm: &mut Vm<'_>,
+    params: &Params,
+    machine: &QemuMachine,
+    observer: &mut dyn Observer,
+) -> Result<ColumnReport, Cause> {
+    vm.hello()?;
+    let start = wait_for_start(vm)?;
+    let mut run = Run {
+        timeline: Timeline::new(params),
+        start,
+        next: 0,
+        hash: TargetsHash::default(),
+        empty: vm.resident()?,
+        spare: residency::spare(params),
+        has_been_full: false,
+        full: None,
+        residency: None,
+    };
+    let mut report = run.follow(vm, observer)?;
+    if report.name != params.column.name() {
+        let (name, asked) = (&report.name, params.column.name());
+        let what = format!("is of column {name:?}, not of {asked}");
+        return Err(Cause::Report { what });
+    }
+    if run.next < run.timeline.targets.len() {
+        let what = "came before the balloon had all its targets".into();
+        return Err(Cause::Report { what });
+    }
+    let (user_ms, system_ms) = vm.finish()?;
+    report.targets_hash = run.hash.text();
+    let attempts = report.host.take().map(|host| host.attempts);
+    report.host = Some(ColumnHost {
+        name: report.name.clone(),
+        facts: Some(host_facts::gather(machine)),
+        wall_ms: vm.started().elapsed().as_millis() as u64,
+        user_ms,
+        system_ms,
+        residency: run.residency.unwrap_or(Residency {
+            empty_balloon_mib: mib(run.empty),
+            ..Residency::default()
+        }),
+        attempts: attempts.unwrap_or_default(),
+        ..ColumnHost::default()
+    });
+    Ok(report)
+}
+
+/// Waits until the guest's clock stands at 0.
+fn wait_for_start(vm: &mut Vm<'_>) -> Result<Instant, Cause> {
+    let limit = vm.limits().boot;
+    let until = Instant::now() + limit;
+    loop {
+        match vm.next(until)? {
+            Some((at, Message::Start)) => return Ok(at),
+            Some((_, Message::Ready { .. } | Message::Progress { .. })) => {}
+            Some((_, other)) => return Err(out_of_turn(&other, "start")),
+            None => return Err(Cause::NotReady { limit }),
+        }
+    }
+}
+
+/// A column under way.
+struct Run {
+    timeline: Timeline,
+    /// When the guest's clock stood at 0.
+    start: Instant,
+    /// The next of the timeline's targets.
+    next: usize,
+    hash: TargetsHash,
+    /// Resident bytes before any balloon.
+    empty: u64,
+    spare: u64,
+    has_been_full: bool,
+    /// The balloon is full, and the books do not agree about it yet.
+    full: Option<Full>,
+    residency: Option<Residency>,
+}
+
+impl Run {
+    /// Sets the balloon's targets at their times and hears what the guest says, up to its report.
+    fn follow(
+        &mut self,
+        vm: &mut Vm<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<ColumnReport, Cause> {
+        let limits = vm.limits();
+        let longest = Duration::from_nanos(self.timeline.end()) + limits.slack;
+        let late = self.start + longest;
+        loop {
+            self.set_due_targets(vm)?;
+            self.look_at_books(vm)?;
+            let hangs = vm.last().0 + limits.silence;
+            let now = Instant::now();
+            let looks = self.full.map(|_| now + LOOK);
+            let until = [self.due(), looks, Some(late)]
+                .into_iter()
+                .flatten()
+                .fold(hangs, Instant::min);
+            match vm.next(until)? {
+                Some((_, Message::Column(report))) => return Ok(*report),
+                Some((_, Message::BalloonFull { frames })) if !self.has_been_full => {
+                    self.has_been_full = true;
+                    let until = Instant::now() + limits.agree;
+                    self.full = Some(Full::new(frames, self.empty, self.spare, until));
+                }
+                Some((
+                    _,
+                    Message::Progress {
+                        phase,
+                        now_ms,
+                        end_ms,
+                    },
+                )) => observer.progress(Progress {
+                    phase: self.phase(&phase),
+                    now_ms,
+                    end_ms,
+                }),
+                Some((_, other)) => return Err(out_of_turn(&other, "progress or a report")),
+                None if Instant::now() >= late => return Err(Cause::Late { limit: longest }),
+                None if Instant::now() >= hangs => {
+                    return Err(Cause::Silent {
+                        limit: limits.silence,
+                        last: vm.last().1.into(),
+                    });
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// When the next target is due.
+    fn due(&self) -> Option<Instant> {
+        let (time, _) = self.timeline.targets.get(self.next)?;
+        Some(self.start + Duration::from_nanos(*time))
+    }
+
+    fn set_due_targets(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
+        while self.due().is_some_and(|due| due <= Instant::now()) {
+            let (time, frames) = self.timeline.targets[self.next];
+            vm.set_balloon(frames)?;
+            self.hash.add(time, frames);
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn look_at_books(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
+        let Some(full) = self.full else {
+            return Ok(());
+        };
+        let look = Look {
+            frames: vm.balloon()?,
+            resident: vm.resident()?,
+        };
+        match full.judge(look) {
+            Ok(None) => {}
+            Ok(found) => {
+                self.residency = found;
+                self.full = None;
+            }
+            Err(what) => return Err(Cause::Balloon { what }),
+        }
+        Ok(())
+    }
+
+    /// The timeline's own name of a phase.
+    fn phase(&self, name: &str) -> &'static str {
+        let phases = self.timeline.phases.iter();
+        let known = phases.map(|phase| phase.name).find(|known| *known == name);
+        known.unwrap_or("running")
+    }
+}

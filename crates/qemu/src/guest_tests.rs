@@ -1,0 +1,120 @@
+//! The guest's own tests.
+
+use std::time::{Duration, Instant};
+
+use dirigible_workload::protocol::{Job, Message};
+
+use crate::{
+    DEFAULT_CPUS,
+    command_line::Shape,
+    error::{Cause, RunError},
+    options::QemuMachine,
+    vm::{Vm, out_of_turn},
+};
+
+/// Memory of this guest in bytes.
+const MEMORY: u64 = 512 << 20;
+
+/// A test that has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndedTest {
+    /// Its name.
+    pub name: String,
+    /// How long it ran, in milliseconds of the guest's clock.
+    pub ms: u64,
+    /// What went wrong, if anything.
+    pub failure: Option<String>,
+}
+
+/// What became of all tests.
+#[derive(Debug)]
+pub struct TestTotals {
+    /// Tests that passed.
+    pub passed: u64,
+    /// Tests that failed, one that hung or took the kernel down among them.
+    pub failed: u64,
+    /// From QEMU's start to its end.
+    pub elapsed: Duration,
+    /// Some tests failed, or the guest did not come to its end.
+    pub result: Result<(), RunError>,
+}
+
+/// Boots the guest and has it run those of its tests whose names contain `only`; `hear` is told of each as it ends.
+pub fn guest_tests(
+    machine: &QemuMachine,
+    only: &str,
+    hear: &mut dyn FnMut(&EndedTest),
+) -> TestTotals {
+    let started = Instant::now();
+    let mut counts = Counts::default();
+    let shape = Shape {
+        memory: MEMORY,
+        cpus: DEFAULT_CPUS,
+        touched: false,
+        control: false,
+        disk: true,
+    };
+    let job = Job::Tests { only: only.into() };
+    let result = Vm::start(machine, shape, &job, "tests").and_then(|mut vm| {
+        let mut result = follow(&mut vm, &mut counts, hear);
+        if counts.failed > 0
+            && matches!(
+                result,
+                Ok(()) | Err(Cause::EndedBadly | Cause::Failed { .. })
+            )
+        {
+            let failed = counts.failed;
+            result = Err(Cause::TestsFailed { failed });
+        } else if result.is_err() {
+            // The one that was running.
+            counts.failed += 1;
+        }
+        vm.conclude(result)
+    });
+    TestTotals {
+        passed: counts.passed,
+        failed: counts.failed,
+        elapsed: started.elapsed(),
+        result,
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    last: Option<String>,
+}
+
+fn follow(
+    vm: &mut Vm<'_>,
+    counts: &mut Counts,
+    hear: &mut dyn FnMut(&EndedTest),
+) -> Result<(), Cause> {
+    vm.hello()?;
+    let limit = vm.limits().tests;
+    let until = Instant::now() + limit;
+    loop {
+        match vm.next(until) {
+            Ok(Some((_, Message::Test { name, ms, failure }))) => {
+                match failure {
+                    None => counts.passed += 1,
+                    Some(_) => counts.failed += 1,
+                }
+                counts.last = Some(name.clone());
+                hear(&EndedTest { name, ms, failure });
+            }
+            Ok(Some((_, Message::Ready { .. } | Message::Start | Message::Progress { .. }))) => {}
+            Ok(Some((_, other))) => return Err(out_of_turn(&other, "the end of a test")),
+            Ok(None) => {
+                return Err(Cause::TestsHang {
+                    limit,
+                    after: counts.last.take(),
+                });
+            }
+            // All was well, and there is no other last word than the end.
+            Err(Cause::EndedEarly) => return Ok(()),
+            Err(cause) => return Err(cause),
+        }
+    }
+}

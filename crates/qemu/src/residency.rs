@@ -1,0 +1,177 @@
+//! Whether what the balloon holds is really the host's: the books of guest, QEMU and host held against each other.
+
+use std::time::Instant;
+
+use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK};
+use dirigible_workload::{
+    params::Params,
+    report::{Residency, Tenths},
+    tuning::{self, ColumnPolicy},
+};
+
+/// Resident memory may differ from the balloon by one part in this many: 2 %.
+const TOLERANCE: u64 = 50;
+
+/// What resident memory may fall by when a balloon is filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Allowed {
+    least: u64,
+    most: u64,
+}
+
+impl Allowed {
+    /// For a balloon of `bytes` in a guest that may keep `spare` bytes free: frames that the balloon had and that nobody
+    /// has touched since are the guest's again, but not resident yet.
+    pub(crate) const fn new(bytes: u64, spare: u64) -> Self {
+        let tolerance = bytes / TOLERANCE;
+        Self {
+            least: bytes - tolerance,
+            most: bytes.saturating_add(tolerance).saturating_add(spare),
+        }
+    }
+
+    /// Whether it may fall from `before` to `now`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence with both figures.
+    pub(crate) fn check(self, before: u64, now: u64) -> Result<(), String> {
+        let fallen = before.saturating_sub(now);
+        if (self.least..=self.most).contains(&fallen) {
+            return Ok(());
+        }
+        Err(format!(
+            "QEMU's resident memory fell from {} to {} MiB, by {}, where {} to {} are right",
+            mib(before),
+            mib(now),
+            mib(fallen),
+            mib(self.least),
+            mib(self.most)
+        ))
+    }
+}
+
+/// Bytes in MiB, one decimal.
+pub(crate) fn mib(bytes: u64) -> Tenths {
+    Tenths::ratio(bytes, 1 << 20)
+}
+
+/// Memory that a guest keeps free, in bytes: its upper watermark and its reserve. Without the filler, all that there is.
+pub(crate) fn spare(params: &Params) -> u64 {
+    if !params.filler {
+        return params.memory;
+    }
+    let reserve = u64::from(ColumnPolicy::new(params).reserve_high) * FRAMES_PER_BLOCK as u64;
+    (tuning::watermarks(params).high + reserve) * FRAME_SIZE as u64
+}
+
+/// The balloon is said to be full: waits until all books agree about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Full {
+    /// What the guest says that it holds.
+    frames: u64,
+    /// Resident before any balloon.
+    before: u64,
+    spare: u64,
+    until: Instant,
+}
+
+/// One look at the host's books.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// What the balloon holds in QEMU's books.
+    pub frames: u64,
+    /// Resident bytes.
+    pub resident: u64,
+}
+
+impl Full {
+    /// The guest says that the balloon holds `frames`; the books have until then to agree.
+    pub(crate) const fn new(frames: u64, before: u64, spare: u64, until: Instant) -> Self {
+        Self {
+            frames,
+            before,
+            spare,
+            until,
+        }
+    }
+
+    /// What one look gives: the result, or `None` when another look may do better.
+    ///
+    /// # Errors
+    ///
+    /// The time is over and the books do not agree.
+    pub(crate) fn judge(&self, look: Look) -> Result<Option<Residency>, String> {
+        let bytes = self.frames.saturating_mul(FRAME_SIZE as u64);
+        let verdict = match look.frames == self.frames {
+            true => Allowed::new(bytes, self.spare).check(self.before, look.resident),
+            false => Err(format!(
+                "the guest says that it holds {} frames, QEMU says {}",
+                self.frames, look.frames
+            )),
+        };
+        match verdict {
+            Ok(()) => Ok(Some(Residency {
+                empty_balloon_mib: mib(self.before),
+                full_balloon_mib: mib(look.resident),
+                balloon_mib: mib(bytes),
+            })),
+            Err(what) if Instant::now() >= self.until => Err(what),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dirigible_workload::params::{Column, Profile};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn two_per_cent_and_what_is_kept_free() {
+        let allowed = Allowed::new(100 * MIB, 3 * MIB);
+        for (fallen, right) in [
+            (97, false),
+            (98, true),
+            (100, true),
+            (105, true),
+            (106, false),
+        ] {
+            let result = allowed.check(1000 * MIB, (1000 - fallen) * MIB);
+            assert_eq!(result.is_ok(), right, "{fallen}: {result:?}");
+        }
+        let text = allowed.check(10 * MIB, 20 * MIB).unwrap_err();
+        assert!(
+            text.contains("by 0.0, where 98.0 to 105.0 are right"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_guest_keeps_its_watermark_and_its_reserve_free() {
+        let of = |column| spare(&Params::new(column, Profile::Quick));
+        assert_eq!(of(Column::Movable), 12 * MIB);
+        assert_eq!(of(Column::Steered), 28 * MIB);
+    }
+
+    #[test]
+    fn the_books_have_some_time_to_agree() {
+        let later = Instant::now() + Duration::from_secs(60);
+        let look = |frames, fallen: u64| Look {
+            frames,
+            resident: (1000 - fallen) * MIB,
+        };
+        let full = |until| Full::new(25_600, 1000 * MIB, 0, until);
+        assert_eq!(full(later).judge(look(25_599, 100)), Ok(None));
+        assert_eq!(full(later).judge(look(25_600, 50)), Ok(None));
+        let found = full(later).judge(look(25_600, 100)).unwrap().unwrap();
+        assert_eq!(found.balloon_mib, Tenths::ratio(100, 1));
+        let error = full(Instant::now()).judge(look(25_599, 100)).unwrap_err();
+        assert!(error.contains("QEMU says 25599"), "{error}");
+    }
+}

@@ -1,0 +1,210 @@
+//! How fast the balloon grows and shrinks, and whether what it gave came back empty.
+
+use std::time::{Duration, Instant};
+
+use dirigible_frames::FRAME_SIZE;
+use dirigible_workload::protocol::{Job, Message, ask};
+use serde::Serialize;
+
+use crate::{
+    command_line::Shape,
+    error::{Cause, RunError},
+    host_facts,
+    options::QemuMachine,
+    residency::{Allowed, mib},
+    vm::{Vm, out_of_turn},
+};
+
+/// Time between two looks at the balloon's size.
+const LOOK: Duration = Duration::from_millis(1);
+const MIB: f64 = (1 << 20) as f64;
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpeedJob {
+    /// Memory of the guest in bytes.
+    pub memory: u64,
+    /// What the balloon takes, in bytes.
+    pub balloon: u64,
+    /// Frames in one message at most.
+    pub batch: u64,
+    /// How often it grows and shrinks.
+    pub rounds: u64,
+    /// CPUs of the guest.
+    pub cpus: u64,
+}
+
+/// All that was measured.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct SpeedReport {
+    /// The host's kernel, and which QEMU ran on it.
+    pub host: String,
+    /// CPUs that the guest's kernel has.
+    pub cpus: u64,
+    /// Memory of the guest in bytes.
+    pub memory_bytes: u64,
+    /// What the balloon takes, in bytes.
+    pub balloon_bytes: u64,
+    /// Frames in one message at most.
+    pub batch: u64,
+    /// Resident on the host before any balloon, all memory written.
+    pub resident_mib: f64,
+    /// The rounds.
+    pub rounds: Vec<SpeedRound>,
+}
+
+/// Once up and down.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct SpeedRound {
+    /// From the target to the balloon's full size, in milliseconds.
+    pub inflate_ms: f64,
+    /// The pace of that.
+    pub inflate_mib_per_s: f64,
+    /// Resident on the host then.
+    pub resident_full_mib: f64,
+    /// From the target to the empty balloon, in milliseconds.
+    pub deflate_ms: f64,
+    /// The pace of that.
+    pub deflate_mib_per_s: f64,
+    /// Frames that read as zeroes after that: those that the host had taken.
+    pub zero_frames: u64,
+    /// Resident on the host when all memory is written again.
+    pub resident_after_mib: f64,
+}
+
+/// Boots the guest, and has its balloon grow and shrink as fast as it can; `hear` is told of each round.
+///
+/// In each round resident memory must fall by what the balloon takes, what comes back must read as zeroes, and
+/// everything else as it was.
+///
+/// # Errors
+///
+/// A guest that fails, hangs or dies, or a balloon that is not what it says.
+pub fn balloon_speed(
+    machine: &QemuMachine,
+    job: &SpeedJob,
+    hear: &mut dyn FnMut(&SpeedRound),
+) -> Result<SpeedReport, RunError> {
+    let shape = Shape {
+        memory: job.memory,
+        cpus: job.cpus,
+        touched: true,
+        control: true,
+        disk: false,
+    };
+    let task = Job::Balloon { batch: job.batch };
+    let mut vm = Vm::start(machine, shape, &task, "balloon")?;
+    let result = measure(&mut vm, machine, job, hear);
+    vm.conclude(result)
+}
+
+fn measure(
+    vm: &mut Vm<'_>,
+    machine: &QemuMachine,
+    job: &SpeedJob,
+    hear: &mut dyn FnMut(&SpeedRound),
+) -> Result<SpeedReport, Cause> {
+    vm.hello()?;
+    let (cpus, managed) = wait_until_ready(vm)?;
+    let frames = job.balloon / FRAME_SIZE as u64;
+    if frames >= managed {
+        let what = format!("of {frames} frames does not fit: the guest has {managed}");
+        return Err(Cause::Balloon { what });
+    }
+    touch(vm, ask::WRITE)?;
+    let resident = vm.resident()?;
+    let mut report = SpeedReport {
+        host: host_facts::gather(machine).kernel,
+        cpus,
+        memory_bytes: job.memory,
+        balloon_bytes: job.balloon,
+        batch: job.batch,
+        resident_mib: mib(resident).value(),
+        rounds: Vec::new(),
+    };
+    for _ in 0..job.rounds {
+        let round = round(vm, frames, resident)?;
+        hear(&round);
+        report.rounds.push(round);
+    }
+    vm.send(ask::END)?;
+    vm.finish()?;
+    Ok(report)
+}
+
+fn wait_until_ready(vm: &mut Vm<'_>) -> Result<(u64, u64), Cause> {
+    let limit = vm.limits().boot;
+    match vm.next(Instant::now() + limit)? {
+        Some((_, Message::Ready { cpus, managed, .. })) => Ok((cpus, managed)),
+        Some((_, other)) => Err(out_of_turn(&other, "ready")),
+        None => Err(Cause::NotReady { limit }),
+    }
+}
+
+fn round(vm: &mut Vm<'_>, frames: u64, resident: u64) -> Result<SpeedRound, Cause> {
+    let bytes = frames * FRAME_SIZE as u64;
+    let wrong = |what: String| Err(Cause::Balloon { what });
+    let inflate = reach(vm, frames, "fill its balloon")?;
+    let full = vm.resident()?;
+    if let Err(what) = Allowed::new(bytes, 0).check(resident, full) {
+        return wrong(what);
+    }
+    let deflate = reach(vm, 0, "empty its balloon")?;
+    let (zero, damaged) = touch(vm, ask::READ)?;
+    if (zero, damaged) != (frames, 0) {
+        return wrong(format!(
+            "of {frames} frames that came back {zero} are empty, and {damaged} others hold what nobody wrote"
+        ));
+    }
+    touch(vm, ask::WRITE)?;
+    let after = vm.resident()?;
+    if let Err(what) = Allowed::new(bytes, 0).check(after, full) {
+        return wrong(format!("when it is empty and all is written again: {what}"));
+    }
+    let pace = |time: Duration| bytes as f64 / MIB / time.as_secs_f64();
+    Ok(SpeedRound {
+        inflate_ms: inflate.as_secs_f64() * 1000.0,
+        inflate_mib_per_s: pace(inflate),
+        resident_full_mib: mib(full).value(),
+        deflate_ms: deflate.as_secs_f64() * 1000.0,
+        deflate_mib_per_s: pace(deflate),
+        zero_frames: zero,
+        resident_after_mib: mib(after).value(),
+    })
+}
+
+/// Sets a target and waits until the guest is there: how long it took.
+fn reach(vm: &mut Vm<'_>, target: u64, what: &'static str) -> Result<Duration, Cause> {
+    let started = Instant::now();
+    let limit = vm.limits().step;
+    vm.set_balloon(target)?;
+    loop {
+        let frames = vm.balloon()?;
+        let took = started.elapsed();
+        if frames == target {
+            return Ok(took);
+        }
+        if took >= limit {
+            let state = format!(" (it holds {frames} frames of {target})");
+            return Err(Cause::Step { what, limit, state });
+        }
+        if let Some((_, message)) = vm.next(Instant::now() + LOOK)? {
+            return Err(out_of_turn(&message, "nothing"));
+        }
+    }
+}
+
+/// Has the guest write or read all its free memory: frames that were empty, frames that were wrong.
+fn touch(vm: &mut Vm<'_>, how: u8) -> Result<(u64, u64), Cause> {
+    vm.send(how)?;
+    let limit = vm.limits().step;
+    match vm.next(Instant::now() + limit)? {
+        Some((_, Message::Touched { zero, wrong, .. })) => Ok((zero, wrong)),
+        Some((_, other)) => Err(out_of_turn(&other, "touched")),
+        None => Err(Cause::Step {
+            what: "touch its memory",
+            limit,
+            state: String::new(),
+        }),
+    }
+}

@@ -1,0 +1,402 @@
+//! A virtual machine that runs: QEMU, its control socket and the guest's serial port in one.
+
+use std::{
+    fs::File,
+    io::Write,
+    process::{ChildStdin, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use dirigible_frames::FRAME_SIZE;
+use dirigible_workload::protocol::{EXIT_FAILED, EXIT_WELL, Job, Message, exit_status};
+
+use crate::{
+    command_line::{self, DISK, DISK_BYTES, SOCKET, Shape},
+    error::{Cause, RunError},
+    limits::Limits,
+    log::Log,
+    options::QemuMachine,
+    private_dir::PrivateDir,
+    proc_files,
+    process::{Process, ending},
+    qmp::{Qmp, QmpError},
+    serial::{Heard, Serial},
+};
+
+/// Lines that are quoted of what a guest says after its panic.
+const PANIC_LINES: usize = 30;
+/// How long they are waited for, and what QEMU says at its end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A machine that runs. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Vm<'m> {
+    machine: &'m QemuMachine,
+    /// The job's name, for the log's.
+    name: &'m str,
+    shape: Shape,
+    started: Instant,
+    process: Process,
+    stdin: Option<ChildStdin>,
+    serial: Serial,
+    qmp: Option<Qmp>,
+    /// Holds socket and disk until QEMU has opened them. Then it goes, so that nothing is left however this process ends.
+    folder: Option<PrivateDir>,
+    last: (Instant, String),
+}
+
+impl<'m> Vm<'m> {
+    /// Starts a machine of `shape` that does `job`.
+    pub(crate) fn start(
+        machine: &'m QemuMachine,
+        shape: Shape,
+        job: &Job,
+        name: &'m str,
+    ) -> Result<Self, RunError> {
+        let mut vm = Self::spawn(machine, shape, job, name).map_err(RunError::before_start)?;
+        if shape.control
+            && let Err(cause) = vm.connect()
+        {
+            return Err(vm.fail(cause));
+        }
+        Ok(vm)
+    }
+
+    fn spawn(
+        machine: &'m QemuMachine,
+        shape: Shape,
+        job: &Job,
+        name: &'m str,
+    ) -> Result<Self, Cause> {
+        let host = |what| move |error| Cause::Host { what, error };
+        let folder = PrivateDir::new().map_err(host("no directory for QEMU's files"))?;
+        let log = folder.path().join("serial.log");
+        let log = Log::new(&log).map_err(host("no file for the serial port's output"))?;
+        if shape.disk {
+            File::create_new(folder.path().join(DISK))
+                .and_then(|file| file.set_len(DISK_BYTES))
+                .map_err(host("no file for the guest's disk"))?;
+        }
+        let job = serde_json::to_string(job).map_err(|error| Cause::Host {
+            what: "the job cannot be written down",
+            error: error.into(),
+        })?;
+        let mut command = Command::new(&machine.program);
+        command
+            .args(command_line::arguments(
+                machine,
+                &shape,
+                &job,
+                folder.path(),
+            ))
+            .stdin(Stdio::piped());
+        let started = Instant::now();
+        let (mut process, stdout) =
+            Process::start(&mut command).map_err(host("QEMU cannot be started"))?;
+        Ok(Self {
+            machine,
+            name,
+            shape,
+            started,
+            stdin: process.take_stdin(),
+            process,
+            serial: Serial::listen(stdout, log),
+            qmp: None,
+            folder: Some(folder),
+            last: (started, "nothing".into()),
+        })
+    }
+
+    fn connect(&mut self) -> Result<(), Cause> {
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
+        let limits = self.limits();
+        let gib = self.shape.ram().div_ceil(1 << 30);
+        let touching = limits.touch_gib.saturating_mul(gib.min(1 << 20) as u32);
+        let patience = limits.answer
+            + if self.shape.touched {
+                touching
+            } else {
+                Duration::ZERO
+            };
+        let process = &mut self.process;
+        let alive = || process.ended().is_none();
+        match Qmp::connect(&folder.path().join(SOCKET), patience, limits.answer, alive) {
+            Ok(qmp) => self.qmp = Some(qmp),
+            Err(error) => return Err(self.of_qmp(error)),
+        }
+        self.folder = None;
+        Ok(())
+    }
+
+    /// How long is waited for what.
+    pub(crate) fn limits(&self) -> Limits {
+        self.machine.limits()
+    }
+
+    /// When QEMU was started.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// When the guest said its last message so far, and what kind it was.
+    pub(crate) fn last(&self) -> (Instant, &str) {
+        (self.last.0, &self.last.1)
+    }
+
+    /// The guest's next message and when it came; `None` when there is none until then.
+    ///
+    /// # Errors
+    ///
+    /// The guest panicked, failed, reset, or said what is no message; QEMU has ended.
+    pub(crate) fn next(&mut self, until: Instant) -> Result<Option<(Instant, Message)>, Cause> {
+        loop {
+            let Some((at, heard)) = self.serial.next(until) else {
+                return Ok(None);
+            };
+            match heard {
+                Heard::Line(_) => {}
+                Heard::Damaged(line, why) => return Err(self.damaged(line, why)),
+                Heard::End => return Err(self.ended()),
+                Heard::Said(Message::Panic { why }) => return Err(self.panic(why)),
+                Heard::Said(Message::Failed { why }) => return Err(Cause::Failed { why }),
+                Heard::Said(message) => {
+                    self.last = (at, kind(&message));
+                    return Ok(Some((at, message)));
+                }
+            }
+        }
+    }
+
+    /// Waits for the guest's first line, and says when it came.
+    pub(crate) fn hello(&mut self) -> Result<Instant, Cause> {
+        let limit = self.limits().hello;
+        match self.next(Instant::now() + limit)? {
+            Some((at, Message::Hello { .. })) => {
+                // By now QEMU has opened all that it needs.
+                self.folder = None;
+                Ok(at)
+            }
+            Some((_, other)) => Err(out_of_turn(&other, "hello")),
+            None => Err(Cause::NoHello {
+                accel: self.machine.accel,
+                limit,
+            }),
+        }
+    }
+
+    /// Sends a byte to the guest's serial port.
+    pub(crate) fn send(&mut self, byte: u8) -> Result<(), Cause> {
+        let sent = match &mut self.stdin {
+            Some(stdin) => stdin.write_all(&[byte]).and_then(|()| stdin.flush()),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
+        // A QEMU that has ended is met on its output.
+        match sent {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Cause::Host {
+                what: "the guest's serial port cannot be written to",
+                error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the balloon's target.
+    pub(crate) fn set_balloon(&mut self, frames: u64) -> Result<(), Cause> {
+        let left = self.shape.ram().saturating_sub(frames * FRAME_SIZE as u64);
+        self.on_qmp(|qmp| qmp.balloon(left))
+    }
+
+    /// What the balloon holds, as the guest's driver has told QEMU.
+    pub(crate) fn balloon(&mut self) -> Result<u64, Cause> {
+        let left = self.on_qmp(Qmp::query_balloon)?;
+        Ok(self.shape.ram().saturating_sub(left) / FRAME_SIZE as u64)
+    }
+
+    fn on_qmp<T>(&mut self, act: impl FnOnce(&mut Qmp) -> Result<T, QmpError>) -> Result<T, Cause> {
+        let result = match &mut self.qmp {
+            Some(qmp) => act(qmp),
+            None => Err(QmpError::Gone),
+        };
+        result.map_err(|error| self.of_qmp(error))
+    }
+
+    /// Bytes of the guest's RAM that are resident on the host.
+    pub(crate) fn resident(&self) -> Result<u64, Cause> {
+        let resident = proc_files::resident(self.process.id(), self.shape.ram());
+        resident.map_err(|error| Cause::Host {
+            what: "the host does not say what memory of QEMU is resident",
+            error,
+        })
+    }
+
+    /// Waits for the end that the guest makes itself, after its last message: the milliseconds that QEMU has spent in user
+    /// mode and in the kernel.
+    pub(crate) fn finish(&mut self) -> Result<(u64, u64), Cause> {
+        let limit = self.limits().end;
+        let until = Instant::now() + limit;
+        loop {
+            match self.serial.next(until) {
+                None => return Err(Cause::NoEnd { limit }),
+                Some((_, Heard::End)) => break,
+                Some((_, Heard::Said(Message::Panic { why }))) => return Err(self.panic(why)),
+                Some((_, Heard::Said(Message::Failed { why }))) => {
+                    return Err(Cause::Failed { why });
+                }
+                Some(_) => {}
+            }
+        }
+        // Before it is waited for: then its numbers are gone.
+        let times = proc_files::process_times(self.process.id());
+        match self.process.wait(limit) {
+            None => Err(Cause::NoEnd { limit }),
+            Some(status) if status.code() == Some(exit_status(EXIT_WELL)) => Ok(times),
+            Some(status) => Err(of_status(status)),
+        }
+    }
+
+    /// Ends QEMU and makes an error of `cause` that says where the log is.
+    pub(crate) fn fail(mut self, cause: Cause) -> RunError {
+        self.process.kill();
+        RunError {
+            cause,
+            stderr: self.process.complaints(),
+            log: self.serial.keep_log(&self.machine.guest, self.name),
+        }
+    }
+
+    /// The error of a run that failed; QEMU is ended either way.
+    pub(crate) fn conclude<T>(self, result: Result<T, Cause>) -> Result<T, RunError> {
+        result.map_err(|cause| self.fail(cause))
+    }
+
+    /// Why the port is closed.
+    fn ended(&mut self) -> Cause {
+        let limit = self.limits().end;
+        match self.process.wait(limit) {
+            Some(status) => of_status(status),
+            None => Cause::NoEnd { limit },
+        }
+    }
+
+    /// A panic, with what the kernel says after it.
+    fn panic(&mut self, why: String) -> Cause {
+        let until = Instant::now() + LAST_WORDS;
+        let mut lines = Vec::new();
+        while lines.len() < PANIC_LINES {
+            match self.serial.next(until) {
+                Some((_, Heard::Line(line))) if line.is_empty() => {}
+                Some((_, Heard::Line(line) | Heard::Damaged(line, _))) => lines.push(line),
+                // A panic within the panic.
+                Some((_, Heard::Said(message))) => lines.push(message.to_string()),
+                Some((_, Heard::End)) | None => break,
+            }
+        }
+        Cause::Panic { why, lines }
+    }
+
+    /// A damaged message: often a panic came in the middle of it, which is then what matters.
+    fn damaged(&mut self, line: String, why: String) -> Cause {
+        match self.last_words() {
+            Some(cause) => cause,
+            None => Cause::Damaged { line, why },
+        }
+    }
+
+    /// Why the control socket failed: mostly because the guest did.
+    fn of_qmp(&mut self, error: QmpError) -> Cause {
+        if !matches!(error, QmpError::Gone) {
+            return Cause::Qmp(error);
+        }
+        let ended = self.process.wait(LAST_WORDS);
+        match (self.last_words(), ended) {
+            (Some(cause), _) => cause,
+            (None, Some(status)) => of_status(status),
+            (None, None) => Cause::Qmp(error),
+        }
+    }
+
+    /// What the guest says of its own end, if anything.
+    fn last_words(&mut self) -> Option<Cause> {
+        let until = Instant::now() + LAST_WORDS;
+        loop {
+            match self.serial.next(until)?.1 {
+                Heard::Said(Message::Panic { why }) => return Some(self.panic(why)),
+                Heard::Said(Message::Failed { why }) => return Some(Cause::Failed { why }),
+                Heard::End => return None,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What an exit status means when no result was there before it.
+fn of_status(status: ExitStatus) -> Cause {
+    const WELL: i32 = exit_status(EXIT_WELL);
+    const FAILED: i32 = exit_status(EXIT_FAILED);
+    match status.code() {
+        Some(0) => Cause::Reset,
+        Some(WELL) => Cause::EndedEarly,
+        Some(FAILED) => Cause::EndedBadly,
+        _ => Cause::Ended {
+            how: ending(status),
+        },
+    }
+}
+
+/// A message that should not come now.
+pub(crate) fn out_of_turn(message: &Message, wanted: &'static str) -> Cause {
+    Cause::OutOfTurn {
+        said: message.to_string().chars().take(200).collect(),
+        wanted,
+    }
+}
+
+/// The beginning of a message, for people.
+fn kind(message: &Message) -> String {
+    match message {
+        Message::Progress { phase, now_ms, .. } => {
+            format!("of phase {phase}, {:.1} s", *now_ms as f64 / 1000.0)
+        }
+        Message::Test { name, .. } => format!("the end of test {name}"),
+        other => {
+            let text = other.to_string();
+            let word = text.trim_start_matches(['@', '{', '"']);
+            word.split('"').next().unwrap_or_default().to_string()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_messages() {
+        assert_eq!(kind(&Message::Start), "start");
+        assert_eq!(kind(&Message::Hello { memory: 1 }), "hello");
+        assert_eq!(kind(&Message::BalloonFull { frames: 1 }), "balloon-full");
+        let progress = Message::Progress {
+            phase: "pass1".into(),
+            now_ms: 1500,
+            end_ms: 2000,
+        };
+        assert_eq!(kind(&progress), "of phase pass1, 1.5 s");
+    }
+
+    #[test]
+    fn exit_statuses() {
+        use std::os::unix::process::ExitStatusExt;
+        let of = |code: i32| of_status(ExitStatus::from_raw(code << 8)).to_string();
+        assert!(of(0).contains("triple fault"));
+        assert!(of(33).contains("before it was done"));
+        assert!(of(35).contains("did not say why"));
+        assert_eq!(of(1), "QEMU ended with exit status 1");
+        assert!(
+            of_status(ExitStatus::from_raw(9))
+                .to_string()
+                .contains("signal 9")
+        );
+    }
+}
