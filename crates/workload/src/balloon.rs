@@ -1,7 +1,9 @@
 //! What the experiment needs of a balloon, and the actor that works for it.
 
-use dirigible_balloon::FrameSource;
+use dirigible_balloon::{BalloonStats, Fault, FrameSource, Held, VirtioBalloon};
+use dirigible_frames::Platform;
 use spin::Mutex;
+use virtio_drivers::{Hal, transport::Transport};
 
 use crate::{
     actor::{Actor, Next},
@@ -19,6 +21,54 @@ pub trait BalloonControl: Sync {
     fn actual(&self) -> u64;
     /// Works toward the target, with at most `messages` requests to the device.
     fn step(&self, source: &dyn FrameSource, messages: usize);
+}
+
+/// A balloon's driver, whatever it drives: its books, and its end.
+pub trait BalloonDriver: Sync {
+    /// What has happened so far.
+    fn stats(&self) -> BalloonStats;
+
+    /// Where the frames are.
+    fn held(&self) -> Held;
+
+    /// Recounts the books.
+    ///
+    /// # Errors
+    ///
+    /// What does not fit.
+    fn verify(&self) -> Result<(), Fault>;
+
+    /// Takes the device's answers and does what follows from them.
+    fn handle_interrupt(&self);
+
+    /// Gives every frame back to the guest and resets the device.
+    ///
+    /// # Errors
+    ///
+    /// What keeps frames out, or the device from giving them back.
+    fn shutdown(&self) -> Result<(), Fault>;
+}
+
+impl<H: Hal, T: Transport + Send, P: Platform> BalloonDriver for VirtioBalloon<'_, H, T, P> {
+    fn stats(&self) -> BalloonStats {
+        self.stats()
+    }
+
+    fn held(&self) -> Held {
+        self.held()
+    }
+
+    fn verify(&self) -> Result<(), Fault> {
+        self.verify()
+    }
+
+    fn handle_interrupt(&self) {
+        self.handle_interrupt();
+    }
+
+    fn shutdown(&self) -> Result<(), Fault> {
+        self.shutdown()
+    }
 }
 
 /// Size and target of the balloon over the time under load, each weighted by how long it lasted.

@@ -14,7 +14,8 @@
 //!
 //! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
 //! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware walks the page tables, a
-//! [`UserMemory`](user::UserMemory); `dirigible-hosted` shows how the parts are put together (`run_column`).
+//! [`UserMemory`](user::UserMemory). It puts the parts together and lets an [`experiment`] run on them; `dirigible-hosted`
+//! shows how (`run_column`).
 //!
 //! # What makes columns comparable
 //!
@@ -46,6 +47,8 @@ pub mod balloon;
 pub mod content;
 pub mod control;
 pub mod director;
+mod ending;
+pub mod experiment;
 pub mod filler;
 pub mod jobs;
 pub mod kcompactd;
@@ -54,6 +57,7 @@ pub mod load;
 pub mod machine;
 pub mod params;
 pub mod passes;
+mod policy;
 pub mod protocol;
 pub mod report;
 pub mod rng;

@@ -70,7 +70,7 @@ impl Walker<'_> {
         mut f: impl FnMut(Pfn) -> R,
     ) -> Option<R> {
         let number = self.accesses.fetch_add(1, Ordering::Relaxed);
-        if number % 7 == 0 && !write && !fault() {
+        if number.is_multiple_of(7) && !write && !fault() {
             return None;
         }
         loop {

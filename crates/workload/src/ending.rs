@@ -1,33 +1,40 @@
 //! The end of a run: everything is given back, and all books must balance.
 
-use std::time::{Duration, Instant};
+use alloc::{format, string::String};
 
-use dirigible_frames::{FrameAllocator, Platform};
+use dirigible_frames::Platform;
 use dirigible_mobility::Mobility;
-use dirigible_paging::Paging;
-use dirigible_workload::{content::ContentLog, filler::Filler};
 
-use super::port::Driver;
-use crate::{HostedMachine, HostedPlatform};
+use crate::{actor::time::SECOND, balloon::BalloonDriver, content::ContentLog, system::Parts};
 
 /// How long the end of a run waits for what is still under way.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: u64 = 2 * SECOND;
 
-/// Gives everything back and balances all books.
-pub(super) fn check_end(
-    machine: &HostedMachine,
-    frames: &FrameAllocator<'_>,
-    mobility: &Mobility<'_, HostedPlatform>,
-    paging: &Paging<'_, HostedPlatform>,
-    filler: &Filler<'_, HostedPlatform>,
-    balloon: &Driver<'_>,
+/// Has filler and balloon give everything back and balances the books of all parts. Nothing else runs any more; afterwards
+/// `managed` frames must be free.
+///
+/// # Errors
+///
+/// The first book that does not balance.
+pub(crate) fn give_all_back<P: Platform>(
+    parts: &Parts<'_, P>,
+    mobility: &Mobility<'_, P>,
+    balloon: &dyn BalloonDriver,
+    managed: u64,
 ) -> Result<(), String> {
-    let text = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-    // With threads the last exchange may still be with the device when the threads end.
-    let patience = Instant::now() + SETTLE;
-    while mobility.isolated_frames() > 0 && Instant::now() < patience {
+    let text = |what: &str, error: &dyn core::fmt::Display| format!("{what}: {error}");
+    let Parts {
+        platform,
+        frames,
+        paging,
+        filler,
+        ..
+    } = parts;
+    // With several CPUs the last exchange may still be with the device when the engines end.
+    let patience = platform.now() + SETTLE;
+    while mobility.isolated_frames() > 0 && platform.now() < patience {
         balloon.handle_interrupt();
-        machine.platform().relax();
+        platform.relax();
     }
     filler.drop_all();
     let stats = balloon.stats();
@@ -62,29 +69,21 @@ pub(super) fn check_end(
             "{held} frames are left with the filler, {isolated} isolated"
         ));
     }
-    for device in machine.balloons() {
-        let errors = device.counters().errors;
-        if errors.total() != 0 || device.held_frames() != 0 {
-            return Err(format!(
-                "balloon device: holds {}, {errors:?}",
-                device.held_frames()
-            ));
-        }
-    }
     frames.drain_cpu_caches();
     frames.verify().map_err(|error| text("allocator", &error))?;
-    let (free, all) = (
-        frames.free_frames(),
-        machine.ram().layout().managed_frames(),
-    );
-    if free != all {
-        return Err(format!("allocator: {free} of {all} frames are free"));
+    let free = frames.free_frames();
+    if free != managed {
+        return Err(format!("allocator: {free} of {managed} frames are free"));
     }
     Ok(())
 }
 
-/// Contents that were wrong make the run fail, with the first of them.
-pub(super) fn content_verdict(contents: &ContentLog) -> Result<(), String> {
+/// Contents that were wrong make the run fail.
+///
+/// # Errors
+///
+/// How many there were, and the first of them.
+pub(crate) fn content_verdict(contents: &ContentLog) -> Result<(), String> {
     match contents.first_errors().first() {
         None => Ok(()),
         Some(first) => Err(format!(
