@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Period, Scale, Size};
+use crate::{
+    qemu_args::{BalloonMoves, BalloonSpeed, GuestHello, GuestTest, QemuFlags},
+    units::{Period, Scale, Size},
+};
 
 /// A memory manager and virtio-balloon driver for guests, whose ballooned memory stays movable.
 #[derive(Parser, Debug)]
@@ -21,11 +24,27 @@ pub struct Cli {
 pub enum Command {
     /// How many huge pages a loaded guest can get while a balloon grows and shrinks in it
     ///
-    /// Boots a guest in this process, on real memory and real virtqueues, loads it, moves its balloon and tries to allocate
-    /// nearly all of its memory as huge pages: twice under load and once at rest. Each column is one policy under the same
-    /// load: `pinned` (balloon pages cannot be moved), `movable` (they can, nothing else differs) and `steered` (they
-    /// can, and all of dirigible is on).
+    /// Boots a guest in this process, on real memory and real virtqueues, or with `--machine qemu` a guest kernel in a
+    /// virtual machine; loads it, moves its balloon and tries to allocate nearly all of its memory as huge pages: twice
+    /// under load and once at rest. Each column is one policy under the same load: `pinned` (balloon pages cannot be
+    /// moved), `movable` (they can, nothing else differs) and `steered` (they can, and all of dirigible is on).
     StressHighalloc(Box<StressHighalloc>),
+    /// How fast a balloon grows and shrinks in a virtual machine
+    ///
+    /// Boots the guest kernel under QEMU with all of its memory written, lets the balloon take a part of it and give it
+    /// back, and checks on the host that QEMU's resident memory follows, and in the guest that what comes back is empty
+    /// and the rest as it was.
+    BalloonSpeed(BalloonSpeed),
+    /// Moves each frame of a full balloon under load in a virtual machine
+    ///
+    /// Runs one column, `steered`, of the experiment under QEMU; when the balloon is full for the first time, each of its
+    /// frames is moved the given number of times while the load goes on. Fails if a page had wrong contents or a frame
+    /// was not moved.
+    BalloonMoves(Box<BalloonMoves>),
+    /// Runs the guest kernel's own tests in a virtual machine
+    GuestTest(GuestTest),
+    /// Boots the guest kernel in a virtual machine and says how long that takes
+    GuestHello(GuestHello),
     /// Runs one column; for the command's own use. Reads its job from the first line of standard input and ends when
     /// standard input does.
     #[command(hide = true)]
@@ -42,6 +61,8 @@ Examples:
       The control: without a balloon the two must score the same.
   dirigible stress-highalloc --memory 1G --balloon 256M --step 64M --profile quick
       A small and quick run.
+  dirigible stress-highalloc --machine qemu --profile quick
+      In virtual machines, one after another, in real time (docs/qemu.md).
 
 Exit status: 0 when the run is done, 1 when it failed, 2 when the command line is wrong.";
 
@@ -100,9 +121,10 @@ pub struct StressHighalloc {
     /// The machine to run on
     #[arg(long, value_enum, default_value = "hosted")]
     pub machine: Machine,
-    /// Threads of load; 0 is the deterministic mode: one thread, a virtual clock, the same result for the same seed
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: u64,
+    /// Threads of load. On the machine `hosted` 0 unless given: the deterministic mode, one thread, a virtual clock, the
+    /// same result for the same seed. On the machine `qemu` the guest's CPUs, 2 unless given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u64>,
     /// Where the balloon takes its frames in the column `steered`
     #[arg(long, value_enum, default_value = "fill-holes")]
     pub placement: Placement,
@@ -139,13 +161,17 @@ pub struct StressHighalloc {
         help_heading = "Variants of the experiment"
     )]
     pub time_scale: Scale,
-    /// Columns that run at the same time, each in a process of its own
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=256))]
-    pub jobs: u64,
+    /// Columns that run at the same time, each in a process of its own; 2 unless given, 1 on the machine `qemu`, whose
+    /// columns run in real time and would disturb each other
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub jobs: Option<u64>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub qemu: QemuFlags,
 }
 
 /// A seed, or why it is none.
-fn seed(text: &str) -> Result<u64, String> {
+pub fn seed(text: &str) -> Result<u64, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let number = digits.then(|| text.parse().ok()).flatten();
     number.ok_or_else(|| format!("a seed is a whole number from 0 to {}", u64::MAX))
@@ -203,8 +229,10 @@ names!(Column { Pinned = "pinned", Movable = "movable", Steered = "steered" });
 pub enum Machine {
     /// In the command's own process: guest memory is an mmap, the devices are models over real virtqueues
     Hosted,
+    /// A guest kernel in a virtual machine under QEMU: real page tables, real CPUs, real time (docs/qemu.md)
+    Qemu,
 }
-names!(Machine { Hosted = "hosted" });
+names!(Machine { Hosted = "hosted", Qemu = "qemu" });
 
 /// Where the balloon takes its frames.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -241,12 +269,14 @@ mod tests {
             args.columns,
             [Column::Pinned, Column::Movable, Column::Steered]
         );
-        assert_eq!((args.seed, args.runs, args.threads), (1, 1, 0));
+        assert_eq!((args.seed, args.runs), (1, 1));
+        assert_eq!((args.threads, args.jobs), (None, None));
         assert_eq!(
             (args.schedule, args.profile),
             (Schedule::Cycle, Profile::Paper)
         );
         assert!(!args.no_host && args.json.is_none());
+        assert_eq!((args.machine, args.qemu.first()), (Machine::Hosted, None));
     }
 
     #[test]
@@ -267,6 +297,12 @@ mod tests {
             assert_eq!(
                 schedule.to_possible_value().unwrap().get_name(),
                 schedule.name()
+            );
+        }
+        for machine in Machine::value_variants() {
+            assert_eq!(
+                machine.to_possible_value().unwrap().get_name(),
+                machine.name()
             );
         }
     }

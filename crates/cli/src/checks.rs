@@ -34,24 +34,21 @@ pub fn remarks(reports: &[Report]) -> Vec<String> {
 
 /// What must never be: the run counts as failed.
 pub fn faults(report: &Report) -> Vec<String> {
-    let mut faults = Vec::new();
-    for column in &report.columns {
-        let name = &column.name;
-        for (count, what) in [
-            (column.content_errors, "content errors"),
-            (column.device_errors, "device errors"),
-        ] {
-            if count != 0 {
-                faults.push(format!("{name}: {count} {what}"));
-            }
-        }
-        faults.extend(
-            broken_identities(column)
-                .into_iter()
-                .map(|text| format!("{name}: {text}")),
-        );
-    }
-    faults
+    report.columns.iter().flat_map(column_faults).collect()
+}
+
+/// What must never be in a column.
+pub fn column_faults(column: &ColumnReport) -> Vec<String> {
+    let counts = [
+        (column.content_errors, "content errors"),
+        (column.device_errors, "device errors"),
+    ];
+    let counts = counts.iter().filter(|(count, _)| *count != 0);
+    let counts = counts.map(|(count, what)| format!("{count} {what}"));
+    counts
+        .chain(broken_identities(column))
+        .map(|text| format!("{}: {text}", column.name))
+        .collect()
 }
 
 /// The counters' identities at the end of a run, when nothing is isolated any more.

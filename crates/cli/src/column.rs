@@ -42,15 +42,22 @@ pub fn run() -> Result<(), Failure> {
 
 fn run_job(job: &Job) -> Result<Vec<u8>, Failure> {
     let params = crate::machine::params(job);
-    let report = match job.column {
-        Some(_) => dirigible_hosted::run::run_column(&params, &mut Lines::default())
-            .map_err(|error| Failure::Run(error.to_string()))
+    let lines = &mut Lines::default();
+    let report = match (job.column, &job.plan.qemu) {
+        (Some(_), None) => dirigible_hosted::run::run_column(&params, lines)
+            .map_err(|error| error.to_string())
             .map(|report| serde_json::to_vec(&report)),
-        None => Ok(serde_json::to_vec(&dirigible_workload::twin::run_twin(
+        (Some(_), Some(machine)) => dirigible_qemu::run_column(&params, machine, 0, lines)
+            .map_err(|error| error.to_string())
+            .map(|report| serde_json::to_vec(&report)),
+        // The twin has no machine.
+        (None, _) => Ok(serde_json::to_vec(&dirigible_workload::twin::run_twin(
             &params,
         ))),
-    }?;
-    report.map_err(|error| Failure::Run(format!("cannot print the report: {error}")))
+    };
+    report
+        .map_err(Failure::Run)?
+        .map_err(|error| Failure::Run(format!("cannot print the report: {error}")))
 }
 
 /// Waits for the end of standard input, which is the end of the parent.

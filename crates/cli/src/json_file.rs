@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::failure::Failure;
+
 /// A place for the report that is known to be writable.
 ///
 /// A regular file is written beside its place and renamed at the end: a run that fails leaves an earlier report as it
@@ -88,6 +90,19 @@ impl JsonFile {
                 result
             }
         }
+    }
+
+    /// Writes a report that was made into JSON, and ends the line.
+    ///
+    /// # Errors
+    ///
+    /// It could not be made, or not be written.
+    pub fn write_text(&mut self, json: serde_json::Result<String>) -> Result<(), Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::Run(format!("cannot write --json: {error}"));
+        let mut text = json.map_err(|error| failed(&error))?;
+        text.push('\n');
+        self.write(&text).map_err(|error| failed(&error))
     }
 
     /// Whether this is standard output, which the table then must leave alone.

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
+use dirigible_workload::protocol::APPARATUS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,6 +42,8 @@ pub struct Plan {
     pub filler: bool,
     /// Lengths of the phases, multiplied by this many thousandths.
     pub time_scale: u64,
+    /// The QEMU and the guest kernel that were found, on the machine `qemu`.
+    pub qemu: Option<QemuMachine>,
 }
 
 /// What the host has.
@@ -74,42 +78,42 @@ impl Host {
 /// The smallest guest that is worth a balloon: room for metadata, page tables, watermarks and some blocks.
 pub const LEAST_MEMORY: Size = Size(64 << 20);
 
-/// Checks the flags against each other and the host.
+/// The smallest guest in a virtual machine.
+const LEAST_QEMU_MEMORY: Size = Size(dirigible_qemu::LEAST_MEMORY);
+
+/// Checks the sizes that every command has, against each other and the host.
 ///
 /// # Errors
 ///
 /// A sentence that names the flag, what it was given and what it may be.
-pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
-    let StressHighalloc {
-        memory,
-        balloon,
-        step,
-        ..
-    } = *args;
-    for (flag, size) in [
-        ("--memory", memory),
-        ("--balloon", balloon),
-        ("--step", step),
-    ] {
-        if !size.is_whole_frames() {
-            return Err(format!(
-                "{flag} {size}: not a whole number of frames (a frame has {} bytes)",
-                Size::FRAME
-            ));
-        }
-    }
+pub fn check_sizes(
+    memory: Size,
+    balloon: Size,
+    machine: Machine,
+    host: &Host,
+) -> Result<(), String> {
+    whole_frames("--memory", memory)?;
+    whole_frames("--balloon", balloon)?;
     if memory.0 == 0 {
         return Err("--memory 0: a guest needs memory".into());
     }
-    if memory > Size(host.memory) {
+    if needed(memory.0, machine) > host.memory {
         let host = host.memory >> 20;
+        let beside = match machine {
+            Machine::Hosted => String::new(),
+            Machine::Qemu => format!(", with {} for the guest's kernel", Size(APPARATUS)),
+        };
         return Err(format!(
-            "--memory {memory}: larger than the host's memory ({host} MiB)"
+            "--memory {memory}: larger than the host's memory ({host} MiB){beside}"
         ));
     }
-    if memory < LEAST_MEMORY {
+    let (least, place) = match machine {
+        Machine::Hosted => (LEAST_MEMORY, ""),
+        Machine::Qemu => (LEAST_QEMU_MEMORY, " in QEMU"),
+    };
+    if memory < least {
         return Err(format!(
-            "--memory {memory}: a guest needs at least {LEAST_MEMORY}"
+            "--memory {memory}: a guest{place} needs at least {least}"
         ));
     }
     if balloon >= memory {
@@ -117,6 +121,16 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
             "--balloon {balloon}: must be smaller than the guest's memory (--memory {memory})"
         ));
     }
+    Ok(())
+}
+
+/// Checks a step against the balloon.
+///
+/// # Errors
+///
+/// As for [`check_sizes`].
+pub fn check_step(step: Size, balloon: Size) -> Result<(), String> {
+    whole_frames("--step", step)?;
     if step.0 == 0 {
         return Err(
             "--step 0: the balloon would never move; give --balloon 0 for no balloon".into(),
@@ -127,15 +141,67 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
             "--step {step}: larger than the balloon (--balloon {balloon})"
         ));
     }
+    Ok(())
+}
+
+fn whole_frames(flag: &str, size: Size) -> Result<(), String> {
+    if size.is_whole_frames() {
+        return Ok(());
+    }
+    Err(format!(
+        "{flag} {size}: not a whole number of frames (a frame has {} bytes)",
+        Size::FRAME
+    ))
+}
+
+/// Memory of the host that a guest of `memory` bytes takes.
+const fn needed(memory: u64, machine: Machine) -> u64 {
+    match machine {
+        Machine::Hosted => memory,
+        Machine::Qemu => memory.saturating_add(APPARATUS),
+    }
+}
+
+/// Threads of load.
+fn check_threads(args: &StressHighalloc, host: &Host) -> Result<u64, String> {
+    match (args.machine, args.threads.unwrap_or(0)) {
+        (Machine::Hosted, threads) if threads > host.cpus => Err(format!(
+            "--threads {threads}: more than the host's {} CPUs",
+            host.cpus
+        )),
+        (Machine::Qemu, threads) if threads > MAX_CPUS => Err(format!(
+            "--threads {threads}: a guest in QEMU has at most {MAX_CPUS} CPUs"
+        )),
+        // There is no virtual time in a virtual machine.
+        (Machine::Qemu, 0) => Ok(DEFAULT_CPUS),
+        (_, threads) => Ok(threads),
+    }
+}
+
+/// Checks the flags against each other and the host.
+///
+/// # Errors
+///
+/// A sentence that names the flag, what it was given and what it may be.
+pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
+    let StressHighalloc {
+        memory,
+        balloon,
+        step,
+        machine,
+        ..
+    } = *args;
+    check_sizes(memory, balloon, machine, host)?;
+    check_step(step, balloon)?;
+    if machine != Machine::Qemu
+        && let Some(flag) = args.qemu.first()
+    {
+        return Err(format!("{flag}: only with --machine qemu"));
+    }
     if args.period.is_some_and(|period| period.ms == 0) {
         return Err("--period 0: the balloon needs time between two steps".into());
     }
-    if args.threads > host.cpus {
-        return Err(format!(
-            "--threads {}: more than the host's {} CPUs",
-            args.threads, host.cpus
-        ));
-    }
+    let threads = check_threads(args, host)?;
     if args.seed.checked_add(args.runs - 1).is_none() {
         return Err(format!(
             "--seed {} with --runs {}: the last seed would be above {}",
@@ -160,13 +226,14 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
         schedule: args.schedule,
         profile: args.profile,
         seed: args.seed,
-        machine: args.machine,
+        machine,
         placement: args.placement,
-        threads: args.threads,
+        threads,
         load_scale: args.load_scale.thousandths,
         watermark_scale: args.watermark_scale.thousandths,
         filler: !args.no_filler,
         time_scale: args.time_scale.thousandths,
+        qemu: None,
     };
     // The engine knows more about what it can run than can be told by flags one by one.
     crate::machine::params(&Job {
@@ -179,7 +246,7 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
 }
 
 /// Time between two steps where none was given.
-const fn default_period(profile: Profile) -> Period {
+pub const fn default_period(profile: Profile) -> Period {
     match profile {
         Profile::Paper => Period { ms: 60_000 },
         Profile::Quick => Period { ms: 5_000 },
@@ -187,9 +254,14 @@ const fn default_period(profile: Profile) -> Period {
 }
 
 /// How many columns may run at once: what was asked for, as far as memory and, with threads, CPUs allow.
-pub fn jobs(asked: u64, plan: &Plan, host: &Host) -> usize {
+pub fn jobs(asked: Option<u64>, plan: &Plan, host: &Host) -> usize {
+    let usual = match plan.machine {
+        Machine::Hosted => 2,
+        Machine::Qemu => 1,
+    };
+    let asked = asked.unwrap_or(usual);
     // Guest memory is wholly resident while a column runs; the rest of a process is small beside it.
-    let by_memory = host.available / plan.memory.max(1);
+    let by_memory = host.available / needed(plan.memory, plan.machine).max(1);
     let by_cpus = match plan.threads {
         0 => host.cpus,
         threads => host.cpus / threads,
@@ -223,8 +295,12 @@ impl Plan {
         if self.placement != Placement::FillHoles {
             line += &format!("; placement {}", self.placement.name());
         }
-        if self.threads != 0 {
-            line += &format!("; {} threads of load", self.threads);
+        match (&self.qemu, self.threads) {
+            (_, 0) => {}
+            (None, threads) => line += &format!("; {threads} threads of load"),
+            (Some(machine), cpus) => {
+                line += &format!("; {cpus} CPUs; {}", machine.describe());
+            }
         }
         for (what, thousandths) in [
             ("load", self.load_scale),
@@ -287,7 +363,7 @@ mod tests {
             .command
         {
             Command::StressHighalloc(args) => check(&args, &HOST),
-            Command::RunColumn => panic!("another command"),
+            _ => panic!("another command"),
         }
     }
 
@@ -322,6 +398,20 @@ mod tests {
             ("--period 0s", "--period 0: the balloon needs time"),
             ("--threads 3", "--threads 3: more than the host's 2 CPUs"),
             (
+                "--machine qemu --memory 64M --balloon 16M --step 4M",
+                "--memory 64M: a guest in QEMU needs at least 256M",
+            ),
+            (
+                "--machine qemu --memory 16G",
+                "--memory 16G: larger than the host's memory (16384 MiB), with 64M for the guest's kernel",
+            ),
+            (
+                "--machine qemu --threads 17",
+                "--threads 17: a guest in QEMU has at most 16 CPUs",
+            ),
+            ("--accel kvm", "--accel: only with --machine qemu"),
+            ("--patience 2", "--patience: only with --machine qemu"),
+            (
                 "--columns pinned,pinned",
                 "--columns: pinned is named twice",
             ),
@@ -351,6 +441,11 @@ mod tests {
             checked("--profile quick --period 2m").unwrap().period_ms,
             120_000
         );
+        assert_eq!(checked("").unwrap().threads, 0);
+        for (flags, cpus) in [("", 2), ("--threads 0", 2), ("--threads 16", 16)] {
+            let plan = checked(&format!("--machine qemu --accel kvm {flags}")).unwrap();
+            assert_eq!(plan.threads, cpus);
+        }
         // Without a balloon the step means nothing.
         assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
         assert_eq!(
@@ -362,31 +457,19 @@ mod tests {
     #[test]
     fn columns_run_at_once_as_far_as_the_host_allows() {
         let plan = checked("").unwrap();
-        assert_eq!(jobs(2, &plan, &HOST), 2);
-        assert_eq!(jobs(8, &plan, &HOST), 2);
+        assert_eq!(jobs(None, &plan, &HOST), 2);
+        assert_eq!(jobs(Some(8), &plan, &HOST), 2);
+        let with = |available| Host { available, ..HOST };
+        assert_eq!(jobs(Some(2), &plan, &with(5 << 30)), 1);
+        assert_eq!(jobs(Some(2), &plan, &with(0)), 1);
+        let of = |flags| checked(flags).unwrap();
+        assert_eq!(jobs(None, &of("--threads 2"), &HOST), 1);
+        assert_eq!(jobs(None, &of("--machine qemu --threads 1"), &HOST), 1);
+        assert_eq!(jobs(Some(2), &of("--machine qemu --threads 1"), &HOST), 2);
         assert_eq!(
-            jobs(
-                2,
-                &plan,
-                &Host {
-                    available: 5 << 30,
-                    ..HOST
-                }
-            ),
+            jobs(Some(2), &of("--machine qemu --threads 1"), &with(8 << 30)),
             1
         );
-        assert_eq!(
-            jobs(
-                2,
-                &plan,
-                &Host {
-                    available: 0,
-                    ..HOST
-                }
-            ),
-            1
-        );
-        assert_eq!(jobs(2, &checked("--threads 2").unwrap(), &HOST), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io::IsTerminal};
 
+use dirigible_workload::report::{Observer, Progress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::{
@@ -81,6 +82,39 @@ impl Drop for Bars {
             total.finish_and_clear();
             // Nothing can be done for a terminal that has gone.
             let _ = bars.clear();
+        }
+    }
+}
+
+/// A bar for one run in this process, or silence where standard error is no terminal.
+pub struct OneBar(Option<ProgressBar>);
+
+impl OneBar {
+    /// A bar for the run called `name`.
+    pub fn new(name: &str) -> Self {
+        Self(std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(1);
+            bar.set_style(style("{prefix:>20} [{bar:40}] {percent:>3}% {msg}"));
+            bar.set_prefix(name.to_string());
+            bar
+        }))
+    }
+}
+
+impl Observer for OneBar {
+    fn progress(&mut self, progress: Progress) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(progress.end_ms.max(1));
+            bar.set_position(progress.now_ms);
+            bar.set_message(progress.phase);
+        }
+    }
+}
+
+impl Drop for OneBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
         }
     }
 }

@@ -3,6 +3,7 @@
 use dirigible_workload::report::{ColumnHost, MemoryState, PassReport, Report};
 
 use crate::{
+    args::Machine,
     checks,
     figures::{Runs, cell, pass_label},
     table::Table,
@@ -266,13 +267,15 @@ fn host(runs: Runs<'_>, table: &mut Table) {
     let Some(first) = runs.0.first().and_then(|run| run.host.as_ref()) else {
         return;
     };
-    let process_madvise = if first.facts.process_madvise {
-        "with"
-    } else {
-        "without"
+    // Under QEMU it is QEMU that discards memory, and it does not count its calls.
+    let hosted = runs.0.iter().all(|run| run.machine != Machine::Qemu.name());
+    let process_madvise = match (hosted, first.facts.process_madvise) {
+        (false, _) => "",
+        (true, true) => ", with process_madvise",
+        (true, false) => ", without process_madvise",
     };
     table.section(format!(
-        "Host: {}, {} CPUs, {process_madvise} process_madvise",
+        "Host: {}, {} CPUs{process_madvise}",
         first.facts.kernel, first.facts.cpus
     ));
     let row = |table: &mut Table, label: &str, places, figure: &dyn Fn(&ColumnHost) -> f64| {
@@ -293,9 +296,11 @@ fn host(runs: Runs<'_>, table: &mut Table) {
     });
     row(table, "  user", 1, &|host| host.user_ms as f64 / 1000.0);
     row(table, "  system", 1, &|host| host.system_ms as f64 / 1000.0);
-    row(table, "calls that discard memory", 0, &|host| {
-        host.discard_calls as f64
-    });
+    if hosted {
+        row(table, "calls that discard memory", 0, &|host| {
+            host.discard_calls as f64
+        });
+    }
     row(table, "resident, balloon empty, MiB", 1, &|host| {
         host.residency.empty_balloon_mib.value()
     });
@@ -339,6 +344,17 @@ mod tests {
     fn the_table_of_several_runs() {
         let reports: Vec<Report> = (1..=4).map(fixture::report).collect();
         insta::assert_snapshot!(text("hosted machine, four made-up runs", &reports));
+    }
+
+    #[test]
+    fn under_qemu_the_hosts_own_calls_are_not_counted() {
+        let mut report = fixture::report(1);
+        report.machine = "qemu".into();
+        let text = text("", &[report]);
+        assert!(
+            !text.contains("madvise") && !text.contains("discard memory"),
+            "{text}"
+        );
     }
 
     #[test]

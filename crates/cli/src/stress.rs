@@ -1,21 +1,19 @@
 //! `stress-highalloc`: from flags to table and JSON.
 
-use std::{
-    io::{self, Write},
-    time::Instant,
-};
+use std::time::Instant;
 
 use dirigible_workload::report::{ColumnReport, HostReport, Report, SCHEMA, TwinReport};
 use serde_json::{Map, Value};
 
 use crate::{
-    args::StressHighalloc,
+    args::{Machine, StressHighalloc},
     checks,
     children::run_all,
     failure::Failure,
     json_file::JsonFile,
     machine,
     plan::{self, Host, Job, Plan},
+    print,
     progress::Bars,
     show, summary,
 };
@@ -28,11 +26,14 @@ use crate::{
 pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     let started = Instant::now();
     let host = Host::probe();
-    let plan = plan::check(args, &host).map_err(Failure::Usage)?;
+    let mut plan = plan::check(args, &host).map_err(Failure::Usage)?;
     let mut json = match &args.json {
         Some(path) => Some(JsonFile::open(path).map_err(Failure::Usage)?),
         None => None,
     };
+    if plan.machine == Machine::Qemu {
+        plan.qemu = Some(args.qemu.find()?);
+    }
     let jobs = jobs(args, &plan);
     let at_once = plan::jobs(args.jobs, &plan, &host);
     let outputs = {
@@ -49,13 +50,9 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     }
     let text = show::text(&plan.headline(args.runs), &reports);
     let stdout_taken = json.as_ref().is_some_and(JsonFile::is_stdout);
-    print(&text, stdout_taken).map_err(|error| Failure::Run(format!("cannot print: {error}")))?;
+    print::whole(&text, stdout_taken)?;
     if let Some(file) = &mut json {
-        let failed =
-            |error: &dyn std::fmt::Display| Failure::Run(format!("cannot write --json: {error}"));
-        let mut text = json_text(&plan, args.runs, &reports).map_err(|error| failed(&error))?;
-        text.push('\n');
-        file.write(&text).map_err(|error| failed(&error))?;
+        file.write_text(json_text(&plan, args.runs, &reports))?;
     }
     let faults: Vec<String> = reports.iter().flat_map(checks::faults).collect();
     match faults.is_empty() {
@@ -166,21 +163,6 @@ pub fn json_text(plan: &Plan, runs: u64, reports: &[Report]) -> Result<String, s
     serde_json::to_string_pretty(&Value::Object(whole))
 }
 
-/// Prints the table; a reader who has seen enough (`| head`) is no error.
-fn print(text: &str, to_stderr: bool) -> io::Result<()> {
-    let result = match to_stderr {
-        true => io::stderr().lock().write_all(text.as_bytes()),
-        false => {
-            let mut out = io::stdout().lock();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush())
-        }
-    };
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -202,7 +184,7 @@ mod tests {
         let cli = crate::args::Cli::parse_from(["dirigible", "stress-highalloc", "--runs", "2"]);
         match cli.command {
             crate::args::Command::StressHighalloc(args) => *args,
-            crate::args::Command::RunColumn => panic!("another command"),
+            _ => panic!("another command"),
         }
     }
 

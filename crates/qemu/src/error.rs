@@ -68,6 +68,9 @@ pub enum Cause {
         /// How long was waited.
         limit: Duration,
     },
+    /// KVM gave up on the guest.
+    #[error("KVM cannot run the guest (an internal error of KVM); --accel tcg works everywhere")]
+    Kvm,
     /// The guest began and did not come up.
     #[error("the guest began to boot and was not ready after {} s", .limit.as_secs_f32())]
     NotReady {

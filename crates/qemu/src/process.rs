@@ -92,6 +92,12 @@ impl Process {
         }
     }
 
+    /// Whether a line of its standard error begins like this.
+    pub(crate) fn complains(&self, start: &str) -> bool {
+        let lines = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().any(|line| line.starts_with(start))
+    }
+
     /// What it has said on standard error.
     pub(crate) fn complaints(&self) -> String {
         // Its last words may still be on their way. Somebody else may hold the pipe, so they are not waited for without end.

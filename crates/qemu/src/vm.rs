@@ -27,6 +27,10 @@ use crate::{
 const PANIC_LINES: usize = 30;
 /// How long they are waited for, and what QEMU says at its end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time between two looks at QEMU's standard error.
+const LOOK: Duration = Duration::from_millis(500);
+/// What QEMU says there when KVM has given up.
+const KVM_ERROR: &str = "KVM internal error";
 
 /// A machine that runs. It ends when this is dropped.
 #[derive(Debug)]
@@ -152,8 +156,16 @@ impl<'m> Vm<'m> {
     /// The guest panicked, failed, reset, or said what is no message; QEMU has ended.
     pub(crate) fn next(&mut self, until: Instant) -> Result<Option<(Instant, Message)>, Cause> {
         loop {
-            let Some((at, heard)) = self.serial.next(until) else {
-                return Ok(None);
+            let look = until.min(Instant::now() + LOOK);
+            let Some((at, heard)) = self.serial.next(look) else {
+                // It stops the guest and tells nobody but standard error.
+                if self.process.complains(KVM_ERROR) {
+                    return Err(Cause::Kvm);
+                }
+                if look == until {
+                    return Ok(None);
+                }
+                continue;
             };
             match heard {
                 Heard::Line(_) => {}

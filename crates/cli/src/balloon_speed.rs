@@ -1,0 +1,157 @@
+//! `balloon-speed`: how fast a balloon grows and shrinks.
+
+use dirigible_qemu::{DEFAULT_CPUS, SpeedJob, SpeedReport, SpeedRound};
+use serde_json::{Value, json};
+
+use crate::{
+    args::Machine,
+    failure::Failure,
+    json_file::JsonFile,
+    plan::{self, Host},
+    print,
+    qemu_args::BalloonSpeed,
+    summary::{Spread, spread},
+};
+
+/// Measures and prints.
+///
+/// # Errors
+///
+/// Flags that cannot be used, no QEMU, no kernel, a guest that fails, a balloon that is not what it says.
+pub fn run(args: &BalloonSpeed) -> Result<(), Failure> {
+    check(args, &Host::probe()).map_err(Failure::Usage)?;
+    let json = args.json.as_deref().map(JsonFile::open).transpose();
+    let mut json = json.map_err(Failure::Usage)?;
+    let machine = args.qemu.find()?;
+    let job = SpeedJob {
+        memory: args.memory.0,
+        balloon: args.balloon.0,
+        batch: args.batch,
+        rounds: args.rounds,
+        cpus: DEFAULT_CPUS,
+    };
+    let to_stderr = json.as_ref().is_some_and(JsonFile::is_stdout);
+    let head = format!(
+        "balloon-speed: guest {}, balloon {}, {} frames a message; {}\n",
+        args.memory,
+        args.balloon,
+        args.batch,
+        machine.describe()
+    );
+    print::whole(&head, to_stderr)?;
+    let mut number = 0;
+    let report = dirigible_qemu::balloon_speed(&machine, &job, &mut |round| {
+        number += 1;
+        // A terminal that has gone is met below.
+        let _ = print::whole(&round_line(number, round), to_stderr);
+    })
+    .map_err(|error| Failure::Run(error.to_string()))?;
+    print::whole(&summary_lines(&report), to_stderr)?;
+    match &mut json {
+        Some(file) => file.write_text(serde_json::to_string_pretty(&json_of(&report))),
+        None => Ok(()),
+    }
+}
+
+fn check(args: &BalloonSpeed, host: &Host) -> Result<(), String> {
+    plan::check_sizes(args.memory, args.balloon, Machine::Qemu, host)?;
+    match args.balloon.0 {
+        0 => Err("--balloon 0: there is nothing to measure".into()),
+        _ => Ok(()),
+    }
+}
+
+fn round_line(number: u64, round: &SpeedRound) -> String {
+    format!(
+        "round {number}: inflated in {:.1} ms, {:.1} MiB resident; deflated in {:.1} ms, {} frames came back empty; {:.1} MiB \
+         resident\n",
+        round.inflate_ms,
+        round.resident_full_mib,
+        round.deflate_ms,
+        round.zero_frames,
+        round.resident_after_mib
+    )
+}
+
+type Pace = fn(&SpeedRound) -> f64;
+const PACES: [(&str, Pace); 2] = [
+    ("inflate_mib_per_s", |round| round.inflate_mib_per_s),
+    ("deflate_mib_per_s", |round| round.deflate_mib_per_s),
+];
+
+fn pace(report: &SpeedReport, of: Pace) -> Option<Spread> {
+    spread(&report.rounds.iter().map(of).collect::<Vec<_>>())
+}
+
+fn summary_lines(report: &SpeedReport) -> String {
+    let line = |(name, of): (&str, Pace)| {
+        let Spread { median, min, max } = pace(report, of)?;
+        let (what, _) = name.split_once('_')?;
+        Some(format!(
+            "{what}, MiB/s: median {median:.0} [{min:.0}-{max:.0}]\n"
+        ))
+    };
+    PACES.into_iter().filter_map(line).collect()
+}
+
+/// The report with the spread of its paces.
+fn json_of(report: &SpeedReport) -> Value {
+    let mut value = json!(report);
+    if let Value::Object(fields) = &mut value {
+        for (name, of) in PACES {
+            if let Some(Spread { median, min, max }) = pace(report, of) {
+                let spread = json!({ "median": median, "min": min, "max": max });
+                fields.insert(name.into(), spread);
+            }
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> SpeedReport {
+        let round = |inflate_mib_per_s| SpeedRound {
+            inflate_ms: 100.0,
+            inflate_mib_per_s,
+            resident_full_mib: 1088.0,
+            deflate_ms: 50.0,
+            deflate_mib_per_s: 2000.0,
+            zero_frames: 262_144,
+            resident_after_mib: 2112.0,
+        };
+        SpeedReport {
+            host: "Linux, QEMU".into(),
+            cpus: 2,
+            memory_bytes: 2 << 30,
+            balloon_bytes: 1 << 30,
+            batch: 256,
+            resident_mib: 2112.0,
+            rounds: [900.0, 1200.0, 1000.0].map(round).to_vec(),
+        }
+    }
+
+    #[test]
+    fn medians_and_ranges() {
+        insta::assert_snapshot!(summary_lines(&report()), @r"
+        inflate, MiB/s: median 1000 [900-1200]
+        deflate, MiB/s: median 2000 [2000-2000]
+        ");
+        let json = json_of(&report());
+        assert_eq!(json["inflate_mib_per_s"]["median"], 1000.0);
+        assert_eq!(json["rounds"].as_array().map(Vec::len), Some(3));
+        assert!(round_line(1, &report().rounds[0]).contains("262144 frames came back empty"));
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        let document = include_str!("../../../docs/qemu.md");
+        let json = json_of(&report());
+        let rounds = json["rounds"][0].as_object().unwrap();
+        for key in json.as_object().unwrap().keys().chain(rounds.keys()) {
+            assert!(document.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+}
