@@ -281,7 +281,7 @@ impl FrameAllocator<'_> {
         count
     }
 
-    /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many.
+    /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many, at most 64.
     ///
     /// Candidates are open, of movable type, hold at least one frame and none that cannot move. A moved frame costs 1, a
     /// balloon frame an eighth. The index sorts to 32 frames; what is returned is sorted exactly.
@@ -292,28 +292,29 @@ impl FrameAllocator<'_> {
             .flat_map(|class| (0..self.zones().count()).map(move |number| (class, number)))
             .filter(|(_, number)| wanted(number))
             .flat_map(|(class, number)| self.by_cost.blocks(number, class, 0))
-            .zip(out.iter_mut())
+            .zip(out.iter_mut().take(MAX_SORTED))
             .map(|(block, place)| *place = block)
             .count();
-        out[..count].sort_unstable_by_key(|block| {
+        sort_by_one_look(&mut out[..count], |block| {
             (
-                crate::allocator::evacuation_cost(self.ledger(*block)),
-                block.index(),
+                crate::allocator::evacuation_cost(self.ledger(block)) as u32,
+                0,
             )
         });
         count
     }
 
-    /// Fills `out` with blocks that hold balloon frames, those first that become whole with the fewest others gone; gives how many.
+    /// Fills `out` with blocks that hold balloon frames, those first that become whole with the fewest others gone; gives how
+    /// many, at most 64.
     pub fn healing_blocks(&self, out: &mut [BlockId]) -> usize {
         let count = (0..crate::index::CLASSES)
             .flat_map(|class| self.by_heal.blocks(0, class, 0))
-            .zip(out.iter_mut())
+            .zip(out.iter_mut().take(MAX_SORTED))
             .map(|(block, place)| *place = block)
             .count();
-        out[..count].sort_unstable_by_key(|block| {
-            let ledger = self.ledger(*block);
-            (ledger.unmovable(), ledger.movable(), block.index())
+        sort_by_one_look(&mut out[..count], |block| {
+            let ledger = self.ledger(block);
+            (u32::from(ledger.unmovable()), u32::from(ledger.movable()))
         });
         count
     }
@@ -339,5 +340,22 @@ impl FrameAllocator<'_> {
             let state = self.state_at(frame);
             (!matches!(state, Free | Cached | Reserved)).then(|| self.pfn(frame))
         })
+    }
+}
+
+/// The most blocks that are sorted at once.
+const MAX_SORTED: usize = 64;
+
+/// Sorts at most [`MAX_SORTED`] blocks by `key`, then by number. The ledgers change meanwhile, so each block's key is read once:
+/// a sort that reads it anew for each comparison meets an order that contradicts itself, and panics.
+fn sort_by_one_look(blocks: &mut [BlockId], key: impl Fn(BlockId) -> (u32, u32)) {
+    let mut keyed = [((0, 0), BlockId::new(0)); MAX_SORTED];
+    let keyed = &mut keyed[..blocks.len()];
+    for (place, &block) in keyed.iter_mut().zip(blocks.iter()) {
+        *place = (key(block), block);
+    }
+    keyed.sort_unstable();
+    for (block, &(_, sorted)) in blocks.iter_mut().zip(keyed.iter()) {
+        *block = sorted;
     }
 }

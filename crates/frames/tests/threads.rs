@@ -388,3 +388,73 @@ fn threads_that_all_say_they_are_cpu_0() {
         40_000,
     );
 }
+
+/// Whoever looks for blocks to empty or to heal sorts them by counts that others change meanwhile: each count must be read
+/// once, or the order contradicts itself.
+#[test]
+fn blocks_are_sorted_while_they_change() {
+    const BLOCKS: usize = 64;
+    let ranges = [Pfn::new(0)..Pfn::new((BLOCKS * FRAMES_PER_BLOCK) as u64)];
+    let zone = ZoneConfig {
+        name: "all",
+        ranges: &ranges,
+        watermarks: Watermarks::default(),
+        reserve_blocks: 0,
+    };
+    let config = Config {
+        zones: &[zone],
+        reserved: &[],
+        cpus: 2,
+        placement: Placement::LowestFirst,
+        fallback: Fallback::Steal,
+    };
+    let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
+    let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
+    // Every block holds some of the balloon's frames; the rest is somebody's who gives back many and takes them again.
+    let cpu = CpuId::new(0);
+    for _ in 0..BLOCKS {
+        let mut balloon = [Pfn::default(); 64];
+        let how = BalloonPlacement::Ordinary;
+        let count = frames.alloc_balloon(cpu, how, Watermark::None, &mut balloon);
+        assert_eq!(count, balloon.len());
+        let request = AllocRequest::movable().with_watermark(Watermark::None);
+        let mut rest = [Pfn::default(); FRAMES_PER_BLOCK - 64];
+        assert_eq!(frames.alloc_bulk(cpu, request, &mut rest), rest.len());
+    }
+    /// Ends the other thread also when this one panics.
+    struct Ender<'a>(&'a AtomicBool);
+    impl Drop for Ender<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ender = Ender(&over);
+        scope.spawn(|| {
+            let cpu = CpuId::new(1);
+            let mut random = 1_u64;
+            while !over.load(Ordering::Relaxed) {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                let block = (random >> 33) as usize % BLOCKS;
+                let first = Pfn::new((block * FRAMES_PER_BLOCK) as u64);
+                let mut pfns: Vec<Pfn> = (0..FRAMES_PER_BLOCK as u64)
+                    .map(|offset| first.plus(offset))
+                    .filter(|&pfn| frames.class(pfn) == FrameClass::Movable)
+                    .collect();
+                frames.free_bulk(cpu, &pfns).unwrap();
+                frames.drain_cpu_caches();
+                let request = AllocRequest::movable().with_watermark(Watermark::None);
+                assert_eq!(frames.alloc_bulk(cpu, request, &mut pfns), pfns.len());
+            }
+        });
+        let mut blocks = [BlockId::new(0); BLOCKS];
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(500);
+        while std::time::Instant::now() < deadline {
+            frames.healing_blocks(&mut blocks);
+            frames.cheapest_blocks(None, &mut blocks);
+        }
+    });
+}
