@@ -119,6 +119,7 @@ fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
         pages_checked: 5_000_000,
         host_messages: messages,
         balloon_frames_moved: moved,
+        balloon_rounds: 0,
         messages_per_frame_moved: TenThousandths::ratio(messages, moved),
         host_messages_total: messages + 12_288,
         balloon_lock_refusals: 0,

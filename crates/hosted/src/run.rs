@@ -73,6 +73,19 @@ pub enum RunError {
 ///
 /// Bad parameters, a host that cannot give what the machine needs, or books that do not balance at the end.
 pub fn run_column(params: &Params, observer: &mut dyn Observer) -> Result<ColumnReport, RunError> {
+    run_column_moving(params, 0, observer)
+}
+
+/// The same; when the balloon is full for the first time, each of its frames is moved `moves` times, under load.
+///
+/// # Errors
+///
+/// As [`run_column`].
+pub fn run_column_moving(
+    params: &Params,
+    moves: u64,
+    observer: &mut dyn Observer,
+) -> Result<ColumnReport, RunError> {
     params.check()?;
     let started = Instant::now();
     let (mode, cpus) = match params.threads {
@@ -92,11 +105,18 @@ pub fn run_column(params: &Params, observer: &mut dyn Observer) -> Result<Column
     let zones = [policy.zone(params, machine.ram().layout().managed())];
     let config = policy.allocator(&zones, cpus);
     let frames = FrameAllocator::new(&config, metadata)?;
-    run_on(params, &policy, &machine, &frames, started, observer)
+    run_on(
+        (params, moves),
+        &policy,
+        &machine,
+        &frames,
+        started,
+        observer,
+    )
 }
 
 fn run_on<'a>(
-    params: &Params,
+    (params, moves): (&Params, u64),
     policy: &ColumnPolicy,
     machine: &'a HostedMachine,
     frames: &'a FrameAllocator<'a>,
@@ -157,7 +177,7 @@ fn run_on<'a>(
     };
     let system = System::new(parts, rested_watermarks(params));
     let experiment = Experiment::new(params, &system, &mobility);
-    run_actors(params, machine, &experiment, &port, observer);
+    run_actors((params, moves), machine, &experiment, &port, observer);
     drop(binding);
 
     // One thread from here on; it may be any CPU.
@@ -192,7 +212,7 @@ fn run_on<'a>(
 
 /// Runs all actors to the end: here, or with threads on some of their own.
 fn run_actors(
-    params: &Params,
+    (params, moves): (&Params, u64),
     machine: &HostedMachine,
     experiment: &Experiment<'_, '_, '_, HostedPlatform>,
     port: &BalloonPort<'_>,
@@ -205,11 +225,15 @@ fn run_actors(
     here.add(0, experiment.targets());
     here.add(0, experiment.director(load.len()));
     let (worker, kcompactd) = (experiment.balloon_worker(), experiment.kcompactd());
+    let mover = experiment.mover(moves);
     if params.threads == 0 {
         here.add(0, worker);
         here.add(0, kcompactd);
         for actor in load {
             here.add_boxed(0, actor);
+        }
+        if let Some(mover) = mover {
+            here.add(0, mover);
         }
         return experiment.lead(&mut here, &clock, observer);
     }
@@ -223,6 +247,9 @@ fn run_actors(
     let (mut inflating, mut compacting) = (Engine::new(), Engine::new());
     inflating.add(0, worker);
     compacting.add(0, kcompactd);
+    if let Some(mover) = mover {
+        compacting.add(0, mover);
+    }
     let services =
         [inflating, compacting].map(|engine| (service.next().unwrap_or_default(), engine));
     let interrupts = service.next().unwrap_or_default();

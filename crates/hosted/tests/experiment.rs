@@ -1,6 +1,6 @@
 //! The experiment end to end on small guests: every column, both profiles, both ways of running.
 
-use dirigible_hosted::run::{RunError, run_column};
+use dirigible_hosted::run::{RunError, run_column, run_column_moving};
 use dirigible_workload::{
     params::{Column, Params, Profile, Schedule},
     report::ColumnReport,
@@ -141,6 +141,35 @@ fn steered_leaves_no_hybrid_block_and_sends_few_messages() {
 }
 
 #[test]
+fn every_frame_of_the_balloon_is_moved_under_load() {
+    for (column, exchange) in [(Column::Steered, 256.0), (Column::Movable, 1.0)] {
+        // The climb gives the full balloon two and a half seconds.
+        let params = Params {
+            time_scale: 1000,
+            ..small(column, Profile::Quick)
+        };
+        let still = run(&params);
+        let report = run_column_moving(&params, 3, &mut ()).expect("books balance");
+        assert_eq!((still.balloon_rounds, report.balloon_rounds), (0, 3));
+        assert_eq!((report.content_errors, report.device_errors), (0, 0));
+        let moved = report.balloon_frames_moved;
+        assert!(moved >= 3 * 8192, "{moved}");
+        let each = report.messages_per_frame_moved.value();
+        // Compaction moves some in smaller batches.
+        let least = 2.0 / exchange;
+        assert!(
+            (least..1.5 * least).contains(&each),
+            "{}: {each}",
+            report.name
+        );
+        assert_eq!(still.targets_hash, report.targets_hash);
+    }
+    let pinned = small(Column::Pinned, Profile::Paper);
+    let report = run_column_moving(&pinned, 3, &mut ()).expect("books balance");
+    assert_eq!((report.balloon_rounds, report.balloon_frames_moved), (0, 0));
+}
+
+#[test]
 fn residency_falls_by_what_the_balloon_holds() {
     let report = run(&small(Column::Movable, Profile::Paper));
     let residency = report.host.expect("a hosted machine measures").residency;
@@ -165,10 +194,11 @@ fn threads_run_the_same_load_in_real_time() {
             time_scale: 40,
             ..small(column, Profile::Paper)
         };
-        let report = run(&params);
+        let report = run_column_moving(&params, 2, &mut ()).expect("books balance");
         assert_eq!((report.content_errors, report.device_errors), (0, 0));
         assert!(report.balloon_max_mib.value() > 0.0);
         assert!(report.load.jobs_finished > 0);
+        assert!(report.balloon_rounds > 0, "moved under load");
     }
 }
 

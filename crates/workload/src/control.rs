@@ -33,6 +33,8 @@ pub struct Control {
     pub waits: AtomicU64,
     /// Time spent so, in nanoseconds.
     pub waited: AtomicU64,
+    /// Rounds in which every frame of the balloon was moved.
+    pub balloon_rounds: AtomicU64,
 }
 
 impl Control {

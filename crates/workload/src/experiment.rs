@@ -21,6 +21,7 @@ use crate::{
     filler::FillerLoad,
     kcompactd::Kcompactd,
     load,
+    mover::{Mover, MoverParts},
     params::Params,
     report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
     system::System,
@@ -118,6 +119,23 @@ impl<'e, 'a, 'm, P: Platform> Experiment<'e, 'a, 'm, P> {
         BalloonWorker::new(balloon, self.system, &self.control, &self.means)
     }
 
+    /// Moves every frame of the full balloon `moves` times; `None` where there is nothing to move.
+    pub fn mover(&self, moves: u64) -> Option<Mover<'_, 'm, P>> {
+        let full = self.params.balloon_frames();
+        let movable = ColumnPolicy::new(self.params).balloon_movable;
+        if moves == 0 || full == 0 || !movable {
+            return None;
+        }
+        let parts = MoverParts {
+            balloon: self.system.parts().balloon,
+            class: BALLOON,
+            mobility: self.mobility,
+            memory: self.system.parts().memory,
+            control: &self.control,
+        };
+        Some(Mover::new(parts, full, moves))
+    }
+
     /// Background compaction.
     pub fn kcompactd(&self) -> Kcompactd<'_, 'm, P> {
         Kcompactd::new(self.mobility)
@@ -175,6 +193,7 @@ impl<'e, 'a, 'm, P: Platform> Experiment<'e, 'a, 'm, P> {
             host_messages: messages,
             balloon_frames_moved: moved,
             messages_per_frame_moved: TenThousandths::ratio(messages, moved),
+            balloon_rounds: count(&control.balloon_rounds),
             host_messages_total: of(Event::BalloonMessages),
             balloon_lock_refusals: balloon.refused,
             pages_moved,

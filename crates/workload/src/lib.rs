@@ -10,6 +10,7 @@
 //!   attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
 //!   counts-only [`twin`], which says what would be attainable if frames had no places.
+//! - [`mover`]: moves all of the balloon under load.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
 //! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
@@ -55,6 +56,7 @@ pub mod kcompactd;
 pub mod kernel;
 pub mod load;
 pub mod machine;
+pub mod mover;
 pub mod params;
 pub mod passes;
 mod policy;

@@ -247,6 +247,8 @@ pub struct ColumnReport {
     pub balloon_frames_moved: u64,
     /// `host_messages / balloon_frames_moved`.
     pub messages_per_frame_moved: TenThousandths,
+    /// Rounds in which every frame of the balloon was moved, where the run was asked for such.
+    pub balloon_rounds: u64,
     /// All requests sent to the balloon device.
     pub host_messages_total: u64,
     /// Migrations refused because the balloon's lock was taken.

@@ -211,6 +211,13 @@ pub const BALLOON_TICK: u64 = 10 * MILLISECOND;
 /// Messages that it sends at most in one tick: 256 MiB take 256 messages, 0.64 s.
 pub const BALLOON_MESSAGES: usize = 4;
 
+/// Time between two looks of the mover whether the balloon is full for the first time …
+pub const MOVER_LOOK: u64 = 10 * MILLISECOND;
+/// … and, from then on, between two pieces of its work, …
+pub const MOVER_TICK: u64 = MILLISECOND;
+/// … each of which is so many batches at most.
+pub const MOVER_BATCHES: usize = 8;
+
 // --- background compaction ---
 
 /// Time between two looks of kcompactd.

@@ -1,0 +1,169 @@
+//! Moves every frame of the full balloon, several times, while the load runs.
+//!
+//! The experiment's compaction moves the frames that stand in its way. This actor leaves none out: it shows that all of a
+//! balloon can be moved, and what that costs, while its guest works.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use dirigible_balloon::MAX_PFNS;
+use dirigible_frames::{
+    AllocRequest, Cost, FrameClass, FrameState, Order, OwnerClass, Pfn, Platform,
+};
+use dirigible_mobility::{Mobility, MovePair, Outcome};
+use dirigible_paging::PageSource;
+
+use crate::{
+    actor::{Actor, Next},
+    balloon::BalloonControl,
+    control::{Control, Stage},
+    tuning::{MOVER_BATCHES, MOVER_LOOK, MOVER_TICK},
+};
+
+/// Frames that are isolated and moved together: what one message holds.
+const BATCH: usize = MAX_PFNS;
+
+/// What a mover works on.
+pub struct MoverParts<'k, 'm, P: Platform> {
+    /// The balloon.
+    pub balloon: &'k dyn BalloonControl,
+    /// The class of its frames.
+    pub class: OwnerClass,
+    /// Who moves them.
+    pub mobility: &'k Mobility<'m, P>,
+    /// Where the frames come from that take their places.
+    pub memory: &'k dyn PageSource,
+    /// Ends the work with the load, and counts the rounds.
+    pub control: &'k Control,
+}
+
+impl<P: Platform> MoverParts<'_, '_, P> {
+    /// The state of a frame of the balloon.
+    fn state(&self, frame: Pfn) -> Option<FrameState> {
+        let info = self.mobility.frames().frame(frame)?;
+        (info.owner == self.class && info.class == FrameClass::Balloon).then_some(info.state)
+    }
+}
+
+/// Waits until the balloon is full for the first time and then moves all its frames, round after round.
+pub struct Mover<'k, 'm, P: Platform> {
+    parts: MoverParts<'k, 'm, P>,
+    /// The full balloon, in frames.
+    full: u64,
+    /// Rounds to go.
+    rounds: u64,
+    seen_full: bool,
+    /// Frames of this round that are still to be moved.
+    left: Vec<Pfn>,
+    /// Those that could not be moved just then: their turn comes again.
+    again: Vec<Pfn>,
+    pairs: Vec<MovePair>,
+}
+
+impl<'k, 'm, P: Platform> Mover<'k, 'm, P> {
+    /// The mover of a balloon of `full` frames at its fullest, in so many rounds.
+    pub fn new(parts: MoverParts<'k, 'm, P>, full: u64, rounds: u64) -> Self {
+        Self {
+            parts,
+            full,
+            rounds,
+            seen_full: false,
+            left: Vec::with_capacity(full as usize),
+            again: Vec::with_capacity(full as usize),
+            pairs: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Begins a round with all frames that the balloon holds now; `false` if there are none.
+    fn begin_round(&mut self) -> bool {
+        let frames = self.parts.mobility.frames();
+        let used = frames.blocks().flat_map(|block| frames.used_frames(block));
+        let listed = |&frame: &Pfn| self.parts.state(frame) == Some(FrameState::Listed);
+        self.left.extend(used.filter(listed));
+        // Taken from the end: the lowest first.
+        self.left.reverse();
+        !self.left.is_empty()
+    }
+
+    /// Moves one batch; `false` when nothing more can be moved just now.
+    fn move_batch(&mut self) -> bool {
+        let mobility = self.parts.mobility;
+        // The new frames first: whoever looks for memory may compact, and must not wait for frames that we isolated.
+        while self.pairs.len() < BATCH.min(self.left.len()) {
+            let Ok(to) = self.parts.memory.alloc(AllocRequest::movable()) else {
+                break;
+            };
+            self.pairs.push(MovePair::base(to, to));
+        }
+        let mut isolated = 0;
+        while isolated < self.pairs.len()
+            && let Some(frame) = self.left.pop()
+        {
+            if mobility.isolate(frame) {
+                self.pairs[isolated].from = frame;
+                isolated += 1;
+            } else {
+                self.again.push(frame);
+            }
+        }
+        for unused in self.pairs.drain(isolated..) {
+            self.parts.memory.free(unused.to, Order::BASE);
+        }
+        mobility.platform().charge(Cost::Isolate(isolated as u32));
+        mobility.migrate_frames(&mut self.pairs);
+        let moved = |pair: &MovePair| matches!(pair.outcome, Outcome::Moved | Outcome::Released);
+        let stayed = self.pairs.iter().filter(|pair| !moved(pair));
+        self.again.extend(stayed.map(|pair| pair.from));
+        self.pairs.clear();
+        isolated > 0
+    }
+
+    /// What of the round is still to be done: frames that were refused or are under way. Those that the balloon has no more
+    /// were moved, by us or by compaction, or given back.
+    fn take_again(&mut self) {
+        let mut again = core::mem::take(&mut self.again);
+        again.retain(|&frame| {
+            matches!(
+                self.parts.state(frame),
+                Some(FrameState::Listed | FrameState::Isolated)
+            )
+        });
+        // Their buffers change places: none is ever made anew.
+        self.again = core::mem::replace(&mut self.left, again);
+    }
+}
+
+impl<P: Platform> Actor for Mover<'_, '_, P> {
+    fn step(&mut self, now: u64) -> Next {
+        if self.parts.control.stage() != Stage::Loaded || self.rounds == 0 {
+            return Next::Done;
+        }
+        if !self.seen_full {
+            if self.parts.balloon.actual() < self.full {
+                return Next::At(now + MOVER_LOOK);
+            }
+            self.seen_full = true;
+            if !self.begin_round() {
+                return Next::Done;
+            }
+        }
+        for _ in 0..MOVER_BATCHES {
+            if self.left.is_empty() || !self.move_batch() {
+                break;
+            }
+        }
+        if self.left.is_empty() {
+            self.take_again();
+        }
+        if self.left.is_empty() {
+            // Relaxed: a sum for the report.
+            let rounds = &self.parts.control.balloon_rounds;
+            rounds.fetch_add(1, Ordering::Relaxed);
+            self.rounds -= 1;
+            if self.rounds == 0 || !self.begin_round() {
+                return Next::Done;
+            }
+        }
+        Next::At(now + MOVER_TICK)
+    }
+}
