@@ -129,6 +129,7 @@ pub struct Timeline {
     pub phases: Vec<Phase>,
     /// The balloon's targets in frames, each with its time, in order.
     pub targets: Vec<(u64, u64)>,
+    end: u64,
 }
 
 impl Timeline {
@@ -140,9 +141,9 @@ impl Timeline {
         }
     }
 
-    /// When the last phase begins, if nothing is late.
+    /// When the run ends at the latest, if nothing is late.
     pub fn end(&self) -> u64 {
-        self.phases.last().map_or(0, |phase| phase.at)
+        self.end
     }
 
     fn paper(params: &Params) -> Self {
@@ -197,7 +198,11 @@ impl Timeline {
             targets.extend(changes.take_while(|&(time, _)| time < kill));
             targets.push((kill, 0));
         }
-        Self { phases, targets }
+        Self {
+            phases,
+            targets,
+            end: rested + length,
+        }
     }
 
     fn quick(params: &Params) -> Self {
@@ -239,18 +244,18 @@ impl Timeline {
             at: kill,
             what: What::Kill,
         });
-        at = kill + REST_GAP;
+        // Nothing moves any more, so no slot need be waited for: each begins when the one before has ended.
+        let rested = kill + REST_GAP;
         for (name, test) in [("rested", pool), ("rested-thp", thp)] {
             phases.push(Phase {
                 name,
-                at,
+                at: rested,
                 what: What::Pass(PassPlan { name, test }),
             });
-            at += slot;
         }
         phases.push(Phase {
             name: "end",
-            at,
+            at: rested,
             what: What::End,
         });
 
@@ -260,7 +265,11 @@ impl Timeline {
             targets.extend(changes.take_while(|&(time, _)| time < kill));
             targets.push((kill, 0));
         }
-        Self { phases, targets }
+        Self {
+            phases,
+            targets,
+            end: rested + 2 * slot,
+        }
     }
 }
 
@@ -472,6 +481,17 @@ mod tests {
             .collect();
         assert_eq!(levels[..13], [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4]);
         assert_eq!(levels[13..15], [3, 2]);
+        let last: Vec<_> = timeline.phases.iter().rev().take(4).collect();
+        let [end, thp, rested, kill] = last[..] else {
+            panic!("there are more than four phases")
+        };
+        assert_eq!(rested.at, kill.at + 10 * SECOND);
+        assert_eq!(
+            (thp.at, end.at),
+            (rested.at, rested.at),
+            "one after the other"
+        );
+        assert_eq!(timeline.end(), rested.at + 62 * SECOND);
         assert_eq!(*levels.last().unwrap(), 0);
     }
 

@@ -56,8 +56,8 @@ pub const HELD_FILL: u64 = 60 * SECOND;
 pub const QUICK_FILL: u64 = 25 * SECOND;
 /// `quick`: between the balloon's last step before pass 1 and pass 1.
 pub const QUICK_SETTLE: u64 = 5 * SECOND;
-/// `quick`: each test has its whole time and this much more to itself, whenever it ends: so the balloon's schedule meets
-/// every column alike.
+/// `quick`: each test under load has its whole time and this much more to itself, whenever it ends: so the balloon's schedule
+/// meets every column alike.
 pub const QUICK_SLOT_MARGIN: u64 = SECOND;
 /// After the load is killed: the balloon empties and what is in flight settles.
 pub const REST_GAP: u64 = 10 * SECOND;

@@ -282,7 +282,7 @@ fn pitfall_89_the_rested_pass_comes_after_kill_flush_and_watermark() {
 
 #[test]
 fn quick_writes_end_at_the_goal_or_after_60_without_a_gain() {
-    let (log, ..) = run(&params(Profile::Quick), MILLISECOND / 10);
+    let (log, phases, _) = run(&params(Profile::Quick), MILLISECOND / 10);
     let results: Vec<_> = log
         .iter()
         .filter_map(|did| match did {
@@ -309,4 +309,19 @@ fn quick_writes_end_at_the_goal_or_after_60_without_a_gain() {
         );
         assert!(result.length <= 30_200 * MILLISECOND, "{name}: {result:?}");
     }
+    let begins = |wanted| {
+        let found = phases.iter().find(|&&(name, _)| name == wanted);
+        found.expect("it begins").1 / MILLISECOND
+    };
+    let ends = |wanted| {
+        let end = log.iter().find_map(|did| match did {
+            Did::End(name, _, at) if *name == wanted => Some(*at),
+            _ => None,
+        });
+        end.expect("it ends")
+    };
+    assert_eq!(begins("pass1-thp") - begins("pass1"), 31_000, "under load");
+    assert!(ends("rested") - begins("rested") < 31_000);
+    assert_eq!(begins("rested-thp"), ends("rested"), "at rest");
+    assert_eq!(begins("end"), ends("rested-thp"));
 }
