@@ -9,7 +9,6 @@ mod machine;
 mod memory;
 mod platform;
 mod programs;
-mod shim;
 mod suite;
 mod talk;
 mod transport;

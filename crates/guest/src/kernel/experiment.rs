@@ -1,7 +1,178 @@
-//! One column.
-use super::machine::Guest;
-use alloc::string::String;
-use dirigible_workload::params::Params;
-pub fn run(_guest: &Guest, _params: &Params, _moves: u64) -> Result<(), String> {
-    Err("later".into())
+//! One column of the experiment, from a machine that is up to its report.
+
+use alloc::{
+    boxed::Box,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::{
+    fmt::Display,
+    mem::ManuallyDrop,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use dirigible_frames::FrameAllocator;
+use dirigible_mobility::Mobility;
+use dirigible_paging::{Paging, SlowPath};
+use dirigible_workload::{
+    actor::{Clock, Engine},
+    content::ContentLog,
+    experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
+    filler::Filler,
+    params::Params,
+    protocol::Message,
+    report::{ColumnHost, Observer, Progress},
+    system::{HostClock, MoveChecks, Parts, System},
+    tuning::{ColumnPolicy, rested_watermarks},
+};
+use spin::Mutex;
+
+use super::{
+    arch::{clock, interrupts, smp},
+    balloon::{BalloonPort, Driver, device},
+    machine::Guest,
+    platform::GuestPlatform,
+    programs::Programs,
+    talk::say,
+};
+
+/// Runs the column of `params` and says its report; when the balloon is full for the first time each of its frames is moved
+/// `moves` times.
+///
+/// # Errors
+///
+/// Parameters that no run can be made of, a machine without its parts, or books that do not balance at the end.
+pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
+    params.check().map_err(text)?;
+    let policy = ColumnPolicy::new(params);
+    let zones = [policy.zone(params, &guest.managed)];
+    let config = policy.allocator(&zones, guest.cpus);
+    let bytes = FrameAllocator::metadata_bytes(&config).map_err(text)?;
+    let frames = &FrameAllocator::new(&config, Guest::metadata(bytes)).map_err(text)?;
+    let platform = &GuestPlatform;
+
+    let contents = ContentLog::new();
+    let move_checks = MoveChecks::new(platform, &contents);
+    let filler = Filler::new(frames, platform, FILLER, &contents);
+    let paging = Paging::new(frames, platform, PAGING, SPACES)
+        .observed_by(&move_checks)
+        .with_kernel_half(guest.kernel_root);
+    let programs = Programs::new(&paging);
+    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
+    let memory = SlowPath::new(&mobility, &filler, policy.slow_path());
+    let transport = device()?;
+    let line = transport.line();
+    // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
+    // shut down below, and then the machine is.
+    let balloon: ManuallyDrop<Driver<'_>> = ManuallyDrop::new(
+        Driver::new(
+            transport,
+            frames,
+            platform,
+            &*mobility,
+            BALLOON,
+            policy.balloon(),
+        )
+        .map_err(text)?,
+    );
+    mobility.register(PAGING, &paging).map_err(text)?;
+    mobility.register(FILLER, &filler).map_err(text)?;
+    mobility.register(BALLOON, &*balloon).map_err(text)?;
+
+    let port = BalloonPort::new(&balloon, line, params.balloon_frames());
+    let parts = Parts {
+        platform,
+        frames,
+        paging: &paging,
+        memory: &memory,
+        filler: &filler,
+        user: Some(&programs),
+        balloon: &port,
+        contents: &contents,
+        host_clock: &MachineClock,
+    };
+    let system = System::new(parts, rested_watermarks(params));
+    let experiment = Experiment::new(params, &system, &mobility);
+    run_actors(guest, &experiment, moves);
+
+    let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
+    report.host = Some(ColumnHost {
+        attempts: system.passes().1,
+        ..ColumnHost::default()
+    });
+    experiment.end(&*balloon, &mut report)?;
+    say(&Message::Column(Box::new(report)));
+    Ok(())
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// Runs all actors to the end: the director and what serves it on the first CPU, the load spread over all.
+fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>, moves: u64) {
+    let cpus = usize::from(guest.cpus);
+    let load = experiment.load();
+    let mut engines: Vec<Engine<'_>> = (0..cpus).map(|_| Engine::new()).collect();
+    engines[0].add(0, experiment.director(load.len()));
+    engines[0].add(0, experiment.balloon_worker());
+    engines[0].add(0, experiment.kcompactd());
+    if let Some(mover) = experiment.mover(moves) {
+        engines[0].add(0, mover);
+    }
+    for (number, actor) in load.into_iter().enumerate() {
+        // The last CPU first: the first one has other duties.
+        engines[cpus - 1 - number % cpus].add_boxed(0, actor);
+    }
+    let engines: Vec<Mutex<Engine<'_>>> = engines.into_iter().map(Mutex::new).collect();
+    let ended = experiment.control().ended();
+    clock::restart();
+    say(&Message::Start);
+    smp::on_all(&|cpu| {
+        let mut engine = engines[cpu.index()].lock();
+        match cpu.index() {
+            0 => experiment.lead(&mut engine, &MachineClock, &mut Lines),
+            _ => engine.run(&MachineClock, ended, |_, _| {}),
+        }
+    });
+}
+
+/// Progress on the serial port.
+struct Lines;
+
+impl Observer for Lines {
+    fn progress(&mut self, progress: Progress) {
+        let Progress {
+            phase,
+            now_ms,
+            end_ms,
+        } = progress;
+        say(&Message::Progress {
+            phase: phase.into(),
+            now_ms,
+            end_ms,
+        });
+    }
+}
+
+/// The machine's clock: real time.
+struct MachineClock;
+
+impl Clock for MachineClock {
+    fn now(&self) -> u64 {
+        clock::now()
+    }
+
+    fn wait_until(&self, until: u64, ended: &AtomicBool) {
+        // Acquire: pairs with the release that ends the run.
+        while clock::now() < until && !ended.load(Ordering::Acquire) {
+            interrupts::idle();
+        }
+    }
+}
+
+impl HostClock for MachineClock {
+    fn nanoseconds(&self) -> u64 {
+        clock::now()
+    }
 }

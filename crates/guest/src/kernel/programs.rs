@@ -1,6 +1,6 @@
 //! Programs of the load: their pages are touched at virtual addresses, through the tables that `paging` keeps.
 
-use super::shim::UserMemory;
+use dirigible_workload::user::UserMemory;
 use dirigible_paging::{Page, Paging, SpaceId};
 
 use super::{arch::user, platform::GuestPlatform};
