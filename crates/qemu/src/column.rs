@@ -15,7 +15,8 @@ use crate::{
     host_facts,
     options::QemuMachine,
     residency::{self, Full, Look, mib},
-    vm::{Vm, out_of_turn},
+    vm::Vm,
+    words::out_of_turn,
 };
 
 /// Time between two looks whether the books agree.
@@ -74,7 +75,7 @@ fn column(
         empty: vm.resident()?,
         spare: residency::spare(params),
         has_been_full: false,
-        full: None,
+        doubt: None,
         residency: None,
     };
     let mut report = run.follow(vm, observer)?;
@@ -133,8 +134,16 @@ struct Run {
     spare: u64,
     has_been_full: bool,
     /// The balloon is full, and the books do not agree about it yet.
-    full: Option<Full>,
+    doubt: Option<Doubt>,
     residency: Option<Residency>,
+}
+
+/// What the guest says of its full balloon, and what stands against it.
+struct Doubt {
+    full: Full,
+    /// When it has to be gone.
+    until: Instant,
+    what: String,
 }
 
 impl Run {
@@ -148,21 +157,32 @@ impl Run {
         let longest = Duration::from_nanos(self.timeline.end()) + limits.slack;
         let late = self.start + longest;
         loop {
-            self.set_due_targets(vm)?;
             self.look_at_books(vm)?;
+            self.set_due_targets(vm)?;
             let hangs = vm.last().0 + limits.silence;
             let now = Instant::now();
-            let looks = self.full.map(|_| now + LOOK);
+            let looks = self.doubt.as_ref().map(|_| now + LOOK);
             let until = [self.due(), looks, Some(late)]
                 .into_iter()
                 .flatten()
                 .fold(hangs, Instant::min);
             match vm.next(until)? {
-                Some((_, Message::Column(report))) => return Ok(*report),
+                Some((_, Message::Column(report))) => {
+                    self.no_doubt()?;
+                    return Ok(*report);
+                }
                 Some((_, Message::BalloonFull { frames })) if !self.has_been_full => {
                     self.has_been_full = true;
-                    let until = Instant::now() + limits.agree;
-                    self.full = Some(Full::new(frames, self.empty, self.spare, until));
+                    let full = Full {
+                        frames,
+                        before: self.empty,
+                        spare: self.spare,
+                    };
+                    self.doubt = Some(Doubt {
+                        full,
+                        until: Instant::now() + limits.agree,
+                        what: String::new(),
+                    });
                 }
                 Some((
                     _,
@@ -198,6 +218,7 @@ impl Run {
     fn set_due_targets(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
         while self.due().is_some_and(|due| due <= Instant::now()) {
             let (time, frames) = self.timeline.targets[self.next];
+            self.no_doubt()?;
             vm.set_balloon(frames)?;
             self.hash.add(time, frames);
             self.next += 1;
@@ -205,23 +226,37 @@ impl Run {
         Ok(())
     }
 
+    /// Looks whether the books agree about the full balloon, if they have not yet.
     fn look_at_books(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
-        let Some(full) = self.full else {
+        let Some(doubt) = &mut self.doubt else {
             return Ok(());
         };
         let look = Look {
             frames: vm.balloon()?,
             resident: vm.resident()?,
         };
-        match full.judge(look) {
-            Ok(None) => {}
+        match doubt.full.judge(look) {
             Ok(found) => {
-                self.residency = found;
-                self.full = None;
+                self.residency = Some(found);
+                self.doubt = None;
+                Ok(())
             }
-            Err(what) => return Err(Cause::Balloon { what }),
+            Err(what) => {
+                doubt.what = what;
+                match Instant::now() >= doubt.until {
+                    true => self.no_doubt(),
+                    false => Ok(()),
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// The balloon is to change, or the run is over: a doubt that is left now stays.
+    fn no_doubt(&self) -> Result<(), Cause> {
+        match &self.doubt {
+            Some(Doubt { what, .. }) => Err(Cause::Balloon { what: what.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// The timeline's own name of a phase.

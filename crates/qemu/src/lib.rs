@@ -34,6 +34,7 @@ mod serial;
 mod speed;
 mod tether;
 mod vm;
+mod words;
 
 pub use column::run_column;
 pub use error::{Cause, RunError};

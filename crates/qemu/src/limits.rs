@@ -27,11 +27,14 @@ pub(crate) struct Limits {
     pub end: Duration,
 }
 
+/// No limit is shorter: a busy host takes that long to start a process.
+const LEAST: Duration = Duration::from_secs(2);
+
 impl Limits {
     /// The limits, multiplied by `patience` thousandths.
     pub(crate) fn new(patience: u64) -> Self {
-        // The factor is at most 100, so no limit overflows.
-        let seconds = |seconds: u64| Duration::from_millis(seconds.saturating_mul(patience));
+        let seconds =
+            |seconds: u64| Duration::from_millis(seconds.saturating_mul(patience)).max(LEAST);
         Self {
             answer: seconds(10),
             touch_gib: seconds(15),

@@ -78,18 +78,14 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, which QEMU has yet to make, for at most `patience`; ends early when `alive` says no.
+    /// Connects to the socket at `path`, which QEMU has yet to make; ends early when `alive` says no. `limit` is for this and
+    /// for each answer.
     pub(crate) fn connect(
         path: &Path,
-        patience: Duration,
         limit: Duration,
         mut alive: impl FnMut() -> bool,
     ) -> Result<Self, QmpError> {
-        let until = Instant::now() + patience;
-        let silent = || QmpError::Silent {
-            what: "greeting".into(),
-            limit: patience,
-        };
+        let until = Instant::now() + limit;
         let socket = loop {
             match UnixStream::connect(path) {
                 Ok(socket) => break socket,
@@ -104,23 +100,24 @@ impl Qmp {
                 return Err(QmpError::Gone);
             }
             if Instant::now() >= until {
-                return Err(silent());
+                let what = "connection".into();
+                return Err(QmpError::Silent { what, limit });
             }
             thread::sleep(LOOK);
         };
-        let mut qmp = Self {
+        Ok(Self {
             socket: BufReader::new(socket),
             limit,
-        };
-        // It greets when all memory is touched.
-        match qmp.line("greeting", until)? {
-            Line {
-                greeting: Some(_), ..
-            } => {}
-            _ => return Err(QmpError::Damaged("no greeting".into())),
+        })
+    }
+
+    /// Waits for QEMU's greeting, which comes when the machine is made and all memory touched.
+    pub(crate) fn greet(&mut self, patience: Duration) -> Result<(), QmpError> {
+        let greeting = self.line("greeting", patience)?;
+        if greeting.greeting.is_none() {
+            return Err(QmpError::Damaged("no greeting".into()));
         }
-        qmp.ask("qmp_capabilities", json!({}))?;
-        Ok(qmp)
+        self.ask("qmp_capabilities", json!({})).map(drop)
     }
 
     /// Sets what the guest is to have, in bytes of its RAM.
@@ -139,14 +136,16 @@ impl Qmp {
     fn ask(&mut self, what: &str, arguments: Value) -> Result<Value, QmpError> {
         let mut text = json!({ "execute": what, "arguments": arguments }).to_string();
         text.push('\n');
-        let until = Instant::now() + self.limit;
+        let limit = self.limit;
+        let until = Instant::now() + limit;
         let socket = self.socket.get_mut();
         socket
-            .set_write_timeout(Some(self.limit))
+            .set_write_timeout(Some(limit))
             .and_then(|()| socket.write_all(text.as_bytes()))
-            .map_err(|error| self.failed(what, error))?;
+            .map_err(|error| failed(what, limit, error))?;
         loop {
-            match self.line(what, until)? {
+            // Events do not prolong the time.
+            match self.line(what, until.saturating_duration_since(Instant::now()))? {
                 Line { event: Some(_), .. } => {}
                 Line {
                     error: Some(refusal),
@@ -166,8 +165,9 @@ impl Qmp {
         }
     }
 
-    /// The next line, read until then.
-    fn line(&mut self, what: &str, until: Instant) -> Result<Line, QmpError> {
+    /// The next line, read within that time.
+    fn line(&mut self, what: &str, limit: Duration) -> Result<Line, QmpError> {
+        let until = Instant::now() + limit;
         let mut line = Vec::new();
         // A line comes in one piece or a few, so a limit for each read is nearly one for the line; a socket that trickles is
         // stopped here.
@@ -190,13 +190,13 @@ impl Qmp {
                 Ok(0) => return Err(QmpError::Gone),
                 Ok(length) => self.socket.consume(length),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(what, error)),
+                Err(error) => return Err(failed(what, limit, error)),
             }
             if line.len() as u64 > LONGEST_LINE {
                 return Err(QmpError::Damaged("a line without end".into()));
             }
             if Instant::now() >= until && line.last() != Some(&b'\n') {
-                return Err(self.failed(what, ErrorKind::TimedOut.into()));
+                return Err(failed(what, limit, ErrorKind::TimedOut.into()));
             }
         }
         serde_json::from_slice(&line).map_err(|error| {
@@ -205,16 +205,16 @@ impl Qmp {
             QmpError::Damaged(format!("{start} ({error})"))
         })
     }
+}
 
-    fn failed(&self, what: &str, error: io::Error) -> QmpError {
-        match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => QmpError::Silent {
-                what: what.into(),
-                limit: self.limit,
-            },
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => QmpError::Gone,
-            _ => QmpError::Io(error),
-        }
+fn failed(what: &str, limit: Duration, error: io::Error) -> QmpError {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => QmpError::Silent {
+            what: what.into(),
+            limit,
+        },
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => QmpError::Gone,
+        _ => QmpError::Io(error),
     }
 }
 
@@ -247,7 +247,10 @@ mod tests {
                 let _ = commands.read_line(&mut command);
             }
         });
-        Qmp::connect(&path, Duration::from_secs(10), limit, || true)
+        let mut qmp = Qmp::connect(&path, LONG, || true)?;
+        qmp.greet(LONG)?;
+        qmp.limit = limit;
+        Ok(qmp)
     }
 
     const LONG: Duration = Duration::from_secs(10);
@@ -287,6 +290,17 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_that_does_not_greet() {
+        let refusal = "{\"error\": {\"desc\": \"busy\"}}\n";
+        let error = client(vec![refusal], LONG).unwrap_err().to_string();
+        assert!(error.contains("no greeting"), "{error}");
+        let error = client(vec![GREETING, refusal], LONG)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(error, "QEMU refuses the command qmp_capabilities: busy");
+    }
+
+    #[test]
     fn a_socket_that_is_silent_or_closed() {
         let silence = vec![GREETING, "{\"return\": {}}\n", "{\"ret", "urn\": {}}"];
         let mut qmp = client(silence, Duration::from_millis(100)).unwrap();
@@ -304,7 +318,7 @@ mod tests {
     fn nobody_there() {
         let folder = PrivateDir::new().unwrap();
         let path = folder.path().join("s");
-        let connect = |patience, alive| Qmp::connect(&path, patience, LONG, || alive).unwrap_err();
+        let connect = |limit, alive| Qmp::connect(&path, limit, || alive).unwrap_err();
         assert!(matches!(connect(LONG, false), QmpError::Gone));
         let error = connect(Duration::from_millis(20), true);
         assert!(matches!(error, QmpError::Silent { .. }), "{error}");

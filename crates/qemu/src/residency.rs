@@ -1,7 +1,5 @@
 //! Whether what the balloon holds is really the host's: the books of guest, QEMU and host held against each other.
 
-use std::time::Instant;
-
 use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK};
 use dirigible_workload::{
     params::Params,
@@ -65,15 +63,15 @@ pub(crate) fn spare(params: &Params) -> u64 {
     (tuning::watermarks(params).high + reserve) * FRAME_SIZE as u64
 }
 
-/// The balloon is said to be full: waits until all books agree about it.
+/// The guest has said that its balloon is full.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Full {
     /// What the guest says that it holds.
-    frames: u64,
-    /// Resident before any balloon.
-    before: u64,
-    spare: u64,
-    until: Instant,
+    pub frames: u64,
+    /// Resident bytes before any balloon.
+    pub before: u64,
+    /// What the guest may keep free, in bytes.
+    pub spare: u64,
 }
 
 /// One look at the host's books.
@@ -86,46 +84,30 @@ pub(crate) struct Look {
 }
 
 impl Full {
-    /// The guest says that the balloon holds `frames`; the books have until then to agree.
-    pub(crate) const fn new(frames: u64, before: u64, spare: u64, until: Instant) -> Self {
-        Self {
-            frames,
-            before,
-            spare,
-            until,
-        }
-    }
-
-    /// What one look gives: the result, or `None` when another look may do better.
+    /// Holds one look against what the guest says.
     ///
     /// # Errors
     ///
-    /// The time is over and the books do not agree.
-    pub(crate) fn judge(&self, look: Look) -> Result<Option<Residency>, String> {
-        let bytes = self.frames.saturating_mul(FRAME_SIZE as u64);
-        let verdict = match look.frames == self.frames {
-            true => Allowed::new(bytes, self.spare).check(self.before, look.resident),
-            false => Err(format!(
+    /// A sentence that says what does not agree.
+    pub(crate) fn judge(&self, look: Look) -> Result<Residency, String> {
+        if look.frames != self.frames {
+            return Err(format!(
                 "the guest says that it holds {} frames, QEMU says {}",
                 self.frames, look.frames
-            )),
-        };
-        match verdict {
-            Ok(()) => Ok(Some(Residency {
-                empty_balloon_mib: mib(self.before),
-                full_balloon_mib: mib(look.resident),
-                balloon_mib: mib(bytes),
-            })),
-            Err(what) if Instant::now() >= self.until => Err(what),
-            Err(_) => Ok(None),
+            ));
         }
+        let bytes = self.frames.saturating_mul(FRAME_SIZE as u64);
+        Allowed::new(bytes, self.spare).check(self.before, look.resident)?;
+        Ok(Residency {
+            empty_balloon_mib: mib(self.before),
+            full_balloon_mib: mib(look.resident),
+            balloon_mib: mib(bytes),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use dirigible_workload::params::{Column, Profile};
 
     use super::*;
@@ -160,18 +142,25 @@ mod tests {
     }
 
     #[test]
-    fn the_books_have_some_time_to_agree() {
-        let later = Instant::now() + Duration::from_secs(60);
-        let look = |frames, fallen: u64| Look {
-            frames,
-            resident: (1000 - fallen) * MIB,
+    fn all_books_have_to_agree() {
+        let full = Full {
+            frames: 25_600,
+            before: 1000 * MIB,
+            spare: 0,
         };
-        let full = |until| Full::new(25_600, 1000 * MIB, 0, until);
-        assert_eq!(full(later).judge(look(25_599, 100)), Ok(None));
-        assert_eq!(full(later).judge(look(25_600, 50)), Ok(None));
-        let found = full(later).judge(look(25_600, 100)).unwrap().unwrap();
-        assert_eq!(found.balloon_mib, Tenths::ratio(100, 1));
-        let error = full(Instant::now()).judge(look(25_599, 100)).unwrap_err();
+        let look = |frames, fallen: u64| {
+            full.judge(Look {
+                frames,
+                resident: (1000 - fallen) * MIB,
+            })
+        };
+        assert_eq!(
+            look(25_600, 100).unwrap().balloon_mib,
+            Tenths::ratio(100, 1)
+        );
+        let error = look(25_599, 100).unwrap_err();
         assert!(error.contains("QEMU says 25599"), "{error}");
+        let error = look(25_600, 50).unwrap_err();
+        assert!(error.contains("by 50.0"), "{error}");
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     host_facts,
     options::QemuMachine,
     residency::{Allowed, mib},
-    vm::{Vm, out_of_turn},
+    vm::Vm,
+    words::out_of_turn,
 };
 
 /// Time between two looks at the balloon's size.

@@ -1,14 +1,15 @@
 //! A virtual machine that runs: QEMU, its control socket and the guest's serial port in one.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::Write,
-    process::{ChildStdin, Command, ExitStatus, Stdio},
+    process::{ChildStdin, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use dirigible_frames::FRAME_SIZE;
-use dirigible_workload::protocol::{EXIT_FAILED, EXIT_WELL, Job, Message, exit_status};
+use dirigible_workload::protocol::{EXIT_WELL, Job, Message, exit_status};
 
 use crate::{
     command_line::{self, DISK, DISK_BYTES, SOCKET, Shape},
@@ -18,14 +19,13 @@ use crate::{
     options::QemuMachine,
     private_dir::PrivateDir,
     proc_files,
-    process::{Process, ending},
+    process::Process,
     qmp::{Qmp, QmpError},
     serial::{Heard, Serial},
+    words::{kind, lines_of_panic, of_status, out_of_turn},
 };
 
-/// Lines that are quoted of what a guest says after its panic.
-const PANIC_LINES: usize = 30;
-/// How long they are waited for, and what QEMU says at its end.
+/// How long a guest that has panicked, and QEMU at its end, are listened to.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time between two looks at QEMU's standard error.
 const LOOK: Duration = Duration::from_millis(500);
@@ -43,6 +43,8 @@ pub(crate) struct Vm<'m> {
     process: Process,
     stdin: Option<ChildStdin>,
     serial: Serial,
+    /// Heard while something else was looked for.
+    heard: VecDeque<(Instant, Heard)>,
     qmp: Option<Qmp>,
     /// Holds socket and disk until QEMU has opened them. Then it goes, so that nothing is left however this process ends.
     folder: Option<PrivateDir>,
@@ -59,9 +61,13 @@ impl<'m> Vm<'m> {
     ) -> Result<Self, RunError> {
         let mut vm = Self::spawn(machine, shape, job, name).map_err(RunError::before_start)?;
         if shape.control
-            && let Err(cause) = vm.connect()
+            && let Err(error) = vm.connect()
         {
-            return Err(vm.fail(cause));
+            // A guest that is through already was quick: what it said is still to be heard.
+            if !vm.has_ended() || !vm.has_spoken() {
+                let cause = vm.of_qmp(error);
+                return Err(vm.fail(cause));
+            }
         }
         Ok(vm)
     }
@@ -105,32 +111,31 @@ impl<'m> Vm<'m> {
             stdin: process.take_stdin(),
             process,
             serial: Serial::listen(stdout, log),
+            heard: VecDeque::new(),
             qmp: None,
             folder: Some(folder),
             last: (started, "nothing".into()),
         })
     }
 
-    fn connect(&mut self) -> Result<(), Cause> {
+    fn connect(&mut self) -> Result<(), QmpError> {
         let Some(folder) = &self.folder else {
             return Ok(());
         };
         let limits = self.limits();
-        let gib = self.shape.ram().div_ceil(1 << 30);
-        let touching = limits.touch_gib.saturating_mul(gib.min(1 << 20) as u32);
-        let patience = limits.answer
-            + if self.shape.touched {
-                touching
-            } else {
-                Duration::ZERO
-            };
         let process = &mut self.process;
         let alive = || process.ended().is_none();
-        match Qmp::connect(&folder.path().join(SOCKET), patience, limits.answer, alive) {
-            Ok(qmp) => self.qmp = Some(qmp),
-            Err(error) => return Err(self.of_qmp(error)),
+        let mut qmp = Qmp::connect(&folder.path().join(SOCKET), limits.answer, alive)?;
+        if !self.shape.disk {
+            self.folder = None;
         }
-        self.folder = None;
+        let gib = self.shape.ram().div_ceil(1 << 30);
+        let touching = match self.shape.touched {
+            true => limits.touch_gib.saturating_mul(gib.min(1 << 20) as u32),
+            false => Duration::ZERO,
+        };
+        qmp.greet(limits.answer + touching)?;
+        self.qmp = Some(qmp);
         Ok(())
     }
 
@@ -149,6 +154,11 @@ impl<'m> Vm<'m> {
         (self.last.0, &self.last.1)
     }
 
+    /// Whether QEMU has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.wait(LAST_WORDS).is_some()
+    }
+
     /// The guest's next message and when it came; `None` when there is none until then.
     ///
     /// # Errors
@@ -157,7 +167,7 @@ impl<'m> Vm<'m> {
     pub(crate) fn next(&mut self, until: Instant) -> Result<Option<(Instant, Message)>, Cause> {
         loop {
             let look = until.min(Instant::now() + LOOK);
-            let Some((at, heard)) = self.serial.next(look) else {
+            let Some((at, heard)) = self.hear(look) else {
                 // It stops the guest and tells nobody but standard error.
                 if self.process.complains(KVM_ERROR) {
                     return Err(Cause::Kvm);
@@ -178,6 +188,14 @@ impl<'m> Vm<'m> {
                     return Ok(Some((at, message)));
                 }
             }
+        }
+    }
+
+    /// What comes next, whatever it is.
+    fn hear(&mut self, until: Instant) -> Option<(Instant, Heard)> {
+        match self.heard.pop_front() {
+            None => self.serial.next(until),
+            heard => heard,
         }
     }
 
@@ -249,7 +267,7 @@ impl<'m> Vm<'m> {
         let limit = self.limits().end;
         let until = Instant::now() + limit;
         loop {
-            match self.serial.next(until) {
+            match self.hear(until) {
                 None => return Err(Cause::NoEnd { limit }),
                 Some((_, Heard::End)) => break,
                 Some((_, Heard::Said(Message::Panic { why }))) => return Err(self.panic(why)),
@@ -294,17 +312,8 @@ impl<'m> Vm<'m> {
 
     /// A panic, with what the kernel says after it.
     fn panic(&mut self, why: String) -> Cause {
-        let until = Instant::now() + LAST_WORDS;
-        let mut lines = Vec::new();
-        while lines.len() < PANIC_LINES {
-            match self.serial.next(until) {
-                Some((_, Heard::Line(line))) if line.is_empty() => {}
-                Some((_, Heard::Line(line) | Heard::Damaged(line, _))) => lines.push(line),
-                // A panic within the panic.
-                Some((_, Heard::Said(message))) => lines.push(message.to_string()),
-                Some((_, Heard::End)) | None => break,
-            }
-        }
+        self.drain();
+        let lines = lines_of_panic(self.heard.iter().map(|(_, heard)| heard));
         Cause::Panic { why, lines }
     }
 
@@ -329,86 +338,42 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// What the guest says of its own end, if anything.
+    /// What the guest says of its own end, if anything. Everything is still to be heard after this.
     fn last_words(&mut self) -> Option<Cause> {
-        let until = Instant::now() + LAST_WORDS;
-        loop {
-            match self.serial.next(until)?.1 {
-                Heard::Said(Message::Panic { why }) => return Some(self.panic(why)),
-                Heard::Said(Message::Failed { why }) => return Some(Cause::Failed { why }),
-                Heard::End => return None,
+        self.drain();
+        let mut all = self.heard.iter().map(|(_, heard)| heard);
+        while let Some(heard) = all.next() {
+            match heard {
+                Heard::Said(Message::Panic { why }) => {
+                    return Some(Cause::Panic {
+                        why: why.clone(),
+                        lines: lines_of_panic(all),
+                    });
+                }
+                Heard::Said(Message::Failed { why }) => {
+                    return Some(Cause::Failed { why: why.clone() });
+                }
                 _ => {}
             }
         }
+        None
     }
-}
 
-/// What an exit status means when no result was there before it.
-fn of_status(status: ExitStatus) -> Cause {
-    const WELL: i32 = exit_status(EXIT_WELL);
-    const FAILED: i32 = exit_status(EXIT_FAILED);
-    match status.code() {
-        Some(0) => Cause::Reset,
-        Some(WELL) => Cause::EndedEarly,
-        Some(FAILED) => Cause::EndedBadly,
-        _ => Cause::Ended {
-            how: ending(status),
-        },
+    /// Whether a message of the guest's is still to be heard.
+    fn has_spoken(&mut self) -> bool {
+        self.drain();
+        let said = |(_, heard): &(Instant, Heard)| matches!(heard, Heard::Said(_));
+        self.heard.iter().any(said)
     }
-}
 
-/// A message that should not come now.
-pub(crate) fn out_of_turn(message: &Message, wanted: &'static str) -> Cause {
-    Cause::OutOfTurn {
-        said: message.to_string().chars().take(200).collect(),
-        wanted,
-    }
-}
-
-/// The beginning of a message, for people.
-fn kind(message: &Message) -> String {
-    match message {
-        Message::Progress { phase, now_ms, .. } => {
-            format!("of phase {phase}, {:.1} s", *now_ms as f64 / 1000.0)
+    /// Listens to the end of the port, or for a moment.
+    fn drain(&mut self) {
+        let until = Instant::now() + LAST_WORDS;
+        while !matches!(self.heard.back(), Some((_, Heard::End))) {
+            match self.serial.next(until) {
+                Some(heard) => self.heard.push_back(heard),
+                None => break,
+            }
         }
-        Message::Test { name, .. } => format!("the end of test {name}"),
-        other => {
-            let text = other.to_string();
-            let word = text.trim_start_matches(['@', '{', '"']);
-            word.split('"').next().unwrap_or_default().to_string()
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_of_messages() {
-        assert_eq!(kind(&Message::Start), "start");
-        assert_eq!(kind(&Message::Hello { memory: 1 }), "hello");
-        assert_eq!(kind(&Message::BalloonFull { frames: 1 }), "balloon-full");
-        let progress = Message::Progress {
-            phase: "pass1".into(),
-            now_ms: 1500,
-            end_ms: 2000,
-        };
-        assert_eq!(kind(&progress), "of phase pass1, 1.5 s");
-    }
-
-    #[test]
-    fn exit_statuses() {
-        use std::os::unix::process::ExitStatusExt;
-        let of = |code: i32| of_status(ExitStatus::from_raw(code << 8)).to_string();
-        assert!(of(0).contains("triple fault"));
-        assert!(of(33).contains("before it was done"));
-        assert!(of(35).contains("did not say why"));
-        assert_eq!(of(1), "QEMU ended with exit status 1");
-        assert!(
-            of_status(ExitStatus::from_raw(9))
-                .to_string()
-                .contains("signal 9")
-        );
     }
 }
