@@ -99,11 +99,13 @@ impl<'k, 'm, P: Platform> Mover<'k, 'm, P> {
         while isolated < self.pairs.len()
             && let Some(frame) = self.left.pop()
         {
-            if mobility.isolate(frame) {
-                self.pairs[isolated].from = frame;
-                isolated += 1;
-            } else {
-                self.again.push(frame);
+            match self.take(frame) {
+                Some(true) => {
+                    self.pairs[isolated].from = frame;
+                    isolated += 1;
+                }
+                Some(false) => self.again.push(frame),
+                None => {}
             }
         }
         for unused in self.pairs.drain(isolated..) {
@@ -116,6 +118,20 @@ impl<'k, 'm, P: Platform> Mover<'k, 'm, P> {
         self.again.extend(stayed.map(|pair| pair.from));
         self.pairs.clear();
         isolated > 0
+    }
+
+    /// Isolates a frame of the round: whether it could be; `None` when it is the balloon's no more.
+    fn take(&self, frame: Pfn) -> Option<bool> {
+        self.parts.state(frame)?;
+        if !self.parts.mobility.isolate(frame) {
+            return Some(false);
+        }
+        // Given back between the two looks, it may be anybody's, a huge page's even: only what is isolated stays as it is.
+        if self.parts.state(frame) != Some(FrameState::Isolated) {
+            self.parts.mobility.putback_movable_frames(&[frame]);
+            return None;
+        }
+        Some(true)
     }
 
     /// What of the round is still to be done: frames that were refused or are under way. Those that the balloon has no more
