@@ -1,29 +1,31 @@
 //! What the balloon wants done, and what becomes of it: requests go out, answers come in, frames change hands.
 #![forbid(unsafe_code)]
 
+use core::borrow::BorrowMut;
+
 use dirigible_frames::{FrameState, Pfn};
 
 use crate::balloon::{Balloon, Output, ProtocolError};
 use crate::books::Books;
-use crate::request::{Message, Phase, REQUESTS, RequestId, Role};
+use crate::request::{Message, Phase, REQUESTS, RequestId, RequestMemory, Role};
 use crate::{Fault, Queue};
 
-impl<B: Books + ?Sized> Balloon<'_, B> {
+impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// The next thing to do, or `None`. `message` receives the frames that it is about.
-    pub fn next_output(&mut self, now: u64, message: &mut Message) -> Option<Output> {
+    pub fn next_output(&mut self, now: u64, message: &mut Message<N>) -> Option<Output> {
         for at in 0..REQUESTS {
-            match (self.slots[at].phase, self.slots[at].role) {
+            match (self.requests[at].phase, self.requests[at].role) {
                 (Phase::Ready, _) if self.fatal.is_some() => self.withdraw(at),
                 (Phase::Ready, role) => return Some(self.send(at, role, now, message)),
                 _ => {}
             }
-            match (self.slots[at].phase, self.slots[at].role) {
+            match (self.requests[at].phase, self.requests[at].role) {
                 (Phase::Done, Role::Inflate | Role::Deflate) => {
-                    message.fill(self.slots[at].pfns());
-                    self.slots[at].release();
+                    message.fill(self.requests.pfns(at));
+                    self.requests[at].release();
                     return Some(Output::Free);
                 }
-                (Phase::Done, Role::ExchangeIn(out)) if !self.slots[at].attended => {
+                (Phase::Done, Role::ExchangeIn(out)) if !self.requests[at].attended => {
                     return Some(self.hand_out_pair(at, out as usize));
                 }
                 _ => {}
@@ -37,11 +39,10 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
         None
     }
 
-    fn send(&mut self, at: usize, role: Role, now: u64, message: &mut Message) -> Output {
-        let slot = &mut self.slots[at];
-        slot.phase = Phase::Sent;
-        slot.sent_at = now;
-        message.fill(slot.pfns());
+    fn send(&mut self, at: usize, role: Role, now: u64, message: &mut Message<N>) -> Output {
+        self.requests[at].phase = Phase::Sent;
+        self.requests[at].sent_at = now;
+        message.fill(self.requests.pfns(at));
         self.stats.messages += 1;
         if matches!(role, Role::ExchangeIn(_) | Role::ExchangeOut(_)) {
             self.stats.migrate_messages += 1;
@@ -60,7 +61,7 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
     pub fn complete(&mut self, queue: Queue, request: RequestId) -> Result<(), ProtocolError> {
         let at = request.index();
         let fits = self
-            .slots
+            .requests
             .get(at)
             .is_some_and(|slot| slot.phase == Phase::Sent && queue_of(slot.role) == queue);
         if !fits || self.fatal == Some(Fault::Removed) {
@@ -68,18 +69,18 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
             return Err(ProtocolError);
         }
         self.silent = None;
-        match self.slots[at].role {
+        match self.requests[at].role {
             Role::Inflate => {
                 let given = self.arrive(at);
                 self.promised += given;
                 self.stats.inflated += given;
-                self.slots[at].release();
+                self.requests[at].release();
             }
             Role::Deflate => {
                 let back = self.leave(at);
                 self.promised -= back.min(self.promised);
                 self.stats.deflated += back;
-                self.slots[at].phase = Phase::Done;
+                self.requests[at].phase = Phase::Done;
             }
             Role::ExchangeIn(out) => self.exchange_arrived(at, usize::from(out)),
             Role::ExchangeOut(new) => self.exchange_left(at, usize::from(new)),
@@ -113,13 +114,13 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
             self.fatal = Some(Fault::Refused);
         }
         if self
-            .slots
+            .requests
             .get(at)
             .is_some_and(|slot| slot.phase == Phase::Sent)
         {
             self.stats.messages -= 1;
             if matches!(
-                self.slots[at].role,
+                self.requests[at].role,
                 Role::ExchangeIn(_) | Role::ExchangeOut(_)
             ) {
                 self.stats.migrate_messages -= 1;
@@ -130,19 +131,19 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
 
     /// Undoes a request that the host has not seen.
     fn withdraw(&mut self, at: usize) {
-        let slot = &mut self.slots[at];
+        let slot = &mut self.requests[at];
         match slot.role {
             Role::Inflate => {
                 self.unclaim(at);
                 // Handed out as frames to be freed.
-                self.slots[at].phase = Phase::Done;
+                self.requests[at].phase = Phase::Done;
             }
             Role::Deflate => {
-                for n in 0..self.slots[at].len() {
-                    let frame = self.slots[at].frame(n);
+                for n in 0..self.requests[at].len() {
+                    let frame = self.requests.frame(at, n);
                     self.relist(frame, FrameState::Leaving);
                 }
-                self.slots[at].release();
+                self.requests[at].release();
             }
             Role::ExchangeIn(_) => {
                 self.unclaim(at);
@@ -155,8 +156,8 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
 
     /// Entering -> Owned, without the host having heard of it.
     fn unclaim(&mut self, at: usize) {
-        for n in 0..self.slots[at].len() {
-            let frame = self.slots[at].frame(n);
+        for n in 0..self.requests[at].len() {
+            let frame = self.requests.frame(at, n);
             if self
                 .books
                 .transition(frame, FrameState::Entering, FrameState::Owned)
@@ -170,14 +171,14 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
 
     /// The host has the frames of slot `at`: Entering -> Listed. Gives how many.
     pub(crate) fn arrive(&mut self, at: usize) -> u64 {
-        for n in 0..self.slots[at].len() {
-            let frame = self.slots[at].frame(n);
+        for n in 0..self.requests[at].len() {
+            let frame = self.requests.frame(at, n);
             if self.adjusts_managed() {
                 self.books.adjust_managed(frame, -1);
             }
             self.relist(frame, FrameState::Entering);
         }
-        self.slots[at].len() as u64
+        self.requests[at].len() as u64
     }
 
     /// `from` -> Listed, as the newest.
@@ -191,8 +192,8 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
     /// The host has let go of the frames of slot `at`: Leaving -> Owned, still with our class, by which whoever frees
     /// them knows whose they were. Gives how many.
     pub(crate) fn leave(&mut self, at: usize) -> u64 {
-        for n in 0..self.slots[at].len() {
-            let frame = self.slots[at].frame(n);
+        for n in 0..self.requests[at].len() {
+            let frame = self.requests.frame(at, n);
             if self.adjusts_managed() {
                 self.books.adjust_managed(frame, 1);
             }
@@ -204,7 +205,7 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
                 self.damaged(1);
             }
         }
-        self.slots[at].len() as u64
+        self.requests[at].len() as u64
     }
 }
 

@@ -1,11 +1,13 @@
 //! The state machine: events in, outputs out, no I/O and no waiting.
 #![forbid(unsafe_code)]
 
+use core::borrow::BorrowMut;
+
 use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::Outcome;
 
-use crate::books::{Books, List, MAX_SPAN, device_of, unlinked_word};
-use crate::request::{MAX_PFNS, MAX_PLAIN, Phase, REQUESTS, RequestId, Role, Slot};
+use crate::books::{Books, List, MAX_SPAN, device_of};
+use crate::request::{MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Slot};
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, Queue};
 
 /// What the caller is to do for the balloon.
@@ -70,12 +72,16 @@ pub struct ProtocolError;
 ///                                                     Listed ─ isolate ─> Isolated ─ putback ─> Listed
 /// exchange: new frame like an inflation, and once that is acknowledged, old frame Isolated ─> Leaving ─> Owned
 /// ```
+///
+/// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up to
+/// [`LARGE_PFNS`](crate::LARGE_PFNS)). The numbers are in `M`: in the balloon itself, or elsewhere when that is too large
+/// for the stack that it is built on.
 #[derive(Debug)]
-pub struct Balloon<'a, B: Books + ?Sized> {
+pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = RequestMemory<N>> {
     pub(crate) books: &'a B,
     pub(crate) class: OwnerClass,
     pub(crate) config: BalloonConfig,
-    features: Features,
+    pub(crate) features: Features,
     pub(crate) list: List,
     pub(crate) isolated: u64,
     /// Frames that the host has been given and has not given back, by its own acknowledgements; exchanges leave it
@@ -83,9 +89,9 @@ pub struct Balloon<'a, B: Books + ?Sized> {
     pub(crate) promised: u64,
     target: u64,
     requested: Option<u32>,
-    pub(crate) slots: [Slot; REQUESTS],
-    retry_at: u64,
-    rest_until: u64,
+    pub(crate) requests: Requests<N, M>,
+    pub(crate) retry_at: u64,
+    pub(crate) rest_until: u64,
     pub(crate) reported: Option<u64>,
     pub(crate) fatal: Option<Fault>,
     pub(crate) silent: Option<u64>,
@@ -95,28 +101,34 @@ pub struct Balloon<'a, B: Books + ?Sized> {
     pub(crate) settled: u64,
 }
 
-impl<'a, B: Books + ?Sized> Balloon<'a, B> {
+impl<'a, B: Books + ?Sized, const N: usize> Balloon<'a, B, N> {
     /// An empty balloon. `features` are those negotiated.
     ///
     /// # Errors
-    /// [`Fault::Setting`] for settings out of range, [`Fault::TooLarge`] when frames cannot be named.
+    /// [`Fault::Setting`] and [`Fault::Range`] for settings out of range, [`Fault::TooLarge`] when frames cannot be named.
     pub fn new(
         books: &'a B,
         class: OwnerClass,
         features: Features,
         config: BalloonConfig,
     ) -> Result<Self, Fault> {
-        if !(1..=MAX_PFNS).contains(&config.exchange_batch) {
-            return Err(Fault::Setting("exchange_batch must be 1 to 256"));
-        }
-        if class == OwnerClass::NONE {
-            return Err(Fault::Setting("a balloon needs an owner class"));
-        }
-        let (base, span) = (books.base().get(), books.span());
-        // The second test: frame numbers are 32 bits on the wire.
-        if span > MAX_SPAN || base.saturating_add(span) > 1 << 32 {
-            return Err(Fault::TooLarge { base, span });
-        }
+        Self::in_memory(books, class, features, config, [[0; N]; REQUESTS])
+    }
+}
+
+impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'a, B, N, M> {
+    /// An empty balloon that keeps the numbers of its requests in `memory`: a reference or a box, say.
+    ///
+    /// # Errors
+    /// As [`new`](Balloon::new).
+    pub fn in_memory(
+        books: &'a B,
+        class: OwnerClass,
+        features: Features,
+        config: BalloonConfig,
+        memory: M,
+    ) -> Result<Self, Fault> {
+        check::<B, N>(books, class, &config)?;
         let device = config.device;
         Ok(Self {
             books,
@@ -128,7 +140,7 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
             promised: 0,
             target: 0,
             requested: None,
-            slots: [const { Slot::new() }; REQUESTS],
+            requests: Requests::new(memory),
             retry_at: 0,
             rest_until: 0,
             reported: None,
@@ -197,7 +209,7 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
             Role::ExchangeIn(_) if slot.phase != Phase::Free => slot.len() as u64,
             _ => 0,
         };
-        self.slots.iter().map(of).sum()
+        self.requests.iter().map(of).sum()
     }
 
     /// A number that moves whenever pairs of exchanges end.
@@ -217,22 +229,30 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
             core::mem::discriminant(&slot.role) == same
                 && matches!(slot.phase, Phase::Ready | Phase::Sent)
         };
-        self.slots
+        self.requests
             .iter()
             .filter(under_way)
             .map(|slot| slot.len() as u64)
             .sum()
     }
 
-    fn plain_in_use(&self) -> usize {
+    /// Requests of inflation and deflation that have not ended.
+    pub(crate) fn plain_in_use(&self) -> usize {
         let plain = |slot: &&Slot| {
             slot.phase != Phase::Free && matches!(slot.role, Role::Inflate | Role::Deflate)
         };
-        self.slots.iter().filter(plain).count()
+        self.requests.iter().filter(plain).count()
     }
 
     pub(crate) fn free_slot(&self) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.phase == Phase::Free)
+        self.requests
+            .iter()
+            .position(|slot| slot.phase == Phase::Free)
+    }
+
+    /// Whether inflation or deflation waits for the host: then news of the balloon's size can wait too.
+    pub fn is_waiting(&self) -> bool {
+        self.fatal.is_none() && self.plain_in_use() > 0
     }
 
     // --- time and target
@@ -240,7 +260,7 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
     /// Tells the time, so that a device that does not answer is noticed.
     pub fn tick(&mut self, now: u64) {
         let oldest = self
-            .slots
+            .requests
             .iter()
             .filter(|slot| slot.phase == Phase::Sent)
             .map(|slot| slot.sent_at)
@@ -289,25 +309,24 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
         let target = if self.stopping { 0 } else { self.target };
         let entering = self.in_requests(Role::Inflate);
         let coming = self.list.len() + self.isolated + entering;
-        let slots_left = self.plain_in_use() < MAX_PLAIN;
         if coming < target {
             if now < self.retry_at.max(self.rest_until) {
                 return Work::RetryAt(self.retry_at.max(self.rest_until));
             }
-            if !slots_left {
-                return Work::Waiting;
-            }
-            return Work::Inflate((target - coming).min(MAX_PFNS as u64) as usize);
+            return match self.room(Role::Inflate) {
+                0 => Work::Waiting,
+                room => Work::Inflate((target - coming).min(room as u64) as usize),
+            };
         }
         if coming > target {
-            let want = (coming - target).min(self.list.len()).min(MAX_PFNS as u64) as usize;
-            return match (want, slots_left) {
+            let want = (coming - target).min(self.list.len());
+            return match (want, self.room(Role::Deflate)) {
                 // What should leave is on its way in, or in the hands of compaction. An emptied list is not an
                 // empty balloon.
                 (0, _) if entering > 0 => Work::Waiting,
                 (0, _) => Work::RetryAt(now.saturating_add(self.config.retry_delay_ns)),
-                (_, false) => Work::Waiting,
-                (want, true) => Work::Deflate(want),
+                (_, 0) => Work::Waiting,
+                (want, room) => Work::Deflate(want.min(room as u64) as usize),
             };
         }
         if self.plain_in_use() > 0 {
@@ -329,118 +348,6 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
     pub(crate) fn damaged(&mut self, frames: u64) {
         if self.fatal.is_none() {
             self.fatal = Some(Fault::Books { frames });
-        }
-    }
-
-    // --- inflation and deflation
-
-    /// No frame was to be had: rest for the retry delay. Gives when it ends.
-    pub fn inflate_failed(&mut self, now: u64) -> u64 {
-        self.stats.retries += 1;
-        self.retry_at = now.saturating_add(self.config.retry_delay_ns);
-        self.retry_at
-    }
-
-    /// Begins to give frames (in state `Owned`) to the host, and says how many from the front it takes: fewer when the
-    /// target has changed meanwhile. The others stay the caller's.
-    pub fn begin_inflate(&mut self, frames: &[Pfn], now: u64) -> usize {
-        let Work::Inflate(want) = self.plan(now) else {
-            return 0;
-        };
-        let Some(slot) = self.free_slot() else {
-            return 0;
-        };
-        let word = unlinked_word(self.config.device);
-        self.slots[slot].begin(Role::Inflate, Phase::Ready);
-        let mut taken = 0;
-        for &frame in frames.iter().take(want) {
-            if !self.in_span(frame)
-                || self
-                    .books
-                    .transition(frame, FrameState::Owned, FrameState::Entering)
-                    .is_err()
-            {
-                break;
-            }
-            self.books.claim(frame, self.class, word);
-            let pushed = self.slots[slot].push(frame);
-            debug_assert!(pushed, "want is at most a request's length");
-            taken += 1;
-        }
-        if taken == 0 {
-            self.slots[slot].release();
-        }
-        taken
-    }
-
-    /// Begins to take up to `want` frames back, fewer when the target has changed meanwhile: those of `preferred` that
-    /// are on the list, then the newest. Gives how many. Frames in the hands of compaction are passed over.
-    pub fn begin_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
-        match self.plan(now) {
-            Work::Deflate(planned) => self.take_back(want.min(planned), preferred),
-            _ => 0,
-        }
-    }
-
-    fn take_back(&mut self, want: usize, preferred: &[Pfn]) -> usize {
-        if self.fault().is_some() || self.plain_in_use() >= MAX_PLAIN {
-            return 0;
-        }
-        let Some(slot) = self.free_slot() else {
-            return 0;
-        };
-        self.slots[slot].begin(Role::Deflate, Phase::Ready);
-        let want = want.min(MAX_PFNS);
-        for &frame in preferred {
-            if self.slots[slot].len() == want {
-                break;
-            }
-            if self.is_listed_here(frame) {
-                self.dequeue(slot, frame);
-            }
-        }
-        while self.slots[slot].len() < want && self.fatal.is_none() {
-            match self.list.newest(self.books) {
-                Ok(Some(frame)) => self.dequeue(slot, frame),
-                Ok(None) => break,
-                Err(_) => self.damaged(self.list.len()),
-            }
-        }
-        let begun = self.slots[slot].len();
-        if begun == 0 {
-            self.slots[slot].release();
-        }
-        begun
-    }
-
-    /// Deflates up to `want` frames because the guest is out of memory, and lets inflation rest. 0 without
-    /// `DEFLATE_ON_OOM`.
-    pub fn begin_oom_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
-        if !self.features.contains(Features::DEFLATE_ON_OOM) {
-            return 0;
-        }
-        self.rest_until = now.saturating_add(self.config.oom_rest_ns);
-        let begun = self.take_back(want, preferred);
-        self.stats.oom_deflated += begun as u64;
-        begun
-    }
-
-    /// Listed -> Leaving.
-    fn dequeue(&mut self, slot: usize, frame: Pfn) {
-        if self.list.unlink(self.books, frame).is_err() {
-            self.damaged(self.list.len());
-            return;
-        }
-        match self
-            .books
-            .transition(frame, FrameState::Listed, FrameState::Leaving)
-        {
-            Ok(()) => {
-                let pushed = self.slots[slot].push(frame);
-                debug_assert!(pushed, "the caller counted");
-            }
-            // Off the list and not ours: it stays lost, and the audit says so.
-            Err(_) => self.damaged(1),
         }
     }
 
@@ -477,11 +384,12 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
                 frames: self.list.len(),
             });
         }
-        for slot in self.slots.iter().filter(|slot| slot.phase != Phase::Free) {
-            let Some(state) = state_in(slot) else {
+        for at in 0..REQUESTS {
+            let Some(state) = state_in(&self.requests[at]) else {
                 continue;
             };
-            let wrong = (0..slot.len()).filter(|&n| self.books.state(slot.frame(n)) != state);
+            let wrong = (0..self.requests[at].len())
+                .filter(|&n| self.books.state(self.requests.frame(at, n)) != state);
             match wrong.count() as u64 {
                 0 => {}
                 frames => return Err(Fault::Books { frames }),
@@ -493,6 +401,32 @@ impl<'a, B: Books + ?Sized> Balloon<'a, B> {
             frames => Err(Fault::Books { frames }),
         }
     }
+}
+
+/// Whether a balloon can be made with these settings.
+pub(crate) fn check<B: Books + ?Sized, const N: usize>(
+    books: &B,
+    class: OwnerClass,
+    config: &BalloonConfig,
+) -> Result<(), Fault> {
+    for (setting, value) in [
+        ("exchange_batch", config.exchange_batch),
+        ("batch", config.batch),
+    ] {
+        if !(1..=N).contains(&value) {
+            let most = N;
+            return Err(Fault::Range { setting, most });
+        }
+    }
+    if class == OwnerClass::NONE {
+        return Err(Fault::Setting("a balloon needs an owner class"));
+    }
+    let (base, span) = (books.base().get(), books.span());
+    // The second test: frame numbers are 32 bits on the wire.
+    if span > MAX_SPAN || base.saturating_add(span) > 1 << 32 {
+        return Err(Fault::TooLarge { base, span });
+    }
+    Ok(())
 }
 
 /// The state that all frames of a request are in; `None` when they are not the balloon's to say.
@@ -517,7 +451,7 @@ mod tests {
     fn a_frame_missing_from_the_books_is_noticed() {
         let (books, owned) = frames(3);
         let class = OwnerClass::new(1).unwrap();
-        let mut balloon =
+        let mut balloon: Balloon<'_, _> =
             Balloon::new(books, class, Features::empty(), BalloonConfig::default()).unwrap();
         balloon.set_target(3, 512);
         assert_eq!(balloon.begin_inflate(&owned, 0), 3);

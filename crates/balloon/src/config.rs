@@ -22,7 +22,10 @@ pub struct BalloonConfig {
     pub mobility: bool,
     /// Which frames inflation asks for (with `mobility`; without it always [`BalloonPlacement::Unmovable`]).
     pub placement: BalloonPlacement,
-    /// How many frames one exchange moves with two messages, 1 to 256. 1 is the series.
+    /// How many numbers a message of inflation or deflation holds at most: 1 to what the balloon's type allows. Longer
+    /// messages than [`MAX_PFNS`] are for a host that is known to take them.
+    pub batch: usize,
+    /// How many frames one exchange moves with two messages, within the same bounds. 1 is the series.
     pub exchange_batch: usize,
     /// Which frames deflation takes.
     pub deflate: Deflate,
@@ -49,6 +52,7 @@ impl Default for BalloonConfig {
         Self {
             mobility: true,
             placement: BalloonPlacement::FillHoles,
+            batch: MAX_PFNS,
             exchange_batch: MAX_PFNS,
             deflate: Deflate::Heal,
             retry_delay_ns: 200_000_000,
@@ -81,6 +85,14 @@ pub enum Fault {
     /// The settings make no sense; the text says which.
     #[error("balloon setting out of range: {0}")]
     Setting(&'static str),
+    /// A setting is not what fits into a message.
+    #[error("balloon setting out of range: {setting} must be 1 to {most}")]
+    Range {
+        /// Which.
+        setting: &'static str,
+        /// Frame numbers in a message of this balloon.
+        most: usize,
+    },
     /// The guest's memory spans more frames than the balloon's list or its messages can name.
     #[error("guest memory spans {span} frames from frame {base:#x}, more than a balloon can name")]
     TooLarge {

@@ -1,15 +1,18 @@
 //! Moving frames: isolate, exchange, put back.
 //!
-//! An exchange of up to 256 frames is one inflate request with the new frames and, once that is acknowledged, one
-//! deflate request with the old ones. So the host never holds less than it was promised, and nothing is copied.
+//! An exchange of up to as many frames as a request holds is one inflate request with the new frames and, once that is
+//! acknowledged, one deflate request with the old ones. So the host never holds less than it was promised, and nothing
+//! is copied.
 #![forbid(unsafe_code)]
+
+use core::borrow::BorrowMut;
 
 use dirigible_frames::{FrameState, Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 
 use crate::balloon::{Balloon, Output};
 use crate::books::{Books, unlinked_word};
-use crate::request::{MAX_PLAIN, Phase, REQUESTS, Role};
+use crate::request::{MAX_PLAIN, Phase, REQUESTS, RequestMemory, Role};
 
 /// Names an exchange that its beginner still has to finish.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub enum Begin {
     Refused,
 }
 
-impl<B: Books + ?Sized> Balloon<'_, B> {
+impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// Takes a frame off the list for compaction: `Listed` -> `Isolated`. Refuses frames that are not on this
     /// balloon's list at this moment, and everything while mobility is off, the balloon is stopping, or the device
     /// does not do its part.
@@ -71,19 +74,19 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
         if self.fault().is_some() {
             return self.refuse_all(pairs);
         }
-        let in_use = self.slots.iter().filter(|slot| {
+        let in_use = self.requests.iter().filter(|slot| {
             slot.phase != Phase::Free
                 && matches!(slot.role, Role::ExchangeIn(_) | Role::ExchangeOut(_))
         });
         if in_use.count() + 2 > REQUESTS - MAX_PLAIN {
             return Begin::NoRoom;
         }
-        let mut free = (0..REQUESTS).filter(|&at| self.slots[at].phase == Phase::Free);
+        let mut free = (0..REQUESTS).filter(|&at| self.requests[at].phase == Phase::Free);
         let (Some(new), Some(old)) = (free.next(), free.next()) else {
             return Begin::NoRoom;
         };
-        self.slots[new].begin(Role::ExchangeIn(old as u8), Phase::Ready);
-        self.slots[old].begin(Role::ExchangeOut(new as u8), Phase::Held);
+        self.requests[new].begin(Role::ExchangeIn(old as u8), Phase::Ready);
+        self.requests[old].begin(Role::ExchangeOut(new as u8), Phase::Held);
         for pair in pairs
             .iter_mut()
             .filter(|pair| pair.outcome == Outcome::Todo)
@@ -93,12 +96,12 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
                 self.stats.refused += 1;
             }
         }
-        if self.slots[new].len() == 0 {
-            self.slots[new].release();
-            self.slots[old].release();
+        if self.requests[new].len() == 0 {
+            self.requests[new].release();
+            self.requests[old].release();
             return Begin::Refused;
         }
-        self.slots[new].attended = true;
+        self.requests[new].attended = true;
         Begin::Started(ExchangeId(new as u8))
     }
 
@@ -108,7 +111,7 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
             && self.in_span(pair.to)
             && self.books.state(pair.from) == FrameState::Isolated
             && self.books.owner(pair.from) == Some(self.class)
-            && self.slots[new].push(pair.to);
+            && self.requests.push(new, pair.to);
         if !fit {
             return false;
         }
@@ -117,12 +120,12 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
             .transition(pair.to, FrameState::Owned, FrameState::Entering)
             .is_err()
         {
-            self.slots[new].pop();
+            self.requests.pop(new);
             return false;
         }
         self.books
             .claim(pair.to, self.class, unlinked_word(self.config.device));
-        let pushed = self.slots[old].push(pair.from);
+        let pushed = self.requests.push(old, pair.from);
         debug_assert!(pushed, "both slots hold the same number");
         true
     }
@@ -143,11 +146,11 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
     /// Pairs that the host has not answered become `Pending` and come later as [`Output::Settled`].
     pub fn finish_exchange(&mut self, exchange: ExchangeId, pairs: &mut [MovePair]) {
         let new = usize::from(exchange.0);
-        let Role::ExchangeIn(old) = self.slots[new].role else {
+        let Role::ExchangeIn(old) = self.requests[new].role else {
             return;
         };
-        let outcome = match self.slots[new].phase {
-            Phase::Done => self.slots[new].outcome,
+        let outcome = match self.requests[new].phase {
+            Phase::Done => self.requests[new].outcome,
             _ => Outcome::Pending,
         };
         for pair in pairs
@@ -156,20 +159,20 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
         {
             pair.outcome = outcome;
         }
-        self.slots[new].attended = false;
+        self.requests[new].attended = false;
         if outcome != Outcome::Pending {
-            self.settled += self.slots[new].len() as u64;
-            self.slots[new].release();
-            self.slots[usize::from(old)].release();
+            self.settled += self.requests[new].len() as u64;
+            self.requests[new].release();
+            self.requests[usize::from(old)].release();
         }
     }
 
     /// The new frames are with the host: the old ones may leave it.
     pub(crate) fn exchange_arrived(&mut self, new: usize, old: usize) {
         self.arrive(new);
-        self.slots[new].phase = Phase::Held;
-        for n in 0..self.slots[old].len() {
-            let frame = self.slots[old].frame(n);
+        self.requests[new].phase = Phase::Held;
+        for n in 0..self.requests[old].len() {
+            let frame = self.requests.frame(old, n);
             if self
                 .books
                 .transition(frame, FrameState::Isolated, FrameState::Leaving)
@@ -178,37 +181,37 @@ impl<B: Books + ?Sized> Balloon<'_, B> {
                 self.damaged(1);
             }
         }
-        self.isolated -= (self.slots[old].len() as u64).min(self.isolated);
-        self.slots[old].phase = Phase::Ready;
+        self.isolated -= (self.requests[old].len() as u64).min(self.isolated);
+        self.requests[old].phase = Phase::Ready;
     }
 
     /// The old frames are the guest's: the exchange is done.
     pub(crate) fn exchange_left(&mut self, old: usize, new: usize) {
         self.stats.frames_moved += self.leave(old);
-        self.slots[old].phase = Phase::Held;
-        self.slots[new].outcome = Outcome::Moved;
-        self.slots[new].phase = Phase::Done;
+        self.requests[old].phase = Phase::Held;
+        self.requests[new].outcome = Outcome::Moved;
+        self.requests[new].phase = Phase::Done;
     }
 
     /// The host has not heard of the exchange: everything is as before it.
     pub(crate) fn exchange_refused(&mut self, new: usize) {
-        self.stats.refused += self.slots[new].len() as u64;
-        self.slots[new].outcome = Outcome::Refused;
-        self.slots[new].phase = Phase::Done;
+        self.stats.refused += self.requests[new].len() as u64;
+        self.requests[new].outcome = Outcome::Refused;
+        self.requests[new].phase = Phase::Done;
     }
 
     pub(crate) fn hand_out_pair(&mut self, new: usize, old: usize) -> Output {
-        let at = self.slots[new].handed_out;
+        let at = self.requests[new].handed_out;
         let output = Output::Settled {
-            from: self.slots[old].frame(at),
-            to: self.slots[new].frame(at),
-            outcome: self.slots[new].outcome,
+            from: self.requests.frame(old, at),
+            to: self.requests.frame(new, at),
+            outcome: self.requests[new].outcome,
         };
-        self.slots[new].handed_out += 1;
+        self.requests[new].handed_out += 1;
         self.settled += 1;
-        if self.slots[new].handed_out == self.slots[new].len() {
-            self.slots[new].release();
-            self.slots[old].release();
+        if self.requests[new].handed_out == self.requests[new].len() {
+            self.requests[new].release();
+            self.requests[old].release();
         }
         output
     }

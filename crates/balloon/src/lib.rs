@@ -141,7 +141,8 @@
 //!
 //! The rules for queue numbers, message sizes and features are those that QEMU, Firecracker, Cloud Hypervisor, crosvm and
 //! alioth agree on: one readable descriptor of at most 256 ascending numbers for each request, queues of 16, no indirect
-//! descriptors, no event index; see [`Features::accepted`] and [`Queue::number`]. Statistics are answered with what
+//! descriptors, no event index; see [`Features::accepted`] and [`Queue::number`]. A guest that knows its host to be QEMU
+//! may choose requests of up to [`LARGE_PFNS`] numbers, by the balloon's type and [`BalloonConfig::batch`]. Statistics are answered with what
 //! [`stats::Tag`] lists. Free page hints are never given; reporting and poison are not negotiated.
 #![no_std]
 #![cfg_attr(not(feature = "virtio-drivers"), forbid(unsafe_code))]
@@ -157,6 +158,7 @@ mod config;
 mod exchange;
 mod features;
 mod request;
+mod resize;
 mod source;
 pub mod stats;
 #[cfg(feature = "virtio-drivers")]
@@ -167,7 +169,7 @@ pub use books::{Books, MAX_SPAN};
 pub use config::{BalloonConfig, BalloonStats, Deflate, Fault, Held, Step};
 pub use exchange::{Begin, ExchangeId};
 pub use features::{Features, Queue, QueueNumbering, config_space};
-pub use request::{MAX_PFNS, Message, REQUESTS, RequestId};
+pub use request::{LARGE_PFNS, MAX_PFNS, Message, REQUESTS, RequestId, RequestMemory};
 pub use source::{AllocatorSource, FrameSource, NoSettle, Settle};
 #[cfg(feature = "virtio-drivers")]
 pub use virtio::{BalloonError, DeviceError, QUEUE_SIZE, VirtioBalloon};

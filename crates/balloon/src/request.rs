@@ -1,15 +1,43 @@
 //! Requests: a fixed number of slots, each with frame numbers of its own.
 #![forbid(unsafe_code)]
 
+use core::borrow::BorrowMut;
+use core::ops::{Index, IndexMut};
+
+use arrayvec::ArrayVec;
 use dirigible_frames::{FRAME_SIZE, Pfn};
 use dirigible_mobility::Outcome;
 
-/// The most frame numbers in one request; Firecracker drops longer ones without an answer.
+/// The most frame numbers in one request, unless the guest says that its host takes more; Firecracker drops longer
+/// requests without an answer.
 pub const MAX_PFNS: usize = 256;
+/// The most that a guest may choose, for a host that takes them (QEMU does): 16 MiB of memory in one request.
+///
+/// A balloon of another size than [`MAX_PFNS`] has it in its type, and the compiler checks it:
+///
+/// ```
+/// let message = dirigible_balloon::Message::<4096>::new();
+/// ```
+///
+/// ```compile_fail
+/// let message = dirigible_balloon::Message::<4097>::new();
+/// ```
+pub const LARGE_PFNS: usize = 4096;
 /// How many requests can exist at once; a queue of 16 takes them all.
 pub const REQUESTS: usize = 8;
 /// How many of them inflation and deflation may use; the rest is kept for exchanges, two for each.
 pub(crate) const MAX_PLAIN: usize = 4;
+
+/// The memory in which a balloon keeps the frame numbers of its requests.
+pub type RequestMemory<const N: usize> = [[u32; N]; REQUESTS];
+
+/// For the compiler: whether requests may have so many numbers.
+const fn check_size(numbers: usize) {
+    assert!(
+        1 <= numbers && numbers <= LARGE_PFNS,
+        "a request holds 1 to 4096 frame numbers"
+    );
+}
 
 // A virtio balloon counts in 4 KiB units; with frames of another size each would need several numbers.
 const _: () = assert!(FRAME_SIZE == 4096);
@@ -70,12 +98,10 @@ pub(crate) struct Slot {
     /// Pairs of a finished exchange that have been handed out.
     pub(crate) handed_out: usize,
     len: usize,
-    /// In the order in which they came: those of an exchange stand opposite their partners.
-    pfns: [u32; MAX_PFNS],
 }
 
 impl Slot {
-    pub(crate) const fn new() -> Self {
+    const fn new() -> Self {
         Self {
             phase: Phase::Free,
             role: Role::Inflate,
@@ -84,7 +110,6 @@ impl Slot {
             outcome: Outcome::Todo,
             handed_out: 0,
             len: 0,
-            pfns: [0; MAX_PFNS],
         }
     }
 
@@ -106,13 +131,43 @@ impl Slot {
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
+}
 
+/// All slots, and the memory for their numbers: apart, so that whoever has large requests decides where that is.
+#[derive(Debug)]
+pub(crate) struct Requests<const N: usize, M> {
+    slots: [Slot; REQUESTS],
+    /// Of each slot in the order in which they came: those of an exchange stand opposite their partners.
+    numbers: M,
+}
+
+impl<const N: usize, M> Requests<N, M> {
+    pub(crate) const fn new(numbers: M) -> Self {
+        const { check_size(N) }
+        Self {
+            slots: [const { Slot::new() }; REQUESTS],
+            numbers,
+        }
+    }
+
+    pub(crate) fn get(&self, at: usize) -> Option<&Slot> {
+        self.slots.get(at)
+    }
+
+    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Slot> {
+        self.slots.iter()
+    }
+}
+
+impl<const N: usize, M: BorrowMut<RequestMemory<N>>> Requests<N, M> {
     /// Adds a frame; `false` when the request is full.
-    pub(crate) fn push(&mut self, frame: Pfn) -> bool {
-        match (self.pfns.get_mut(self.len), u32::try_from(frame.get())) {
+    pub(crate) fn push(&mut self, at: usize, frame: Pfn) -> bool {
+        let slot = &mut self.slots[at];
+        let numbers: &mut RequestMemory<N> = self.numbers.borrow_mut();
+        match (numbers[at].get_mut(slot.len), u32::try_from(frame.get())) {
             (Some(place), Ok(number)) => {
                 *place = number;
-                self.len += 1;
+                slot.len += 1;
                 true
             }
             _ => false,
@@ -120,51 +175,59 @@ impl Slot {
     }
 
     /// Takes the last frame out again.
-    pub(crate) fn pop(&mut self) {
-        self.len = self.len.saturating_sub(1);
+    pub(crate) fn pop(&mut self, at: usize) {
+        self.slots[at].len = self.slots[at].len.saturating_sub(1);
     }
 
-    pub(crate) fn frame(&self, at: usize) -> Pfn {
-        Pfn::new(u64::from(self.pfns[at]))
+    pub(crate) fn frame(&self, at: usize, n: usize) -> Pfn {
+        Pfn::new(u64::from(self.pfns(at)[n]))
     }
 
-    pub(crate) fn pfns(&self) -> &[u32] {
-        &self.pfns[..self.len]
+    pub(crate) fn pfns(&self, at: usize) -> &[u32] {
+        let numbers: &RequestMemory<N> = self.numbers.borrow();
+        &numbers[at][..self.slots[at].len]
+    }
+}
+
+impl<const N: usize, M> Index<usize> for Requests<N, M> {
+    type Output = Slot;
+
+    fn index(&self, at: usize) -> &Slot {
+        &self.slots[at]
+    }
+}
+
+impl<const N: usize, M> IndexMut<usize> for Requests<N, M> {
+    fn index_mut(&mut self, at: usize) -> &mut Slot {
+        &mut self.slots[at]
     }
 }
 
 /// A caller's buffer for one request's frame numbers, ascending.
-#[derive(Debug, Clone)]
-pub struct Message {
-    len: usize,
-    pfns: [u32; MAX_PFNS],
+#[derive(Debug, Clone, Default)]
+pub struct Message<const N: usize = MAX_PFNS> {
+    pfns: ArrayVec<u32, N>,
 }
 
-impl Default for Message {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Message {
+impl<const N: usize> Message<N> {
     /// An empty buffer.
     pub const fn new() -> Self {
+        const { check_size(N) }
         Self {
-            len: 0,
-            pfns: [0; MAX_PFNS],
+            pfns: ArrayVec::new_const(),
         }
     }
 
     /// Takes the numbers over, sorted: devices that join neighbours look at arrival order only.
     pub(crate) fn fill(&mut self, pfns: &[u32]) {
-        self.len = pfns.len().min(MAX_PFNS);
-        self.pfns[..self.len].copy_from_slice(&pfns[..self.len]);
-        self.pfns[..self.len].sort_unstable();
+        self.pfns.clear();
+        self.pfns.extend(pfns.iter().copied().take(N));
+        self.pfns.sort_unstable();
     }
 
     /// The frame numbers.
     pub fn pfns(&self) -> &[u32] {
-        &self.pfns[..self.len]
+        &self.pfns
     }
 
     /// The frames.
@@ -174,42 +237,77 @@ impl Message {
             .map(|&number| Pfn::new(u64::from(number)))
     }
 
-    /// Writes the numbers as the device reads them, little-endian, and gives how many bytes that is.
-    pub fn encode(&self, bytes: &mut [u8; MAX_PFNS * 4]) -> usize {
-        for (place, number) in bytes.chunks_exact_mut(4).zip(self.pfns()) {
-            place.copy_from_slice(&number.to_le_bytes());
+    /// Writes the numbers as the device reads them, little-endian, as far as they fit, and gives how many bytes that is:
+    /// four for each number.
+    pub fn encode(&self, bytes: &mut [u8]) -> usize {
+        let (places, _) = bytes.as_chunks_mut::<4>();
+        for (place, number) in places.iter_mut().zip(self.pfns()) {
+            *place = number.to_le_bytes();
         }
-        self.len * 4
+        places.len().min(self.pfns.len()) * 4
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::boxed::Box;
+    use std::vec;
+
+    fn never_overrun<const N: usize>() {
+        let mut requests = Requests::<N, _>::new(Box::new([[0; N]; REQUESTS]));
+        for at in 0..REQUESTS {
+            requests[at].begin(Role::Inflate, Phase::Ready);
+            for number in 0..5000 {
+                assert_eq!(requests.push(at, Pfn::new(number)), number < N as u64);
+            }
+            assert_eq!(requests[at].len(), N);
+        }
+        // One number for each frame, four bytes for each number; nothing is written behind the buffer's end.
+        let mut message = Box::new(Message::<N>::new());
+        let mut bytes = vec![0xee; 4 * LARGE_PFNS];
+        for at in 0..REQUESTS {
+            message.fill(requests.pfns(at));
+            assert_eq!(message.encode(&mut bytes), 4 * N);
+            assert!(bytes[4 * N..].iter().all(|&byte| byte == 0xee));
+        }
+        assert_eq!(message.encode(&mut bytes[..4 * N - 1]), 4 * N - 4);
+        message.fill(&vec![1; N + 1]);
+        assert_eq!(message.pfns().len(), N);
+        // What a 32-bit number cannot name is not cut short.
+        requests[0].release();
+        assert!(!requests.push(0, Pfn::new(1 << 32)));
+    }
 
     #[test]
     fn pitfall_20_request_is_never_overrun() {
-        let mut slot = Slot::new();
-        slot.begin(Role::Inflate, Phase::Ready);
-        for number in 0..1000 {
-            assert_eq!(slot.push(Pfn::new(number)), number < MAX_PFNS as u64);
-        }
-        assert_eq!(slot.len(), MAX_PFNS);
-        // One number for each frame, four bytes for each number.
-        let mut message = Message::new();
-        message.fill(slot.pfns());
-        assert_eq!(message.encode(&mut [0; MAX_PFNS * 4]), 1024);
-        // What a 32-bit number cannot name is not cut short.
-        slot.release();
-        assert!(!slot.push(Pfn::new(1 << 32)));
+        never_overrun::<1>();
+        never_overrun::<100>();
+        never_overrun::<MAX_PFNS>();
+        never_overrun::<LARGE_PFNS>();
     }
 
     #[test]
     fn pitfall_32_message_bytes() {
-        let mut message = Message::new();
+        let mut message = Message::<MAX_PFNS>::new();
         message.fill(&[0x0a0b_0c0d, 1]);
         let mut bytes = [0xff; MAX_PFNS * 4];
         assert_eq!(message.encode(&mut bytes), 8);
-        assert_eq!(&bytes[..8], &[1, 0, 0, 0, 0x0d, 0x0c, 0x0b, 0x0a]);
+        assert_eq!(&bytes[..9], &[1, 0, 0, 0, 0x0d, 0x0c, 0x0b, 0x0a, 0xff]);
+    }
+
+    #[test]
+    fn a_large_message_ascends_whatever_came() {
+        let mut requests = Requests::<LARGE_PFNS, _>::new(Box::new([[0; LARGE_PFNS]; REQUESTS]));
+        requests[7].begin(Role::Deflate, Phase::Ready);
+        // 2657 has no factor in common with 4096: each number once, in no order.
+        for number in 0..LARGE_PFNS as u64 {
+            assert!(requests.push(7, Pfn::new(number * 2657 % 4096)));
+        }
+        let mut message = Box::new(Message::<LARGE_PFNS>::new());
+        message.fill(requests.pfns(7));
+        assert!(message.pfns().iter().copied().eq(0..LARGE_PFNS as u32));
+        // The order of arrival is kept: in exchanges it says who is whose partner.
+        assert_eq!(requests.frame(7, 1), Pfn::new(2657));
     }
 }

@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use dirigible_balloon::{BalloonConfig, Deflate, Step};
+use dirigible_balloon::{BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, Step};
 use dirigible_frames::{CpuId, Event, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use proptest::prelude::*;
@@ -52,8 +52,8 @@ fn lie() -> impl Strategy<Value = Op> {
     ]
 }
 
-struct World {
-    guest: Guest,
+struct World<const N: usize> {
+    guest: Guest<N>,
     ledger: &'static Ledger,
     total: u64,
     managed: u64,
@@ -63,11 +63,11 @@ struct World {
     lies: bool,
 }
 
-impl World {
+impl<const N: usize> World<N> {
     fn new(config: BalloonConfig, lies: bool) -> Self {
         let ledger: &'static Ledger = Box::leak(Box::default());
         let host = Host::offering(VERSION_1 | 1 << 1);
-        let guest = Guest::with(memory(&[1, 1]), host, ledger, config);
+        let guest = Guest::sized(memory(&[1, 1]), host, ledger, config);
         let (total, managed) = (guest.frames.free_frames(), guest.frames.managed_frames());
         Self {
             guest,
@@ -230,7 +230,10 @@ impl World {
         assert_eq!(events.get(Event::BalloonDeflate), stats.deflated);
         assert_eq!(events.get(Event::BalloonMigrate), stats.frames_moved);
         assert_eq!(events.get(Event::BalloonMessages), guest.host.messages());
-        assert_eq!(guest.host.actual(), guest.balloon.actual());
+        // While the host has requests it is not kept from them by news of the size.
+        if held.entering + held.leaving == 0 {
+            assert_eq!(guest.host.actual(), guest.balloon.actual());
+        }
     }
 
     /// Pending pairs whose old frame has not begun to leave.
@@ -259,6 +262,54 @@ impl World {
     }
 }
 
+/// Requests of at most `N` numbers, of which `batch` are used.
+fn any_order<const N: usize>(ops: Vec<Op>, heal: bool, batch: usize, exchange_batch: usize) {
+    let deflate = if heal {
+        Deflate::Heal
+    } else {
+        Deflate::NewestFirst
+    };
+    let config = BalloonConfig {
+        deflate,
+        batch,
+        exchange_batch,
+        request_timeout_ns: u64::MAX,
+        // A host that answers on demand does not answer while we wait.
+        wait_ns: 20_000,
+        ..BalloonConfig::default()
+    };
+    let mut world = World::<N>::new(config, false);
+    for op in ops {
+        world.apply(op);
+        world.check();
+        world.guest.frames.verify().unwrap();
+    }
+    world.empty();
+}
+
+/// A host that lies loses its balloon, not the guest its memory: no panic, no frame lost from the books or freed without
+/// an answer.
+fn any_lie<const N: usize>(ops: Vec<Op>) {
+    let config = BalloonConfig {
+        batch: N,
+        exchange_batch: N,
+        request_timeout_ns: u64::MAX,
+        wait_ns: 20_000,
+        ..BalloonConfig::default()
+    };
+    let mut world = World::<N>::new(config, true);
+    for op in ops {
+        world.apply(op);
+        world.check();
+        world.guest.frames.verify().unwrap();
+    }
+    let before = world.guest.balloon.held();
+    let held = world.guest.balloon.reset();
+    assert_eq!(held.total(), before.total());
+    world.apply(Op::Putback);
+    world.check();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -268,43 +319,28 @@ proptest! {
         heal: bool,
         exchange_batch in prop_oneof![Just(256_usize), Just(1), 2..40_usize],
     ) {
-        let deflate = if heal { Deflate::Heal } else { Deflate::NewestFirst };
-        let config = BalloonConfig {
-            deflate,
-            exchange_batch,
-            request_timeout_ns: u64::MAX,
-            // A host that answers on demand does not answer while we wait.
-            wait_ns: 20_000,
-            ..BalloonConfig::default()
-        };
-        let mut world = World::new(config, false);
-        for op in ops {
-            world.apply(op);
-            world.check();
-            world.guest.frames.verify().unwrap();
-        }
-        world.empty();
+        any_order::<MAX_PFNS>(ops, heal, MAX_PFNS, exchange_batch);
     }
 
-    /// A host that lies loses its balloon, not the guest its memory: no panic, no frame lost from the books or freed
-    /// without an answer.
     #[test]
-    fn nothing_is_lost_whatever_the_host_says(ops in prop::collection::vec(lie(), 1..80)) {
-        let config = BalloonConfig {
-            request_timeout_ns: u64::MAX,
-            wait_ns: 20_000,
-            ..BalloonConfig::default()
-        };
-        let mut world = World::new(config, true);
-        for op in ops {
-            world.apply(op);
-            world.check();
-            world.guest.frames.verify().unwrap();
+    fn nothing_is_lost_whatever_the_order_of_large_messages(
+        ops in prop::collection::vec(op(), 1..80),
+        heal: bool,
+        batch in prop_oneof![Just(LARGE_PFNS), 1..1100_usize],
+        exchange_batch in prop_oneof![Just(LARGE_PFNS), 1..300_usize],
+    ) {
+        any_order::<LARGE_PFNS>(ops, heal, batch, exchange_batch);
+    }
+
+    #[test]
+    fn nothing_is_lost_whatever_the_host_says(
+        ops in prop::collection::vec(lie(), 1..80),
+        large: bool,
+    ) {
+        if large {
+            any_lie::<LARGE_PFNS>(ops);
+        } else {
+            any_lie::<MAX_PFNS>(ops);
         }
-        let before = world.guest.balloon.held();
-        let held = world.guest.balloon.reset();
-        prop_assert_eq!(held.total(), before.total());
-        world.apply(Op::Putback);
-        world.check();
     }
 }

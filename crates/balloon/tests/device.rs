@@ -90,6 +90,23 @@ fn devices_that_cannot_be_used_are_refused() {
 }
 
 #[test]
+fn a_configuration_that_cannot_be_read() {
+    let guest = on(Host::new());
+    guest.to(500);
+    for _ in 0..2 {
+        guest.host.inner().unreadable = true;
+        assert_eq!(guest.to(700), Step::Failed(Fault::Config));
+        assert_eq!(guest.host.size(), 500);
+        guest.host.inner().unreadable = false;
+        assert_eq!(guest.to(500), Step::Idle);
+    }
+    guest.host.inner().unreadable = true;
+    assert_eq!(guest.run(), Step::Failed(Fault::Config));
+    assert_eq!(guest.balloon.shutdown(), Ok(()));
+    assert_eq!((guest.host.size(), guest.host.actual()), (0, 0));
+}
+
+#[test]
 fn pitfall_30_one_statistics_buffer_primed_and_refilled() {
     let guest = on(Host::offering(VERSION_1 | STATS));
     assert_eq!(guest.host.inner().stats.len(), 1, "primed after DRIVER_OK");

@@ -343,8 +343,11 @@ fn pitfall_26_target_above_ram_and_changing() {
     assert_eq!(guest.host.size(), all);
     guest.to(0);
     // The target falls while frames are looked for: the surplus goes back where it came from.
-    let host = guest.host.clone();
-    guest.source.set_meanwhile(move || host.set_target(100));
+    let (host, balloon) = (guest.host.clone(), guest.balloon);
+    guest.source.set_meanwhile(move || {
+        host.set_target(100);
+        balloon.handle_interrupt();
+    });
     assert_eq!(guest.to(1000), Step::Idle);
     assert_eq!(guest.host.size(), 100);
     assert_eq!(guest.source.given_back.load(Ordering::SeqCst), 156);

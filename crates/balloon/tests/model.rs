@@ -1,88 +1,22 @@
 //! The state machine against a naive model: random requests of guest and host, every frame accounted for after each.
 
+#[path = "support/table.rs"]
+mod table;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 
 use dirigible_balloon::{
-    Balloon, BalloonConfig, Begin, Books, Features, Message, Output, Queue, RequestId, Work,
+    Balloon, BalloonConfig, Begin, Books, Features, LARGE_PFNS, MAX_PFNS, Message, Output, Queue,
+    REQUESTS, RequestId, RequestMemory, Work,
 };
 use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use proptest::prelude::*;
+use table::{BASE, FRAMES, Table, zone};
 
-const FRAMES: u64 = 600;
-const BASE: u64 = 0x1234;
 const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
 const MS: u64 = 1_000_000;
-
-/// The books of a kernel that has no allocator of ours: a table. Two zones, the border in the middle.
-struct Table {
-    frames: Mutex<Vec<(FrameState, Option<OwnerClass>, u64)>>,
-    managed: Mutex<[i64; 2]>,
-}
-
-fn zone(frame: Pfn) -> usize {
-    usize::from(frame.get() - BASE >= FRAMES / 2)
-}
-
-impl Table {
-    fn new() -> Self {
-        Self {
-            frames: Mutex::new(vec![(FrameState::Free, None, 0); FRAMES as usize]),
-            managed: Mutex::new([0; 2]),
-        }
-    }
-
-    fn with<R>(
-        &self,
-        frame: Pfn,
-        f: impl FnOnce(&mut (FrameState, Option<OwnerClass>, u64)) -> R,
-    ) -> R {
-        f(&mut self.frames.lock().unwrap()[(frame.get() - BASE) as usize])
-    }
-}
-
-impl Books for Table {
-    fn base(&self) -> Pfn {
-        Pfn::new(BASE)
-    }
-    fn span(&self) -> u64 {
-        FRAMES
-    }
-    fn state(&self, frame: Pfn) -> FrameState {
-        self.with(frame, |entry| entry.0)
-    }
-    fn transition(&self, frame: Pfn, from: FrameState, to: FrameState) -> Result<(), FrameState> {
-        assert!(from.may_become(to), "{from:?} to {to:?}");
-        self.with(frame, |entry| {
-            if entry.0 == from {
-                entry.0 = to;
-                Ok(())
-            } else {
-                Err(entry.0)
-            }
-        })
-    }
-    fn owner(&self, frame: Pfn) -> Option<OwnerClass> {
-        self.with(frame, |entry| entry.1)
-    }
-    fn claim(&self, frame: Pfn, class: OwnerClass, word: u64) {
-        self.with(frame, |entry| (entry.1, entry.2) = (Some(class), word));
-    }
-    fn disown(&self, frame: Pfn) {
-        self.with(frame, |entry| (entry.1, entry.2) = (None, 0));
-    }
-    fn word(&self, frame: Pfn) -> u64 {
-        self.with(frame, |entry| entry.2)
-    }
-    fn set_word(&self, frame: Pfn, word: u64) {
-        self.with(frame, |entry| entry.2 = word);
-    }
-    fn adjust_managed(&self, frame: Pfn, delta: i64) {
-        self.managed.lock().unwrap()[zone(frame)] += delta;
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -122,10 +56,10 @@ struct Sent {
 }
 
 /// Guest, host and model in one.
-struct World<'a> {
+struct World<'a, const N: usize> {
     table: &'a Table,
-    balloon: Balloon<'a, Table>,
-    message: Message,
+    balloon: Balloon<'a, Table, N, Box<RequestMemory<N>>>,
+    message: Message<N>,
     now: u64,
     limit: u64,
     target: u32,
@@ -139,13 +73,16 @@ struct World<'a> {
     actual: Cell<u32>,
     attempts: RefCell<Vec<u64>>,
     errors: u64,
+    /// A message is put together from so many frames at a time.
+    piece: usize,
 }
 
-impl<'a> World<'a> {
+impl<'a, const N: usize> World<'a, N> {
     fn new(table: &'a Table, config: BalloonConfig, features: Features) -> Self {
+        let memory = Box::new([[0; N]; REQUESTS]);
         Self {
             table,
-            balloon: Balloon::new(table, CLASS, features, config).unwrap(),
+            balloon: Balloon::in_memory(table, CLASS, features, config, memory).unwrap(),
             message: Message::new(),
             now: 0,
             limit: FRAMES,
@@ -158,6 +95,7 @@ impl<'a> World<'a> {
             actual: Cell::new(u32::MAX),
             attempts: RefCell::default(),
             errors: 0,
+            piece: usize::MAX,
         }
     }
 
@@ -198,7 +136,7 @@ impl<'a> World<'a> {
             match output {
                 Output::Send { queue, request } => {
                     let pfns = self.message.pfns().to_vec();
-                    assert!(pfns.is_sorted() && !pfns.is_empty() && pfns.len() <= 256);
+                    assert!(pfns.is_sorted() && !pfns.is_empty() && pfns.len() <= N);
                     self.with_host.push(Sent {
                         queue,
                         request,
@@ -218,6 +156,12 @@ impl<'a> World<'a> {
                 Output::WriteActual(actual) => self.actual.set(actual),
             }
         }
+    }
+
+    fn sends_at_most_one_message(&mut self) {
+        let before = self.with_host.len();
+        self.outputs();
+        assert!(self.with_host.len() <= before + 1);
     }
 
     fn answer(&mut self, at: usize) {
@@ -248,15 +192,23 @@ impl<'a> World<'a> {
                         if frames.is_empty() {
                             self.balloon.inflate_failed(self.now);
                         }
-                        let used = self.balloon.begin_inflate(&frames, self.now);
-                        assert_eq!(used, frames.len(), "nothing changed in between");
+                        for piece in frames.chunks(self.piece) {
+                            let used = self.balloon.begin_inflate(piece, self.now);
+                            assert_eq!(used, piece.len(), "nothing changed in between");
+                        }
+                        self.sends_at_most_one_message();
                     }
                     Work::Deflate(want) => {
                         let preferred: Vec<_> = (0..FRAMES)
                             .step_by(3)
                             .map(|at| Pfn::new(BASE + at))
                             .collect();
-                        assert!(self.balloon.begin_deflate(want, &preferred, self.now) > 0);
+                        for done in (0..want).step_by(self.piece) {
+                            let part = self.piece.min(want - done);
+                            let begun = self.balloon.begin_deflate(part, &preferred, self.now);
+                            assert_eq!(begun, part, "nothing changed in between");
+                        }
+                        self.sends_at_most_one_message();
                     }
                     Work::Failed(fault) => panic!("{fault}"),
                     Work::Idle | Work::Waiting | Work::RetryAt(_) => {}
@@ -429,6 +381,56 @@ fn sorted(frames: &[Pfn]) -> Vec<u32> {
     numbers
 }
 
+fn accounted_for<const N: usize>(ops: Vec<Op>, on_oom: bool, batch: usize, piece: usize) {
+    let table = Table::new();
+    let config = BalloonConfig {
+        batch,
+        // Silence is not what this test is about, nor a host that talks nonsense without end.
+        request_timeout_ns: u64::MAX,
+        protocol_error_limit: u32::MAX,
+        ..BalloonConfig::default()
+    };
+    let features = if on_oom {
+        Features::DEFLATE_ON_OOM
+    } else {
+        Features::empty()
+    };
+    let mut world = World::<N>::new(&table, config, features);
+    world.piece = piece;
+    world.outputs();
+    for op in ops {
+        world.apply(op);
+        world.check();
+    }
+    // An attempt that found nothing is followed by none for 200 ms: at most 5 in any second. Those that found
+    // something may follow at once.
+    let retries = world.balloon.stats().retries as usize;
+    assert!(retries <= 1 + (world.now / (200 * MS)) as usize);
+    world.converge();
+}
+
+fn any_targets<const N: usize>(targets: Vec<(u32, usize)>, order: usize, batch: usize) {
+    let table = Table::new();
+    let config = BalloonConfig {
+        batch,
+        request_timeout_ns: u64::MAX,
+        ..BalloonConfig::default()
+    };
+    let mut world = World::<N>::new(&table, config, Features::empty());
+    world.outputs();
+    for (target, works) in targets {
+        world.apply(Op::SetTarget(target));
+        for _ in 0..works {
+            world.apply(Op::Work(300));
+            world.check();
+            world.apply(Op::Answer(order));
+            world.check();
+        }
+        assert!(world.balloon.actual() <= FRAMES);
+    }
+    world.converge();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
@@ -437,25 +439,18 @@ proptest! {
         ops in prop::collection::vec(op(), 1..120),
         on_oom: bool,
     ) {
-        let table = Table::new();
-        let config = BalloonConfig {
-            // Silence is not what this test is about, nor a host that talks nonsense without end.
-            request_timeout_ns: u64::MAX,
-            protocol_error_limit: u32::MAX,
-            ..BalloonConfig::default()
-        };
-        let features = if on_oom { Features::DEFLATE_ON_OOM } else { Features::empty() };
-        let mut world = World::new(&table, config, features);
-        world.outputs();
-        for op in ops {
-            world.apply(op);
-            world.check();
-        }
-        // An attempt that found nothing is followed by none for 200 ms: at most 5 in any second. Those that found
-        // something may follow at once.
-        let retries = world.balloon.stats().retries as usize;
-        prop_assert!(retries <= 1 + (world.now / (200 * MS)) as usize);
-        world.converge();
+        accounted_for::<MAX_PFNS>(ops, on_oom, MAX_PFNS, usize::MAX);
+    }
+
+    /// The same with messages that may hold all frames, or an odd number of them, put together piece by piece.
+    #[test]
+    fn every_frame_of_a_large_message_is_accounted_for(
+        ops in prop::collection::vec(op(), 1..120),
+        on_oom: bool,
+        batch in prop_oneof![Just(LARGE_PFNS), 64..600_usize],
+        piece in 1..300_usize,
+    ) {
+        accounted_for::<LARGE_PFNS>(ops, on_oom, batch, piece);
     }
 
     /// Pitfall 26: any sequence of targets, with the host answering in between or not; never negative, and it arrives.
@@ -463,21 +458,12 @@ proptest! {
     fn pitfall_26_any_targets(
         targets in prop::collection::vec((any::<u32>().prop_map(|n| n % 1000), 0..4_usize), 1..30),
         order in any::<usize>(),
+        large: bool,
     ) {
-        let table = Table::new();
-        let config = BalloonConfig { request_timeout_ns: u64::MAX, ..BalloonConfig::default() };
-        let mut world = World::new(&table, config, Features::empty());
-        world.outputs();
-        for (target, works) in targets {
-            world.apply(Op::SetTarget(target));
-            for _ in 0..works {
-                world.apply(Op::Work(300));
-                world.check();
-                world.apply(Op::Answer(order));
-                world.check();
-            }
-            prop_assert!(world.balloon.actual() <= FRAMES);
+        if large {
+            any_targets::<LARGE_PFNS>(targets, order, LARGE_PFNS);
+        } else {
+            any_targets::<MAX_PFNS>(targets, order, MAX_PFNS);
         }
-        world.converge();
     }
 }

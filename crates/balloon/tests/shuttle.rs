@@ -11,7 +11,7 @@ use dirigible_frames::{FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Runner, thread};
-use support::host::{Host, Manner};
+use support::host::{Host, ISR_CONFIG, Manner};
 use support::{Guest, NO_SETTLE, all_frames, memory, yield_now};
 
 const RUNS: usize = 300;
@@ -258,6 +258,29 @@ fn remove_against_isolate_and_config_change() {
             Step::Failed(Fault::Removed)
         );
         guest.check();
+    };
+    check(test);
+}
+
+/// The line comes down although the device is taken away at that moment, and nobody comes back for it.
+#[test]
+fn interrupt_against_reset() {
+    let test = || {
+        let guest = guest();
+        guest.to(4);
+        let line = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    guest.host.inner().isr |= ISR_CONFIG;
+                    guest.balloon.handle_interrupt();
+                }
+            })
+        };
+        let held = guest.balloon.reset();
+        assert_eq!(held.listed, 4);
+        line.join().unwrap();
+        assert!(!guest.host.line_is_up());
     };
     check(test);
 }

@@ -1,32 +1,26 @@
-//! The queues and their buffers: the only unsafe code of the crate.
+//! The queues: with their memory (`dma.rs`) the only unsafe code of the crate.
 #![allow(unsafe_code)]
 
-use core::marker::PhantomData;
-use core::ptr::NonNull;
-use core::slice;
-
 use arrayvec::ArrayVec;
+use virtio_drivers::Hal;
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
-use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 
+use super::dma::{Buffers, STATS_PLACE};
 use crate::features::config_space;
-use crate::request::{MAX_PFNS, Message, REQUESTS, RequestId};
+use crate::request::{LARGE_PFNS, Message, REQUESTS, RequestId};
 use crate::stats::{ENTRY_BYTES, MAX_ENTRIES, Report};
 use crate::{Features, Queue, QueueNumbering};
 
 /// Descriptors in each queue: fits every known device, and more than there can be requests.
 pub const QUEUE_SIZE: usize = 16;
 
-/// Bytes of one request's buffer.
-const BUFFER: usize = MAX_PFNS * 4;
-/// The buffer for statistics follows those of the requests.
-const STATS_PLACE: usize = REQUESTS;
-const PLACES: usize = REQUESTS + 1;
 /// How many times a reset asks whether the device has finished it.
 const RESET_LOOKS: usize = 1000;
 
-const _: () = assert!(QUEUE_SIZE >= REQUESTS && BUFFER >= MAX_ENTRIES * ENTRY_BYTES);
+const _: () = assert!(QUEUE_SIZE >= REQUESTS);
+// What stands in `Outstanding`.
+const _: () = assert!(LARGE_PFNS * 4 <= u16::MAX as usize);
 
 /// Why a device cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -52,70 +46,6 @@ pub enum DeviceError {
     /// The configuration space cannot be read.
     #[error("the configuration space cannot be read: {0}")]
     Config(virtio_drivers::Error),
-}
-
-/// Request buffers in DMA memory, so that sharing one never moves or copies it under a busy device.
-struct Buffers<H: Hal> {
-    paddr: PhysAddr,
-    vaddr: NonNull<u8>,
-    /// Whether the device has the buffer. Set while a descriptor points to it, and for ever if the device never
-    /// returns it.
-    busy: [bool; PLACES],
-    _hal: PhantomData<H>,
-}
-
-// SAFETY: `vaddr` is DMA memory that `dma_alloc` gave to this value alone; it is reached through `&mut self`, or
-// through `&self` for shared slices of buffers that nobody writes. Nothing in it belongs to one thread.
-unsafe impl<H: Hal> Send for Buffers<H> {}
-
-impl<H: Hal> Buffers<H> {
-    const PAGES: usize = (PLACES * BUFFER).div_ceil(PAGE_SIZE);
-
-    fn new() -> Result<Self, DeviceError> {
-        let (paddr, vaddr) = H::dma_alloc(Self::PAGES, BufferDirection::DriverToDevice);
-        if paddr == 0 {
-            return Err(DeviceError::NoDmaMemory);
-        }
-        Ok(Self {
-            paddr,
-            vaddr,
-            busy: [false; PLACES],
-            _hal: PhantomData,
-        })
-    }
-
-    fn start(&self, place: usize) -> NonNull<u8> {
-        assert!(place < PLACES);
-        // SAFETY: below PLACES buffers of BUFFER bytes each lie within the PAGES that were allocated.
-        unsafe { self.vaddr.add(place * BUFFER) }
-    }
-
-    /// The buffer for writing, unless the device has it.
-    fn writable(&mut self, place: usize) -> Option<&mut [u8; BUFFER]> {
-        if self.busy[place] {
-            return None;
-        }
-        let start = self.start(place).cast::<[u8; BUFFER]>();
-        // SAFETY: the memory is valid and zeroed at allocation (`Hal::dma_alloc`), `u8`s need no alignment, buffers of
-        // different places do not overlap, the device does not have this one, and `&mut self` keeps others away.
-        Some(unsafe { &mut *start.as_ptr() })
-    }
-
-    /// The first `len` bytes of a buffer, as the device reads them.
-    fn readable(&self, place: usize, len: usize) -> &[u8] {
-        assert!(len <= BUFFER);
-        // SAFETY: as in `writable`; while this borrow lives nobody writes: we would need `&mut self`, and the device
-        // is given the buffer for reading.
-        unsafe { slice::from_raw_parts(self.start(place).as_ptr(), len) }
-    }
-}
-
-impl<H: Hal> Drop for Buffers<H> {
-    fn drop(&mut self) {
-        // SAFETY: these are the values of the one `dma_alloc`; `Device::drop` has reset the device before its fields
-        // are dropped, so it does not read them any more.
-        unsafe { H::dma_dealloc(self.paddr, self.vaddr, Self::PAGES) };
-    }
 }
 
 /// What stands behind a descriptor that the device has.
@@ -161,10 +91,10 @@ impl<H: Hal> Ring<H> {
     }
 
     /// Gives `len` bytes of a buffer to the device and tells it so.
-    fn send<T: Transport>(
+    fn send<T: Transport, const N: usize>(
         &mut self,
         transport: &mut T,
-        buffers: &mut Buffers<H>,
+        buffers: &mut Buffers<H, N>,
         place: usize,
         len: usize,
     ) -> Result<(), virtio_drivers::Error> {
@@ -172,7 +102,7 @@ impl<H: Hal> Ring<H> {
         // SAFETY: the buffer lives in DMA memory until the device has been reset, and is not written until it has
         // been popped: `busy`, set below, keeps `writable` away from it.
         let token = unsafe { self.queue.add(&[buffer], &mut []) }?;
-        buffers.busy[place] = true;
+        buffers.set_busy(place, true);
         if let Some(entry) = self.outstanding.get_mut(usize::from(token)) {
             *entry = Some(Outstanding {
                 place: place as u8,
@@ -186,7 +116,7 @@ impl<H: Hal> Ring<H> {
     }
 
     /// The buffer that the device has returned next. Its lengths are not looked at: it had nothing to write.
-    fn pop(&mut self, buffers: &mut Buffers<H>) -> Result<Option<usize>, Bogus> {
+    fn pop<const N: usize>(&mut self, buffers: &mut Buffers<H, N>) -> Result<Option<usize>, Bogus> {
         if self.bogus {
             return Ok(None);
         }
@@ -211,7 +141,7 @@ impl<H: Hal> Ring<H> {
             return Err(Bogus);
         }
         self.outstanding[usize::from(token)] = None;
-        buffers.busy[place] = false;
+        buffers.set_busy(place, false);
         Ok(Some(place))
     }
 }
@@ -231,7 +161,7 @@ impl Answers {
 }
 
 /// The device with its queues.
-pub(super) struct Device<H: Hal, T: Transport> {
+pub(super) struct Device<H: Hal, T: Transport, const N: usize> {
     transport: T,
     features: Features,
     inflate: Ring<H>,
@@ -239,11 +169,11 @@ pub(super) struct Device<H: Hal, T: Transport> {
     stats: Option<Ring<H>>,
     /// Set up because it is negotiated, and left empty: no hint is ever given.
     _hint: Option<Ring<H>>,
-    buffers: Buffers<H>,
+    buffers: Buffers<H, N>,
     live: bool,
 }
 
-impl<H: Hal, T: Transport> Device<H, T> {
+impl<H: Hal, T: Transport, const N: usize> Device<H, T, N> {
     pub(super) fn new(mut transport: T, accepted: Features) -> Result<Self, DeviceError> {
         let kind = transport.device_type();
         // The id 5 has two names in virtio-drivers.
@@ -285,7 +215,7 @@ impl<H: Hal, T: Transport> Device<H, T> {
             Ring<H>,
             Option<Ring<H>>,
             Option<Ring<H>>,
-            Buffers<H>,
+            Buffers<H, N>,
         ),
         DeviceError,
     > {
@@ -325,9 +255,10 @@ impl<H: Hal, T: Transport> Device<H, T> {
         }
     }
 
-    pub(super) fn acknowledge_interrupt(&mut self) {
+    /// Takes the line down and says why it was up.
+    pub(super) fn acknowledge_interrupt(&mut self) -> InterruptStatus {
         // After a reset too: a line that stays up would call for ever.
-        let _ = self.transport.ack_interrupt();
+        self.transport.ack_interrupt()
     }
 
     /// Sends one request of the state machine.
@@ -335,7 +266,7 @@ impl<H: Hal, T: Transport> Device<H, T> {
         &mut self,
         queue: Queue,
         request: RequestId,
-        message: &Message,
+        message: &Message<N>,
     ) -> Result<(), virtio_drivers::Error> {
         let ring = match queue {
             Queue::Inflate => &mut self.inflate,
@@ -386,7 +317,7 @@ impl<H: Hal, T: Transport> Device<H, T> {
     /// Whether the device has no statistics buffer and could have one.
     pub(super) fn wants_stats(&self) -> bool {
         self.live
-            && !self.buffers.busy[STATS_PLACE]
+            && !self.buffers.is_busy(STATS_PLACE)
             && self.stats.as_ref().is_some_and(|ring| !ring.bogus)
     }
 
@@ -427,7 +358,7 @@ fn read_target<T: Transport>(transport: &T) -> Result<u32, virtio_drivers::Error
         .map(config_space::decode)
 }
 
-impl<H: Hal, T: Transport> Drop for Device<H, T> {
+impl<H: Hal, T: Transport, const N: usize> Drop for Device<H, T, N> {
     fn drop(&mut self) {
         // Before the fields, which are the memory that the device reads and writes.
         self.reset();

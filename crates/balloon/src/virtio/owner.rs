@@ -10,7 +10,7 @@ use super::VirtioBalloon;
 use super::wait::Wait;
 use crate::exchange::Begin;
 
-impl<H: Hal, T: Transport + Send, P: Platform> VirtioBalloon<'_, H, T, P> {
+impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
     /// One exchange: two messages.
     fn exchange(&self, pairs: &mut [MovePair]) {
         let mut wait = None;
@@ -35,7 +35,9 @@ impl<H: Hal, T: Transport + Send, P: Platform> VirtioBalloon<'_, H, T, P> {
     }
 }
 
-impl<H: Hal, T: Transport + Send, P: Platform> MovableOwner for VirtioBalloon<'_, H, T, P> {
+impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> MovableOwner
+    for VirtioBalloon<'_, H, T, P, N>
+{
     fn isolate(&self, frame: Pfn) -> bool {
         self.state.lock().balloon.isolate(frame)
     }

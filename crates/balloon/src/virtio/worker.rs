@@ -1,25 +1,38 @@
 //! Toward the target, one bounded piece at a time; deflation for want of memory; removal.
 #![forbid(unsafe_code)]
 
+use arrayvec::ArrayVec;
 use dirigible_frames::{BlockId, FrameClass, FrameState, Pfn, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
-use super::VirtioBalloon;
+use super::pump::CHUNK;
 use super::wait::Wait;
+use super::{State, VirtioBalloon};
 use crate::balloon::Work;
 use crate::source::FrameSource;
 use crate::{Deflate, Fault, Features, Held, MAX_PFNS, Step};
 
-/// How many blocks a healing deflation looks at for one message.
-const HEALING_LOOK: usize = 32;
+/// The most blocks that a healing deflation looks at for one message.
+const HEALING_LOOK: usize = 64;
 
-impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
+impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
     /// One bounded piece of work toward the target that the device asks for now: at most `max_messages` requests.
     ///
-    /// `source` is asked for frames with no lock held.
+    /// The target is read at the beginning, and again when an interrupt says that it has changed. Only while the host
+    /// is busy with earlier requests, and was asked a moment ago, it is not asked: it would answer when it has served
+    /// them. The balloon's size is written at the end.
+    ///
+    /// `source` is asked for frames with no lock held, for at most 256 at a time.
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
+        self.turn();
+        self.read_target(true);
+        let step = self.approach(source, max_messages);
         self.pump();
+        step
+    }
+
+    fn approach(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
         for left in (0..=max_messages).rev() {
             match self.plan() {
                 Work::Idle => return Step::Idle,
@@ -40,14 +53,14 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
         Step::Busy
     }
 
-    /// Reads the target and asks the state machine what follows.
+    /// Asks the state machine what follows.
     fn plan(&self) -> Work {
-        let requested = self.device.lock().read_target();
-        self.look_again();
+        self.read_target(false);
         let mut state = self.state.lock();
-        let requested = match requested {
-            Ok(requested) => requested,
-            Err(_) => return Work::Failed(state.balloon.fault().unwrap_or(Fault::Config)),
+        // A balloon that is emptied for good needs no target.
+        let stopping = state.balloon.is_stopping().then_some(0);
+        let Some(requested) = state.target.or(stopping) else {
+            return Work::Failed(state.balloon.fault().unwrap_or(Fault::Config));
         };
         // What the guest has, the balloon included: where ballooned frames lower the managed count, add them again.
         let mut limit = self.frames.managed_frames();
@@ -61,93 +74,102 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
 
     /// One inflate message; the time of the next attempt when there was no frame to be had.
     fn inflate(&self, source: &dyn FrameSource, want: usize) -> Option<u64> {
-        let mut frames = [Pfn::default(); MAX_PFNS];
-        let want = want.min(MAX_PFNS);
+        let mut frames = [Pfn::default(); CHUNK];
         let how = self.config.effective_placement();
-        let got = source.take(how, &mut frames[..want]).min(want);
-        if got == 0 {
-            let retry_at = self
+        let mut begun = 0;
+        while begun < want {
+            let part = CHUNK.min(want - begun);
+            let got = source.take(how, &mut frames[..part]).min(part);
+            if got == 0 && begun == 0 {
+                let now = self.platform.now();
+                return Some(self.state.lock().balloon.inflate_failed(now));
+            }
+            // Finding frames may have taken long: the target may be another one now.
+            self.plan();
+            let used = self
                 .state
                 .lock()
                 .balloon
-                .inflate_failed(self.platform.now());
-            self.publish();
-            return Some(retry_at);
+                .begin_inflate(&frames[..got], self.platform.now());
+            if used < got {
+                source.give_back(&frames[used..got]);
+            }
+            begun += used;
+            if used < part {
+                break;
+            }
         }
-        // Finding frames may have taken long: the target may be another one now.
-        self.plan();
-        let used = self
-            .state
-            .lock()
-            .balloon
-            .begin_inflate(&frames[..got], self.platform.now());
-        if used < got {
-            source.give_back(&frames[used..got]);
-        }
-        self.pump();
+        self.turn();
         None
     }
 
     /// One deflate message; how many frames it asks back.
     fn deflate(&self, want: usize) -> usize {
-        let mut preferred = [Pfn::default(); MAX_PFNS];
-        let found = self.preferred(want, &mut preferred);
-        let now = self.platform.now();
-        let begun = self
-            .state
-            .lock()
-            .balloon
-            .begin_deflate(want, &preferred[..found], now);
-        self.pump();
+        let begun = self.ask_back(want, |state, want, preferred| {
+            let now = self.platform.now();
+            state.balloon.begin_deflate(want, preferred, now)
+        });
+        self.turn();
         begun
     }
 
-    /// Frames whose return makes blocks whole soonest: a hint, looked up without a lock.
-    fn preferred(&self, want: usize, out: &mut [Pfn; MAX_PFNS]) -> usize {
-        if self.config.deflate != Deflate::Heal {
-            return 0;
-        }
+    /// Begins to take up to `want` frames back by `begin`, those first whose return makes blocks whole soonest; gives how
+    /// many.
+    fn ask_back(
+        &self,
+        want: usize,
+        begin: impl Fn(&mut State<'a, H, N>, usize, &[Pfn]) -> usize,
+    ) -> usize {
         let mut blocks = [BlockId::new(0); HEALING_LOOK];
-        let looked_at = self.frames.healing_blocks(&mut blocks);
-        let ours = |frame: &Pfn| {
-            self.frames.frame(*frame).is_some_and(|info| {
-                info.state == FrameState::Listed
-                    && info.owner == self.class
-                    && info.class == FrameClass::Balloon
-            })
-        };
-        let frames = blocks[..looked_at]
-            .iter()
-            .flat_map(|&block| self.frames.used_frames(block))
-            .filter(ours);
-        let mut found = 0;
-        for (place, frame) in out.iter_mut().take(want).zip(frames) {
-            *place = frame;
-            found += 1;
+        let mut healing = self.healing(&mut blocks);
+        let mut begun = 0;
+        loop {
+            let left = want - begun;
+            let preferred: ArrayVec<_, CHUNK> = healing.by_ref().take(left.min(CHUNK)).collect();
+            // Where no more are preferred the others complete the message.
+            let part = if preferred.is_full() { CHUNK } else { left };
+            let got = begin(&mut self.state.lock(), part, &preferred);
+            begun += got;
+            if got < part || begun == want {
+                return begun;
+            }
         }
-        found
     }
 
-    /// The guest is out of memory: takes up to `want` frames back (at most one message) and says how many of them the
-    /// host has let go of. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target or
-    /// [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
+    /// Frames whose return makes blocks whole soonest: a hint, looked up without a lock.
+    fn healing<'b>(
+        &'b self,
+        blocks: &'b mut [BlockId; HEALING_LOOK],
+    ) -> impl Iterator<Item = Pfn> + 'b {
+        let look = match (self.config.deflate, self.config.batch) {
+            (Deflate::NewestFirst, _) => 0,
+            (Deflate::Heal, ..=MAX_PFNS) => HEALING_LOOK / 2,
+            (Deflate::Heal, _) => HEALING_LOOK,
+        };
+        let found = self.frames.healing_blocks(&mut blocks[..look]);
+        blocks[..found]
+            .iter()
+            .flat_map(|&block| self.frames.used_frames(block))
+            // The class first: most frames that are not ours have another.
+            .filter(|&frame| {
+                self.frames.class(frame) == FrameClass::Balloon
+                    && self.frames.owner(frame) == self.class
+                    && self.frames.state(frame) == FrameState::Listed
+            })
+    }
+
+    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and says how many of
+    /// them the host has let go of. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target
+    /// or [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
     ///
     /// No lock of the balloon is held by an allocation, so this may be called from within
     /// [`FrameSource::take`].
     pub fn deflate_on_oom(&self, want: usize) -> usize {
-        let mut preferred = [Pfn::default(); MAX_PFNS];
-        let found = self.preferred(want.min(MAX_PFNS), &mut preferred);
-        let (before, begun) = {
-            let mut state = self.state.lock();
-            let before = state.balloon.stats().deflated;
+        let before = self.stats().deflated;
+        let begun = self.ask_back(want.min(self.config.batch), |state, want, preferred| {
             let now = self.platform.now();
-            (
-                before,
-                state
-                    .balloon
-                    .begin_oom_deflate(want, &preferred[..found], now),
-            )
-        };
+            state.balloon.begin_oom_deflate(want, preferred, now)
+        });
         let mut wait = Wait::lasting(self.platform, self.config.wait_ns);
         loop {
             self.pump();
@@ -177,6 +199,7 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
                     work => break work,
                 }
             };
+            self.pump();
             match work {
                 // An answer may end this one.
                 Work::Failed(Fault::Silent { .. }) => {}
@@ -211,8 +234,13 @@ impl<H: Hal, T: Transport, P: Platform> VirtioBalloon<'_, H, T, P> {
         device.write_actual(actual as u32);
         device.reset();
         drop(device);
-        let mut state = self.state.lock();
-        state.balloon.removed();
-        state.balloon.held()
+        let held = {
+            let mut state = self.state.lock();
+            state.balloon.removed();
+            state.balloon.held()
+        };
+        // The line too, if it was raised meanwhile: nobody comes back for it.
+        self.look_again();
+        held
     }
 }

@@ -92,6 +92,13 @@ pub struct Inner {
     /// Requests seen, by queue.
     pub seen: BTreeMap<u16, u64>,
     pub longest: usize,
+    /// Numbers that it takes in one request.
+    pub most: usize,
+    /// What the driver finds when it acknowledges an interrupt; the line is up while there is anything.
+    pub isr: u32,
+    pub target_reads: u64,
+    /// The configuration space cannot be read.
+    pub unreadable: bool,
     /// Statistics buffers that came, and the one that is out.
     pub stats: Vec<Vec<u8>>,
     pub stats_out: Vec<u16>,
@@ -104,6 +111,9 @@ pub struct Inner {
     pub resets: u64,
 }
 
+/// `VIRTIO_ISR_QUEUE` and `VIRTIO_ISR_CONFIG`.
+pub const ISR_QUEUE: u32 = 1;
+pub const ISR_CONFIG: u32 = 2;
 const INFLATE: u16 = 0;
 const DEFLATE: u16 = 1;
 /// `VIRTIO_F_VERSION_1`.
@@ -163,7 +173,7 @@ impl Inner {
             }
             return;
         }
-        if !bytes.len().is_multiple_of(4) || bytes.len() > 1024 || bytes.is_empty() {
+        if !bytes.len().is_multiple_of(4) || bytes.len() > 4 * self.most || bytes.is_empty() {
             self.errors
                 .push(format!("request of {} bytes", bytes.len()));
         }
@@ -216,6 +226,7 @@ impl Inner {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             ((at.device + 2) as *mut u16).write_volatile(at.used);
         }
+        self.isr |= ISR_QUEUE;
     }
 
     /// Returns the statistics buffer: the host wants to know.
@@ -243,6 +254,7 @@ impl Host {
             offered,
             sizes: [128; 5],
             low: usize::MAX,
+            most: 256,
             actual: u32::MAX,
             ..Inner::default()
         };
@@ -258,7 +270,19 @@ impl Host {
     }
 
     pub fn set_target(&self, target: u32) {
-        self.inner().target = target;
+        let mut inner = self.inner();
+        inner.target = target;
+        inner.isr |= ISR_CONFIG;
+    }
+
+    pub fn line_is_up(&self) -> bool {
+        self.inner().isr != 0
+    }
+
+    /// How often the driver has read the target and written the size.
+    pub fn config_accesses(&self) -> (u64, u64) {
+        let inner = self.inner();
+        (inner.target_reads, inner.actual_writes)
     }
 
     pub fn set_manner(&self, manner: Manner) {
@@ -351,6 +375,7 @@ impl Transport for FakeTransport {
             inner.queues = Default::default();
             inner.waiting.clear();
             inner.stats_out.clear();
+            // The line stays as it is: some other part of the machine may be slow to take it down.
         }
     }
     fn set_guest_page_size(&mut self, _guest_page_size: u32) {}
@@ -374,7 +399,7 @@ impl Transport for FakeTransport {
         self.inner().queues[queue as usize].driver != 0
     }
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        InterruptStatus::QUEUE_INTERRUPT
+        InterruptStatus::from_bits_retain(std::mem::take(&mut self.inner().isr))
     }
     fn read_config_generation(&self) -> u32 {
         0
@@ -384,7 +409,11 @@ impl Transport for FakeTransport {
         offset: usize,
     ) -> virtio_drivers::Result<T> {
         self.config_hook();
-        let inner = self.inner();
+        let mut inner = self.inner();
+        inner.target_reads += 1;
+        if inner.unreadable {
+            return Err(virtio_drivers::Error::IoError);
+        }
         let mut config = [0; 8];
         config[..4].copy_from_slice(&inner.target.to_le_bytes());
         config[4..].copy_from_slice(&inner.actual.to_le_bytes());

@@ -7,7 +7,7 @@ pub mod moves;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dirigible_balloon::{BalloonConfig, FrameSource, NoSettle, Settle, VirtioBalloon};
+use dirigible_balloon::{BalloonConfig, FrameSource, MAX_PFNS, NoSettle, Settle, VirtioBalloon};
 use dirigible_frames::{
     BalloonPlacement, Config, Cost, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
     OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
@@ -181,27 +181,23 @@ impl FrameSource for Source {
     }
 }
 
-pub type FakeBalloon = VirtioBalloon<'static, FakeHal, FakeTransport, Clock>;
+pub type FakeBalloon<const N: usize = MAX_PFNS> =
+    VirtioBalloon<'static, FakeHal, FakeTransport, Clock, N>;
 
 /// A guest with one balloon.
-pub struct Guest {
+pub struct Guest<const N: usize = MAX_PFNS> {
     pub frames: &'static FrameAllocator<'static>,
     pub clock: &'static Clock,
     pub host: Host,
     pub source: Source,
-    pub balloon: &'static FakeBalloon,
+    pub balloon: &'static FakeBalloon<N>,
 }
 
 pub const NO_SETTLE: &NoSettle = &NoSettle;
 
 impl Guest {
     pub fn new(blocks: u64) -> Self {
-        Self::with(
-            memory(&[blocks]),
-            Host::new(),
-            NO_SETTLE,
-            BalloonConfig::default(),
-        )
+        Self::configured(blocks, BalloonConfig::default())
     }
 
     pub fn configured(blocks: u64, config: BalloonConfig) -> Self {
@@ -214,9 +210,7 @@ impl Guest {
         settle: &'static dyn Settle,
         config: BalloonConfig,
     ) -> Self {
-        let clock: &'static Clock = Box::leak(Box::default());
-        clock.relax_ns.store(10_000, Ordering::SeqCst);
-        Self::on(clock, frames, host, settle, config, CLASS)
+        Self::sized(frames, host, settle, config)
     }
 
     pub fn on(
@@ -227,6 +221,32 @@ impl Guest {
         config: BalloonConfig,
         class: OwnerClass,
     ) -> Self {
+        Self::sized_on(clock, frames, host, settle, config, class)
+    }
+}
+
+impl<const N: usize> Guest<N> {
+    /// One whose requests hold `N` numbers.
+    pub fn sized(
+        frames: &'static FrameAllocator<'static>,
+        host: Host,
+        settle: &'static dyn Settle,
+        config: BalloonConfig,
+    ) -> Self {
+        let clock: &'static Clock = Box::leak(Box::default());
+        clock.relax_ns.store(10_000, Ordering::SeqCst);
+        Self::sized_on(clock, frames, host, settle, config, CLASS)
+    }
+
+    fn sized_on(
+        clock: &'static Clock,
+        frames: &'static FrameAllocator<'static>,
+        host: Host,
+        settle: &'static dyn Settle,
+        config: BalloonConfig,
+        class: OwnerClass,
+    ) -> Self {
+        host.inner().most = N;
         let balloon =
             VirtioBalloon::new(host.transport(), frames, clock, settle, class, config).unwrap();
         let balloon = Box::leak(Box::new(balloon));

@@ -35,7 +35,7 @@ pub fn pairs(from: &[Pfn], to: &[Pfn]) -> Vec<MovePair> {
 }
 
 /// Isolates and moves, as mobility does, and frees what has moved.
-pub fn relocate(guest: &Guest, from: &[Pfn], to: &[Pfn]) -> Vec<Outcome> {
+pub fn relocate<const N: usize>(guest: &Guest<N>, from: &[Pfn], to: &[Pfn]) -> Vec<Outcome> {
     assert!(from.iter().all(|&frame| guest.balloon.isolate(frame)));
     let mut pairs = pairs(from, to);
     guest.balloon.migrate(&mut pairs);

@@ -1,0 +1,77 @@
+//! The books of a kernel that has no allocator of ours.
+
+use std::sync::Mutex;
+
+use dirigible_balloon::Books;
+use dirigible_frames::{FrameState, OwnerClass, Pfn};
+
+pub const FRAMES: u64 = 600;
+pub const BASE: u64 = 0x1234;
+
+/// A table. Two zones, the border in the middle.
+pub struct Table {
+    frames: Mutex<Vec<(FrameState, Option<OwnerClass>, u64)>>,
+    pub managed: Mutex<[i64; 2]>,
+}
+
+pub fn zone(frame: Pfn) -> usize {
+    usize::from(frame.get() - BASE >= FRAMES / 2)
+}
+
+impl Table {
+    pub fn new() -> Self {
+        Self {
+            frames: Mutex::new(vec![(FrameState::Free, None, 0); FRAMES as usize]),
+            managed: Mutex::new([0; 2]),
+        }
+    }
+
+    pub fn with<R>(
+        &self,
+        frame: Pfn,
+        f: impl FnOnce(&mut (FrameState, Option<OwnerClass>, u64)) -> R,
+    ) -> R {
+        f(&mut self.frames.lock().unwrap()[(frame.get() - BASE) as usize])
+    }
+}
+
+impl Books for Table {
+    fn base(&self) -> Pfn {
+        Pfn::new(BASE)
+    }
+    fn span(&self) -> u64 {
+        FRAMES
+    }
+    fn state(&self, frame: Pfn) -> FrameState {
+        self.with(frame, |entry| entry.0)
+    }
+    fn transition(&self, frame: Pfn, from: FrameState, to: FrameState) -> Result<(), FrameState> {
+        assert!(from.may_become(to), "{from:?} to {to:?}");
+        self.with(frame, |entry| {
+            if entry.0 == from {
+                entry.0 = to;
+                Ok(())
+            } else {
+                Err(entry.0)
+            }
+        })
+    }
+    fn owner(&self, frame: Pfn) -> Option<OwnerClass> {
+        self.with(frame, |entry| entry.1)
+    }
+    fn claim(&self, frame: Pfn, class: OwnerClass, word: u64) {
+        self.with(frame, |entry| (entry.1, entry.2) = (Some(class), word));
+    }
+    fn disown(&self, frame: Pfn) {
+        self.with(frame, |entry| (entry.1, entry.2) = (None, 0));
+    }
+    fn word(&self, frame: Pfn) -> u64 {
+        self.with(frame, |entry| entry.2)
+    }
+    fn set_word(&self, frame: Pfn, word: u64) {
+        self.with(frame, |entry| entry.2 = word);
+    }
+    fn adjust_managed(&self, frame: Pfn, delta: i64) {
+        self.managed.lock().unwrap()[zone(frame)] += delta;
+    }
+}
