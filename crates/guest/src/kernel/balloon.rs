@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dirigible_balloon::{FrameSource, VirtioBalloon};
+use dirigible_balloon::{FrameSource, MAX_PFNS, VirtioBalloon};
 use dirigible_workload::{balloon::BalloonControl, protocol::Message};
 use virtio_drivers::transport::DeviceType;
 
@@ -14,9 +14,9 @@ use super::{
     transport::{self, LineTransport},
 };
 
-/// The driver over PCI; `N`: frame numbers in a message at most.
-pub type Driver<'a, const N: usize = 256> =
-    VirtioBalloon<'a, GuestHal, LineTransport, GuestPlatform>;
+/// The driver over PCI, with at most `N` frame numbers in a message.
+pub type Driver<'a, const N: usize = MAX_PFNS> =
+    VirtioBalloon<'a, GuestHal, LineTransport, GuestPlatform, N>;
 
 /// The machine's balloon device.
 ///

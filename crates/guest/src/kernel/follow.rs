@@ -2,7 +2,9 @@
 
 use alloc::{string::String, vec::Vec};
 
-use dirigible_balloon::{AllocatorSource, BalloonConfig, Deflate, NoSettle, Step};
+use dirigible_balloon::{
+    AllocatorSource, BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, NoSettle, Step,
+};
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, Order, OwnerClass, Pfn,
     Placement, Platform, Watermark, Watermarks, ZoneConfig,
@@ -21,12 +23,22 @@ use super::{
 const MESSAGES: usize = 16;
 const PATTERN: u64 = 0x7061_7474_6572_6e00;
 
-/// Follows the target until the command says that it is the end.
+/// Follows the target, with messages of at most `batch` frame numbers, until the command says that it is the end.
 ///
 /// # Errors
 ///
 /// The balloon cannot be set up, or its books do not balance.
 pub fn run(guest: &Guest, batch: u64) -> Result<(), String> {
+    match batch as usize {
+        batch @ 1..=MAX_PFNS => follow::<MAX_PFNS>(guest, batch),
+        batch @ ..=LARGE_PFNS if batch > 0 => follow::<LARGE_PFNS>(guest, batch),
+        _ => Err(alloc::format!(
+            "a message holds 1 to {LARGE_PFNS} frame numbers, not {batch}"
+        )),
+    }
+}
+
+fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
     let zone = ZoneConfig {
         name: "Normal",
@@ -48,13 +60,13 @@ pub fn run(guest: &Guest, batch: u64) -> Result<(), String> {
     let transport = device()?;
     let line = transport.line();
     let class = OwnerClass::new(1).ok_or("no owner class")?;
-    let _ = batch;
     let settings = BalloonConfig {
         placement: BalloonPlacement::FillHoles,
         deflate: Deflate::NewestFirst,
+        batch,
         ..BalloonConfig::default()
     };
-    let driver: Driver<'_> = Driver::new(transport, &frames, &platform, &NoSettle, class, settings)
+    let driver: Driver<'_, N> = Driver::new(transport, &frames, &platform, &NoSettle, class, settings)
         .map_err(|error| text(&error))?;
     let source = AllocatorSource {
         frames: &frames,
