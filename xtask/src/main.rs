@@ -5,8 +5,10 @@
 mod experiment;
 mod no_std;
 mod pitfalls;
+mod qemu;
 mod step;
 mod suite;
+mod totals;
 mod verdict;
 
 use std::process::ExitCode;
@@ -17,7 +19,11 @@ const USAGE: &str = "\
 Usage: cargo xtask <chore>
 
   test [--quick]          everything that a change must pass: format, lints, docs, all tests, model checks, no_std, a run
-                          of the command; --quick leaves out the model checks and the run
+                          of the command, and under QEMU a boot, the guest's tests and two runs; --quick leaves out the
+                          model checks, the runs and QEMU
+  guest                   builds the guest kernel
+  qemu COMMAND …          builds it and runs one of the command's commands on it: guest-hello, guest-test, balloon-speed,
+                          balloon-moves, stress-highalloc
   bench                   the allocator beside its peers
   soak [--seconds N]      two threads of load, the balloon cycling, compaction running (default 60 s)
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
@@ -31,6 +37,8 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["test"] => suite::run(false),
         ["test", "--quick"] => suite::run(true),
+        ["guest"] => qemu::build_guest(),
+        ["qemu", command, ..] if !command.starts_with('-') => qemu::run(&words[1..]),
         ["bench", rest @ ..] => bench(rest),
         ["soak"] => soak("60"),
         ["soak", "--seconds", seconds] => soak(seconds),

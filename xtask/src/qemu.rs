@@ -1,0 +1,144 @@
+//! The guest kernel, and the virtual machine that it runs on.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    step::{Step, cargo, timed},
+    totals::{self, Totals},
+};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const PACKAGE: &str = "qemu-system-x86";
+/// How the guest kernel is compiled. Where it is put stands in the configuration, too.
+const GUEST: [&str; 6] = [
+    "--package",
+    "dirigible-guest",
+    "--profile",
+    "kernel",
+    "--config",
+    ".cargo/guest.toml",
+];
+
+/// Builds the guest kernel.
+///
+/// # Errors
+///
+/// It does not compile.
+pub fn build_guest() -> Result<(), String> {
+    Step::new("guest", cargo(&["build"]).args(GUEST)).run()
+}
+
+/// Builds the guest kernel and runs one of the command's commands on it.
+///
+/// # Errors
+///
+/// It does not compile, or the command fails.
+pub fn run(words: &[&str]) -> Result<(), String> {
+    build_guest()?;
+    let mut command = cargo(&["run", "--release", "--quiet", "--"]);
+    command.args(words).args(machine_of(words));
+    Step::new("qemu", &mut command).run()
+}
+
+/// The experiment runs on other machines, too, and has to be told.
+fn machine_of(words: &[&str]) -> &'static [&'static str] {
+    let told = words.iter().any(|word| word.starts_with("--machine"));
+    match words.first() {
+        Some(&"stress-highalloc") if !told => &["--machine", "qemu"],
+        _ => &[],
+    }
+}
+
+/// A run that is small and has everything in it.
+const SMALL: &str = "stress-highalloc --machine qemu --memory 512M --balloon 128M --step 32M --profile quick --columns steered \
+                     --time-scale 0.1";
+
+/// The steps of `cargo xtask test` that need QEMU. When it or the guest cannot be had, the rest is left out.
+pub fn suite(total: &mut Totals, note: &mut dyn FnMut(Result<(), String>)) {
+    note(Step::new("clippy for the guest", &mut clippy()).run());
+    let ready = timed("QEMU", install).and_then(|()| build_guest());
+    let can_run = ready.is_ok();
+    note(ready);
+    if !can_run {
+        return;
+    }
+    note(Step::new("a boot of the guest", &mut command("guest-hello")).run());
+    note(timed("the guest's tests", || {
+        totals::tests(&mut command("guest-test"), total)
+    }));
+    note(Step::new("a column under QEMU", &mut command(SMALL)).run());
+    note(Step::new("balloon frames that move", &mut command("balloon-moves")).run());
+}
+
+fn clippy() -> Command {
+    let mut clippy = cargo(&["clippy"]);
+    clippy.args(GUEST).args(["--", "-D", "warnings"]);
+    clippy
+}
+
+/// The command as a user starts it.
+fn command(words: &str) -> Command {
+    let mut command = cargo(&["run", "--release", "--quiet", "--"]);
+    command.args(words.split_whitespace());
+    command
+}
+
+/// Sees to it that there is a QEMU.
+fn install() -> Result<(), String> {
+    if runs(PROGRAM, "--version") {
+        return Ok(());
+    }
+    let advice = format!("there is no {PROGRAM}: install the Debian package {PACKAGE}");
+    let is_root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+    if !is_root || !runs("apt-get", "--version") {
+        return Err(advice);
+    }
+    let install: &[&str] = &["install", "-y", "-q", "--no-install-recommends", PACKAGE];
+    for words in [&["update", "-q"], install] {
+        let mut apt = Command::new("apt-get");
+        apt.args(words).env("DEBIAN_FRONTEND", "noninteractive");
+        Step::new("apt-get", &mut apt).run()?;
+    }
+    match runs(PROGRAM, "--version") {
+        true => Ok(()),
+        false => Err(advice),
+    }
+}
+
+/// Whether a program is there and does this well.
+fn runs(program: &str, argument: &str) -> bool {
+    let mut command = Command::new(program);
+    command
+        .arg(argument)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_experiment_is_told_its_machine_once() {
+        assert_eq!(
+            machine_of(&["stress-highalloc", "--runs", "3"]),
+            ["--machine", "qemu"]
+        );
+        assert_eq!(machine_of(&["stress-highalloc", "--machine=qemu"]), [""; 0]);
+        assert_eq!(machine_of(&["guest-test"]), [""; 0]);
+        assert_eq!(machine_of(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn programs_that_are_there_and_not() {
+        assert!(runs("true", ""));
+        assert!(!runs("false", ""));
+        assert!(!runs("a-program-of-nobody", ""));
+    }
+}
