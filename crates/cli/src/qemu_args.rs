@@ -153,8 +153,8 @@ pub struct BalloonSpeed {
         default_value = "1G"
     )]
     pub balloon: Size,
-    /// Frames in one message to the host at most
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=256))]
+    /// Frames in one message to the host at most; 256 is what Linux sends, 4096 the most that dirigible does
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub batch: u64,
     /// How often the balloon grows and shrinks
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]

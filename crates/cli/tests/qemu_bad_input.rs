@@ -104,7 +104,7 @@ fn flags_that_do_not_fit() {
         ("balloon-speed --memory 64M", "needs at least 256M"),
         ("balloon-speed --memory 1G --balloon 1G", "must be smaller"),
         ("balloon-speed --balloon 0", "there is nothing to measure"),
-        ("balloon-speed --batch 257", "--batch"),
+        ("balloon-speed --batch 4097", "--batch"),
         ("balloon-moves --moves 0", "--moves"),
         ("balloon-moves --step 1G", "larger than the balloon"),
         ("guest-test a b", "unexpected argument"),
