@@ -17,7 +17,7 @@ pub fn line(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 ///
-/// As for [`line`].
+/// As for [`line()`].
 pub fn whole(text: &str, to_stderr: bool) -> Result<(), Failure> {
     let result = match to_stderr {
         true => io::stderr().lock().write_all(text.as_bytes()),

@@ -6,7 +6,7 @@
 //!
 //! [`QemuOptions::resolve`] finds QEMU and the guest kernel before anything starts; the [`QemuMachine`] that it gives runs
 //! jobs: one [column](run_column) of the experiment, the balloon's [speed](balloon_speed), the guest's own
-//! [tests](guest_tests), and a boot that only says [hello].
+//! [tests](guest_tests()), and a boot that only says [hello](hello()).
 //!
 //! No QEMU is left behind: it is ended when its guard is dropped, and the kernel ends it when this process dies, however
 //! that comes. On failure the serial port's output is kept, and the error says where.
