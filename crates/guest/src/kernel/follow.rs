@@ -66,8 +66,9 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         batch,
         ..BalloonConfig::default()
     };
-    let driver: Driver<'_, N> = Driver::new(transport, &frames, &platform, &NoSettle, class, settings)
-        .map_err(|error| text(&error))?;
+    let driver: Driver<'_, N> =
+        Driver::new(transport, &frames, &platform, &NoSettle, class, settings)
+            .map_err(|error| text(&error))?;
     let source = AllocatorSource {
         frames: &frames,
         platform: &platform,
@@ -81,6 +82,12 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
             Step::Busy => continue,
             Step::Failed(fault) => return Err(text(&fault)),
             _ => {}
+        }
+        let held = driver.held();
+        if held.entering + held.leaving > 0 {
+            // An answer is due in less time than a halted CPU takes to wake.
+            core::hint::spin_loop();
+            continue;
         }
         let asked = SERIAL.lock().receive();
         match asked {

@@ -1,7 +1,7 @@
 //! Programs of the load: their pages are touched at virtual addresses, through the tables that `paging` keeps.
 
-use dirigible_workload::user::UserMemory;
 use dirigible_paging::{Page, Paging, SpaceId};
+use dirigible_workload::user::UserMemory;
 
 use super::{arch::user, platform::GuestPlatform};
 

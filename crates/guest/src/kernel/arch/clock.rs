@@ -35,7 +35,7 @@ pub fn ticks() -> u64 {
 #[inline]
 pub fn nanoseconds(ticks: u64) -> u64 {
     // Relaxed: written once, before other CPUs run.
-    (u128::from(ticks) * u128::from(SCALE.load(Ordering::Relaxed)) >> 32) as u64
+    ((u128::from(ticks) * u128::from(SCALE.load(Ordering::Relaxed))) >> 32) as u64
 }
 
 /// Nanoseconds since [`restart`], or boot.

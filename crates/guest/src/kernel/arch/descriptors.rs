@@ -67,7 +67,7 @@ pub fn set_up() {
     }
     let gates = GATES.call_once(|| {
         // SAFETY: a constant table of the image, see interrupts.s.
-        let entries = unsafe { &*(&raw const interrupt_entries) };
+        let entries = unsafe { interrupt_entries };
         core::array::from_fn(|vector| {
             let stack = match vector {
                 2 | 8 | 18 => IST_FATAL,

@@ -29,9 +29,3 @@ pub unsafe fn extend(bytes: usize) {
     // SAFETY: the caller vouches for the memory.
     unsafe { HEAP.lock().extend(bytes) };
 }
-
-/// Bytes in use and bytes free.
-pub fn usage() -> (usize, usize) {
-    let heap = HEAP.lock();
-    (heap.used(), heap.free())
-}

@@ -28,7 +28,6 @@ unsafe extern "C" {
     static kernel_rodata_end: u8;
     static kernel_end: u8;
     static boot_stack: u8;
-    static boot_pml4: u8;
 }
 
 /// Physical address behind the image's last page.
@@ -39,11 +38,6 @@ pub fn image_end() -> u64 {
 /// Whether `address` lies in the kernel's code.
 pub fn is_code(at: u64) -> bool {
     (address(&raw const kernel_text_start)..address(&raw const kernel_text_end)).contains(&at)
-}
-
-/// Physical address of the tables that the kernel boots with.
-pub fn boot_root() -> u64 {
-    address(&raw const boot_pml4)
 }
 
 fn address(symbol: *const u8) -> u64 {
