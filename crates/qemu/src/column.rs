@@ -19,6 +19,8 @@ use crate::{
     words::out_of_turn,
 };
 
+/// A guest under load may say that its balloon is full just when it is to change, and the books are read one after the other.
+const TOO_YOUNG: Duration = Duration::from_millis(200);
 /// Time between two looks whether the books agree.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -141,6 +143,7 @@ struct Run {
 /// What the guest says of its full balloon, and what stands against it.
 struct Doubt {
     full: Full,
+    since: Instant,
     /// When it has to be gone.
     until: Instant,
     what: String,
@@ -178,9 +181,11 @@ impl Run {
                         before: self.empty,
                         spare: self.spare,
                     };
+                    let since = Instant::now();
                     self.doubt = Some(Doubt {
                         full,
-                        until: Instant::now() + limits.agree,
+                        since,
+                        until: since + limits.agree,
                         what: String::new(),
                     });
                 }
@@ -218,6 +223,7 @@ impl Run {
     fn set_due_targets(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
         while self.due().is_some_and(|due| due <= Instant::now()) {
             let (time, frames) = self.timeline.targets[self.next];
+            self.drop_young_doubt();
             self.no_doubt()?;
             vm.set_balloon(frames)?;
             self.hash.add(time, frames);
@@ -249,6 +255,13 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// The balloon is to change. One that was full only a moment ago cannot be judged: the next time that it is full is as
+    /// good, but the guest says it once, so residency is then not known.
+    fn drop_young_doubt(&mut self) {
+        self.doubt
+            .take_if(|doubt| doubt.since.elapsed() < TOO_YOUNG);
     }
 
     /// The balloon is to change, or the run is over: a doubt that is left now stays.

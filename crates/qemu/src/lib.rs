@@ -42,7 +42,7 @@ pub use find::{FindError, OLDEST_QEMU, Version};
 pub use guest_tests::{EndedTest, TestTotals, guest_tests};
 pub use hello::{Hello, hello};
 pub use options::{Accel, MachineType, QemuMachine, QemuOptions};
-pub use speed::{SpeedJob, SpeedReport, SpeedRound, balloon_speed};
+pub use speed::{FreshRound, SpeedJob, SpeedReport, SpeedRound, balloon_speed};
 
 /// CPUs of a guest when nothing else is said.
 pub const DEFAULT_CPUS: u64 = 2;

@@ -16,8 +16,9 @@ use crate::{
     words::out_of_turn,
 };
 
-/// Time between two looks at the balloon's size.
-const LOOK: Duration = Duration::from_millis(1);
+/// Time between two looks at the balloon's size. Each takes QEMU's main loop, which serves the balloon: more would slow down what is
+/// measured.
+const LOOK: Duration = Duration::from_millis(4);
 const MIB: f64 = (1 << 20) as f64;
 
 /// What is measured.
@@ -48,10 +49,25 @@ pub struct SpeedReport {
     pub balloon_bytes: u64,
     /// Frames in one message at most.
     pub batch: u64,
+    /// Rounds on memory that nobody has touched yet, as in a guest that has just booted: the host has nothing to take.
+    pub fresh_rounds: Vec<FreshRound>,
     /// Resident on the host before any balloon, all memory written.
     pub resident_mib: f64,
-    /// The rounds.
+    /// Rounds on memory that is written before each of them.
     pub rounds: Vec<SpeedRound>,
+}
+
+/// Once up and down, with nothing for the host to take.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct FreshRound {
+    /// From the target to the balloon's full size, in milliseconds.
+    pub inflate_ms: f64,
+    /// The pace of that.
+    pub inflate_mib_per_s: f64,
+    /// From the target to the empty balloon, in milliseconds.
+    pub deflate_ms: f64,
+    /// The pace of that.
+    pub deflate_mib_per_s: f64,
 }
 
 /// Once up and down.
@@ -73,10 +89,11 @@ pub struct SpeedRound {
     pub resident_after_mib: f64,
 }
 
-/// Boots the guest, and has its balloon grow and shrink as fast as it can; `hear` is told of each round.
+/// Boots the guest, and has its balloon grow and shrink as fast as it can: first on memory that nobody has touched, then on
+/// memory that is written each time; `hear` is told of each of the latter rounds.
 ///
-/// In each round resident memory must fall by what the balloon takes, what comes back must read as zeroes, and
-/// everything else as it was.
+/// In these resident memory must fall by what the balloon takes, what comes back must read as zeroes, and everything
+/// else as it was.
 ///
 /// # Errors
 ///
@@ -89,7 +106,7 @@ pub fn balloon_speed(
     let shape = Shape {
         memory: job.memory,
         cpus: job.cpus,
-        touched: true,
+        touched: false,
         control: true,
         disk: false,
     };
@@ -112,6 +129,18 @@ fn measure(
         let what = format!("of {frames} frames does not fit: the guest has {managed}");
         return Err(Cause::Balloon { what });
     }
+    let fresh = |vm: &mut Vm<'_>| -> Result<FreshRound, Cause> {
+        let inflate = reach(vm, frames, "fill its balloon")?;
+        let deflate = reach(vm, 0, "empty its balloon")?;
+        Ok(FreshRound {
+            inflate_ms: milliseconds(inflate),
+            inflate_mib_per_s: pace(frames, inflate),
+            deflate_ms: milliseconds(deflate),
+            deflate_mib_per_s: pace(frames, deflate),
+        })
+    };
+    let fresh_rounds: Result<Vec<_>, _> = (0..job.rounds).map(|_| fresh(vm)).collect();
+    let fresh_rounds = fresh_rounds?;
     touch(vm, ask::WRITE)?;
     let resident = vm.resident()?;
     let mut report = SpeedReport {
@@ -120,6 +149,7 @@ fn measure(
         memory_bytes: job.memory,
         balloon_bytes: job.balloon,
         batch: job.batch,
+        fresh_rounds,
         resident_mib: mib(resident).value(),
         rounds: Vec::new(),
     };
@@ -162,16 +192,24 @@ fn round(vm: &mut Vm<'_>, frames: u64, resident: u64) -> Result<SpeedRound, Caus
     if let Err(what) = Allowed::new(bytes, 0).check(after, full) {
         return wrong(format!("when it is empty and all is written again: {what}"));
     }
-    let pace = |time: Duration| bytes as f64 / MIB / time.as_secs_f64();
     Ok(SpeedRound {
-        inflate_ms: inflate.as_secs_f64() * 1000.0,
-        inflate_mib_per_s: pace(inflate),
+        inflate_ms: milliseconds(inflate),
+        inflate_mib_per_s: pace(frames, inflate),
         resident_full_mib: mib(full).value(),
-        deflate_ms: deflate.as_secs_f64() * 1000.0,
-        deflate_mib_per_s: pace(deflate),
+        deflate_ms: milliseconds(deflate),
+        deflate_mib_per_s: pace(frames, deflate),
         zero_frames: zero,
         resident_after_mib: mib(after).value(),
     })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// MiB a second.
+fn pace(frames: u64, time: Duration) -> f64 {
+    (frames * FRAME_SIZE as u64) as f64 / MIB / time.as_secs_f64()
 }
 
 /// Sets a target and waits until the guest is there: how long it took.
