@@ -70,8 +70,34 @@ pub fn suite(total: &mut Totals, note: &mut dyn FnMut(Result<(), String>)) {
     note(timed("the guest's tests", || {
         totals::tests(&mut command("guest-test"), total)
     }));
+    note(timed("guests that fail", guests_that_fail));
     note(Step::new("a column under QEMU", &mut command(SMALL)).run());
     note(Step::new("balloon frames that move", &mut command("balloon-moves")).run());
+}
+
+/// What the kernel does on request, and what the command must say of it.
+const FAILURES: [(&str, &str); 3] = [
+    ("!panic", "the guest panicked: asked to panic"),
+    ("!fault", "the guest panicked: page fault"),
+    ("!reset", "the guest reset"),
+];
+
+/// A kernel that fails makes the command fail, with the reason.
+fn guests_that_fail() -> Result<(), String> {
+    for (how, expected) in FAILURES {
+        let output = command("guest-test")
+            .arg(how)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("{how}: cannot run the command: {error}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() != Some(1) || !said.contains(expected) {
+            let status = output.status;
+            return Err(format!("{how}: {status}, \"{expected}\" expected: {said}"));
+        }
+        println!("{how}: {expected} ... as it should");
+    }
+    Ok(())
 }
 
 fn clippy() -> Command {
