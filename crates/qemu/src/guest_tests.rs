@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use dirigible_workload::protocol::{Job, Message};
+use dirigible_workload::protocol::{Job, Message, TESTS_BALLOON};
 
 use crate::{
     DEFAULT_CPUS,
@@ -13,10 +13,8 @@ use crate::{
     words::out_of_turn,
 };
 
-/// Memory of this guest in bytes.
-const MEMORY: u64 = 512 << 20;
-/// The balloon that its tests expect to be asked for, in frames: 64 MiB.
-const BALLOON: u64 = 16_384;
+/// Memory of this guest in bytes: enough to have some above 4 GiB, behind the hole in which devices have their registers.
+const MEMORY: u64 = 3 << 30;
 
 /// A test that has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,7 +92,7 @@ fn follow(
     counts: &mut Counts,
     hear: &mut dyn FnMut(&EndedTest),
 ) -> Result<(), Cause> {
-    if let Err(cause) = vm.set_balloon(BALLOON)
+    if let Err(cause) = vm.set_balloon(TESTS_BALLOON)
         // A few quick tests may be over by now; what they said is still to be heard.
         && !vm.has_ended()
     {

@@ -27,6 +27,9 @@ pub const fn exit_status(value: u32) -> i32 {
     (value << 1 | 1) as i32
 }
 
+/// The balloon that the command asks of a guest as soon as it is up for its own tests, in frames: 64 MiB.
+pub const TESTS_BALLOON: u64 = (64 << 20) / dirigible_frames::FRAME_SIZE as u64;
+
 /// What a guest is to do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,6 +5,7 @@ use alloc::{string::String, vec::Vec};
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step};
 use dirigible_frames::{AllocRequest, FrameState, OwnerClass, Pfn, Platform, Watermark};
 use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved};
+use dirigible_workload::protocol::TESTS_BALLOON;
 
 use super::{MILLISECOND, Outcome, allocator, ensure, is_over};
 use crate::kernel::{
@@ -14,8 +15,6 @@ use crate::kernel::{
     platform::GuestPlatform,
 };
 
-/// The command sets this target as soon as the machine is up.
-const TARGET: u64 = (64 << 20) / 4096;
 const PATIENCE: u64 = 10_000 * MILLISECOND;
 const PATTERN: u64 = 0x6261_6c6c_6f6f_6e00;
 
@@ -31,7 +30,7 @@ fn with_balloon(
     let cpu = platform.cpu();
     let free = frames.free_frames();
     // What the balloon gets has contents, so that it shows when the host takes them.
-    let mut taken = Vec::with_capacity(2 * TARGET as usize);
+    let mut taken = Vec::with_capacity(2 * TESTS_BALLOON as usize);
     while taken.len() < taken.capacity() {
         let frame = frames.alloc(cpu, AllocRequest::movable());
         let frame = frame.map_err(|error| alloc::format!("{error:?}"))?;
@@ -80,7 +79,7 @@ fn with_balloon(
             driver.handle_interrupt();
         }
         match driver.step(&source, 4) {
-            Step::Idle if driver.actual() == TARGET => break,
+            Step::Idle if driver.actual() == TESTS_BALLOON => break,
             Step::Failed(fault) => return Err(text(&fault)),
             Step::Busy => {}
             _ => interrupts::idle(),
@@ -88,15 +87,15 @@ fn with_balloon(
         if is_over(&platform, deadline) {
             let (actual, target) = (driver.actual(), driver.target());
             return Err(alloc::format!(
-                "the balloon has {actual} of {target} frames; {TARGET} were to be asked for"
+                "the balloon has {actual} of {target} frames; {TESTS_BALLOON} were to be asked for"
             ));
         }
     }
     ensure(interrupted > 0, || "the device never interrupted".into())?;
     driver.verify().map_err(|error| text(&error))?;
     let held = listed(&frames, class, guest);
-    ensure(held.len() as u64 == TARGET, || {
-        alloc::format!("{} frames are listed, not {TARGET}", held.len())
+    ensure(held.len() as u64 == TESTS_BALLOON, || {
+        alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
     })?;
     test(&driver, &mobility, &held)?;
     driver.verify().map_err(|error| text(&error))?;
@@ -171,10 +170,11 @@ pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome
             after.frames_moved - before.frames_moved,
             after.migrate_messages - before.migrate_messages,
         );
-        ensure(moved == 3 * TARGET && messages == moved / 128, || {
-            alloc::format!("{moved} frames moved with {messages} messages")
-        })?;
-        ensure(driver.actual() == TARGET, || {
+        ensure(
+            moved == 3 * TESTS_BALLOON && messages == moved / 128,
+            || alloc::format!("{moved} frames moved with {messages} messages"),
+        )?;
+        ensure(driver.actual() == TESTS_BALLOON, || {
             "the balloon's size changed".into()
         })
     })

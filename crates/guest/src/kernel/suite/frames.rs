@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use dirigible_frames::{AllocRequest, FrameClass, Order, Pfn, Platform, Watermark};
+use dirigible_frames::{AllocRequest, FRAME_SIZE, FrameClass, Order, Pfn, Platform, Watermark};
 
 use super::{MILLISECOND, Numbers, Outcome, Verdict, allocator, ensure, is_over};
 use crate::kernel::{arch::smp, machine::Guest, platform::GuestPlatform};
@@ -71,8 +71,13 @@ pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outco
     })
 }
 
-/// RAM above 4 GiB, where the machine has some, is managed, reachable, and distinct from the RAM below.
+/// RAM above 4 GiB is managed, reachable, and distinct from the RAM below.
 pub(super) fn memory_above_4_gib_is_used(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+    const BORDER: u64 = (4 << 30) / FRAME_SIZE as u64;
+    let above = guest.managed.iter().any(|range| range.end.get() > BORDER);
+    ensure(above, || {
+        "the machine has no RAM above 4 GiB: give it 3 GiB (-m 3G)".into()
+    })?;
     let frames = allocator(guest, metadata)?;
     let platform = GuestPlatform;
     let cpu = platform.cpu();
