@@ -13,6 +13,11 @@ extern crate alloc;
 #[cfg(guest)]
 mod kernel;
 
+// What is only arithmetic is tested on the host.
+#[cfg(all(test, not(guest)))]
+#[path = "kernel/memory.rs"]
+mod memory;
+
 #[cfg(not(guest))]
 fn main() -> std::process::ExitCode {
     eprintln!(

@@ -9,9 +9,9 @@ use dirigible_workload::protocol::Message;
 use super::{
     arch::{
         apic, clock, cpu, descriptors, heap, kernel_map, physical, shoot_down, smp,
-        start_info::{MAX_REGIONS, StartInfo},
+        start_info::StartInfo,
     },
-    memory::{Layout, TooLittle},
+    memory::{Layout, MAX_REGIONS, TooLittle},
     talk::say,
 };
 

@@ -6,8 +6,8 @@ use arrayvec::ArrayVec;
 use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK, Pfn};
 use thiserror::Error;
 
-use super::arch::start_info::MAX_REGIONS;
-
+/// Regions of RAM that are kept; firmware has a handful.
+pub const MAX_REGIONS: usize = 8;
 /// Bytes in a pageblock.
 const BLOCK: u64 = (FRAME_SIZE * FRAMES_PER_BLOCK) as u64;
 /// The kernel's page tables: a page for each GiB, and some.
@@ -63,7 +63,7 @@ impl Layout {
         let has: u64 = blocks.iter().map(|range| range.end - range.start).sum();
         let low = blocks
             .first()
-            .map_or(0, |range| range.end.min(LOW) - range.start);
+            .map_or(0, |range| range.end.min(LOW).saturating_sub(range.start));
         let managed = match wanted {
             Some(frames) => frames * FRAME_SIZE as u64,
             None => has.saturating_sub(keep.next_multiple_of(BLOCK)),
@@ -87,5 +87,69 @@ impl Layout {
                 .map(|range| pfn(range.start)..pfn(range.end))
                 .collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+    /// Where the image ends in these tests.
+    const IMAGE: u64 = 0x1d_3000;
+
+    fn frames(layout: &Layout) -> u64 {
+        let ranges = layout.managed.iter();
+        ranges
+            .map(|range| range.end.get() - range.start.get())
+            .sum()
+    }
+
+    /// What QEMU's q35 says of 4,160 MiB: low RAM ends in firmware's tables, the rest lies above 4 GiB.
+    fn q35() -> [Range<u64>; 3] {
+        [0..0x9_fc00, MIB..0x7ffd_f000, 4 * GIB..4 * GIB + 2112 * MIB]
+    }
+
+    #[test]
+    fn exactly_what_is_wanted_is_managed() {
+        let wanted = 4064 * MIB / 4096;
+        let layout = Layout::new(&q35(), IMAGE, Some(wanted), 0).unwrap();
+        assert_eq!(frames(&layout), wanted);
+        assert_eq!(layout.managed.len(), 2);
+        assert!(layout.managed.iter().all(|range| {
+            range.start.get().is_multiple_of(512) && range.end.get().is_multiple_of(512)
+        }));
+        // The kernel's own lies below all that, behind its image, and is one run.
+        assert!(layout.tables.start >= IMAGE && layout.tables.end == layout.own.start);
+        assert_eq!(layout.own.end, layout.managed[0].start.address());
+        assert_eq!(layout.managed[1].start.address(), 4 * GIB);
+    }
+
+    #[test]
+    fn the_heap_begins_at_the_same_place_whatever_is_wanted() {
+        let first = Layout::new(&q35(), IMAGE, None, 12 * MIB).unwrap();
+        let last = Layout::new(&q35(), IMAGE, Some(4064 * MIB / 4096), 0).unwrap();
+        assert_eq!(first.own.start, last.own.start);
+        assert!(first.own.end - first.own.start >= 8 * MIB);
+        assert!(last.own.end >= first.own.start + 8 * MIB);
+    }
+
+    #[test]
+    fn too_little_says_how_much_is_needed() {
+        let error = Layout::new(&[0..64 * MIB], IMAGE, Some(64 * MIB / 4096), 0).unwrap_err();
+        assert!(error.to_string().contains("and needs 74"), "{error}");
+        for ram in [&[][..], &[0..MIB], &[0..3 * MIB], &[5..7]] {
+            assert!(Layout::new(ram, IMAGE, None, 12 * MIB).is_err(), "{ram:?}");
+        }
+    }
+
+    #[test]
+    fn without_low_memory_there_is_no_kernel() {
+        let ram = [4 * GIB..6 * GIB];
+        assert!(Layout::new(&ram, IMAGE, None, 12 * MIB).is_err());
+        // The kernel's own must not reach into the second region.
+        let ram = [0..8 * MIB, 4 * GIB..6 * GIB];
+        assert!(Layout::new(&ram, IMAGE, None, 12 * MIB).is_err());
     }
 }

@@ -46,7 +46,6 @@ pub fn find(
     kind: DeviceType,
 ) -> impl Iterator<Item = core::result::Result<LineTransport, VirtioPciError>> {
     let root = Configuration::find().map(PciRoot::new);
-    let mut next = None;
     root.into_iter().flat_map(move |mut root| {
         let devices: arrayvec::ArrayVec<DeviceFunction, 32> = root
             .enumerate_bus(0)
@@ -59,7 +58,7 @@ pub fn find(
         let transports: arrayvec::ArrayVec<_, 32> = devices
             .into_iter()
             .map(|device| {
-                pci::enable(&mut root, device, &mut next);
+                pci::enable(&mut root, device);
                 LineTransport::new(&mut root, device)
             })
             .collect();

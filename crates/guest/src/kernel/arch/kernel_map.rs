@@ -3,10 +3,8 @@
 
 use core::ops::Range;
 
-use super::{
-    physical::{KERNEL, WINDOW, in_window},
-    start_info::MAX_REGIONS,
-};
+use super::physical::{KERNEL, WINDOW, in_window};
+use crate::kernel::memory::MAX_REGIONS;
 use arrayvec::ArrayVec;
 
 const PRESENT: u64 = 1 << 0;

@@ -1,5 +1,7 @@
 //! PCI configuration space: by ports, or by memory where there are no such ports.
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use dirigible_frames::FRAME_SIZE;
 use virtio_drivers::transport::pci::bus::{
     BarInfo, Cam, Command, ConfigurationAccess, DeviceFunction, PciRoot,
@@ -12,8 +14,13 @@ const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
 /// Where microvm has its configuration space.
 const MEMORY: u64 = 0xe000_0000;
-/// Where registers may be placed when no firmware has done it: above microvm's RAM, below its configuration space.
+/// Where registers may be placed when no firmware has done it, or has placed them where the kernel's window does not reach:
+/// above the low RAM of all machine types, below what firmware uses and below microvm's configuration space.
 const FREE_SPACE: u32 = 0xc000_0000;
+/// The window reaches registers below this.
+const REACH: u64 = 1 << 32;
+/// The lowest place that is free.
+static NEXT: AtomicU32 = AtomicU32::new(FREE_SPACE);
 
 /// How configuration space is reached.
 #[derive(Clone, Copy, Debug)]
@@ -76,9 +83,8 @@ impl ConfigurationAccess for Configuration {
     }
 }
 
-/// Gives a device's memory registers a place if firmware has not, and lets it decode addresses and reach memory. `next` is
-/// the lowest place that is free.
-pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction, next: &mut Option<u32>) {
+/// Gives a device's memory registers a place below 4 GiB if firmware has not, and lets it decode addresses and reach memory.
+pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction) {
     let mut index = 0;
     while index < 6 {
         let Ok(info) = root.bar_info(device, index) else {
@@ -86,13 +92,15 @@ pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction, next: &
         };
         let wide = info.as_ref().is_some_and(BarInfo::takes_two_entries);
         let place = info.as_ref().and_then(BarInfo::memory_address_size);
-        if let Some((0, size)) = place
+        if let Some((now, size)) = place
+            && (now == 0 || now >= REACH)
             && size > 0
-            && size < 1 << 28
+            && size < 1 << 24
         {
             let align = (size as u32).max(FRAME_SIZE as u32);
-            let address = next.unwrap_or(FREE_SPACE).next_multiple_of(align);
-            *next = Some(address + align);
+            // Relaxed: one CPU sets devices up.
+            let address = NEXT.load(Ordering::Relaxed).next_multiple_of(align);
+            NEXT.store(address + align, Ordering::Relaxed);
             if wide {
                 root.set_bar_64(device, index, u64::from(address));
             } else {

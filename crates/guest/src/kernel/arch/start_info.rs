@@ -4,8 +4,10 @@ use core::{ffi::CStr, ops::Range, ptr};
 
 use arrayvec::ArrayVec;
 
-/// Regions of RAM that are kept; firmware has a handful.
-pub const MAX_REGIONS: usize = 8;
+use crate::kernel::memory::MAX_REGIONS;
+
+/// Entries of the memory map that are looked at.
+const MAX_ENTRIES: u32 = 256;
 /// Longest command line.
 const MAX_COMMAND_LINE: usize = 4096;
 const MAGIC: u32 = 0x336e_c578;
@@ -55,7 +57,7 @@ impl StartInfo {
             return None;
         }
         let mut ram = ArrayVec::new();
-        for index in 0..u64::from(info.memory_map_entries) {
+        for index in 0..u64::from(info.memory_map_entries.min(MAX_ENTRIES)) {
             let entry: MapEntry = read(info.memory_map + index * size_of::<MapEntry>() as u64)?;
             let end = entry.address.saturating_add(entry.size);
             // microvm's map ends in an empty entry.
