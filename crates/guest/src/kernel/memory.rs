@@ -137,16 +137,20 @@ mod tests {
 
     #[test]
     fn too_little_says_how_much_is_needed() {
-        let error = Layout::new(&[0..64 * MIB], IMAGE, Some(64 * MIB / 4096), 0).unwrap_err();
+        let up_to = |end| core::iter::once(0..end).collect::<ArrayVec<_, 1>>();
+        let wanted = Some(64 * MIB / 4096);
+        let error = Layout::new(&up_to(64 * MIB), IMAGE, wanted, 0).unwrap_err();
         assert!(error.to_string().contains("and needs 74"), "{error}");
-        for ram in [&[][..], &[0..MIB], &[0..3 * MIB], &[5..7]] {
-            assert!(Layout::new(ram, IMAGE, None, 12 * MIB).is_err(), "{ram:?}");
+        assert!(Layout::new(&[], IMAGE, None, 12 * MIB).is_err());
+        for end in [7, MIB, 3 * MIB, 13 * MIB] {
+            let ram = up_to(end);
+            assert!(Layout::new(&ram, IMAGE, None, 12 * MIB).is_err(), "{end}");
         }
     }
 
     #[test]
     fn without_low_memory_there_is_no_kernel() {
-        let ram = [4 * GIB..6 * GIB];
+        let ram = [4 * GIB..6 * GIB, 8 * GIB..9 * GIB];
         assert!(Layout::new(&ram, IMAGE, None, 12 * MIB).is_err());
         // The kernel's own must not reach into the second region.
         let ram = [0..8 * MIB, 4 * GIB..6 * GIB];
