@@ -23,6 +23,21 @@ const GUEST: [&str; 6] = [
     ".cargo/guest.toml",
 ];
 
+/// Where the kernel with all checks lies, for its own tests.
+const CHECKED: &str = "target/guest/x86_64-unknown-linux-gnu/kernel-checked/dirigible-guest";
+
+/// Builds the guest kernel with debug assertions and overflow checks.
+fn build_checked() -> Result<(), String> {
+    let words = GUEST.map(|word| {
+        if word == "kernel" {
+            "kernel-checked"
+        } else {
+            word
+        }
+    });
+    Step::new("guest with all checks", cargo(&["build"]).args(words)).run()
+}
+
 /// Builds the guest kernel.
 ///
 /// # Errors
@@ -60,16 +75,21 @@ const SMALL: &str = "stress-highalloc --machine qemu --memory 512M --balloon 128
 /// The steps of `cargo xtask test` that need QEMU. When it or the guest cannot be had, the rest is left out.
 pub fn suite(total: &mut Totals, note: &mut dyn FnMut(Result<(), String>)) {
     note(Step::new("clippy for the guest", &mut clippy()).run());
-    let ready = timed("QEMU", install).and_then(|()| build_guest());
+    let ready = timed("QEMU", install)
+        .and_then(|()| build_guest())
+        .and_then(|()| build_checked());
     let can_run = ready.is_ok();
     note(ready);
     if !can_run {
         return;
     }
     note(Step::new("a boot of the guest", &mut command("guest-hello")).run());
-    note(timed("the guest's tests", || {
-        totals::tests(&mut command("guest-test"), total)
-    }));
+    for machine in ["q35", "microvm"] {
+        note(timed(&format!("the guest's tests on {machine}"), || {
+            let mut tests = command("guest-test --qemu-machine");
+            totals::tests(tests.args([machine, "--guest", CHECKED]), total)
+        }));
+    }
     note(timed("guests that fail", guests_that_fail));
     note(Step::new("a column under QEMU", &mut command(SMALL)).run());
     note(Step::new("balloon frames that move", &mut command("balloon-moves")).run());

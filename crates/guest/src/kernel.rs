@@ -49,6 +49,9 @@ extern "C" fn kernel_main(start_info: u64) -> ! {
 /// Does what the command line says.
 fn run(info: &StartInfo) -> Result<(), String> {
     let machine = Machine::begin(info).map_err(|error| error.to_string())?;
+    if info.command_line.is_empty() {
+        return Err("the command line is empty, or longer than 4,095 bytes".into());
+    }
     let job: Job = serde_json::from_slice(&info.command_line)
         .map_err(|error| alloc::format!("the command line is no job: {error}"))?;
     let bring_up = |wanted| {
@@ -59,6 +62,7 @@ fn run(info: &StartInfo) -> Result<(), String> {
     match job {
         Job::Hello => Ok(()),
         Job::Column { params, moves } => {
+            params.check().map_err(|error| error.to_string())?;
             let wanted = dirigible_workload::timeline::mem_total_frames(&params);
             experiment::run(&bring_up(Some(wanted))?, &params, moves)
         }

@@ -1,8 +1,8 @@
 //! What the command and a guest kernel in a virtual machine say to each other.
 //!
 //! The command gives the guest one [`Job`], as JSON on the kernel's command line. The guest answers on its serial port, one
-//! [`Message`] a line: a `@` and the message as JSON. Lines that do not begin with `@` are for people (a panic's registers, a
-//! word of the firmware) and only logged. While a job asks for it, the command sends single bytes ([`ask`]) the other way.
+//! [`Message`] a line: a `@` and the message as JSON (after whatever firmware has left on the line). Other lines are for people (a
+//! panic's registers, a word of the firmware) and only logged. While a job asks for it, the command sends single bytes ([`ask`]) the other way.
 //!
 //! The balloon's targets do not come this way: the command sets them at the hypervisor, the guest reads them from its device.
 
@@ -49,7 +49,7 @@ pub enum Job {
         /// A part of the names of those to run; empty for all.
         only: String,
     },
-    /// Follows the balloon's target as fast as it can until the machine is ended, and answers the bytes of [`ask`].
+    /// Follows the balloon's target as fast as it can, and answers the bytes of [`ask`], until that is [`ask::END`].
     Balloon {
         /// Frames in one message to the host at most.
         batch: u64,

@@ -43,7 +43,6 @@ use super::{
 ///
 /// Parameters that no run can be made of, a machine without its parts, or books that do not balance at the end.
 pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
-    params.check().map_err(text)?;
     let policy = ColumnPolicy::new(params);
     let zones = [policy.zone(params, &guest.managed)];
     let config = policy.allocator(&zones, guest.cpus);

@@ -5,10 +5,14 @@ use arrayvec::ArrayVec;
 use core::ops::Range;
 use dirigible_frames::Pfn;
 use dirigible_workload::protocol::Message;
+use thiserror::Error;
 
 use super::{
     arch::{
-        apic, clock, cpu, descriptors, heap, kernel_map, physical, shoot_down, smp,
+        apic,
+        clock::{self, NoClock},
+        cpu, descriptors, heap, kernel_map, physical, shoot_down,
+        smp::{self, Missing},
         start_info::StartInfo,
     },
     memory::{Layout, MAX_REGIONS, TooLittle},
@@ -17,6 +21,20 @@ use super::{
 
 /// Heap before it is known how much memory the job leaves to the kernel.
 const FIRST_HEAP: u64 = 8 << 20;
+
+/// Why the machine does not come up.
+#[derive(Debug, Error)]
+pub enum BringUpError {
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] TooLittle),
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] NoClock),
+    /// CPUs.
+    #[error(transparent)]
+    Cpus(#[from] Missing),
+}
 
 /// A machine with page tables and a heap, and one CPU.
 pub struct Machine {
@@ -63,17 +81,19 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// There is too little memory.
+    /// There is too little memory, no clock, or not all CPUs come.
     pub fn bring_up(
-        &self,
+        self,
         info: &StartInfo,
         wanted: Option<u64>,
         keep: u64,
-    ) -> Result<Guest, TooLittle> {
+    ) -> Result<Guest, BringUpError> {
         let layout = Layout::new(&info.ram, kernel_map::image_end(), wanted, keep)?;
         let heap_end = self.first.own.start + FIRST_HEAP;
-        // SAFETY: the layout begins where the first one did, so this continues the heap, in memory that is nobody else's.
-        unsafe { heap::extend((layout.own.end - heap_end) as usize) };
+        let more = layout.own.end.saturating_sub(heap_end);
+        // SAFETY: the layout begins where the first one did, so this continues the heap, in memory that is nobody else's. `self`
+        // is used up: it happens once.
+        unsafe { heap::extend(more as usize) };
         let kernel_root = Pfn::containing(self.root);
         let mut reachable: ArrayVec<Range<Pfn>, { MAX_REGIONS + 1 }> =
             layout.managed.iter().cloned().collect();
@@ -82,12 +102,12 @@ impl Machine {
 
         descriptors::set_up();
         cpu::current().set_apic_id(apic::set_up_local());
-        let tsc_mhz = clock::calibrate();
+        let tsc_mhz = clock::calibrate()?;
         apic::set_up_lines();
         clock::start_tick();
         x86_64::instructions::interrupts::enable();
         // SAFETY: the page is below 1 MiB, where the layout gives nothing to anybody; the start info was read before.
-        let cpus = unsafe { smp::start() };
+        let cpus = unsafe { smp::start() }?;
         clock::restart();
         say(&Message::Ready {
             cpus: u64::from(cpus),

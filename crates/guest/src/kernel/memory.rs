@@ -16,6 +16,8 @@ const TABLES: u64 = 2 << 20;
 const LEAST_HEAP: u64 = 8 << 20;
 /// The kernel's image, tables, heap and metadata lie below this: the boot tables reach no further.
 const LOW: u64 = 4 << 30;
+/// RAM above this, 256 GiB, is not used: the kernel's tables have room for so much.
+pub const HIGHEST: u64 = 256 << 30;
 
 /// The memory's parts, in bytes.
 #[derive(Debug)]
@@ -52,12 +54,14 @@ impl Layout {
         keep: u64,
     ) -> Result<Self, TooLittle> {
         let mut blocks: ArrayVec<Range<u64>, MAX_REGIONS> = ArrayVec::new();
+        // What lies below the kernel's end is the firmware's and the image's; regions may overlap, blocks may not.
+        let mut taken = image_end;
         for region in ram {
-            // What lies below the kernel's end is the firmware's and the image's.
-            let start = region.start.max(image_end).next_multiple_of(BLOCK);
-            let end = region.end / BLOCK * BLOCK;
-            if start < end {
+            let end = region.end.min(HIGHEST) / BLOCK * BLOCK;
+            let start = region.start.max(taken).min(HIGHEST).next_multiple_of(BLOCK);
+            if start < end && !blocks.is_full() {
                 blocks.push(start..end);
+                taken = end;
             }
         }
         let has: u64 = blocks.iter().map(|range| range.end - range.start).sum();
@@ -69,8 +73,18 @@ impl Layout {
             None => has.saturating_sub(keep.next_multiple_of(BLOCK)),
         };
         let needs = managed + LEAST_HEAP + TABLES;
-        let own = has.saturating_sub(managed);
-        if managed == 0 || has < needs || own >= low {
+        // What is left over beyond low memory is used by nobody.
+        let own = has.saturating_sub(managed).min(low.saturating_sub(BLOCK));
+        let mut unused = has.saturating_sub(managed + own);
+        while let Some(last) = blocks.last_mut().filter(|_| unused > 0) {
+            let cut = unused.min(last.end - last.start);
+            last.end -= cut;
+            unused -= cut;
+            if last.start == last.end {
+                blocks.pop();
+            }
+        }
+        if managed == 0 || has < needs || own < LEAST_HEAP + TABLES {
             return Err(TooLittle {
                 has_mib: has >> 20,
                 needs_mib: needs.max(LEAST_HEAP + TABLES + BLOCK) >> 20,
@@ -133,6 +147,30 @@ mod tests {
         assert_eq!(first.own.start, last.own.start);
         assert!(first.own.end - first.own.start >= 8 * MIB);
         assert!(last.own.end >= first.own.start + 8 * MIB);
+    }
+
+    #[test]
+    fn more_than_is_wanted_is_left_alone() {
+        let wanted = GIB / 4096;
+        let layout = Layout::new(&q35(), IMAGE, Some(wanted), 0).unwrap();
+        assert_eq!(frames(&layout), wanted);
+        assert!(layout.own.end < 2 * GIB);
+        let layout = Layout::new(&[MIB..2 * GIB, 4 * GIB..12 * GIB], IMAGE, Some(wanted), 0);
+        assert_eq!(frames(&layout.unwrap()), wanted);
+    }
+
+    #[test]
+    fn regions_that_overlap_are_used_once() {
+        let ram = [MIB..2 * GIB, 512 * MIB..3 * GIB, GIB..2 * GIB];
+        let layout = Layout::new(&ram, IMAGE, None, 12 * MIB).unwrap();
+        let ends = layout.managed.iter().map(|range| range.end);
+        let starts = layout.managed.iter().skip(1).map(|range| range.start);
+        assert!(ends.zip(starts).all(|(end, start)| end <= start));
+        assert_eq!(layout.managed.last().unwrap().end.address(), 3 * GIB);
+        assert!(frames(&layout) < 3 * GIB / 4096);
+        let ram = [MIB..u64::MAX, 4 * GIB..u64::MAX];
+        let layout = Layout::new(&ram, IMAGE, None, 12 * MIB).unwrap();
+        assert_eq!(layout.managed.last().unwrap().end.address(), HIGHEST);
     }
 
     #[test]

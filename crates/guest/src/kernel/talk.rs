@@ -1,5 +1,6 @@
 //! What the kernel says on its serial port.
 
+use alloc::string::ToString;
 use core::fmt::{self, Write};
 
 use dirigible_workload::protocol::Message;
@@ -13,7 +14,9 @@ use super::arch::{
 
 /// Says `message`, a line of its own.
 pub fn say(message: &Message) {
-    let _ = writeln!(SERIAL.lock(), "{message}");
+    // First the line, then the port: making it takes the heap's lock, and neither lock is held for the other.
+    let line = message.to_string();
+    let _ = writeln!(SERIAL.lock(), "{line}");
 }
 
 /// The first line, in the form of [`Message::Hello`]: there is no heap yet to make one.
@@ -51,6 +54,7 @@ impl Write for Escaped {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     flag::disable();
+    exit::last_words_once();
     match info.location() {
         Some(at) => last_words(format_args!("{} at {at}", info.message())),
         None => last_words(format_args!("{}", info.message())),

@@ -2,6 +2,8 @@
 //! whose notifications take one access to the device instead of three: under a hypervisor each is an exit.
 #![allow(unsafe_code)]
 
+use core::ops::Range;
+
 use virtio_drivers::{
     PhysAddr, Result,
     transport::{
@@ -27,6 +29,8 @@ use super::{
 
 /// Queues whose notification register is remembered.
 const QUEUES: usize = 8;
+/// A description of a structure has at least this many bytes; virtio-drivers passes over shorter ones, too.
+const LEAST_LENGTH: u8 = 16;
 /// Places in the common configuration structure.
 const QUEUE_SELECT: u64 = 22;
 const QUEUE_NOTIFY_OFF: u64 = 30;
@@ -37,7 +41,7 @@ pub struct LineTransport {
     line: Option<&'static Line>,
     common: Option<u64>,
     /// Where notifications go, and how far apart.
-    doorbells: Option<(u64, u32)>,
+    doorbells: Option<(Range<u64>, u32)>,
     doorbell: [Option<Register>; QUEUES],
 }
 
@@ -85,27 +89,30 @@ impl LineTransport {
         let inner = PciTransport::new::<GuestHal, _>(root, device)?;
         // SAFETY: it is the device's ISR register, as its capability says.
         let line = structure(root, device, VIRTIO_PCI_CAP_ISR_CFG)
-            .and_then(|(place, _)| unsafe { Line::register(place) });
+            .and_then(|(place, _)| unsafe { Line::register(place.start) });
+        let doorbells = structure(root, device, VIRTIO_PCI_CAP_NOTIFY_CFG);
         Ok(Self {
             inner,
             line,
-            common: structure(root, device, VIRTIO_PCI_CAP_COMMON_CFG).map(|(place, _)| place),
-            doorbells: structure(root, device, VIRTIO_PCI_CAP_NOTIFY_CFG),
+            common: structure(root, device, VIRTIO_PCI_CAP_COMMON_CFG)
+                .map(|(place, _)| place.start)
+                .filter(|_| doorbells.is_some()),
+            doorbells,
             doorbell: [None; QUEUES],
         })
     }
 
     /// The register to write to when `queue` has news.
     fn find_doorbell(&self, queue: u16) -> Option<Register> {
-        let (common, (doorbells, distance)) = (self.common?, self.doorbells?);
+        let (common, (doorbells, distance)) = (self.common?, self.doorbells.clone()?);
         // SAFETY: two registers of the device's common configuration, which `&mut self` in our caller keeps to us.
         let offset = unsafe {
             Register::new(common + QUEUE_SELECT).write_half(queue);
             Register::new(common + QUEUE_NOTIFY_OFF).read_half()
         };
-        let place = doorbells + u64::from(offset) * u64::from(distance);
-        // SAFETY: the queue's notification register, as the device says.
-        Some(unsafe { Register::new(place) })
+        let place = doorbells.start + u64::from(offset) * u64::from(distance);
+        // SAFETY: the queue's notification register, as the device says, and inside the device's own registers.
+        (place + 2 <= doorbells.end).then(|| unsafe { Register::new(place) })
     }
 
     /// The device's line; `None` when it is polled.
@@ -114,33 +121,38 @@ impl LineTransport {
     }
 }
 
-/// Physical address of one of a device's structures, and the word behind its description (for notifications, how far the
-/// queues' registers are apart).
+/// Physical addresses of one of a device's structures, inside the device's registers and within reach, and the word behind
+/// its description (for notifications, how far the queues' registers are apart).
 fn structure(
     root: &mut PciRoot<Configuration>,
     device: DeviceFunction,
     kind: u8,
-) -> Option<(u64, u32)> {
+) -> Option<(Range<u64>, u32)> {
     let access = Configuration::find()?;
     let mut capabilities = root.capabilities(device);
     let offset = capabilities.find_map(|capability| {
-        let found =
-            capability.id == PCI_CAP_ID_VNDR && (capability.private_header >> 8) as u8 == kind;
+        let found = capability.id == PCI_CAP_ID_VNDR
+            && capability.private_header as u8 >= LEAST_LENGTH
+            && (capability.private_header >> 8) as u8 == kind;
         found.then_some(capability.offset)
     })?;
     let word = |at| access.read_word(device, offset + at);
-    let (bar, place, more) = (word(4) as u8, word(8), word(16));
-    let (address, _) = root
+    let (bar, place, length, more) = (word(4) as u8, word(8), word(12), word(16));
+    let (address, size) = root
         .bar_info(device, bar)
         .ok()
         .flatten()
         .as_ref()
         .and_then(BarInfo::memory_address_size)?;
-    Some((address + u64::from(place), more))
+    let (place, length) = (u64::from(place), u64::from(length));
+    let inside = length > 0 && place + length <= size && address + size <= pci::REACH;
+    inside.then(|| (address + place..address + place + length, more))
 }
 
 impl Drop for LineTransport {
     fn drop(&mut self) {
+        // First the device, which then keeps its line down: one that is up and that nobody reads would interrupt for ever.
+        self.inner.set_status(DeviceStatus::empty());
         if let Some(line) = self.line {
             line.unregister();
         }

@@ -15,6 +15,8 @@ const PIT_HZ: u64 = 1_193_182;
 const PIT_TICKS: u64 = PIT_HZ / 50;
 const PIT_COUNTER: u16 = 0x40;
 const PIT_COMMAND: u16 = 0x43;
+/// Measurements after the first.
+const ATTEMPTS: u32 = 20;
 /// Timer interrupts a second.
 const HZ: u32 = 1000;
 
@@ -49,38 +51,81 @@ pub fn restart() {
     START.store(ticks(), Ordering::Relaxed);
 }
 
-/// Measures the counter and the local APIC's timer: 20 ms. Gives the counter's MHz.
-pub fn calibrate() -> u64 {
+/// There is no clock.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClock {
+    /// The interval timer does not count.
+    #[error("the interval timer (ports 0x40 and 0x43) stands still: the machine needs one")]
+    StandsStill,
+    /// No two measurements agree.
+    #[error("the time stamp counter's pace cannot be measured: the host is too busy")]
+    Unsteady,
+}
+
+/// One measurement of 20 ms.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Ticks of the time stamp counter in a second.
+    counter: u64,
+    /// Ticks of the local APIC's timer in a second.
+    timer: u64,
+}
+
+/// Measures the counter and the local APIC's timer, until two measurements agree within 1 %: a virtual CPU may be stopped
+/// for longer than the interval timer counts. Gives the counter's MHz.
+///
+/// # Errors
+///
+/// There is nothing to measure by.
+pub fn calibrate() -> Result<u64, NoClock> {
+    let mut last = measure()?;
+    for _ in 0..ATTEMPTS {
+        let now = measure()?;
+        let agree = |one: u64, other: u64| one.abs_diff(other) <= one.min(other) / 100;
+        if agree(last.counter, now.counter) && agree(last.timer, now.timer) {
+            let scale = (1_000_000_000_u128 << 32) / u128::from(now.counter.max(1));
+            SCALE.store(scale as u64, Ordering::Relaxed);
+            TIMER_COUNT.store(now.timer / u64::from(HZ), Ordering::Relaxed);
+            return Ok(now.counter / 1_000_000);
+        }
+        last = now;
+    }
+    Err(NoClock::Unsteady)
+}
+
+fn measure() -> Result<Pace, NoClock> {
     let mut command = Port::<u8>::new(PIT_COMMAND);
     let mut counter = Port::<u8>::new(PIT_COUNTER);
-    // SAFETY: the interval timer's ports; nobody else uses it.
+    // SAFETY: the interval timer's ports; nobody else uses it. Counter 0 runs freely from its top, in mode 2.
+    unsafe {
+        command.write(0x34);
+        counter.write(0xff);
+        counter.write(0xff);
+    }
+    // SAFETY: as above.
     let mut read = || unsafe {
         command.write(0);
         u64::from(counter.read()) | u64::from(counter.read()) << 8
     };
-    // SAFETY: as above. Counter 0 runs freely from its top, in mode 2.
-    unsafe {
-        Port::<u8>::new(PIT_COMMAND).write(0x34);
-        Port::<u8>::new(PIT_COUNTER).write(0xff);
-        Port::<u8>::new(PIT_COUNTER).write(0xff);
-    }
     apic::start_counting();
     let (first, start, counted) = (read(), ticks(), apic::counted());
     let elapsed = loop {
         let elapsed = first.wrapping_sub(read()) & 0xffff;
-        // A timer that stands still must not hang the boot: 2^34 ticks are seconds.
-        if elapsed >= PIT_TICKS || ticks() - start > 1 << 34 {
-            break elapsed.max(1);
+        if elapsed >= PIT_TICKS {
+            break elapsed;
+        }
+        // 2^34 ticks are seconds.
+        if ticks() - start > 1 << 34 {
+            return Err(NoClock::StandsStill);
         }
     };
-    let spent = ticks() - start;
-    let timer = apic::counted() - counted;
-    let ns = u128::from(elapsed) * 1_000_000_000 / u128::from(PIT_HZ);
-    let scale = ((ns << 32) / u128::from(spent.max(1))) as u64;
-    SCALE.store(scale.max(1), Ordering::Relaxed);
-    let per_tick = u128::from(timer) * 1_000_000_000 / ns.max(1) / u128::from(HZ);
-    TIMER_COUNT.store(per_tick as u64, Ordering::Relaxed);
-    (u128::from(spent) * 1000 / ns.max(1)) as u64
+    let (spent, timer) = (ticks() - start, apic::counted() - counted);
+    let in_a_second =
+        |count: u64| (u128::from(count) * u128::from(PIT_HZ) / u128::from(elapsed)) as u64;
+    Ok(Pace {
+        counter: in_a_second(spent),
+        timer: in_a_second(u64::from(timer)),
+    })
 }
 
 /// Starts the calling CPU's timer interrupt, a thousand a second.

@@ -40,8 +40,6 @@ pub struct Cpu {
     pub seen: Cell<u64>,
     /// When this CPU began to wait, and when it last did.
     pub waiting: Cell<(u64, u64)>,
-    /// Time spent halted, in ticks of the time stamp counter.
-    pub halted: AtomicU64,
 }
 
 // SAFETY: see the struct: cells belong to the CPU whose entry it is, and are not used by its interrupt handlers.
@@ -62,7 +60,6 @@ impl Cpu {
             faults: AtomicU64::new(0),
             seen: Cell::new(0),
             waiting: Cell::new((0, 0)),
-            halted: AtomicU64::new(0),
         }
     }
 
@@ -81,6 +78,8 @@ impl Cpu {
 static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
 /// CPUs that run.
 static ONLINE: AtomicU32 = AtomicU32::new(1);
+/// Added to `ONLINE` when no more CPUs are let in.
+const CLOSED: u32 = 1 << 16;
 
 /// Makes the calling CPU number `index`. Once for each, before anything else here is called on it.
 pub fn become_cpu(index: u32) {
@@ -112,11 +111,19 @@ pub fn of(index: usize) -> &'static Cpu {
 /// The CPUs that run.
 pub fn online() -> u32 {
     // Acquire: pairs with the release in `came_online`.
-    ONLINE.load(Ordering::Acquire)
+    ONLINE.load(Ordering::Acquire) % CLOSED
 }
 
-/// One more runs: its own is set up.
-pub fn came_online() {
+/// One more runs, its own set up; `false` for one that comes too late.
+pub fn came_online() -> bool {
     // Release: pairs with the acquire in `online`.
-    ONLINE.fetch_add(1, Ordering::AcqRel);
+    let one_more = |count: u32| (count < CLOSED).then_some(count + 1);
+    ONLINE
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more)
+        .is_ok()
+}
+
+/// Lets no more CPUs in; gives how many there are.
+pub fn close() -> u32 {
+    ONLINE.fetch_or(CLOSED, Ordering::AcqRel) % CLOSED
 }

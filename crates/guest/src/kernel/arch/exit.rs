@@ -1,5 +1,7 @@
 //! Ending the virtual machine.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use dirigible_workload::protocol::{EXIT_FAILED, EXIT_WELL};
 use x86_64::{
     VirtAddr,
@@ -9,6 +11,17 @@ use x86_64::{
 
 /// `-device isa-debug-exit,iobase=0xf4,iosize=0x04`.
 const DEBUG_EXIT: u16 = 0xf4;
+
+/// Set when somebody has begun to say why the kernel fails.
+static FAILING: AtomicBool = AtomicBool::new(false);
+
+/// Ends the machine at once if it is failing already: an exception while the first failure is being told, or another CPU's.
+pub fn last_words_once() {
+    // Relaxed: only one may go on; nothing else is published.
+    if FAILING.swap(true, Ordering::Relaxed) {
+        failed();
+    }
+}
 
 /// All was well.
 pub fn well() -> ! {

@@ -7,7 +7,7 @@ use core::{
 
 use x86_64::instructions::interrupts as flag;
 
-use super::{apic, clock, cpu, exit, kernel_map, physical::Register, serial::Serial, shoot_down};
+use super::{apic, cpu, exit, kernel_map, physical::Register, serial::Serial, shoot_down};
 use crate::kernel::talk;
 
 /// What stands on the stack when a handler begins (interrupts.s).
@@ -30,7 +30,8 @@ pub struct Frame {
     rcx: u64,
     rax: u64,
     vector: u64,
-    error: u64,
+    /// What the processor says of an exception.
+    pub error: u64,
     /// Where it goes on.
     pub rip: u64,
     cs: u64,
@@ -61,23 +62,28 @@ impl Line {
     ///
     /// It is the ISR register of a virtio device: reading it takes the line down and does nothing else.
     pub unsafe fn register(status: u64) -> Option<&'static Self> {
-        let place = |line: &&Self| {
-            // Release: pairs with the acquire in the handler.
-            let before =
-                line.status
-                    .compare_exchange(0, status, Ordering::AcqRel, Ordering::Relaxed);
-            before.is_ok() || before == Err(status)
+        let own = |line: &&Self| line.status.load(Ordering::Relaxed) == status;
+        let free = |line: &&Self| {
+            // Release: pairs with the acquire in `read_status`.
+            line.status
+                .compare_exchange(0, status, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
         };
-        LINES.iter().find(place)
+        let line = LINES.iter().find(own).or_else(|| LINES.iter().find(free))?;
+        // What a former user of the place has left there is not the device's.
+        line.take();
+        Some(line)
     }
 
     /// The device is being removed: its status is read no more.
     pub fn unregister(&self) {
+        // Release: pairs with the acquire in `read_status`.
         self.status.store(0, Ordering::Release);
     }
 
     /// Whether something was read and not fetched.
     pub fn is_pending(&self) -> bool {
+        // Acquire: pairs with the release in `read_status`.
         self.bits.load(Ordering::Acquire) != 0
     }
 
@@ -88,10 +94,12 @@ impl Line {
     }
 
     fn read_status(&self) {
+        // Acquire: pairs with the releases in `register` and `unregister`.
         let status = self.status.load(Ordering::Acquire);
         if status != 0 {
             // SAFETY: see `register`.
             let bits = unsafe { Register::new(status) }.read_byte();
+            // Release: pairs with the acquires in `take` and `is_pending`.
             self.bits.fetch_or(u32::from(bits), Ordering::AcqRel);
         }
     }
@@ -125,16 +133,13 @@ extern "C" fn interrupt_main(frame: &mut Frame) {
 /// Waits for an interrupt, unless one came since the last call that may be what the caller waits for.
 pub fn idle() {
     let cpu = cpu::current();
-    // A CPU that sleeps need not be interrupted for shoot-downs.
+    // A CPU that sleeps need not be interrupted for shoot-downs, unless it sleeps inside a fault.
     shoot_down::leave_program(cpu);
     flag::disable();
     let count = cpu.interrupts.load(Ordering::Relaxed);
     if count == cpu.seen.get() {
-        let start = clock::ticks();
         // Nothing can come between the two instructions, so no interrupt is slept through.
         flag::enable_and_hlt();
-        cpu.halted
-            .fetch_add(clock::ticks() - start, Ordering::Relaxed);
     } else {
         cpu.seen.set(count);
         flag::enable();
@@ -169,6 +174,7 @@ const NAMES: [&str; 22] = [
 /// An exception that nobody serves: says all that is known and ends the machine.
 pub fn fatal(frame: &Frame, address: Option<u64>) -> ! {
     flag::disable();
+    exit::last_words_once();
     let name = NAMES
         .get(frame.vector as usize)
         .unwrap_or(&"unexpected vector");
@@ -219,7 +225,7 @@ pub fn trace(mut rbp: u64) {
         }
         let frame = rbp as usize as *const u64;
         // SAFETY: all code is built with frame pointers, the chain ends in 0, and if it is damaged all the same the worst is
-        // one more exception in a kernel that is ending.
+        // one more exception, which `last_words_once` makes the last.
         let (next, caller) = unsafe { (frame.read_volatile(), frame.add(1).read_volatile()) };
         if !kernel_map::is_code(caller) {
             break;

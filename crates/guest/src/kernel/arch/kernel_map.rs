@@ -4,7 +4,7 @@
 use core::ops::Range;
 
 use super::physical::{KERNEL, WINDOW, in_window};
-use crate::kernel::memory::MAX_REGIONS;
+use crate::kernel::memory::{HIGHEST, MAX_REGIONS};
 use arrayvec::ArrayVec;
 
 const PRESENT: u64 = 1 << 0;
@@ -138,7 +138,7 @@ pub unsafe fn build(ram: &[Range<u64>], frames: &mut Range<u64>) -> u64 {
     let high: ArrayVec<Range<u64>, MAX_REGIONS> = ram
         .iter()
         .filter(|region| region.end > LOW)
-        .cloned()
+        .map(|region| region.start..region.end.min(HIGHEST))
         .collect();
     for region in high {
         let start = region.start.max(LOW) & !(HUGE_PAGE - 1);

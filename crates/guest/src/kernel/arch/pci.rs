@@ -18,7 +18,9 @@ const MEMORY: u64 = 0xe000_0000;
 /// above the low RAM of all machine types, below what firmware uses and below microvm's configuration space.
 const FREE_SPACE: u32 = 0xc000_0000;
 /// The window reaches registers below this.
-const REACH: u64 = 1 << 32;
+pub const REACH: u64 = 1 << 32;
+/// The free space ends where microvm has its configuration space.
+const FREE_END: u32 = 0xe000_0000;
 /// The lowest place that is free.
 static NEXT: AtomicU32 = AtomicU32::new(FREE_SPACE);
 
@@ -100,6 +102,9 @@ pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction) {
             let align = (size as u32).max(FRAME_SIZE as u32);
             // Relaxed: one CPU sets devices up.
             let address = NEXT.load(Ordering::Relaxed).next_multiple_of(align);
+            if address + align > FREE_END {
+                break;
+            }
             NEXT.store(address + align, Ordering::Relaxed);
             if wide {
                 root.set_bar_64(device, index, u64::from(address));

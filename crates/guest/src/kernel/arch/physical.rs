@@ -8,14 +8,16 @@ use core::{
 
 use dirigible_frames::{FRAME_SIZE, Pfn};
 
+use crate::kernel::memory::MAX_REGIONS;
+
 /// Where the window begins: physical address 0 is here. The first entry of the upper half.
 pub const WINDOW: u64 = 0xffff_8000_0000_0000;
 /// Where the kernel's image is mapped: physical address 0 would be here.
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
 /// 64-bit words in a frame.
 const WORDS: usize = FRAME_SIZE / 8;
-/// Regions of RAM that frames can be in.
-const REGIONS: usize = 4;
+/// Regions of RAM that frames can be in: all managed ones, and the kernel's root table.
+const REGIONS: usize = MAX_REGIONS + 1;
 
 /// First frame and number of frames of each region that may be reached by frame number; set once at boot.
 static REACHABLE: [(AtomicU64, AtomicU64); REGIONS] =

@@ -24,7 +24,7 @@ const TRAMPOLINE: u64 = 0x8000;
 /// APIC numbers are bytes.
 const TICKETS: usize = 256;
 /// How long CPUs have to come.
-const PATIENCE: u64 = 200_000_000;
+const PATIENCE: u64 = 5_000_000_000;
 
 unsafe extern "C" {
     static trampoline_start: u8;
@@ -64,12 +64,24 @@ fn expected() -> Option<u32> {
     is_qemu.then(|| u32::from_le_bytes(bytes(5, 2)))
 }
 
+/// Not all CPUs came in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{came} of {expected} CPUs came within {} ms: the host is too busy, or has too few for so many", PATIENCE / 1_000_000)]
+pub struct Missing {
+    came: u32,
+    expected: u32,
+}
+
 /// Wakes the other CPUs and waits for them; gives how many CPUs there are now.
+///
+/// # Errors
+///
+/// Some are missing. They are let in no more.
 ///
 /// # Safety
 ///
 /// The page at 0x8000 is RAM that nobody uses, and the boot tables are unchanged.
-pub unsafe fn start() -> u32 {
+pub unsafe fn start() -> Result<u32, Missing> {
     let stacks: &'static mut [u64; TICKETS] = Box::leak(Box::new([0; TICKETS]));
     let expected = expected().unwrap_or(MAX_CPUS as u32).min(MAX_CPUS as u32);
     for slot in &mut stacks[1..expected as usize] {
@@ -96,7 +108,11 @@ pub unsafe fn start() -> u32 {
             core::hint::spin_loop();
         }
     }
-    cpu::online()
+    let came = cpu::close();
+    match came == expected {
+        true => Ok(came),
+        false => Err(Missing { came, expected }),
+    }
 }
 
 /// Where the other CPUs come to from boot.s.
@@ -110,8 +126,14 @@ extern "C" fn secondary_main(index: u32) -> ! {
     let cpu = cpu::current();
     cpu.set_apic_id(apic_id);
     clock::start_tick();
-    let mut seen = GIVEN.load(Ordering::Acquire);
-    cpu::came_online();
+    // Relaxed: no work is given out before this CPU counts.
+    let mut seen = GIVEN.load(Ordering::Relaxed);
+    if !cpu::came_online() {
+        loop {
+            x86_64::instructions::interrupts::disable();
+            x86_64::instructions::hlt();
+        }
+    }
     x86_64::instructions::interrupts::enable();
     loop {
         // Acquire: pairs with the release in `on_all`.
@@ -134,11 +156,17 @@ extern "C" fn secondary_main(index: u32) -> ! {
 
 /// Has every CPU run `work` with its number, the calling one, which is the first, among them; returns when all are done.
 pub fn on_all(work: &(dyn Fn(CpuId) + Sync)) {
+    assert_eq!(
+        cpu::current_id().index(),
+        0,
+        "work is given out by the first CPU"
+    );
     let pointer: *const (dyn Fn(CpuId) + Sync + '_) = work;
     // SAFETY: only the lifetime changes; the pointer is forgotten below, before `work` ends.
     let pointer: Work = unsafe { core::mem::transmute(pointer) };
+    let before = WORK.lock().replace(Shared(pointer));
+    assert!(before.is_none(), "work inside of work");
     DONE.store(0, Ordering::Relaxed);
-    *WORK.lock() = Some(Shared(pointer));
     // Release: pairs with the acquire in `secondary_main`.
     GIVEN.fetch_add(1, Ordering::Release);
     let others = cpu::online() as usize - 1;

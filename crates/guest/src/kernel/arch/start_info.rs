@@ -3,6 +3,7 @@
 use core::{ffi::CStr, ops::Range, ptr};
 
 use arrayvec::ArrayVec;
+use zerocopy::FromBytes;
 
 use crate::kernel::memory::MAX_REGIONS;
 
@@ -18,7 +19,7 @@ const REACH: u64 = 1 << 32;
 
 /// `struct hvm_start_info`, version 1.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(FromBytes)]
 struct HvmStartInfo {
     magic: u32,
     version: u32,
@@ -33,7 +34,7 @@ struct HvmStartInfo {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(FromBytes)]
 struct MapEntry {
     address: u64,
     size: u64,
@@ -58,7 +59,8 @@ impl StartInfo {
         }
         let mut ram = ArrayVec::new();
         for index in 0..u64::from(info.memory_map_entries.min(MAX_ENTRIES)) {
-            let entry: MapEntry = read(info.memory_map + index * size_of::<MapEntry>() as u64)?;
+            let offset = index * size_of::<MapEntry>() as u64;
+            let entry: MapEntry = read(info.memory_map.checked_add(offset)?)?;
             let end = entry.address.saturating_add(entry.size);
             // microvm's map ends in an empty entry.
             if entry.kind == RAM && entry.size > 0 && !ram.is_full() {
@@ -74,17 +76,14 @@ impl StartInfo {
 
     /// All RAM, in bytes.
     pub fn memory(&self) -> u64 {
-        self.ram
-            .iter()
-            .map(|region| region.end - region.start)
-            .sum()
+        let sizes = self.ram.iter().map(|region| region.end - region.start);
+        sizes.fold(0, u64::saturating_add)
     }
 }
 
-fn read<T: Copy>(address: u64) -> Option<T> {
+fn read<T: FromBytes>(address: u64) -> Option<T> {
     let inside = address != 0 && address < REACH - size_of::<T>() as u64;
-    // SAFETY: the boot tables map the first 4 GiB one to one, nothing has been handed out yet, and T is made of integers,
-    // for which any bytes will do.
+    // SAFETY: the boot tables map the first 4 GiB one to one, nothing has been handed out yet, and any bytes make a T.
     inside.then(|| unsafe { ptr::read_unaligned(address as usize as *const T) })
 }
 

@@ -29,6 +29,11 @@ unsafe extern "C" {
 /// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root` loaded.
 fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce() -> u32) -> bool {
     let cpu = cpu::current();
+    if cpu.root.load(Ordering::Relaxed) != root {
+        // Another program's root goes first, as long as a shoot-down may take it from us: that program may be at its end, and
+        // while `in_user` is set a shoot-down leaves CR3 as it is.
+        shoot_down::leave_program(cpu);
+    }
     // Before the look at `root`: from here on a shoot-down leaves us the root.
     // SeqCst: the interrupt handler runs on this CPU, so order as in the program is all that is needed.
     let nested = cpu.in_user.swap(true, Ordering::SeqCst);
@@ -58,7 +63,7 @@ fn set_on_fault(cpu: &Cpu, on_fault: Option<OnFault>) {
 }
 
 fn is_program(address: u64, bytes: u64) -> bool {
-    address.is_multiple_of(8) && address < LOWER_HALF - bytes
+    address.is_multiple_of(8) && address <= LOWER_HALF - bytes
 }
 
 /// Writes `value` at `address` of the program whose root table is at `root`. `false` when a fault was not served.
@@ -115,11 +120,10 @@ extern "C" fn fault_main(frame: &mut Frame) {
     let cpu = cpu::current();
     // SAFETY: the field is this CPU's alone.
     let on_fault = unsafe { *cpu.on_fault.get() };
-    let (true, true, Some(on_fault)) = (
-        routines.contains(&frame.rip),
-        address < LOWER_HALF,
-        on_fault,
-    ) else {
+    let in_routine = routines.contains(&frame.rip) && address < LOWER_HALF;
+    // Present or not, for reading or writing: anything else (a reserved bit, say) is a broken table, and would come for ever.
+    let ordinary = frame.error & !0b11 == 0;
+    let (true, true, Some(on_fault)) = (in_routine, ordinary, on_fault) else {
         interrupts::fatal(frame, Some(address));
     };
     count(&cpu.faults);

@@ -37,7 +37,7 @@ fn with_balloon(
         platform.write_word(frame, 0, PATTERN);
         taken.push(frame);
     }
-    for frame in taken {
+    for &frame in &taken {
         frames
             .free(cpu, frame, Default::default())
             .map_err(|error| alloc::format!("{error:?}"))?;
@@ -92,10 +92,16 @@ fn with_balloon(
         }
     }
     ensure(interrupted > 0, || "the device never interrupted".into())?;
+    taken.sort_unstable();
     driver.verify().map_err(|error| text(&error))?;
     let held = listed(&frames, class, guest);
     ensure(held.len() as u64 == TESTS_BALLOON, || {
         alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
+    })?;
+    // Otherwise zeroes would show nothing.
+    let written = held.iter().all(|frame| taken.binary_search(frame).is_ok());
+    ensure(written, || {
+        "the balloon took frames that nobody had written".into()
     })?;
     test(&driver, &mobility, &held)?;
     driver.verify().map_err(|error| text(&error))?;
