@@ -25,6 +25,8 @@ const TRAMPOLINE: u64 = 0x8000;
 const TICKETS: usize = 256;
 /// How long CPUs have to come.
 const PATIENCE: u64 = 5_000_000_000;
+/// The same where nobody says how many there are: those that come by then are all.
+const UNTOLD_PATIENCE: u64 = 200_000_000;
 
 unsafe extern "C" {
     static trampoline_start: u8;
@@ -83,7 +85,13 @@ pub struct Missing {
 /// The page at 0x8000 is RAM that nobody uses, and the boot tables are unchanged.
 pub unsafe fn start() -> Result<u32, Missing> {
     let stacks: &'static mut [u64; TICKETS] = Box::leak(Box::new([0; TICKETS]));
-    let expected = expected().unwrap_or(MAX_CPUS as u32).min(MAX_CPUS as u32);
+    let said = expected();
+    let expected = said.unwrap_or(MAX_CPUS as u32).min(MAX_CPUS as u32);
+    let patience = if said.is_some() {
+        PATIENCE
+    } else {
+        UNTOLD_PATIENCE
+    };
     for slot in &mut stacks[1..expected as usize] {
         let stack: &'static mut [u8] = Box::leak(alloc::vec![0_u8; STACK].into_boxed_slice());
         *slot = (stack.as_ptr() as u64 + STACK as u64) & !15;
@@ -104,14 +112,14 @@ pub unsafe fn start() -> Result<u32, Missing> {
         clock::spin_for(200_000);
         apic::start_others(page);
         let begun = clock::ticks();
-        while cpu::online() < expected && clock::nanoseconds(clock::ticks() - begun) < PATIENCE {
+        while cpu::online() < expected && clock::nanoseconds(clock::ticks() - begun) < patience {
             core::hint::spin_loop();
         }
     }
     let came = cpu::close();
-    match came == expected {
-        true => Ok(came),
-        false => Err(Missing { came, expected }),
+    match said {
+        Some(_) if came != expected => Err(Missing { came, expected }),
+        _ => Ok(came),
     }
 }
 
