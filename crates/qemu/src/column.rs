@@ -189,6 +189,8 @@ impl Run {
                         what: String::new(),
                     });
                 }
+                // The first that could be judged was.
+                Some((_, Message::BalloonFull { .. })) => {}
                 Some((
                     _,
                     Message::Progress {
@@ -257,11 +259,12 @@ impl Run {
         }
     }
 
-    /// The balloon is to change. One that was full only a moment ago cannot be judged: the next time that it is full is as
-    /// good, but the guest says it once, so residency is then not known.
+    /// The balloon is to change. One that was full only a moment ago cannot be judged; the next time that it is full is.
     fn drop_young_doubt(&mut self) {
-        self.doubt
-            .take_if(|doubt| doubt.since.elapsed() < TOO_YOUNG);
+        let young = |doubt: &mut Doubt| doubt.since.elapsed() < TOO_YOUNG;
+        if self.doubt.take_if(young).is_some() {
+            self.has_been_full = false;
+        }
     }
 
     /// The balloon is to change, or the run is over: a doubt that is left now stays.

@@ -95,7 +95,7 @@ pub enum Message {
         /// Where it will stand at the end.
         end_ms: u64,
     },
-    /// The balloon is at its fullest for the first time.
+    /// The balloon has come to its fullest; said each time.
     BalloonFull {
         /// What it holds.
         frames: u64,

@@ -86,8 +86,10 @@ impl BalloonControl for BalloonPort<'_> {
         let _ = self.driver.step(source, messages);
         let actual = self.driver.actual();
         self.largest.fetch_max(actual, Ordering::Relaxed);
-        if self.full > 0 && actual == self.full && !self.was_full.swap(true, Ordering::Relaxed) {
+        let is_full = self.full > 0 && actual == self.full;
+        if is_full && !self.was_full.load(Ordering::Relaxed) {
             say(&Message::BalloonFull { frames: actual });
         }
+        self.was_full.store(is_full, Ordering::Relaxed);
     }
 }

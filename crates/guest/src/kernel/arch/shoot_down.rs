@@ -29,6 +29,7 @@ static SENT: AtomicU64 = AtomicU64::new(0);
 ///
 /// The table at `root` maps the kernel and the window, for ever.
 pub unsafe fn set_kernel_root(root: u64) {
+    // Relaxed, here and below: set once, before other CPUs are woken by writes to device registers.
     KERNEL_ROOT.store(root, Ordering::Relaxed);
     load(root);
 }

@@ -53,6 +53,7 @@ fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce(
     set_on_fault(cpu, Some(on_fault));
     let well = access() == 0;
     set_on_fault(cpu, None);
+    // SeqCst: only this CPU's own interrupt handler reads it, see above.
     cpu.in_user.store(false, Ordering::SeqCst);
     well
 }
