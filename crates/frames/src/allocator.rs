@@ -2,7 +2,7 @@
 
 use crate::{
     BlockId, BlockState, Config, ConfigError, CpuId, FRAMES_PER_BLOCK, Fallback, FrameClass,
-    FrameState, Ledger, Migratetype, Pfn, Placement, ZoneId,
+    FrameState, Ledger, Migratetype, Pfn, Placement, Refusal, ZoneId,
     bits::take_bits,
     config::MAX_ZONES,
     counters::Events,
@@ -26,7 +26,8 @@ pub struct FrameAllocator<'m> {
     pub(crate) fields: &'m [Field],
     pub(crate) cpus: &'m [CpuSlot],
     ledgers: &'m [crate::sync::AtomicU64],
-    info: &'m [AtomicU32],
+    pub(crate) info: &'m [AtomicU32],
+    pub(crate) notes: &'m [crate::sync::AtomicU64],
     pub(crate) by_room: ClassIndex<'m>,
     pub(crate) by_cost: ClassIndex<'m>,
     pub(crate) by_heal: ClassIndex<'m>,
@@ -49,6 +50,22 @@ pub(crate) mod kind {
     /// Wholly free, whatever the type.
     pub const WHOLE: usize = 4;
 }
+
+/// The parts of a block's info word.
+pub(crate) mod info_word {
+    /// Frames that are reserved or no memory.
+    pub const RESERVED_MASK: u32 = 0x3ff;
+    /// Where the zone stands.
+    pub const ZONE: u32 = 10;
+    /// It has so many values.
+    pub const ZONE_MASK: u32 = 0xf;
+    /// Where the offset stands of the frame for which the block was refused, plus one.
+    pub const OFFENDER: u32 = 14;
+    /// It has so many values.
+    pub const OFFENDER_MASK: u32 = 0x3ff;
+}
+
+const _: () = assert!(MAX_ZONES <= info_word::ZONE_MASK as usize + 1);
 
 /// Frames of one class of the cost and heal indexes.
 const CLASS_STEP: usize = 32;
@@ -113,6 +130,7 @@ impl<'m> FrameAllocator<'m> {
             cpus: tables.cpus,
             ledgers: tables.ledgers,
             info: tables.info,
+            notes: tables.notes,
             by_room: index(tables.by_room),
             by_cost: index(tables.by_cost),
             by_heal: index(tables.by_heal),
@@ -148,7 +166,7 @@ impl<'m> FrameAllocator<'m> {
                 for pfn in range.start.get()..range.end.get() {
                     let frame = (pfn - self.base.get()) as usize;
                     self.info[frame / FRAMES_PER_BLOCK]
-                        .store((zone as u32) << 16, Ordering::Relaxed);
+                        .store((zone as u32) << info_word::ZONE, Ordering::Relaxed);
                     if !within(pfn) {
                         self.descriptors[frame].store(Word::new());
                         self.fields[frame / FRAMES_PER_BLOCK].0[frame % FRAMES_PER_BLOCK / 64]
@@ -215,7 +233,8 @@ impl<'m> FrameAllocator<'m> {
 
     /// The zone of `block`.
     pub fn zone_of_block(&self, block: BlockId) -> ZoneId {
-        ZoneId::new((self.info[block.index()].load(Ordering::Relaxed) >> 16) as u8)
+        let info = self.info[block.index()].load(Ordering::Relaxed);
+        ZoneId::new((info >> info_word::ZONE & info_word::ZONE_MASK) as u8)
     }
 
     /// The ledger of `block` as it is now.
@@ -226,7 +245,7 @@ impl<'m> FrameAllocator<'m> {
 
     /// Frames of `block` that are reserved or no memory.
     pub fn reserved_in(&self, block: BlockId) -> u16 {
-        (self.info[block.index()].load(Ordering::Relaxed) & 0xffff) as u16
+        (self.info[block.index()].load(Ordering::Relaxed) & info_word::RESERVED_MASK) as u16
     }
 
     /// The counters.
@@ -301,9 +320,9 @@ impl<'m> FrameAllocator<'m> {
             self.by_cost
                 .update(block, || cost_place(zone, self.ledger(block)));
         }
-        if heal_place(old) != heal_place(new) {
+        if heal_place(zone, old) != heal_place(zone, new) {
             self.by_heal
-                .update(block, || heal_place(self.ledger(block)));
+                .update(block, || heal_place(zone, self.ledger(block)));
         }
     }
 
@@ -385,9 +404,12 @@ impl<'m> FrameAllocator<'m> {
                 debug_assert_eq!(old & mask, 0, "a free frame was freed");
             }
             let count = (at - begin) as u16;
-            gained[self.zone_of_block(block).index()] += self
-                .change(block, |ledger| Some(ledger.given(class, count)))
-                .map_or(0, |change| change.freed());
+            if let Ok(change) = self.change(block, |ledger| Some(ledger.given(class, count))) {
+                gained[self.zone_of_block(block).index()] += change.freed();
+                if change.new.refusal() != Refusal::None {
+                    self.forgive_freed(block, &frames[begin..at]);
+                }
+            }
         }
         for (zone, gained) in self.zones.iter().zip(gained) {
             zone.add_free(gained);
@@ -421,7 +443,10 @@ pub(crate) fn room_place(zone: ZoneId, ledger: Ledger) -> Place {
     let kind = match ledger.migratetype() {
         Migratetype::Unmovable => kind::UNMOVABLE,
         Migratetype::Reclaimable => kind::RECLAIMABLE,
-        Migratetype::Movable if ledger.unmovable() > 0 => kind::HYBRID,
+        // A block that an owner does not give up cannot become whole either: it is filled first, too.
+        Migratetype::Movable if ledger.unmovable() > 0 || ledger.refusal() == Refusal::Lasting => {
+            kind::HYBRID
+        }
         Migratetype::Movable => kind::MOVABLE,
     };
     Place::new(category + kind, room_class(ledger.free()))
@@ -432,6 +457,16 @@ pub(crate) fn evacuation_cost(ledger: Ledger) -> usize {
     ledger.movable() as usize + (ledger.balloon() as usize).div_ceil(BALLOON_DISCOUNT)
 }
 
+/// Categories of the cost index in each zone.
+pub(crate) mod cost {
+    /// Blocks that compaction may empty, by what that costs.
+    pub const CANDIDATES: usize = 0;
+    /// Those that it tried in vain, by the kind of refusal.
+    pub const REFUSED: usize = 1;
+    /// How many there are.
+    pub const COUNT: usize = 2;
+}
+
 pub(crate) fn cost_place(zone: ZoneId, ledger: Ledger) -> Place {
     let candidate = ledger.state() == BlockState::Open
         && ledger.migratetype() == Migratetype::Movable
@@ -440,15 +475,43 @@ pub(crate) fn cost_place(zone: ZoneId, ledger: Ledger) -> Place {
     if !candidate {
         return Place::NONE;
     }
-    Place::new(zone.index(), evacuation_cost(ledger) / CLASS_STEP)
+    let category = zone.index() * cost::COUNT;
+    match ledger.refusal() {
+        Refusal::None => Place::new(
+            category + cost::CANDIDATES,
+            evacuation_cost(ledger) / CLASS_STEP,
+        ),
+        refusal => Place::new(category + cost::REFUSED, refusal as usize),
+    }
 }
 
-pub(crate) fn heal_place(ledger: Ledger) -> Place {
+/// Categories of the heal index: all zones' blocks with balloon frames, but for those that stand in a category of their
+/// zone, since a balloon that takes whole blocks has begun them and goes on there.
+pub(crate) mod heal {
+    /// Blocks with balloon frames, by what else is in them.
+    pub const ALL: usize = 0;
+    /// The first of the zones' categories.
+    pub const BEGUN: usize = 1;
+}
+
+pub(crate) fn heal_place(zone: ZoneId, ledger: Ledger) -> Place {
     if ledger.balloon() == 0 || ledger.state() == BlockState::Huge {
         return Place::NONE;
     }
     if ledger.unmovable() > 0 {
-        return Place::new(0, usize::MAX);
+        return Place::new(heal::ALL, usize::MAX);
     }
-    Place::new(0, ledger.movable() as usize / CLASS_STEP)
+    if is_begun(ledger) {
+        return Place::new(heal::BEGUN + zone.index(), 0);
+    }
+    Place::new(heal::ALL, ledger.movable() as usize / CLASS_STEP)
+}
+
+/// Whether the block holds balloon frames, room for more, and nothing else.
+pub(crate) fn is_begun(ledger: Ledger) -> bool {
+    ledger.balloon() > 0
+        && ledger.balloon() + ledger.free() == FRAMES_PER_BLOCK as u16
+        && ledger.free() > 0
+        && ledger.state() == BlockState::Open
+        && ledger.migratetype() == Migratetype::Movable
 }

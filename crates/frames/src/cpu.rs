@@ -99,6 +99,18 @@ impl CpuSlot {
     }
 }
 
+impl CpuSlot {
+    /// Frames in the CPU's caches, without the lock: a hint. Both ends of a ring are read one after the other, so that
+    /// what changes in between is bounded.
+    pub fn cached(&self) -> u64 {
+        let count = |cache: &TypeCache| {
+            let (oldest, newest) = cache.ends();
+            u64::from(newest.wrapping_sub(oldest).min(CACHE_FRAMES))
+        };
+        self.caches.iter().map(count).sum()
+    }
+}
+
 /// The right to use a CPU's caches.
 #[derive(Debug)]
 pub(crate) struct CpuGuard<'a> {

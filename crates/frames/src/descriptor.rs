@@ -98,7 +98,7 @@ impl FrameFlags {
     pub const DIRTY: Self = Self(1);
     /// Used since the mark was last cleared.
     pub const REFERENCED: Self = Self(1 << 1);
-    /// Must stay where it is for now; isolation refuses.
+    /// Must stay where it is for now: isolation refuses, the ledger counts it as unmovable, and it cannot be freed.
     pub const PINNED: Self = Self(1 << 2);
     /// Being written to disk.
     pub const WRITEBACK: Self = Self(1 << 3);
@@ -155,6 +155,25 @@ impl Word {
 
     pub fn with_class(self, class: FrameClass) -> Self {
         self.with_class_bits(class as u8)
+    }
+
+    pub fn is_pinned(self) -> bool {
+        FrameFlags::from_bits(self.flags()).contains(FrameFlags::PINNED)
+    }
+
+    /// The class under which the ledger counts the frame: what is pinned cannot be moved.
+    pub fn counted_class(self) -> FrameClass {
+        if self.is_pinned() {
+            FrameClass::Unmovable
+        } else {
+            self.class()
+        }
+    }
+
+    /// Whether somebody holds the allocation that the frame heads.
+    pub fn is_held(self) -> bool {
+        use FrameState::{Cached, Free, Reserved, Tail};
+        !matches!(self.state(), Free | Cached | Reserved | Tail)
     }
 }
 

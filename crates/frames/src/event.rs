@@ -54,8 +54,14 @@ events! {
     CompactBlockEmptied = "compact_block_emptied",
     /// Blocks given up by evacuation after it began.
     CompactBlockAborted = "compact_block_aborted",
-    /// Blocks not begun for a remembered refusal.
-    CompactRefusalRemembered = "compact_refusal_remembered",
+    /// Blocks given up because an owner refused a frame.
+    CompactRefusedOwner = "compact_refused_owner",
+    /// Blocks given up because a frame was on its way from one holder to another.
+    CompactRefusedUnderWay = "compact_refused_under_way",
+    /// Blocks given up because the host had not answered in time.
+    CompactRefusedLate = "compact_refused_late",
+    /// Blocks given up because they did not become wholly free.
+    CompactRefusedNotEmpty = "compact_refused_not_empty",
     /// Balloon frames taken off their balloon by compaction (the series' own counter).
     CompactBalloonIsolated = "compact_balloon_isolated",
     /// Balloon frames replaced after both acknowledgements (the series' own counter).

@@ -116,8 +116,7 @@ impl FrameAllocator<'_> {
     /// The state found. Nothing was changed.
     pub fn try_isolate(&self, pfn: Pfn, owner: OwnerClass) -> Result<(), FrameState> {
         self.transition_if(pfn, FrameState::Listed, FrameState::Isolated, |word| {
-            word.owner() == owner.get()
-                && !FrameFlags::from_bits(word.flags()).contains(FrameFlags::PINNED)
+            word.owner() == owner.get() && !word.is_pinned()
         })
     }
 
@@ -143,29 +142,7 @@ impl FrameAllocator<'_> {
 
     /// Counts an allocation, named by its first frame, in another class. Frames that nobody holds stay as they are.
     pub fn reclass(&self, pfn: Pfn, class: FrameClass) {
-        use FrameState::{Cached, Free, Reserved, Tail};
-        let Some(frame) = self.frame_index(pfn) else {
-            return;
-        };
-        let changed = self.descriptors[frame as usize].update(|word| {
-            let held = !matches!(word.state(), Free | Cached | Reserved | Tail);
-            held.then(|| word.with_class(class))
-        });
-        let Ok(old) = changed else {
-            return;
-        };
-        let (from, frames) = (old.class(), 1usize << old.order());
-        if from == class {
-            return;
-        }
-        let first = Self::block_of_index(frame).index();
-        let count = frames.min(FRAMES_PER_BLOCK) as u16;
-        for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
-            let _ = self.change(crate::BlockId::new(block as u32), |ledger| {
-                let ledger = ledger.with_class_count(from, ledger.class_count(from) - count);
-                Some(ledger.with_class_count(class, ledger.class_count(class) + count))
-            });
-        }
+        self.update_held(pfn, |word| word.with_class(class));
     }
 
     /// The class of the allocation that `pfn` heads.
@@ -188,14 +165,42 @@ impl FrameAllocator<'_> {
         })
     }
 
-    /// Adds marks.
+    /// Adds marks to an allocation, named by its first frame. Frames that nobody holds stay as they are.
+    ///
+    /// With [`FrameFlags::PINNED`] the allocation counts as unmovable in its block's ledger, so that compaction does not
+    /// try the block, until the mark is removed.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.update_word(pfn, |word| word.with_flags(word.flags() | flags.bits()));
+        self.update_held(pfn, |word| word.with_flags(word.flags() | flags.bits()));
     }
 
-    /// Removes marks.
+    /// Removes marks; see [`set_flags`](Self::set_flags).
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.update_word(pfn, |word| word.with_flags(word.flags() & !flags.bits()));
+        self.update_held(pfn, |word| word.with_flags(word.flags() & !flags.bits()));
+    }
+
+    /// Changes the word of an allocation that somebody holds, and the ledgers of its blocks if it counts in another class
+    /// afterwards.
+    fn update_held(&self, pfn: Pfn, change: impl Fn(Word) -> Word) {
+        let Some(frame) = self.frame_index(pfn) else {
+            return;
+        };
+        let changed =
+            self.descriptors[frame as usize].update(|word| word.is_held().then(|| change(word)));
+        let Ok(old) = changed else {
+            return;
+        };
+        let (from, to) = (old.counted_class(), change(old).counted_class());
+        if from == to {
+            return;
+        }
+        let frames = 1usize << old.order();
+        let first = Self::block_of_index(frame).index();
+        let count = frames.min(FRAMES_PER_BLOCK) as u16;
+        for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
+            let _ = self.change(crate::BlockId::new(block as u32), |ledger| {
+                Some(ledger.recounted(from, to, count))
+            });
+        }
     }
 
     /// Adds a reference; false if the count is full (nothing was changed).

@@ -48,7 +48,9 @@ impl FrameAllocator<'_> {
     fn disown(&self, frame: u32, order: Order, to: FrameState) -> Result<FrameClass, Word> {
         self.descriptors[frame as usize]
             .update(|word| {
-                let fits = word.state() == FrameState::Owned && word.order() == order.get();
+                let fits = word.state() == FrameState::Owned
+                    && word.order() == order.get()
+                    && !word.is_pinned();
                 let left = Word::new().with_state(to);
                 fits.then(|| match to {
                     FrameState::Free => left,
@@ -60,10 +62,12 @@ impl FrameAllocator<'_> {
 
     #[cold]
     fn refuse_free(&self, pfn: Pfn, word: Word) -> FreeError {
-        if word.state() == FrameState::Owned {
-            FreeError::WrongOrder(pfn)
-        } else {
+        if word.state() != FrameState::Owned {
             FreeError::NotOwned(pfn)
+        } else if word.is_pinned() {
+            FreeError::Pinned(pfn)
+        } else {
+            FreeError::WrongOrder(pfn)
         }
     }
 

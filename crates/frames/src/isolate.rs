@@ -1,13 +1,16 @@
 //! Isolating a block, so that nothing is taken from it while it is emptied, and what may follow.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn,
-    alloc::owned,
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn, Watermark,
+    alloc::{mark, owned},
     cpu::{BATCH, NO_BLOCK},
     free::class_of,
     huge::huge,
     sync::Ordering,
 };
+
+/// Blocks that are isolated together.
+const PIECE: usize = 8;
 
 /// The right to empty one block. It must go back by [`FrameAllocator::unisolate_block`] or one of its siblings; a dropped
 /// one leaves the block unusable.
@@ -34,6 +37,9 @@ pub enum IsolateError {
     /// There is no such block.
     #[error("there is no such block")]
     Unknown,
+    /// Without the block's free frames its zone would be below the watermark.
+    #[error("the block's free frames are needed above the watermark")]
+    BelowWatermark,
 }
 
 impl FrameAllocator<'_> {
@@ -42,36 +48,99 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// See [`IsolateError`].
+    /// See [`IsolateError`]. No watermark is looked at.
     pub fn isolate_block(&self, block: BlockId) -> Result<IsolatedBlock, IsolateError> {
+        let mut result = Err(IsolateError::Unknown);
+        self.isolate_blocks(&[block], Watermark::None, |_, isolated| result = isolated);
+        result
+    }
+
+    /// The same for several blocks, with one look at each CPU's caches for all of them. The free frames of the blocks,
+    /// which nobody can have while they are isolated, leave `watermark` in their zones. Calls `each` once for every block,
+    /// in order, when all caches are empty of them.
+    pub fn isolate_blocks(
+        &self,
+        blocks: &[BlockId],
+        watermark: Watermark,
+        mut each: impl FnMut(BlockId, Result<IsolatedBlock, IsolateError>),
+    ) {
+        // In pieces, so that the answers have a place.
+        for piece in blocks.chunks(PIECE) {
+            let mut results = [const { Err(IsolateError::Unknown) }; PIECE];
+            let mut isolated = false;
+            for (place, &block) in results.iter_mut().zip(piece) {
+                *place = self.close(block, watermark).map(IsolatedBlock);
+                isolated |= place.is_ok();
+            }
+            if isolated {
+                self.uncache_blocks(piece, &results);
+            }
+            for (&block, result) in piece.iter().zip(results) {
+                each(block, result);
+            }
+        }
+    }
+
+    /// Open → Isolated, in the ledger alone.
+    fn close(&self, block: BlockId, watermark: Watermark) -> Result<BlockId, IsolateError> {
         if block.index() >= self.blocks().len() {
             return Err(IsolateError::Unknown);
         }
+        let zone = self.block_zone(block);
+        let booked = match watermark {
+            Watermark::None => 0,
+            _ => {
+                let free = usize::from(self.ledger(block).free());
+                let booked = zone.book(free, mark(zone, watermark));
+                if booked < free {
+                    zone.add_free(booked as i64);
+                    return Err(IsolateError::BelowWatermark);
+                }
+                booked
+            }
+        };
         // Before the ledger and the locks: see `in_isolated_block`, which pairs by the CPU's lock.
         self.isolated_blocks.fetch_add(1, Ordering::AcqRel);
         let changed = self.change(block, |ledger| {
             (ledger.state() == BlockState::Open).then(|| ledger.with_state(BlockState::Isolated))
         });
         match changed {
-            Ok(change) => self.block_zone(block).add_free(change.freed()),
+            Ok(change) => {
+                zone.add_free(change.freed() + booked as i64);
+                Ok(block)
+            }
             Err(ledger) => {
                 self.isolated_blocks.fetch_sub(1, Ordering::AcqRel);
-                return Err(match ledger.state() {
+                zone.add_free(booked as i64);
+                Err(match ledger.state() {
                     BlockState::Huge => IsolateError::Huge,
                     _ => IsolateError::Isolated,
-                });
+                })
             }
         }
+    }
+
+    /// Takes the frames of the blocks that were just isolated out of all CPUs' caches and reservations.
+    fn uncache_blocks(
+        &self,
+        blocks: &[BlockId],
+        isolated: &[Result<IsolatedBlock, IsolateError>; PIECE],
+    ) {
+        let ours = |block: BlockId| {
+            let mut pairs = blocks.iter().zip(isolated);
+            pairs.any(|(&named, result)| named == block && result.is_ok())
+        };
         for slot in self.cpus {
             let guard = slot.lock();
             for migratetype in Migratetype::ALL {
-                if guard.reserved(migratetype) == block.index() as u32 + 1 {
+                let reserved = guard.reserved(migratetype);
+                if reserved != NO_BLOCK && ours(BlockId::new(reserved - 1)) {
                     guard.set_reserved(migratetype, NO_BLOCK);
                 }
                 let mut batch = [0u32; BATCH];
                 loop {
                     let count = guard.extract(migratetype, &mut batch, |frame| {
-                        Self::block_of_index(frame) == block
+                        ours(Self::block_of_index(frame))
                     });
                     self.uncache(&batch[..count], class_of(migratetype));
                     if count < BATCH {
@@ -80,7 +149,6 @@ impl FrameAllocator<'_> {
                 }
             }
         }
-        Ok(IsolatedBlock(block))
     }
 
     /// Opens the block again as it is.

@@ -4,6 +4,9 @@ use bitfield_struct::bitfield;
 
 use crate::{FRAMES_PER_BLOCK, FrameClass, Migratetype};
 
+/// The bits of a version.
+const VERSION_MASK: u32 = (1 << 18) - 1;
+
 /// What may be done with a pageblock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
@@ -30,10 +33,36 @@ impl BlockState {
     }
 }
 
+/// Whether compaction has tried to empty a block in vain, and why it leaves the block alone for a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Refusal {
+    /// Nothing is known against the block.
+    None = 0,
+    /// A frame was under way between two owners, or an answer was late: worth another try soon.
+    Momentary = 1,
+    /// An owner does not give a frame up: not worth a try before something changes.
+    Lasting = 2,
+}
+
+impl Refusal {
+    const fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::None,
+            1 => Self::Momentary,
+            _ => Self::Lasting,
+        }
+    }
+
+    const fn into_bits(self) -> u8 {
+        self as u8
+    }
+}
+
 /// A value of the ledger word. The four counts always sum to 512.
 ///
-/// Reserved frames and holes count as unmovable; cached and isolated frames keep their class. The version moves at each
-/// change of the word (it wraps after a million).
+/// Reserved frames, holes and pinned frames count as unmovable; cached and isolated frames keep their class. The version
+/// moves at each change of the word (it wraps after 262,144).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Ledger {
@@ -54,8 +83,12 @@ pub struct Ledger {
     /// What may be done with the block.
     #[bits(2, from = BlockState::from_bits, into = BlockState::into_bits)]
     pub state: BlockState,
+    /// Whether compaction leaves the block alone for a time; see
+    /// [`refuse_block`](crate::FrameAllocator::refuse_block).
+    #[bits(2, from = Refusal::from_bits, into = Refusal::into_bits)]
+    pub refusal: Refusal,
     /// Moves at each change.
-    #[bits(20)]
+    #[bits(18)]
     pub version: u32,
 }
 
@@ -101,15 +134,33 @@ impl Ledger {
             .with_class_count(class, self.class_count(class) + count)
     }
 
-    /// `count` frames go from `class` to free.
+    /// `count` frames go from `class` to free. In a block that is wholly free nothing stands in the way any more.
     pub(crate) fn given(self, class: FrameClass, count: u16) -> Self {
-        self.with_class_count(class, self.class_count(class) - count)
-            .with_free(self.free() + count)
+        let free = self.free() + count;
+        let ledger = self
+            .with_class_count(class, self.class_count(class) - count)
+            .with_free(free);
+        if free as usize == FRAMES_PER_BLOCK {
+            ledger.with_refusal(Refusal::None)
+        } else {
+            ledger
+        }
+    }
+
+    /// `count` frames of class `from` count as `to`. When what cannot move changes, a refusal has lost its reason.
+    pub(crate) fn recounted(self, from: FrameClass, to: FrameClass, count: u16) -> Self {
+        let left = self.with_class_count(from, self.class_count(from) - count);
+        let ledger = left.with_class_count(to, left.class_count(to) + count);
+        if ledger.unmovable() == self.unmovable() {
+            ledger
+        } else {
+            ledger.with_refusal(Refusal::None)
+        }
     }
 
     /// The same with the next version.
     pub(crate) fn bumped(self) -> Self {
-        self.with_version(self.version().wrapping_add(1) & 0xf_ffff)
+        self.with_version(self.version().wrapping_add(1) & VERSION_MASK)
     }
 }
 
@@ -126,7 +177,8 @@ mod tests {
             .with_unmovable(512)
             .with_type(Migratetype::Reclaimable)
             .with_state(BlockState::Huge)
-            .with_version(0xf_ffff);
+            .with_refusal(Refusal::Lasting)
+            .with_version(VERSION_MASK);
         assert_eq!(
             (
                 full.free(),
@@ -137,7 +189,10 @@ mod tests {
             (512, 512, 512, 512)
         );
         assert_eq!(full.migratetype(), Migratetype::Reclaimable);
-        assert_eq!((full.state(), full.version()), (BlockState::Huge, 0xf_ffff));
+        assert_eq!(
+            (full.state(), full.refusal(), full.version()),
+            (BlockState::Huge, Refusal::Lasting, VERSION_MASK)
+        );
         // One field at a time, nothing spills into another.
         let bits = |ledger: Ledger| ledger.into_bits();
         let fields = [
@@ -147,7 +202,8 @@ mod tests {
             bits(Ledger::new().with_unmovable(1023)),
             bits(Ledger::new().with_type_bits(3)),
             bits(Ledger::from_bits(3 << 42)),
-            bits(Ledger::new().with_version(0xf_ffff)),
+            bits(Ledger::from_bits(3 << 44)),
+            bits(Ledger::new().with_version(VERSION_MASK)),
         ];
         assert_eq!(fields.iter().fold(0, |all, field| all ^ field), u64::MAX);
         assert_eq!(
@@ -186,10 +242,43 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_outlasts_comings_and_goings_and_ends_with_a_pin() {
+        let refused = Ledger::new()
+            .with_free(500)
+            .with_movable(12)
+            .with_refusal(Refusal::Lasting);
+        let pinned = refused.recounted(FrameClass::Movable, FrameClass::Unmovable, 2);
+        assert_eq!((pinned.movable(), pinned.unmovable()), (10, 2));
+        for (ledger, refusal) in [
+            (refused, Refusal::Lasting),
+            (refused.taken(FrameClass::Movable, 1), Refusal::Lasting),
+            (refused.given(FrameClass::Movable, 1), Refusal::Lasting),
+            (
+                refused.recounted(FrameClass::Movable, FrameClass::Balloon, 1),
+                Refusal::Lasting,
+            ),
+            (refused.given(FrameClass::Movable, 12), Refusal::None),
+            (pinned, Refusal::None),
+            (
+                pinned.with_refusal(Refusal::Momentary).recounted(
+                    FrameClass::Unmovable,
+                    FrameClass::Movable,
+                    1,
+                ),
+                Refusal::None,
+            ),
+        ] {
+            assert_eq!(ledger.bumped().refusal(), refusal, "{ledger:?}");
+        }
+        let same = refused.recounted(FrameClass::Reclaimable, FrameClass::Unmovable, 0);
+        assert_eq!((same.unmovable(), same.movable()), (0, 12));
+    }
+
+    #[test]
     fn the_version_moves_and_wraps() {
         let ledger = Ledger::new().with_free(512);
         assert_eq!(ledger.bumped().version(), 1);
-        let last = ledger.with_version(0xf_ffff).bumped();
+        let last = ledger.with_version(VERSION_MASK).bumped();
         assert_eq!((last.version(), last.free()), (0, 512));
     }
 }

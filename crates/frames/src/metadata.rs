@@ -2,6 +2,7 @@
 
 use crate::{
     ConfigError, FRAMES_PER_BLOCK,
+    allocator::{cost, heal},
     cpu::CpuSlot,
     descriptor::Descriptor,
     index,
@@ -30,8 +31,10 @@ pub(crate) struct Metadata<'m> {
     pub fields: &'m [Field],
     pub cpus: &'m [CpuSlot],
     pub ledgers: &'m [AtomicU64],
-    /// Per block: the zone, and how many frames are reserved or no memory.
+    /// Per block: the zone, how many frames are reserved or no memory, and which one compaction was refused.
     pub info: &'m [AtomicU32],
+    /// Per block: the word of whoever compacts.
+    pub notes: &'m [AtomicU64],
     pub by_room: IndexTables<'m>,
     pub by_cost: IndexTables<'m>,
     pub by_heal: IndexTables<'m>,
@@ -59,12 +62,17 @@ impl Sizes {
     }
 
     fn categories(&self) -> [usize; 3] {
-        [self.zones * KINDS, self.zones, 1]
+        [
+            self.zones * KINDS,
+            self.zones * cost::COUNT,
+            heal::BEGUN + self.zones,
+        ]
     }
 
     /// Bytes of all tables, with room to align the first.
     pub fn bytes(&self) -> usize {
-        let mut words = self.blocks;
+        // A ledger and a note for each block.
+        let mut words = 2 * self.blocks;
         let mut halves = self.blocks;
         for categories in self.categories() {
             let (slots, bits, summary) = index::sizes(self.blocks, categories);
@@ -115,6 +123,7 @@ impl<'m> Metadata<'m> {
             let fields = take(&mut mine, sizes.blocks)?;
             let descriptors = take(&mut mine, sizes.frames())?;
             let ledgers = take(&mut mine, sizes.blocks)?;
+            let notes = take(&mut mine, sizes.blocks)?;
             let [room, cost, heal] = sizes.categories().map(|c| index::sizes(sizes.blocks, c));
             let mut wide = |(_, bits, summary): (usize, usize, usize)| {
                 Some((take(&mut mine, bits)?, take(&mut mine, summary)?))
@@ -134,6 +143,7 @@ impl<'m> Metadata<'m> {
                 cpus,
                 ledgers,
                 info,
+                notes,
                 by_room: tables(room.0, room_words)?,
                 by_cost: tables(cost.0, cost_words)?,
                 by_heal: tables(heal.0, heal_words)?,
@@ -174,6 +184,7 @@ impl<'m> Metadata<'m> {
             cpus: table(sizes.cpus, CpuSlot::default),
             ledgers: words(sizes.blocks),
             info: halves(sizes.blocks),
+            notes: words(sizes.blocks),
             by_room,
             by_cost,
             by_heal,

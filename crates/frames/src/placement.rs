@@ -2,10 +2,12 @@
 
 use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
-    Ledger, Migratetype, Pfn, Watermark,
+    Ledger, Migratetype, Pfn, Refusal, Watermark,
     alloc::{Search, SearchOrder, kinds_of, mark},
-    allocator::kind,
+    allocator::{cost, heal, is_begun, kind},
     cpu::BATCH,
+    index::CLASSES,
+    metadata::KINDS,
 };
 
 /// Where a balloon takes its frames.
@@ -176,21 +178,11 @@ impl FrameAllocator<'_> {
 
     /// Takes from a block that holds nothing but balloon frames and room.
     fn finish_balloon_block(&self, zone_number: usize, out: &mut [u32]) -> usize {
-        let usable = |ledger: Ledger| {
-            ledger.balloon() > 0
-                && ledger.movable() == 0
-                && ledger.unmovable() == 0
-                && ledger.migratetype() == Migratetype::Movable
-        };
         self.by_heal
-            .blocks(0, 0, 0)
+            .blocks(heal::BEGUN + zone_number, 0, 0)
             .find_map(|block| {
-                let here = self.zone_of_block(block).index() == zone_number;
-                let taken = if here {
-                    self.take_from(block, FrameClass::Balloon, out.len(), None, usable, out)
-                } else {
-                    0
-                };
+                let taken =
+                    self.take_from(block, FrameClass::Balloon, out.len(), None, is_begun, out);
                 (taken > 0).then_some(taken)
             })
             .unwrap_or(0)
@@ -199,27 +191,33 @@ impl FrameAllocator<'_> {
     /// Takes up to `out.len()` movable frames to move others to, from movable blocks other than `avoid`, after the rules of
     /// placement; never from a wholly free or isolated block. Gives how many.
     ///
-    /// They come in state *Owned* and class Movable. Watermarks do not count: each target frees the frame that moves to it.
-    pub fn take_targets(&self, avoid: BlockId, out: &mut [Pfn]) -> usize {
+    /// They come in state *Owned* and class Movable, and leave `watermark` in their zones: though each target frees the
+    /// frame that moves to it in the end, the requests of others must succeed until then.
+    pub fn take_targets(&self, avoid: BlockId, watermark: Watermark, out: &mut [Pfn]) -> usize {
         let home = self.zone_of_block(avoid).index();
         let others = (0..self.zones().count()).rev().filter(|zone| *zone != home);
         let mut count = 0;
         for zone_number in core::iter::once(home).chain(others) {
+            let zone = &self.zones[zone_number];
             while count < out.len() {
                 let mut batch = [0u32; BATCH];
-                let want = BATCH.min(out.len() - count);
+                let booked = zone.book(BATCH.min(out.len() - count), mark(zone, watermark));
+                if booked == 0 {
+                    break;
+                }
                 let order = self.movable_order();
-                let taken = self.settled(&self.zones[zone_number], || {
-                    let (batch, class) = (&mut batch[..want], FrameClass::Movable);
+                let taken = self.settled(zone, || {
+                    let (batch, class) = (&mut batch[..booked], FrameClass::Movable);
                     match self.take_movable(zone_number, order, Some(avoid), class, batch) {
                         0 => None,
                         taken => Some(taken),
                     }
                 });
-                let Some(taken) = taken else {
+                let taken = taken.unwrap_or(0);
+                zone.add_free((booked - taken) as i64);
+                if taken == 0 {
                     break;
-                };
-                self.zones[zone_number].add_free(-(taken as i64));
+                }
                 self.hand_out(&batch[..taken], FrameClass::Movable);
                 for (place, frame) in out[count..].iter_mut().zip(&batch[..taken]) {
                     *place = self.pfn(*frame);
@@ -230,68 +228,67 @@ impl FrameAllocator<'_> {
         count
     }
 
-    /// Whether movable blocks other than `avoid` have `wanted` free frames to move others to, wholly free blocks not counted.
+    /// How many frames there are to move others to: free ones in movable blocks, wholly free blocks not counted. Stops
+    /// counting at `enough`, and so looks at no more than `enough` blocks.
     ///
-    /// Stops at the first `wanted` frames, and at the end of the blocks with room: at most `wanted` looks.
-    pub fn has_targets(&self, avoid: BlockId, wanted: usize) -> bool {
-        let mut left = wanted;
-        (0..self.zones().count()).rev().any(|zone_number| {
+    /// A block's own free frames are no targets for its used ones, and both together are 512. So any block can be emptied
+    /// if there are at least 512, and none if there are fewer; n blocks together, if there are 512 n.
+    pub fn target_frames(&self, enough: usize) -> usize {
+        let mut found = 0;
+        for zone_number in (0..self.zones().count()).rev() {
             let search = Search {
                 kinds: kinds_of(Migratetype::Movable),
                 order: SearchOrder::Emptiest,
                 room: 1,
             };
-            left == 0
-                || self
-                    .search(zone_number, &search, |block| {
-                        if block != avoid {
-                            left = left.saturating_sub(self.ledger(block).free() as usize);
-                        }
-                        (left == 0).then_some(())
-                    })
-                    .is_some()
-        })
+            let _ = self.search(zone_number, &search, |block| {
+                if found < enough {
+                    found += self.ledger(block).free() as usize;
+                }
+                (found >= enough).then_some(())
+            });
+        }
+        found.min(enough)
     }
 
-    /// Fills `out` with blocks that compaction may empty, those with the fewest used frames first; gives how many. Blocks without
-    /// a free frame are not among them.
+    /// Fills `out` with blocks that compaction may empty, those with the fewest used frames first, as far as the index
+    /// tells them apart; gives how many. Blocks without a free frame are not among them.
     ///
     /// The candidates of [`cheapest_blocks`](Self::cheapest_blocks) that need the fewest targets: a balloon's full blocks
     /// are cheap to move and yet need 512.
     pub fn emptiest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
-        let mut count = 0;
-        for number in 0..self.zones().count() {
-            if zone.is_some_and(|zone| zone.index() != number) {
-                continue;
-            }
-            let search = Search {
-                kinds: &[kind::MOVABLE],
-                order: SearchOrder::Emptiest,
-                room: 1,
-            };
-            let _ = self.search(number, &search, |block| {
-                let Some(place) = out.get_mut(count) else {
-                    return Some(());
-                };
-                *place = block;
-                count += 1;
-                None
-            });
-        }
-        count
+        let wanted = |number: &usize| zone.is_none_or(|zone| zone.index() == *number);
+        // Class by class over the zones, so that one zone's full blocks do not crowd out another's empty ones. Blocks
+        // with a lasting refusal are filed elsewhere; those with a momentary one are few.
+        (0..CLASSES)
+            .rev()
+            .flat_map(|class| (0..self.zones().count()).map(move |number| (class, number)))
+            .filter(|(_, number)| wanted(number))
+            .flat_map(|(class, number)| {
+                self.by_room
+                    .blocks(number * KINDS + kind::MOVABLE, class, 0)
+            })
+            .filter(|&block| self.ledger(block).refusal() == Refusal::None)
+            .zip(out)
+            .map(|(block, place)| *place = block)
+            .count()
     }
 
     /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many, at most 64.
     ///
-    /// Candidates are open, of movable type, hold at least one frame and none that cannot move. A moved frame costs 1, a
-    /// balloon frame an eighth. The index sorts to 32 frames; what is returned is sorted exactly.
+    /// Candidates are open, of movable type, hold at least one frame and none that cannot move, and compaction has not
+    /// been refused them ([`refuse_block`](Self::refuse_block)). A moved frame costs 1, a balloon frame an eighth. The
+    /// index sorts to 32 frames; what is returned is sorted exactly.
     pub fn cheapest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
         let wanted = |number: &usize| zone.is_none_or(|zone| zone.index() == *number);
         // Class by class over the zones, so that one zone's expensive blocks do not crowd out another's cheap ones.
-        let count = (0..crate::index::CLASSES)
+        let count = (0..CLASSES)
             .flat_map(|class| (0..self.zones().count()).map(move |number| (class, number)))
             .filter(|(_, number)| wanted(number))
-            .flat_map(|(class, number)| self.by_cost.blocks(number, class, 0))
+            .flat_map(|(class, number)| {
+                self.by_cost
+                    .blocks(number * cost::COUNT + cost::CANDIDATES, class, 0)
+            })
             .zip(out.iter_mut().take(MAX_SORTED))
             .map(|(block, place)| *place = block)
             .count();
@@ -304,11 +301,18 @@ impl FrameAllocator<'_> {
         count
     }
 
+    /// What emptying `block` costs, in copied frames: a balloon frame is an eighth of one.
+    pub fn evacuation_cost(&self, block: BlockId) -> usize {
+        crate::allocator::evacuation_cost(self.ledger(block))
+    }
+
     /// Fills `out` with blocks that hold balloon frames, those first that become whole with the fewest others gone; gives how
     /// many, at most 64.
     pub fn healing_blocks(&self, out: &mut [BlockId]) -> usize {
-        let count = (0..crate::index::CLASSES)
-            .flat_map(|class| self.by_heal.blocks(0, class, 0))
+        let begun = (0..self.zones().count())
+            .flat_map(|number| self.by_heal.blocks(heal::BEGUN + number, 0, 0));
+        let count = begun
+            .chain((0..CLASSES).flat_map(|class| self.by_heal.blocks(heal::ALL, class, 0)))
             .zip(out.iter_mut().take(MAX_SORTED))
             .map(|(block, place)| *place = block)
             .count();

@@ -1,8 +1,8 @@
 //! Sums and reports: free memory, buddyinfo, pagetypeinfo.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, Migratetype, Order, Pfn, Watermarks,
-    ZoneId, bits::count_runs, sync::Ordering,
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, Order, Pfn, Watermarks, ZoneId,
+    bits::count_runs, cpu::CpuSlot, sync::Ordering,
 };
 
 /// Frames by class over all blocks.
@@ -51,18 +51,9 @@ impl FrameAllocator<'_> {
         self.zones[zone.index()].free().max(0) as u64
     }
 
-    /// Frames in CPU caches. Takes each CPU's lock in turn.
+    /// Frames in CPU caches, as they are at the time of the look. Takes no lock.
     pub fn cached_frames(&self) -> u64 {
-        self.cpus
-            .iter()
-            .map(|cpu| {
-                let guard = cpu.lock();
-                Migratetype::ALL
-                    .iter()
-                    .map(|t| guard.len(*t) as u64)
-                    .sum::<u64>()
-            })
-            .sum()
+        self.cpus.iter().map(CpuSlot::cached).sum()
     }
 
     /// Wholly free blocks.

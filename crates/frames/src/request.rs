@@ -99,4 +99,7 @@ pub enum FreeError {
     /// The frame was allocated with another order.
     #[error("frame {0} was allocated with another order")]
     WrongOrder(Pfn),
+    /// The frame is pinned: whoever pinned it may still use it. Remove the mark first.
+    #[error("frame {0} is pinned; unpin it before it is freed")]
+    Pinned(Pfn),
 }

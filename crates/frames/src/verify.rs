@@ -94,7 +94,7 @@ impl FrameAllocator<'_> {
             for (index, place, name) in [
                 (&self.by_room, room_place(zone, ledger), "room"),
                 (&self.by_cost, cost_place(zone, ledger), "cost"),
-                (&self.by_heal, heal_place(ledger), "heal"),
+                (&self.by_heal, heal_place(zone, ledger), "heal"),
             ] {
                 if !index.check(block, place) {
                     return Err(VerifyError::Index(block, name));
@@ -149,7 +149,7 @@ impl FrameAllocator<'_> {
             if state == FrameState::Tail {
                 tails -= 1;
             } else {
-                class = word.class();
+                class = word.counted_class();
                 tails = (1usize << word.order()) - 1;
             }
             cached += u64::from(state == FrameState::Cached);
@@ -208,7 +208,7 @@ impl FrameAllocator<'_> {
             self.pfn(frame as u32) == head
                 || self.descriptors[frame].load().state() == FrameState::Free
         });
-        let counted = ledger.class_count(word.class()) as usize == FRAMES_PER_BLOCK;
+        let counted = ledger.class_count(word.counted_class()) as usize == FRAMES_PER_BLOCK;
         if is_head && bits_clear && tails_untouched && counted {
             Ok(())
         } else {

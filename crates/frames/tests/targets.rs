@@ -3,7 +3,7 @@
 
 use dirigible_frames::{
     AllocRequest, BlockId, Config, CpuId, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Order, Pfn,
-    Placement, Watermarks, ZoneConfig,
+    Placement, Watermark, Watermarks, ZoneConfig,
 };
 
 const CPU: CpuId = CpuId::new(0);
@@ -44,16 +44,16 @@ fn with_blocks(used: &[usize], test: impl FnOnce(&FrameAllocator<'_>)) {
 fn targets_are_counted_outside_the_block_and_never_in_whole_ones() {
     with_blocks(&[100, 500, 508, 0], |frames| {
         let first = BlockId::new(0);
-        assert!(frames.has_targets(first, 0));
-        assert!(frames.has_targets(first, 16), "12 and 4 frames");
-        assert!(
-            !frames.has_targets(first, 17),
-            "the whole block and its own room do not count"
-        );
-        assert!(frames.has_targets(BlockId::new(1), 416));
-        // What is promised can be taken.
+        assert_eq!(frames.target_frames(0), 0);
+        assert_eq!(frames.target_frames(400), 400, "enough is enough");
+        let all = frames.target_frames(usize::MAX);
+        assert_eq!(all, 412 + 12 + 4, "the whole block does not count");
+        // Without the block's own room.
         let mut targets = [Pfn::default(); 17];
-        assert_eq!(frames.take_targets(first, &mut targets), 16);
+        assert_eq!(
+            frames.take_targets(first, Watermark::None, &mut targets),
+            16
+        );
         for target in &targets[..16] {
             frames.free(CPU, *target, Order::BASE).unwrap();
         }

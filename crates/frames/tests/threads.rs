@@ -122,7 +122,7 @@ impl Worker<'_> {
             86..88 => {
                 let avoid = self.block();
                 let mut out = [Pfn::default(); 40];
-                let count = frames.take_targets(avoid, &mut out);
+                let count = frames.take_targets(avoid, Watermark::None, &mut out);
                 self.arena
                     .uncounted
                     .fetch_add(count as u64, Ordering::Relaxed);

@@ -2,11 +2,11 @@
 
 use arrayvec::ArrayVec;
 use dirigible_frames::sync::Ordering;
-use dirigible_frames::{BlockId, CpuId, Event, Platform};
+use dirigible_frames::{BlockId, CpuId, Event, MAX_ZONES, Platform, Watermark, ZoneId};
 
+use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
-use crate::mobility::{Working, Workspace};
-use crate::{EvacuateError, Mobility};
+use crate::workspace::Lease;
 
 /// What one call of background compaction did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -18,12 +18,23 @@ pub struct BackgroundResult {
     pub more: bool,
 }
 
+/// How one round in one zone ended.
+#[derive(Default)]
+struct Round {
+    /// Blocks tried.
+    tried: usize,
+    /// Blocks emptied among them.
+    emptied: usize,
+    /// Room was short: fewer blocks together may go.
+    short: bool,
+}
+
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Whether background compaction has work: it has begun and not reached its goal, or should begin. Also true while
     /// failures defer it, so call [`compact_background`](Self::compact_background) at a pace, and at once again only
     /// when that says `more`.
     pub fn wants_background(&self) -> bool {
-        // Relaxed: a hint; `compact_background` looks again under the compaction lock.
+        // Relaxed: a hint; `compact_background` looks again.
         if self.background_runs.load(Ordering::Relaxed) {
             self.below(self.config.reserve_high)
         } else {
@@ -44,8 +55,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Empties up to `max_blocks` blocks, several together, as long as the reserve is short: it begins below
-    /// `reserve_low` wholly free blocks and ends at `reserve_high`. Gives up after `budget_blocks` vain rounds, or when
-    /// targets are short even for one block. Never waits for the compaction lock.
+    /// `reserve_low` wholly free blocks and ends at `reserve_high`. What it sets aside meanwhile leaves each zone its low
+    /// watermark, so that the requests of others succeed. A zone is left alone when nothing can be done in it, and the
+    /// call ends after `budget_blocks` vain rounds. Never waits for a lock.
     pub fn compact_background(&self, cpu: CpuId, max_blocks: usize) -> BackgroundResult {
         let mut result = BackgroundResult::default();
         if max_blocks == 0 || !self.wants_background() {
@@ -53,15 +65,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             self.background_runs.store(false, Ordering::Relaxed);
             return result;
         }
-        let Some(mut working) = self.try_work(cpu) else {
+        let Some(mut lease) = self.try_lease(cpu) else {
             return result;
         };
-        let Workspace {
-            background,
-            refusals,
-            ..
-        } = &mut *working;
-        if !background.may_try(&self.config, || self.prospect(refusals)) {
+        let mut zones: ArrayVec<ZoneId, MAX_ZONES> = self
+            .zone_ids()
+            .filter(|&zone| self.may_try_background(zone))
+            .collect();
+        if zones.is_empty() {
             return result;
         }
         if !self.background_runs.swap(true, Ordering::Relaxed) {
@@ -69,87 +80,120 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
         let mut together = self.config.blocks_per_batch;
         let mut misses = 0;
-        // Every round empties a block, or makes the batch smaller, or is one of a few misses.
+        // Every round empties a block, makes the batch smaller, gives a zone up, or is one of a few misses.
         while result.emptied < max_blocks && self.below(self.config.reserve_high) {
-            let batch = self.choose(cpu, together.min(max_blocks - result.emptied), &mut working);
-            let (emptied, short) = self.empty_batch(cpu, &batch, &mut working);
-            result.emptied += emptied;
-            if emptied > 0 {
-                working.background.succeeded();
+            let Some(zone) = self.cheapest_zone(&zones) else {
+                return result;
+            };
+            let most = together.min(max_blocks - result.emptied);
+            let Some(round) = self.background_round(cpu, zone, most, &mut lease) else {
+                // Somebody else chooses a block there: it is in good hands.
+                zones.retain(|other| *other != zone);
+                continue;
+            };
+            result.emptied += round.emptied;
+            if round.emptied > 0 {
+                if let Some(mut state) = self.try_zone_state(zone) {
+                    state.background.succeeded();
+                }
                 continue;
             }
             misses += 1;
-            if short && batch.len() > 1 {
+            if round.short && round.tried > 1 {
                 // Blocks of one batch do not serve each other as targets; fewer of them leave more.
-                together = batch.len() / 2;
-            } else if short || batch.is_empty() || misses >= self.config.budget_blocks {
-                let Workspace {
-                    background,
-                    refusals,
-                    ..
-                } = &mut *working;
-                background.failed(&self.config, self.prospect(refusals));
-                return result;
+                together = round.tried / 2;
+            } else if round.short || round.tried == 0 {
+                zones.retain(|other| *other != zone);
+                if let Some(mut state) = self.try_zone_state(zone) {
+                    state.background.failed(&self.config, self.prospect(zone));
+                }
+            } else if misses >= self.config.budget_blocks {
+                // All were refused and are candidates no more: the next call looks at others.
+                break;
             }
-            // Else all of the batch refused: that is remembered, and the next round looks elsewhere.
         }
         result.more = self.below(self.config.reserve_high);
         self.background_runs.store(result.more, Ordering::Relaxed);
         result
     }
 
-    /// The cheapest blocks that fit into one evacuation and are wanted.
-    fn choose(
-        &self,
-        cpu: CpuId,
-        most: usize,
-        working: &mut Working<'_>,
-    ) -> ArrayVec<BlockId, MAX_BATCH_BLOCKS> {
-        let missing = self
-            .config
-            .reserve_high
-            .saturating_sub(self.frames.free_blocks())
-            .max(1);
-        let most = most
-            .min(usize::try_from(missing).unwrap_or(usize::MAX))
-            .min(MAX_BATCH_BLOCKS);
-        let mut room = WORKSPACE_FRAMES as u32;
-        let mut chosen = ArrayVec::new();
-        for block in self.candidates(cpu, None, &mut working.refusals) {
-            let used = self.used(block);
-            if chosen.len() == most {
-                break;
-            }
-            let fits = used <= room && used <= u32::from(self.config.background_max_used);
-            if fits && self.has_targets(block) {
-                room -= used;
-                chosen.push(block);
-            }
-        }
-        chosen
+    fn may_try_background(&self, zone: ZoneId) -> bool {
+        self.try_zone_state(zone).is_some_and(|mut state| {
+            state
+                .background
+                .may_try(&self.config, || self.prospect(zone))
+        })
     }
 
-    /// Evacuates a batch and opens what was emptied; gives how many blocks that is, and whether targets were short.
-    fn empty_batch(
+    /// The zone with the cheapest candidate; the first, where there is none.
+    fn cheapest_zone(&self, zones: &[ZoneId]) -> Option<ZoneId> {
+        zones
+            .iter()
+            .copied()
+            .min_by_key(|&zone| self.cheapest_cost(zone))
+    }
+
+    /// Chooses blocks of a zone, empties them together and opens them; `None` when somebody else has the zone's lock.
+    fn background_round(
         &self,
         cpu: CpuId,
-        batch: &[BlockId],
-        working: &mut Working<'_>,
-    ) -> (usize, bool) {
-        let (jobs, stats) = self.evacuate_blocks(cpu, working, batch);
+        zone: ZoneId,
+        most: usize,
+        lease: &mut Lease<'_>,
+    ) -> Option<Round> {
+        let (batch, mut attempts, used) = {
+            let mut state = self.try_zone_state(zone)?;
+            self.forgive(zone, &mut state);
+            let batch = self.choose(zone, most);
+            let (attempts, used) = self.begin_blocks(cpu, lease, &batch, Watermark::Low);
+            (batch, attempts, used)
+        };
+        let stats = self.empty_blocks(cpu, lease, &mut attempts, used, self.deadline());
         self.frames.events().add(
             cpu,
             Event::CompactDaemonMigrated,
             stats.moved + stats.released,
         );
-        let (mut emptied, mut short) = (0, false);
-        for job in jobs {
-            short |= job.error == Some(EvacuateError::NoTargets);
-            if let Some(block) = job.token {
-                self.frames.unisolate_block(block);
-                emptied += 1;
+        let mut round = Round {
+            tried: batch.len(),
+            ..Round::default()
+        };
+        for attempt in attempts {
+            match attempt.result() {
+                Ok(block) => {
+                    self.frames.unisolate_block(block);
+                    round.emptied += 1;
+                }
+                Err(error) => round.short |= error.wants_room(),
             }
         }
-        (emptied, short)
+        Some(round)
+    }
+
+    /// The cheapest blocks of a zone that fit into one evacuation and are wanted.
+    fn choose(&self, zone: ZoneId, most: usize) -> ArrayVec<BlockId, MAX_BATCH_BLOCKS> {
+        let missing = self
+            .config
+            .reserve_high
+            .saturating_sub(self.frames.free_blocks())
+            .max(1);
+        let most = most.min(usize::try_from(missing).unwrap_or(usize::MAX));
+        let most = self.blocks_with_targets(most);
+        let mut room = WORKSPACE_FRAMES;
+        let mut chosen = ArrayVec::new();
+        if most == 0 {
+            return chosen;
+        }
+        for block in self.cheapest_and_emptiest(zone) {
+            let used = self.examine(block);
+            if used <= room && used <= usize::from(self.config.background_max_used) {
+                room -= used;
+                chosen.push(block);
+            }
+            if chosen.len() == most {
+                break;
+            }
+        }
+        chosen
     }
 }

@@ -1,82 +1,80 @@
 //! Which blocks compaction tries, cheapest first.
 
 use arrayvec::ArrayVec;
-use dirigible_frames::{BlockId, Cost, CpuId, Event, FRAMES_PER_BLOCK, Platform, ZoneId};
+use dirigible_frames::{BlockId, Cost, FRAMES_PER_BLOCK, Platform, ZoneId};
 
 use crate::Mobility;
-use crate::config::MAX_LOOK;
+use crate::config::{MAX_BATCH_BLOCKS, MAX_LOOK};
 use crate::defer::Prospect;
-use crate::refusal::Refusals;
 
 /// Candidates of one look at the index.
 pub(crate) type Candidates = ArrayVec<BlockId, MAX_LOOK>;
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// The cheapest blocks of a zone, or of all, that have no remembered refusal. Counts those that have.
-    pub(crate) fn candidates(
-        &self,
-        cpu: CpuId,
-        zone: Option<ZoneId>,
-        refusals: &mut Refusals,
-    ) -> Candidates {
-        let (candidates, remembered) = self.look(zone, refusals);
-        if remembered > 0 {
-            self.frames
-                .events()
-                .add(cpu, Event::CompactRefusalRemembered, remembered);
-        }
-        candidates
+    /// The cheapest blocks of a zone.
+    pub(crate) fn cheapest(&self, zone: ZoneId) -> Candidates {
+        self.candidates(|out| self.frames.cheapest_blocks(Some(zone), out))
     }
 
-    fn look(&self, zone: Option<ZoneId>, refusals: &mut Refusals) -> (Candidates, u64) {
+    /// What the cheapest candidate of a zone costs, in copied frames; the most there is where it has none.
+    pub(crate) fn cheapest_cost(&self, zone: ZoneId) -> usize {
+        let mut cheapest = [BlockId::new(0)];
+        match self.frames.cheapest_blocks(Some(zone), &mut cheapest) {
+            0 => usize::MAX,
+            _ => self.frames.evacuation_cost(cheapest[0]),
+        }
+    }
+
+    /// The cheapest blocks of a zone, and then those that need the fewest targets: a balloon's full blocks are cheap to
+    /// move, and still a batch takes on few of them.
+    pub(crate) fn cheapest_and_emptiest(&self, zone: ZoneId) -> Candidates {
+        self.candidates(|out| {
+            let (cheap, few) = out.split_at_mut(out.len().div_ceil(2));
+            let found = self.frames.cheapest_blocks(Some(zone), cheap);
+            let more = self.frames.emptiest_blocks(Some(zone), few);
+            let begin = cheap.len();
+            let mut count = found;
+            for index in begin..begin + more {
+                if !out[..found].contains(&out[index]) {
+                    out[count] = out[index];
+                    count += 1;
+                }
+            }
+            count
+        })
+    }
+
+    fn candidates(&self, look: impl FnOnce(&mut [BlockId]) -> usize) -> Candidates {
         let mut found = [BlockId::new(0); MAX_LOOK];
-        // Half of them by cost, the others by how few targets they need: a balloon's full blocks are cheap to move, and still
-        // nothing can be done with them while targets are short.
-        let (cheap, few) = found[..self.config.look].split_at_mut(self.config.look.div_ceil(2));
-        let cheap = self.frames.cheapest_blocks(zone, cheap);
-        let few = self.frames.emptiest_blocks(zone, few);
-        found.copy_within(
-            self.config.look.div_ceil(2)..self.config.look.div_ceil(2) + few,
-            cheap,
-        );
-        let mut count = cheap;
-        for index in cheap..cheap + few {
-            if !found[..count].contains(&found[index]) {
-                found[count] = found[index];
-                count += 1;
-            }
-        }
-        let now = self.platform.now();
-        let mut candidates = Candidates::new();
-        let mut remembered = 0;
-        for &block in &found[..count] {
-            self.platform.charge(Cost::ExamineBlock);
-            if refusals.holds(block, self.frames.block_changes(block), now) {
-                remembered += 1;
-            } else {
-                candidates.push(block);
-            }
-        }
-        (candidates, remembered)
+        let count = look(&mut found[..self.config.look]);
+        found[..count].iter().copied().collect()
+    }
+
+    /// Looks at a candidate: how many frames would have to move.
+    pub(crate) fn examine(&self, block: BlockId) -> usize {
+        self.platform.charge(Cost::ExamineBlock);
+        self.used(block) as usize
     }
 
     /// Frames of a block that would have to move.
-    pub(crate) fn used(&self, block: BlockId) -> u32 {
-        FRAMES_PER_BLOCK as u32 - u32::from(self.frames.ledger(block).free())
+    fn used(&self, block: BlockId) -> u32 {
+        u32::from(self.frames.ledger(block).used())
     }
 
-    /// Whether all used frames of a block would find a place elsewhere: without, it is not begun.
-    pub(crate) fn has_targets(&self, block: BlockId) -> bool {
-        self.frames.has_targets(block, self.used(block) as usize)
+    /// How many blocks could be emptied together: so many times 512 targets there are, whatever is in the blocks.
+    pub(crate) fn blocks_with_targets(&self, most: usize) -> usize {
+        let most = most.min(MAX_BATCH_BLOCKS);
+        self.frames.target_frames(most * FRAMES_PER_BLOCK) / FRAMES_PER_BLOCK
     }
 
-    /// What the next attempt would find.
-    pub(crate) fn prospect(&self, refusals: &mut Refusals) -> Prospect {
-        let (candidates, _) = self.look(None, refusals);
+    /// What the next attempt in a zone would find.
+    pub(crate) fn prospect(&self, zone: ZoneId) -> Prospect {
+        let mut cheapest = [BlockId::new(0)];
+        let count = self.frames.cheapest_blocks(Some(zone), &mut cheapest);
         Prospect {
-            free: self.frames.free_frames(),
-            targets: candidates.iter().any(|&block| self.has_targets(block)),
-            used: candidates
+            free: self.frames.zone_free_frames(zone),
+            targets: self.blocks_with_targets(1) > 0,
+            used: cheapest[..count]
                 .iter()
                 .map(|&block| self.used(block))
                 .min()

@@ -1,7 +1,7 @@
 //! The constants of compaction, all in one place.
 
-/// Frames that one evacuation can hold in its workspace: two full pageblocks, or more blocks that are partly used.
-pub const WORKSPACE_FRAMES: usize = 1024;
+/// Frames that one evacuation can hold in its workspace: a full pageblock, or more blocks that are partly used.
+pub const WORKSPACE_FRAMES: usize = 512;
 /// Most blocks that one evacuation takes on together.
 pub const MAX_BATCH_BLOCKS: usize = 8;
 /// Most candidates that one look at the index gives.
@@ -14,7 +14,7 @@ pub const MAX_LOOK: usize = 64;
 pub struct CompactionConfig {
     /// Direct compaction and `evacuate_for`: how many blocks they try to empty before they give up. Default 8.
     pub budget_blocks: usize,
-    /// How many of the cheapest candidates are looked at, 1 to [`MAX_LOOK`]. Default 32.
+    /// How many candidates one call looks at, 1 to [`MAX_LOOK`]; the next call goes on with others. Default 32.
     pub look: usize,
     /// After n failures in a row the next 2^n - 1 requests are deferred, with n at most this. Default 6, at most 16.
     pub defer_max_shift: u8,
@@ -36,15 +36,19 @@ pub struct CompactionConfig {
     /// Most balloon frames that are handed to their owner in one call, and so travel in one exchange. 1 to
     /// [`WORKSPACE_FRAMES`]. Default 256, what one virtio-balloon message holds.
     pub exchange_batch: usize,
-    /// How long an evacuation waits for pending pairs, in nanoseconds. Default 50 ms.
+    /// How long one call waits for pending pairs in all, in nanoseconds. Default 50 ms.
     pub pending_timeout_ns: u64,
     /// How many times in a row it asks in vain while it waits: the bound for clocks that stand still while nothing
     /// is charged. Default 65,536.
     pub idle_polls: u32,
-    /// How many times a caller lets others run while it waits for the compaction lock. Default 1,024.
+    /// How many times a caller lets others run while it waits for a workspace or for a zone. Default 1,024.
     pub lock_relaxes: u32,
-    /// A remembered refusal is dropped when its block changes, and at the latest after this long, in nanoseconds: not
-    /// everything that ends a refusal (a page unpinned) shows in the block. Default 1 s.
+    /// How long a block is left alone in which a frame was under way, in nanoseconds. Doubled each time in a row, up to
+    /// `refusal_memory_ns`. Default 1 ms.
+    pub retry_ns: u64,
+    /// How long a block is left alone of which an owner refused a frame, in nanoseconds. A refusal ends at once when frames
+    /// of the block are freed, unpinned or counted in another class, and after this long, since not everything that ends
+    /// one shows in the block; up to eight times as long if it comes again. Default 1 s.
     pub refusal_memory_ns: u64,
 }
 
@@ -64,6 +68,7 @@ impl Default for CompactionConfig {
             pending_timeout_ns: 50_000_000,
             idle_polls: 65_536,
             lock_relaxes: 1_024,
+            retry_ns: 1_000_000,
             refusal_memory_ns: 1_000_000_000,
         }
     }

@@ -1,16 +1,18 @@
 //! Evacuation: everything that is used in a block moves elsewhere, or everything stays.
 
 use arrayvec::ArrayVec;
-use dirigible_frames::sync::Ordering;
 use dirigible_frames::{
-    BlockId, BlockState, Cost, CpuId, Event, FRAMES_PER_BLOCK, FrameClass, FrameFlags, FrameState,
-    IsolateError, IsolatedBlock, Order, Pfn, Platform,
+    BlockId, BlockState, Cost, CpuId, Event, FRAMES_PER_BLOCK, FrameClass, FrameState,
+    IsolateError, IsolatedBlock, Order, Pfn, Platform, Watermark,
 };
 
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
-use crate::migrate::{Freed, Kind, gather};
-use crate::mobility::{Working, Workspace};
-use crate::{MigrateStats, Mobility, MovePair, Outcome};
+use crate::migrate::Freed;
+use crate::workspace::Workspace;
+use crate::{MigrateStats, Mobility, MovePair};
+
+/// Targets that are reserved at once, on the stack.
+const TARGETS: usize = 64;
 
 /// Why a block was not emptied. Nothing is lost in any of these cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -31,12 +33,15 @@ pub enum EvacuateError {
     /// Together with the blocks before it, it holds more frames than the workspace.
     #[error("too many frames for one batch")]
     NoRoom,
-    /// There are fewer targets outside the block than used frames in it.
-    #[error("too few free frames in other movable blocks")]
+    /// There are fewer targets outside the block than used frames in it, or they are needed above the watermark.
+    #[error("too few free frames in other movable blocks, or above the watermark")]
     NoTargets,
-    /// This frame is pinned, under way, of no registered owner, or its owner refused to isolate or to move it.
+    /// This frame has no registered owner, or its owner refused to isolate or to move it.
     #[error("frame {0} was refused")]
     Refused(Pfn),
+    /// This frame was on its way from one holder to another, or pinned: it may be different in a moment.
+    #[error("frame {0} is under way")]
+    UnderWay(Pfn),
     /// Pairs were still pending at the deadline; they settle when the answer comes.
     #[error("moves were still pending at the deadline")]
     TimedOut,
@@ -46,30 +51,49 @@ pub enum EvacuateError {
 }
 
 impl EvacuateError {
-    /// Whether it says something about the block that lasts until the block changes.
-    const fn lasts(self) -> bool {
-        matches!(self, Self::Refused(_) | Self::TimedOut | Self::NotEmpty)
+    /// Whether what is missing is room outside the block: with fewer blocks at a time, or more free memory, it may go.
+    pub(crate) const fn wants_room(self) -> bool {
+        matches!(
+            self,
+            Self::NoTargets | Self::Isolate(IsolateError::BelowWatermark)
+        )
     }
 }
 
 /// One block under evacuation.
-pub(crate) struct Job {
+pub(crate) struct Attempt {
     pub(crate) block: BlockId,
-    /// Held while the block is being emptied; in a job that is over, the emptied block.
+    /// Held while the block is being emptied; when the evacuation is over, the emptied block.
     pub(crate) token: Option<IsolatedBlock>,
     pub(crate) error: Option<EvacuateError>,
+    /// Whether frames of it were isolated: what came to nothing before that was cheap.
+    pub(crate) cost_work: bool,
     /// One past the last of its pairs, as collected.
     end: usize,
 }
 
+impl Attempt {
+    /// Whether it goes on.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.token.is_some() && self.error.is_none()
+    }
+
+    /// How it ended.
+    pub(crate) fn result(self) -> Result<IsolatedBlock, EvacuateError> {
+        self.token
+            .ok_or(self.error.unwrap_or(EvacuateError::NotEmpty))
+    }
+}
+
 /// The blocks of one evacuation, in the order in which they were asked for.
-pub(crate) type Jobs = ArrayVec<Job, MAX_BATCH_BLOCKS>;
+pub(crate) type Attempts = ArrayVec<Attempt, MAX_BATCH_BLOCKS>;
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Empties a block, and gives it isolated and wholly free: capture it, convert it or open it again.
     ///
     /// Before anything moves, targets for all used frames are reserved outside the block and all used frames are
-    /// isolated. If that cannot be done for every one of them, all are put back and the block is opened again.
+    /// isolated. If that cannot be done for every one of them, all are put back and the block is opened again. What is
+    /// set aside meanwhile leaves each zone its min watermark.
     ///
     /// # Errors
     ///
@@ -81,171 +105,218 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Empties several blocks together, so that their balloon frames share exchanges with the host. Calls `each` once
-    /// for every block, after the compaction lock was released. Blocks succeed and fail one by one.
+    /// for every block, with no lock of mobility held. Blocks succeed and fail one by one.
     ///
-    /// Blocks after the eighth, and those that do not fit into the workspace of 1,024 frames together with those before
-    /// them, are not begun ([`EvacuateError::NoRoom`]).
+    /// Blocks after the eighth, and those that do not fit into a workspace of [`WORKSPACE_FRAMES`] frames together with
+    /// those before them, are not begun ([`EvacuateError::NoRoom`]).
     pub fn evacuate_many(
         &self,
         blocks: &[BlockId],
         mut each: impl FnMut(BlockId, Result<IsolatedBlock, EvacuateError>),
     ) {
         let cpu = self.platform.cpu();
-        let now = &blocks[..blocks.len().min(MAX_BATCH_BLOCKS)];
-        let jobs = match self.work(cpu) {
-            Some(mut working) => self.evacuate_blocks(cpu, &mut working, now).0,
-            None => {
-                now.iter()
-                    .for_each(|&block| each(block, Err(EvacuateError::Busy)));
-                ArrayVec::new()
+        let (now, later) = blocks.split_at(blocks.len().min(MAX_BATCH_BLOCKS));
+        let mut attempts = Attempts::new();
+        if let Some(mut lease) = self.lease(cpu) {
+            if let Some(zones) = self.zones_of(now) {
+                let used;
+                (attempts, used) = self.begin_blocks(cpu, &mut lease, now, Watermark::Min);
+                drop(zones);
+                self.empty_blocks(cpu, &mut lease, &mut attempts, used, self.deadline());
             }
-        };
-        for job in jobs {
-            each(
-                job.block,
-                job.token
-                    .ok_or(job.error.unwrap_or(EvacuateError::NotEmpty)),
-            );
         }
-        for &block in &blocks[now.len()..] {
-            each(block, Err(EvacuateError::NoRoom));
+        if attempts.is_empty() {
+            now.iter()
+                .for_each(|&block| each(block, Err(EvacuateError::Busy)));
         }
+        for attempt in attempts {
+            each(attempt.block, attempt.result());
+        }
+        later
+            .iter()
+            .for_each(|&block| each(block, Err(EvacuateError::NoRoom)));
     }
 
-    /// Evacuates at most [`MAX_BATCH_BLOCKS`] blocks under the compaction lock.
-    pub(crate) fn evacuate_blocks(
+    /// When an evacuation that begins now gives up what is still pending.
+    pub(crate) fn deadline(&self) -> u64 {
+        self.platform
+            .now()
+            .saturating_add(self.config.pending_timeout_ns)
+    }
+
+    /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these. What
+    /// is set aside leaves `watermark`. The locks of the blocks' zones are held. Gives the attempts and how many pairs of
+    /// the workspace are theirs; [`empty_blocks`](Self::empty_blocks) goes on.
+    pub(crate) fn begin_blocks(
         &self,
         cpu: CpuId,
-        working: &mut Working<'_>,
+        space: &mut Workspace,
         blocks: &[BlockId],
-    ) -> (Jobs, MigrateStats) {
-        let space: &mut Workspace = working;
-        let mut jobs = Jobs::new();
-        // All blocks are isolated before the first target is taken: no block of the batch serves as target.
-        let mut collected = 0;
+        watermark: Watermark,
+    ) -> (Attempts, usize) {
+        let mut attempts = Attempts::new();
+        let mut fit = ArrayVec::<BlockId, MAX_BATCH_BLOCKS>::new();
+        let mut room = WORKSPACE_FRAMES;
         for &block in blocks.iter().take(MAX_BATCH_BLOCKS) {
-            jobs.push(self.begin(block, &mut space.pairs, &mut collected));
+            let error = self.unfit(block, &mut room);
+            if error.is_none() {
+                fit.push(block);
+            }
+            attempts.push(Attempt {
+                block,
+                token: None,
+                error,
+                cost_work: false,
+                end: 0,
+            });
+        }
+        // All blocks are isolated before the first target is taken: no block of the batch serves as target.
+        let mut fits = attempts
+            .iter_mut()
+            .filter(|attempt| attempt.error.is_none());
+        self.frames.isolate_blocks(&fit, watermark, |_, isolated| {
+            if let Some(attempt) = fits.next() {
+                match isolated {
+                    Ok(token) => attempt.token = Some(token),
+                    Err(why) => attempt.error = Some(EvacuateError::Isolate(why)),
+                }
+            }
+        });
+        let mut collected = 0;
+        for attempt in &mut attempts {
+            if attempt.token.is_some() {
+                match self.collect(attempt.block, &mut space.pairs, collected) {
+                    Ok(end) => collected = end,
+                    Err(error) => attempt.error = Some(error),
+                }
+            }
+            // A block that was refused half way leaves no pair behind.
+            attempt.end = collected;
         }
         let mut used = 0;
         let mut from = 0;
-        for job in &mut jobs {
-            let range = from..job.end;
-            from = job.end;
-            if job.token.is_some() && job.error.is_none() {
-                self.isolate_frames(
-                    cpu,
-                    job,
-                    &mut space.pairs,
-                    range,
-                    &mut used,
-                    &mut space.targets,
-                );
+        for attempt in &mut attempts {
+            let range = from..attempt.end;
+            from = attempt.end;
+            if attempt.is_alive() {
+                self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, watermark);
             }
         }
-        let stats = self.move_out(cpu, &mut jobs, &mut space.pairs[..used]);
-        for job in &mut jobs {
-            self.finish(cpu, job, space);
-        }
-        (jobs, stats)
+        (attempts, used)
     }
 
-    /// Isolates a block and collects its used frames at `pairs[*collected..]`.
-    fn begin(
+    /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in its
+    /// token, any other is opened again. No lock is held.
+    pub(crate) fn empty_blocks(
+        &self,
+        cpu: CpuId,
+        space: &mut Workspace,
+        attempts: &mut Attempts,
+        used: usize,
+        deadline: u64,
+    ) -> MigrateStats {
+        let stats = self.move_out(cpu, attempts, &mut space.pairs[..used], deadline);
+        for attempt in attempts {
+            self.finish(cpu, attempt);
+        }
+        stats
+    }
+
+    /// Why a block is not begun, by its ledger; takes its used frames off `room`.
+    fn unfit(&self, block: BlockId, room: &mut usize) -> Option<EvacuateError> {
+        if block.index() >= self.frames.blocks().len() {
+            return Some(EvacuateError::Isolate(IsolateError::Unknown));
+        }
+        let ledger = self.frames.ledger(block);
+        if ledger.unmovable() > 0 || ledger.state() == BlockState::Huge {
+            return Some(EvacuateError::Unmovable);
+        }
+        match room.checked_sub(usize::from(ledger.used())) {
+            Some(left) => {
+                *room = left;
+                None
+            }
+            None => Some(EvacuateError::NoRoom),
+        }
+    }
+
+    /// Collects the used frames of an isolated block at `pairs[start..]`; gives the end.
+    fn collect(
         &self,
         block: BlockId,
         pairs: &mut [MovePair; WORKSPACE_FRAMES],
-        collected: &mut usize,
-    ) -> Job {
-        let mut job = Job {
-            block,
-            token: None,
-            error: None,
-            end: *collected,
-        };
-        let ledger = self.frames.ledger(block);
-        let used = FRAMES_PER_BLOCK - usize::from(ledger.free());
-        if ledger.unmovable() > 0 || ledger.state() == BlockState::Huge {
-            job.error = Some(EvacuateError::Unmovable);
-            return job;
-        }
-        if used > WORKSPACE_FRAMES - *collected {
-            job.error = Some(EvacuateError::NoRoom);
-            return job;
-        }
-        match self.frames.isolate_block(block) {
-            Ok(token) => job.token = Some(token),
-            Err(why) => {
-                job.error = Some(EvacuateError::Isolate(why));
-                return job;
-            }
-        }
-        // From here on nothing is allocated from the block: used frames only become fewer. (Between the look above and
-        // the isolation they can have become more.) Frames that other CPUs were taking or freeing at that moment have no
-        // state yet; they have one soon.
+        start: usize,
+    ) -> Result<usize, EvacuateError> {
+        // Nothing is allocated from the block any more: used frames only become fewer. (Before it was isolated they can
+        // have become more.) Frames that other CPUs were taking or freeing at that moment have no state yet; they have one
+        // soon.
         let all_seen = || {
-            let used = FRAMES_PER_BLOCK - usize::from(self.frames.ledger(block).free());
+            let used = usize::from(self.frames.ledger(block).used());
             self.frames.used_frames(block).count() == used
         };
         if !self.soon(all_seen) {
-            job.error = Some(EvacuateError::NotEmpty);
-            return job;
+            return Err(EvacuateError::NotEmpty);
         }
+        let mut end = start;
         for frame in self.frames.used_frames(block) {
-            if self.refuses_at_sight(frame) {
-                job.error = Some(EvacuateError::Refused(frame));
-                return job;
+            if let Some(error) = self.obvious_refusal(frame) {
+                return Err(error);
             }
-            let Some(place) = pairs.get_mut(job.end) else {
-                job.error = Some(EvacuateError::NoRoom);
-                return job;
-            };
-            *place = MovePair::base(frame, frame);
-            job.end += 1;
+            *pairs.get_mut(end).ok_or(EvacuateError::NoRoom)? = MovePair::base(frame, frame);
+            end += 1;
         }
-        *collected = job.end;
-        job
+        Ok(end)
     }
 
-    /// Whether it is plain without asking the owner that a used frame cannot be isolated now. Saves the taking of targets.
-    fn refuses_at_sight(&self, frame: Pfn) -> bool {
-        self.frames.frame(frame).is_none_or(|info| {
-            let listed = info.state == FrameState::Listed && info.order == Order::BASE;
-            let pinned = info.flags.contains(FrameFlags::PINNED);
-            // A free frame was given back since the block's field was read.
-            info.state != FrameState::Free && (!listed || pinned || !info.class.is_movable())
-        })
+    /// Cheap pre-check: why a used frame obviously cannot be isolated. Saves the reservation of targets.
+    fn obvious_refusal(&self, frame: Pfn) -> Option<EvacuateError> {
+        let Some(info) = self.frames.frame(frame) else {
+            return Some(EvacuateError::Refused(frame));
+        };
+        let pinned = info.flags.contains(dirigible_frames::FrameFlags::PINNED);
+        match info.state {
+            // Given back since the block's field was read.
+            FrameState::Free => None,
+            _ if !info.class.is_movable() => Some(EvacuateError::Refused(frame)),
+            // The ledger knows of pins: this one is younger than the choice of the block.
+            _ if pinned => Some(EvacuateError::UnderWay(frame)),
+            FrameState::Listed if info.order == Order::BASE => None,
+            // A run, of whatever owner: only single frames are moved out of a block.
+            FrameState::Listed | FrameState::Tail => Some(EvacuateError::Refused(frame)),
+            _ => Some(EvacuateError::UnderWay(frame)),
+        }
     }
 
-    /// Takes targets for the pairs in `range`, then isolates all their frames; moves the pairs down to `pairs[*used..]`.
-    /// If either falls short, everything is undone and the job failed.
+    /// Reserves targets for the pairs in `range`, then isolates all their frames; moves the pairs down to
+    /// `pairs[*used..]`. If either falls short, everything is undone and the attempt failed.
     fn isolate_frames(
         &self,
         cpu: CpuId,
-        job: &mut Job,
+        attempt: &mut Attempt,
         pairs: &mut [MovePair],
         range: core::ops::Range<usize>,
         used: &mut usize,
-        targets: &mut [Pfn; FRAMES_PER_BLOCK],
+        watermark: Watermark,
     ) {
         let mut unused = Freed::new(self.frames, cpu);
-        let wanted = range.len().min(FRAMES_PER_BLOCK);
-        let got = self.frames.take_targets(job.block, &mut targets[..wanted]);
-        if got < range.len() {
-            targets[..got]
+        let reserved = self.reserve_targets(attempt.block, &mut pairs[range.clone()], watermark);
+        if reserved < range.len() {
+            pairs[range.start..range.start + reserved]
                 .iter()
-                .for_each(|&target| unused.push(target, Order::BASE));
-            job.error = Some(EvacuateError::NoTargets);
+                .for_each(|pair| unused.push(pair.to, Order::BASE));
+            attempt.error = Some(EvacuateError::NoTargets);
             return;
         }
+        attempt.cost_work = true;
         let start = *used;
         let mut counts = [0u64; 2];
-        for (index, at) in range.enumerate() {
-            let (frame, target) = (pairs[at].from, targets[index]);
-            match self.isolate_frame(frame) {
+        for at in range.clone() {
+            let MovePair { from, to, .. } = pairs[at];
+            match self.isolate_frame(from) {
                 Some((kind, Order::BASE)) => {
                     counts[usize::from(kind.class == FrameClass::Balloon)] += 1;
                     // `*used` never overtakes `at`: pairs move down or stay.
-                    pairs[*used] = MovePair::base(frame, target);
+                    pairs[*used] = MovePair::base(from, to);
                     *used += 1;
                 }
                 Some((kind, order)) => {
@@ -256,18 +327,19 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                         kind.class,
                         order.frames() as u64,
                     );
-                    self.putback_frame(cpu, frame);
-                    job.error = Some(EvacuateError::Refused(frame));
+                    self.putback_frame(cpu, from);
+                    attempt.error = Some(EvacuateError::UnderWay(from));
                 }
-                None if self.frames.state(frame) == FrameState::Free => {
-                    unused.push(target, Order::BASE);
-                }
-                None => job.error = Some(EvacuateError::Refused(frame)),
+                None => match self.frames.state(from) {
+                    FrameState::Free => unused.push(to, Order::BASE),
+                    FrameState::Listed => attempt.error = Some(EvacuateError::Refused(from)),
+                    _ => attempt.error = Some(EvacuateError::UnderWay(from)),
+                },
             }
-            if job.error.is_some() {
-                targets[index..got]
+            if attempt.error.is_some() {
+                pairs[at..range.end]
                     .iter()
-                    .for_each(|&target| unused.push(target, Order::BASE));
+                    .for_each(|pair| unused.push(pair.to, Order::BASE));
                 break;
             }
         }
@@ -280,7 +352,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.accounts.isolated(self.frames.events(), cpu, class, n);
             }
         }
-        if job.error.is_some() {
+        if attempt.error.is_some() {
             for pair in &pairs[start..*used] {
                 self.putback_frame(cpu, pair.from);
                 unused.push(pair.to, Order::BASE);
@@ -289,147 +361,46 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Migrates isolated pairs of several blocks, balloon frames first: while the host works on them, the others are
-    /// copied. A block of which one pair is refused is given up, and its remaining pairs are put back.
-    fn move_out(&self, cpu: CpuId, jobs: &mut Jobs, pairs: &mut [MovePair]) -> MigrateStats {
-        let mut stats = MigrateStats::default();
-        let of_balloon = |pair: &MovePair| {
-            self.isolated_kind(pair.from)
-                .is_some_and(|kind| kind.class == FrameClass::Balloon)
-        };
-        gather(pairs, of_balloon);
-        let mut waiting_owners: u32 = 0;
-        let mut rest = &mut *pairs;
-        while let Some(kind) = rest.first().and_then(|pair| self.isolated_kind(pair.from)) {
-            let group = gather(rest, |pair| self.isolated_kind(pair.from) == Some(kind));
-            let (group, others) = rest.split_at_mut(group);
-            rest = others;
-            let size = match kind.class {
-                FrameClass::Balloon => self.config.exchange_batch,
-                _ => WORKSPACE_FRAMES,
-            };
-            for batch in group.chunks_mut(size) {
-                let moved = self.move_batch(cpu, jobs, kind, batch);
-                if moved.pending > 0 {
-                    waiting_owners |= 1 << (u32::from(kind.owner.get()) % u32::BITS);
-                }
-                stats.add(moved);
-            }
-        }
-        debug_assert!(rest.is_empty(), "every pair of the workspace is isolated");
-        if waiting_owners != 0 {
-            let pending = gather(pairs, |pair| pair.outcome == Outcome::Pending);
-            self.wait_for(jobs, &mut pairs[..pending], waiting_owners);
-        }
-        stats
-    }
-
-    /// Migrates one batch, without the pairs of blocks that were given up meanwhile: those are put back.
-    fn move_batch(
+    /// Gives the pairs their targets, outside `block`; gives how many got one.
+    fn reserve_targets(
         &self,
-        cpu: CpuId,
-        jobs: &mut Jobs,
-        kind: Kind,
-        batch: &mut [MovePair],
-    ) -> MigrateStats {
-        let alive = gather(batch, |pair| self.job_of(jobs, pair.from).is_some());
-        let (batch, given_up) = batch.split_at_mut(alive);
-        let mut unused = Freed::new(self.frames, cpu);
-        for pair in given_up {
-            pair.outcome = Outcome::Refused;
-            self.putback_frame(cpu, pair.from);
-            unused.push(pair.to, Order::BASE);
-        }
-        drop(unused);
-        if batch.is_empty() {
-            return MigrateStats::default();
-        }
-        let stats = self.migrate_batch(cpu, kind, batch);
-        for pair in batch.iter().filter(|pair| pair.outcome == Outcome::Refused) {
-            if let Some(job) = self.job_of(jobs, pair.from) {
-                jobs[job].error = Some(EvacuateError::Refused(pair.from));
+        block: BlockId,
+        pairs: &mut [MovePair],
+        watermark: Watermark,
+    ) -> usize {
+        let mut reserved = 0;
+        for piece in pairs.chunks_mut(TARGETS) {
+            let mut targets = [Pfn::new(0); TARGETS];
+            let got = self
+                .frames
+                .take_targets(block, watermark, &mut targets[..piece.len()]);
+            for (pair, target) in piece.iter_mut().zip(&targets[..got]) {
+                pair.to = *target;
             }
-        }
-        stats
-    }
-
-    /// The job that still tries to empty the block of `frame`.
-    fn job_of(&self, jobs: &Jobs, frame: Pfn) -> Option<usize> {
-        let block = self.frames.block_of(frame)?;
-        jobs.iter()
-            .position(|job| job.block == block && job.token.is_some() && job.error.is_none())
-    }
-
-    /// Waits until the pending pairs have settled, or until the deadline: then their blocks are given up.
-    fn wait_for(&self, jobs: &mut Jobs, pending: &mut [MovePair], owners: u32) {
-        let deadline = self
-            .platform
-            .now()
-            .saturating_add(self.config.pending_timeout_ns);
-        let mut left = pending.len();
-        let mut idle = 0;
-        // Every turn either settles a pair or is idle, so there are at most `pending.len()` x `idle_polls` turns.
-        while left > 0 && idle < self.config.idle_polls {
-            // Acquire pairs with the release in `complete`.
-            let before = self.settled.load(Ordering::Acquire);
-            // Looked at after the counter was read: what settles later changes the counter.
-            left = gather(&mut pending[..left], |pair| {
-                !matches!(
-                    self.frames.state(pair.from),
-                    FrameState::Free | FrameState::Listed
-                )
-            });
-            if left == 0 || self.platform.now() >= deadline {
+            reserved += got;
+            if got < piece.len() {
                 break;
             }
-            let mut progress = false;
-            for class in (0..u32::BITS).filter(|class| owners & (1 << class) != 0) {
-                let owner = u8::try_from(class)
-                    .ok()
-                    .and_then(dirigible_frames::OwnerClass::new);
-                if let Some(owner) = owner.and_then(|class| self.registry.enter(class)) {
-                    progress |= owner.poll(deadline);
-                }
-            }
-            if progress || self.settled.load(Ordering::Acquire) != before {
-                idle = 0;
-            } else {
-                idle += 1;
-                self.platform.relax();
-            }
         }
-        for pair in &pending[..left] {
-            if let Some(job) = self.job_of(jobs, pair.from) {
-                jobs[job].error = Some(EvacuateError::TimedOut);
-            }
-        }
+        reserved
     }
 
-    /// Ends a job: an emptied block stays isolated in its token, any other is opened again.
-    fn finish(&self, cpu: CpuId, job: &mut Job, space: &mut Workspace) {
-        let Some(token) = job.token.take() else {
+    /// Ends an attempt.
+    fn finish(&self, cpu: CpuId, attempt: &mut Attempt) {
+        let Some(token) = attempt.token.take() else {
             return;
         };
         let events = self.frames.events();
-        if job.error.is_none() && self.becomes_whole(job.block) {
+        if attempt.error.is_none() && self.becomes_whole(attempt.block) {
             events.add(cpu, Event::CompactBlockEmptied, 1);
-            job.token = Some(token);
+            self.emptied(attempt.block);
+            attempt.token = Some(token);
             return;
         }
-        let error = *job.error.get_or_insert(EvacuateError::NotEmpty);
+        let error = *attempt.error.get_or_insert(EvacuateError::NotEmpty);
         self.frames.unisolate_block(token);
         events.add(cpu, Event::CompactBlockAborted, 1);
-        if error.lasts() {
-            let until = self
-                .platform
-                .now()
-                .saturating_add(self.config.refusal_memory_ns);
-            // After the block was opened, which counts as a change. What changes in between unseen costs one
-            // `refusal_memory_ns` at most.
-            space
-                .refusals
-                .remember(job.block, self.frames.block_changes(job.block), until);
-        }
+        self.refused(cpu, attempt.block, error);
     }
 
     /// Whether the block is wholly free, allowing for frees that other CPUs are in the middle of.

@@ -135,11 +135,14 @@ mod config;
 mod defer;
 mod direct;
 mod evacuate;
+mod handover;
 mod migrate;
 mod mobility;
 mod owner;
 mod refusal;
 mod registry;
+mod workspace;
+mod zone;
 
 pub use account::{IdentityError, PerClass};
 pub use background::BackgroundResult;

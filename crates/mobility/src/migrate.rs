@@ -157,7 +157,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Owned`) and of the same
     /// order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources that moved
     /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until
-    /// [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused.
+    /// [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused, and
+    /// so is one whose owner has no room ([`Outcome::Busy`]) for
+    /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns).
     pub fn migrate_frames(&self, pairs: &mut [MovePair]) -> MigrateStats {
         let cpu = self.platform.cpu();
         let mut stats = MigrateStats::default();
@@ -170,13 +172,38 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             freed.push(pair.to, pair.order);
         }
         drop(freed);
+        let deadline = self.deadline();
         while let Some(kind) = rest.first().and_then(|pair| self.isolated_kind(pair.from)) {
             let group = gather(rest, |pair| self.isolated_kind(pair.from) == Some(kind));
-            let (batch, others) = rest.split_at_mut(group);
-            stats.add(self.migrate_batch(cpu, kind, batch));
+            let (mut batch, others) = rest.split_at_mut(group);
             rest = others;
+            loop {
+                stats.add(self.migrate_batch(cpu, kind, batch));
+                let busy = gather(batch, |pair| pair.outcome == Outcome::Todo);
+                batch = &mut batch[..busy];
+                if busy == 0 {
+                    break;
+                }
+                if !self.wait_for_room(kind.owner, deadline) {
+                    stats.failed += self.refuse(cpu, batch);
+                    break;
+                }
+            }
         }
         stats
+    }
+
+    /// Undoes pairs that their owner had no room for, and counts them as failed.
+    fn refuse(&self, cpu: CpuId, pairs: &mut [MovePair]) -> u64 {
+        let failed: u64 = pairs.iter().map(|pair| pair.frames() as u64).sum();
+        let mut unused = Freed::new(self.frames, cpu);
+        for pair in pairs {
+            pair.outcome = Outcome::Refused;
+            self.putback_frame(cpu, pair.from);
+            unused.push(pair.to, pair.order);
+        }
+        self.frames.events().add(cpu, Event::PgmigrateFail, failed);
+        failed
     }
 
     /// Owner and class of `frame` if it is isolated and can move.
@@ -188,7 +215,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         })
     }
 
-    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending.
+    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending. Pairs that the owner has
+    /// no room for are `Todo` again, and still isolated.
     pub(crate) fn migrate_batch(
         &self,
         cpu: CpuId,
@@ -223,6 +251,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 }
                 Outcome::Pending => {
                     stats.pending += n;
+                    continue;
+                }
+                Outcome::Busy => {
+                    pair.outcome = Outcome::Todo;
                     continue;
                 }
                 Outcome::Todo | Outcome::Refused => {
@@ -317,7 +349,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 events.add(cpu, Event::PgmigrateFail, n);
                 self.accounts.put_back(events, cpu, kind.class, n);
             }
-            Outcome::Todo | Outcome::Pending => return false,
+            Outcome::Todo | Outcome::Busy | Outcome::Pending => return false,
         }
         // Release pairs with the acquire of whoever waits for the block.
         self.settled.fetch_add(1, Ordering::Release);

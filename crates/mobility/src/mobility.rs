@@ -1,22 +1,17 @@
-//! The object that everything hangs on: the registry, the accounts, and compaction's lock and workspace.
+//! The object that everything hangs on: the registry, the accounts, and what compaction works in.
 
-use core::ops::{Deref, DerefMut};
-
-use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
-use dirigible_frames::{
-    CpuId, FRAMES_PER_BLOCK, FrameAllocator, OwnerClass, Pfn, Platform, ZoneId,
-};
+use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
+use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerClass, Platform, ZoneId};
 
 use crate::account::Accounts;
-use crate::config::WORKSPACE_FRAMES;
-use crate::defer::Defer;
-use crate::refusal::Refusals;
 use crate::registry::Registry;
-use crate::{CompactionConfig, IdentityError, MovableOwner, MovePair, PerClass, RegisterError};
+use crate::workspace::Workspaces;
+use crate::zone::{ZoneState, zone_states};
+use crate::{CompactionConfig, IdentityError, MovableOwner, PerClass, RegisterError};
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///
-/// It holds its workspace in itself, about 34 KiB: keep it in a static, a box or a place of its own rather than on a
+/// It holds its workspaces in itself, about 37 KiB: keep it in a static, a box or a place of its own rather than on a
 /// small stack.
 pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) frames: &'a FrameAllocator<'a>,
@@ -28,52 +23,13 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) settled: AtomicU64,
     /// Background compaction has begun and not yet reached its goal.
     pub(crate) background_runs: AtomicBool,
-    workspace: Mutex<Workspace>,
-    /// 1 + the number of the CPU that holds the workspace, or 0: a second entry on the same CPU does not wait for itself.
-    holder: AtomicU32,
-}
-
-/// What the compaction lock guards: room to work in, so that compaction needs neither memory nor much stack, and what
-/// compaction remembers.
-pub(crate) struct Workspace {
-    pub(crate) pairs: [MovePair; WORKSPACE_FRAMES],
-    pub(crate) targets: [Pfn; FRAMES_PER_BLOCK],
-    pub(crate) refusals: Refusals,
-    pub(crate) direct: Defer,
-    pub(crate) background: Defer,
-}
-
-/// The workspace, locked.
-pub(crate) struct Working<'w> {
-    guard: MutexGuard<'w, Workspace>,
-    holder: &'w AtomicU32,
-}
-
-impl Deref for Working<'_> {
-    type Target = Workspace;
-
-    fn deref(&self) -> &Workspace {
-        &self.guard
-    }
-}
-
-impl DerefMut for Working<'_> {
-    fn deref_mut(&mut self) -> &mut Workspace {
-        &mut self.guard
-    }
-}
-
-impl Drop for Working<'_> {
-    fn drop(&mut self) {
-        // Relaxed: only the CPU that wrote it draws a conclusion from it.
-        self.holder.store(0, Ordering::Relaxed);
-    }
+    pub(crate) zones: [Mutex<ZoneState>; MAX_ZONES],
+    pub(crate) workspaces: Workspaces,
 }
 
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     /// Mobility for the frames of `frames`, without owners yet.
     pub fn new(frames: &'a FrameAllocator<'a>, platform: &'a P, config: CompactionConfig) -> Self {
-        let nothing = Pfn::new(0);
         Self {
             frames,
             platform,
@@ -82,14 +38,8 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             accounts: Accounts::default(),
             settled: AtomicU64::new(0),
             background_runs: AtomicBool::new(false),
-            workspace: Mutex::new(Workspace {
-                pairs: [MovePair::base(nothing, nothing); WORKSPACE_FRAMES],
-                targets: [nothing; FRAMES_PER_BLOCK],
-                refusals: Refusals::new(),
-                direct: Defer::new(),
-                background: Defer::new(),
-            }),
-            holder: AtomicU32::new(0),
+            zones: zone_states(),
+            workspaces: Workspaces::new(),
         }
     }
 
@@ -157,35 +107,6 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     pub(crate) fn zone_ids(&self) -> impl Iterator<Item = ZoneId> + use<P> {
         let count = self.frames.zones().count() as u8;
         (0..count).rev().map(ZoneId::new)
-    }
-
-    /// The workspace if it is free.
-    pub(crate) fn try_work(&self, cpu: CpuId) -> Option<Working<'_>> {
-        let guard = self.workspace.try_lock()?;
-        self.holder.store(Self::holder_mark(cpu), Ordering::Relaxed);
-        Some(Working {
-            guard,
-            holder: &self.holder,
-        })
-    }
-
-    /// The workspace, after a bounded wait; `None` when it stays taken, or at once when this CPU itself has it (an
-    /// allocation inside compaction came back here).
-    pub(crate) fn work(&self, cpu: CpuId) -> Option<Working<'_>> {
-        for _ in 0..self.config.lock_relaxes {
-            if let Some(working) = self.try_work(cpu) {
-                return Some(working);
-            }
-            if self.holder.load(Ordering::Relaxed) == Self::holder_mark(cpu) {
-                return None;
-            }
-            self.platform.relax();
-        }
-        self.try_work(cpu)
-    }
-
-    fn holder_mark(cpu: CpuId) -> u32 {
-        cpu.index() as u32 + 1
     }
 }
 

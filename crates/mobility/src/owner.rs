@@ -15,6 +15,9 @@ pub enum Outcome {
     /// The owner needs neither: `from` is `Owned`, still carries the owner's class number and is on nobody's books, `to`
     /// is untouched: the core frees both.
     Released,
+    /// The owner has no room at the moment, and nothing changed: `from` is still `Isolated` and `to` `Owned`. The core
+    /// hands the pair over again after [`MovableOwner::poll`], or puts it back if it cannot wait.
+    Busy,
     /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until it calls
     /// [`Mobility::complete`](crate::Mobility::complete).
     Pending,
@@ -63,9 +66,9 @@ impl MovePair {
 /// Somebody who has movable frames: user memory, page cache, a balloon.
 ///
 /// The owner's class number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how
-/// the core finds the owner of a frame. All calls come from any CPU, several at once, with at most mobility's
-/// compaction lock held: an owner may take its own books' lock in each of them, and must not call back into mobility
-/// while it holds that lock.
+/// the core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps
+/// with the lock of a zone's compaction held, `migrate` and `poll` with no lock at all. An owner may take its own books'
+/// lock in each of them, and must not call back into mobility while it holds that lock.
 ///
 /// The core never asks what kind of frames an owner has; it never follows anything found in a frame's owner word.
 pub trait MovableOwner: Sync {
@@ -79,7 +82,7 @@ pub trait MovableOwner: Sync {
     /// Moves a batch, all of it this owner's and isolated; writes each pair's [`Outcome`].
     ///
     /// The owner allocates nothing here, and does not wait longer than its own books' lock: what takes longer is
-    /// [`Outcome::Pending`].
+    /// [`Outcome::Pending`], and what cannot be begun yet [`Outcome::Busy`].
     fn migrate(&self, pairs: &mut [MovePair]);
 
     /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.

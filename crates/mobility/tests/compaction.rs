@@ -120,7 +120,7 @@ fn the_cheapest_block_goes_first() {
     m.check_at_rest();
 }
 
-/// All blocks refuse, by one pinned frame in each.
+/// All blocks refuse, by one frame in each that its owner does not give up.
 fn refusing() -> (Machine, Vec<Pfn>) {
     let config = CompactionConfig {
         budget_blocks: 2,
@@ -128,47 +128,45 @@ fn refusing() -> (Machine, Vec<Pfn>) {
     };
     let m = machine(0..6 * 512, config);
     m.fill_and_keep(|frame| frame.offset_in_block() < 200);
-    let pinned: Vec<_> = (0..6).map(|block| Pfn::new(block * 512)).collect();
-    pinned
-        .iter()
-        .for_each(|&frame| m.frames.set_flags(frame, FrameFlags::PINNED));
-    (m, pinned)
+    let kept: Vec<_> = (0..6).map(|block| Pfn::new(block * 512)).collect();
+    kept.iter().for_each(|&frame| m.user.refuse(frame));
+    (m, kept)
 }
 
 #[test]
 fn pitfall_45_a_remembered_refusal_is_dropped_when_its_block_changes() {
-    let (m, pinned) = refusing();
-    let mut fails = 0;
-    while fails < 3 {
-        fails += u64::from(direct(&m) == CompactResult::Failed);
-        assert!(m.event(Event::CompactDeferred) < 20);
+    let (m, kept) = refusing();
+    for _ in 0..3 {
+        // What is left to be tried is no reason to defer.
+        assert_eq!(direct(&m), CompactResult::Failed);
     }
     assert_eq!(
-        m.event(Event::CompactBlockAborted),
-        6,
+        (
+            m.event(Event::CompactBlockAborted),
+            m.event(Event::CompactRefusedOwner)
+        ),
+        (6, 6),
         "two a time, each block once"
     );
     // Now all are remembered: nothing is begun any more.
-    while direct(&m) != CompactResult::Failed {}
+    assert_eq!(direct(&m), CompactResult::Deferred);
+    assert_eq!(direct(&m), CompactResult::Failed);
     assert_eq!(m.event(Event::CompactBlockAborted), 6);
-    assert!(m.event(Event::CompactRefusalRemembered) >= 6);
-    // The pin goes and a frame of that block is freed: the block changed, so it is tried again, deferred or not.
-    m.frames.clear_flags(pinned[3], FrameFlags::PINNED);
-    m.user.free(pinned[3].plus(1));
+    // The frame that was kept is freed: the block changed, so it is tried again, deferred or not.
+    m.user.free(kept[3]);
     m.frames.drain_cpu_caches();
-    assert_eq!(direct(&m), CompactResult::Captured(pinned[3]));
+    assert_eq!(direct(&m), CompactResult::Captured(kept[3]));
     m.check_at_rest();
 }
 
 #[test]
 fn a_remembered_refusal_ends_with_its_time() {
-    let (m, pinned) = refusing();
+    let (m, kept) = refusing();
     for _ in 0..20 {
         let _ = direct(&m);
     }
-    pinned
-        .iter()
-        .for_each(|&frame| m.frames.clear_flags(frame, FrameFlags::PINNED));
+    kept.iter().for_each(|&frame| m.user.allow(frame));
+    assert!(!matches!(direct(&m), CompactResult::Captured(_)));
     m.platform.clock.fetch_add(1_000_000_000, Ordering::Relaxed);
     assert!(matches!(direct(&m), CompactResult::Captured(_)));
     m.check_at_rest();
@@ -176,7 +174,11 @@ fn a_remembered_refusal_ends_with_its_time() {
 
 #[test]
 fn pitfall_47_failures_defer_and_success_resets() {
-    let (m, pinned) = refusing();
+    let (m, kept) = refusing();
+    // While there are blocks that were not tried, nothing is deferred.
+    for _ in 0..3 {
+        assert_eq!(direct(&m), CompactResult::Failed);
+    }
     let mut between = Vec::new();
     let mut deferred = 0;
     while between.len() < 6 {
@@ -186,25 +188,20 @@ fn pitfall_47_failures_defer_and_success_resets() {
             other => panic!("{other:?}"),
         }
     }
-    // While unrefused blocks are left, none of them cheaper, each failure doubles the wait.
-    assert_eq!(between, [0, 1, 3, 7, 15, 31]);
-    assert_eq!(m.event(Event::CompactDeferred), 57);
-    assert_eq!(m.event(Event::CompactStall), 6);
-    // Frames come free: the deferral is dropped.
+    // The third left no candidate; from then on each failure doubles the wait.
+    assert_eq!(between, [1, 3, 7, 15, 31, 63]);
+    assert_eq!(m.event(Event::CompactDeferred), 120);
+    assert_eq!(m.event(Event::CompactStall), 9);
+    // Frames come free: the deferral is dropped. The refusals are not, as none of these frames stood in the way.
     m.thin(|frame| frame.offset_in_block() >= 100);
     assert_eq!(direct(&m), CompactResult::Failed);
+    assert_eq!(m.event(Event::CompactRefusedOwner), 6);
     // Background compaction has a state of its own.
     assert_eq!(m.event(Event::CompactDaemonWake), 0);
-    m.frames.clear_flags(pinned[0], FrameFlags::PINNED);
-    m.user.free(pinned[0]);
+    m.user.free(kept[0]);
     m.frames.drain_cpu_caches();
     let tries = (1..).find(|_| matches!(direct(&m), CompactResult::Captured(_)));
     assert!(tries.unwrap() < 20);
-    assert_eq!(
-        direct(&m),
-        CompactResult::Failed,
-        "not deferred after a success"
-    );
     m.check_at_rest();
 }
 

@@ -113,7 +113,7 @@ fn pitfall_67_a_pinned_frame_holds_its_block() {
     let m = usual();
     let before = m.user.frames();
     m.frames.set_flags(before[7], FrameFlags::PINNED);
-    assert_eq!(evacuate(&m, 0), Err(EvacuateError::Refused(before[7])));
+    assert_eq!(evacuate(&m, 0), Err(EvacuateError::Unmovable));
     assert_eq!(m.user.frames(), before);
     assert_eq!(
         m.event(Event::CompactIsolated),
@@ -215,7 +215,7 @@ fn a_deadline_ends_the_attempt_and_the_pairs_settle_later() {
         assert_eq!(m.mobility.isolated_by_class().balloon, 15);
         m.check();
         // The block is open and lives on; the isolated frames hold it until the answer comes.
-        assert!(matches!(evacuate(&m, 0), Err(EvacuateError::Refused(_))));
+        assert!(matches!(evacuate(&m, 0), Err(EvacuateError::UnderWay(_))));
         assert_eq!(m.balloon.settle(outcome), 15);
         m.check_at_rest();
         *m.balloon.answer.lock().unwrap() = Answer::Moved;
@@ -265,14 +265,14 @@ fn several_blocks_share_one_exchange() {
 #[test]
 fn batches_that_do_not_fit_fail_block_by_block() {
     let m = blocks(12);
-    m.fill_and_keep(|frame| frame.offset_in_block() < 300);
+    m.fill_and_keep(|frame| frame.offset_in_block() < 150);
     let all: Vec<_> = (0..12).map(|number| m.block(number)).collect();
     let mut errors = Vec::new();
     m.mobility.evacuate_many(&all, |_, result| match result {
         Ok(token) => m.frames.unisolate_block(token),
         Err(error) => errors.push(error),
     });
-    // Three times 300 fit into the workspace; blocks beyond the eighth are not looked at.
+    // Three times 150 fit into the workspace; blocks beyond the eighth are not looked at.
     assert_eq!(errors, vec![EvacuateError::NoRoom; 9]);
     let mut twice = Vec::new();
     m.mobility

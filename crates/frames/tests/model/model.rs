@@ -341,7 +341,7 @@ impl<'a> Model<'a> {
 
     fn targets(&mut self, before: &Before, avoid: BlockId, count: usize) {
         let mut out = vec![Pfn::default(); count];
-        let got = self.frames.take_targets(avoid, &mut out);
+        let got = self.frames.take_targets(avoid, Watermark::None, &mut out);
         for &pfn in &out[..got] {
             let block = self.frames.block_of(pfn).expect("inside the span");
             let ledger = before.ledgers[block.index()];

@@ -173,7 +173,7 @@ fn pitfall_43_targets_come_from_the_zone_first_and_never_from_the_block() {
         assert_eq!(frames.free_blocks(), 1, "block 3 stays whole");
         let source = block(5);
         let mut out = vec![Pfn::default(); 1000];
-        let count = frames.take_targets(source, &mut out);
+        let count = frames.take_targets(source, Watermark::None, &mut out);
         assert_eq!(
             count,
             10 + 30 + 40 + 150,
@@ -217,7 +217,7 @@ fn pitfall_77_nothing_unavailable_is_ever_handed_out() {
                 2 => frames.alloc_balloon(A, BalloonPlacement::WholeBlocks, any, &mut out),
                 3 => frames.alloc_balloon(A, BalloonPlacement::FillHoles, any, &mut out),
                 4 => frames.alloc_balloon(A, BalloonPlacement::Unmovable, any, &mut out),
-                _ => frames.take_targets(block(0), &mut out),
+                _ => frames.take_targets(block(0), Watermark::None, &mut out),
             };
             assert!(count >= 100);
             for &pfn in &out[..count] {

@@ -2,7 +2,7 @@
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags,
-    FrameState, Migratetype, Order, OwnerClass, Pfn, Watermark,
+    FrameState, FreeError, Migratetype, Order, OwnerClass, Pfn, Watermark,
 };
 
 use crate::machine::{A, B, Machine, Random, block, order, prepare};
@@ -144,6 +144,12 @@ fn assert_blank(frames: &FrameAllocator<'_>, pfn: Pfn) {
 fn mark(frames: &FrameAllocator<'_>, pfn: Pfn) {
     frames.set_owner(pfn, owner(200), u64::MAX);
     frames.set_flags(pfn, FrameFlags::from_bits(u8::MAX));
+    // What is pinned cannot be freed.
+    assert_eq!(
+        frames.free(A, pfn, frames.order(pfn)),
+        Err(FreeError::Pinned(pfn))
+    );
+    frames.clear_flags(pfn, FrameFlags::PINNED);
     frames.set_generation(pfn, 7);
     assert!(frames.get_ref(pfn));
 }
@@ -158,7 +164,7 @@ fn pitfall_24_a_new_frame_bears_no_old_mark() {
             let placement = BalloonPlacement::FillHoles;
             let inflated = frames.alloc_balloon(A, placement, Watermark::Min, &mut balloon);
             let mut targets = vec![Pfn::default(); 20];
-            let taken = frames.take_targets(block(3), &mut targets);
+            let taken = frames.take_targets(block(3), Watermark::None, &mut targets);
             assert_eq!((count, inflated, taken), (300, 100, 20));
             let runs: Vec<(Pfn, Order)> = [1, 5, 8, 9]
                 .map(|size| {

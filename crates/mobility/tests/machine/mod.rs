@@ -9,8 +9,8 @@ use std::sync::{Mutex, OnceLock};
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, Cost, CpuId, Event, Fallback, FrameAllocator,
-    FrameClass, FrameState, Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks,
-    ZoneConfig,
+    FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Placement, Platform, Watermark,
+    Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
     CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome,
@@ -155,6 +155,7 @@ impl MockOwner {
         assert!(self.books.lock().unwrap().remove(&frame));
         self.leave(frame, FrameState::Listed);
         let order = self.frames.frame(frame).unwrap().order;
+        self.frames.clear_flags(frame, FrameFlags::PINNED);
         self.frames.free(CPU, frame, order).unwrap();
     }
 
@@ -168,6 +169,10 @@ impl MockOwner {
 
     pub fn refuse(&self, frame: Pfn) {
         self.stubborn.lock().unwrap().insert(frame);
+    }
+
+    pub fn allow(&self, frame: Pfn) {
+        self.stubborn.lock().unwrap().remove(&frame);
     }
 
     /// The next answers of `migrate`, pair by pair.
@@ -184,7 +189,7 @@ impl MockOwner {
                 self.leave(pair.from, FrameState::Isolated);
             }
             Outcome::Released => self.leave(pair.from, FrameState::Isolated),
-            Outcome::Refused | Outcome::Todo | Outcome::Pending => {}
+            Outcome::Refused | Outcome::Busy | Outcome::Todo | Outcome::Pending => {}
         }
     }
 
@@ -472,7 +477,10 @@ impl Machine {
                     (owner.class, frame.get()),
                     "{frame}"
                 );
-                listed += info.order.frames();
+                // What is pinned counts as unmovable.
+                if !info.flags.contains(FrameFlags::PINNED) {
+                    listed += info.order.frames();
+                }
             }
             // A pending pair holds two frames.
             assert_eq!(

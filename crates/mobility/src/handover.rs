@@ -1,0 +1,188 @@
+//! Handing isolated frames to their owners, and waiting for the answers: no lock is held here.
+
+use dirigible_frames::sync::Ordering;
+use dirigible_frames::{CpuId, FrameClass, FrameState, Order, OwnerClass, Pfn, Platform};
+
+use crate::config::WORKSPACE_FRAMES;
+use crate::evacuate::Attempts;
+use crate::migrate::{Freed, Kind, gather};
+use crate::{EvacuateError, MigrateStats, Mobility, MovePair, Outcome};
+
+/// How long one owner is waited for before the others are asked, in nanoseconds.
+const TURN_NS: u64 = 1_000_000;
+
+impl<P: Platform + ?Sized> Mobility<'_, P> {
+    /// Migrates the isolated pairs of all attempts, balloon frames first: while the host works on them, the others are
+    /// copied. An attempt of which one pair is refused is given up, and its remaining pairs are put back. What an owner
+    /// has no room for is handed over again when it has answered something; what is not done at `deadline` is given up.
+    pub(crate) fn move_out(
+        &self,
+        cpu: CpuId,
+        attempts: &mut Attempts,
+        pairs: &mut [MovePair],
+        deadline: u64,
+    ) -> MigrateStats {
+        let mut stats = MigrateStats::default();
+        gather(pairs, |pair| {
+            self.isolated_kind(pair.from)
+                .is_some_and(|kind| kind.class == FrameClass::Balloon)
+        });
+        // In front: those not handed over yet.
+        let mut todo = pairs.len();
+        let mut idle = 0;
+        // Every turn either settles a pair or is idle, so there are at most `pairs.len()` x `idle_polls` turns.
+        loop {
+            // Acquire pairs with the release in `complete`. Read before the pairs are looked at: what settles later
+            // changes the counter.
+            let before = self.settled.load(Ordering::Acquire);
+            self.hand_over(cpu, attempts, &mut pairs[..todo], &mut stats);
+            todo = gather(&mut pairs[..todo], |pair| pair.outcome == Outcome::Todo);
+            let owners = self.awaited(&pairs[..todo], &pairs[todo..]);
+            if owners == 0 {
+                return stats;
+            }
+            if self.platform.now() >= deadline || idle >= self.config.idle_polls {
+                break;
+            }
+            let progress = self.poll_owners(owners, deadline);
+            if progress || self.settled.load(Ordering::Acquire) != before {
+                idle = 0;
+            } else {
+                idle += 1;
+                self.platform.relax();
+            }
+        }
+        for pair in pairs.iter_mut() {
+            let late = match pair.outcome {
+                Outcome::Todo => true,
+                Outcome::Pending => self.is_pending(pair),
+                _ => false,
+            };
+            if late && let Some(at) = self.attempt_of(attempts, pair.from) {
+                attempts[at].error = Some(EvacuateError::TimedOut);
+            }
+        }
+        self.put_back(cpu, &mut pairs[..todo]);
+        stats
+    }
+
+    /// The owners, as a set of bits by number, of pairs that are still to be handed over or have no answer.
+    fn awaited(&self, todo: &[MovePair], handed_over: &[MovePair]) -> u32 {
+        let pending = handed_over
+            .iter()
+            .filter(|pair| pair.outcome == Outcome::Pending && self.is_pending(pair));
+        todo.iter().chain(pending).fold(0, |owners, pair| {
+            owners | 1 << (u32::from(self.frames.owner(pair.from).get()) % u32::BITS)
+        })
+    }
+
+    /// Whether a pair that was left pending has not settled yet. Its block is isolated, so nobody takes the old frame.
+    fn is_pending(&self, pair: &MovePair) -> bool {
+        !matches!(
+            self.frames.state(pair.from),
+            FrameState::Free | FrameState::Listed
+        )
+    }
+
+    /// Lets the owners of pending pairs go on; whether any pair settled.
+    fn poll_owners(&self, owners: u32, deadline: u64) -> bool {
+        let mut progress = false;
+        for number in (0..u32::BITS).filter(|number| owners & (1 << number) != 0) {
+            let owner = u8::try_from(number).ok().and_then(OwnerClass::new);
+            if let Some(owner) = owner.and_then(|class| self.registry.enter(class)) {
+                let turn = self.platform.now().saturating_add(TURN_NS).min(deadline);
+                progress |= owner.poll(turn);
+            }
+        }
+        progress
+    }
+
+    /// Hands all pairs to their owners, as far as these have room. Those without room keep the outcome `Todo`.
+    fn hand_over(
+        &self,
+        cpu: CpuId,
+        attempts: &mut Attempts,
+        pairs: &mut [MovePair],
+        stats: &mut MigrateStats,
+    ) {
+        let mut rest = pairs;
+        while let Some(kind) = rest.first().and_then(|pair| self.isolated_kind(pair.from)) {
+            let group = gather(rest, |pair| self.isolated_kind(pair.from) == Some(kind));
+            let (group, others) = rest.split_at_mut(group);
+            rest = others;
+            let size = match kind.class {
+                FrameClass::Balloon => self.config.exchange_batch,
+                _ => WORKSPACE_FRAMES,
+            };
+            for batch in group.chunks_mut(size) {
+                stats.add(self.move_batch(cpu, attempts, kind, batch));
+                if batch.iter().any(|pair| pair.outcome == Outcome::Todo) {
+                    // No room: the others of this owner come later too.
+                    break;
+                }
+            }
+        }
+        debug_assert!(rest.is_empty(), "every pair of the workspace is isolated");
+    }
+
+    /// Migrates one batch, without the pairs of attempts that were given up meanwhile: those are put back.
+    fn move_batch(
+        &self,
+        cpu: CpuId,
+        attempts: &mut Attempts,
+        kind: Kind,
+        batch: &mut [MovePair],
+    ) -> MigrateStats {
+        let alive = gather(batch, |pair| self.attempt_of(attempts, pair.from).is_some());
+        let (batch, given_up) = batch.split_at_mut(alive);
+        self.put_back(cpu, given_up);
+        if batch.is_empty() {
+            return MigrateStats::default();
+        }
+        let stats = self.migrate_batch(cpu, kind, batch);
+        for pair in batch.iter().filter(|pair| pair.outcome == Outcome::Refused) {
+            if let Some(at) = self.attempt_of(attempts, pair.from) {
+                attempts[at].error = Some(EvacuateError::Refused(pair.from));
+            }
+        }
+        stats
+    }
+
+    /// Undoes pairs that were not handed over.
+    fn put_back(&self, cpu: CpuId, pairs: &mut [MovePair]) {
+        let mut unused = Freed::new(self.frames, cpu);
+        for pair in pairs {
+            pair.outcome = Outcome::Refused;
+            self.putback_frame(cpu, pair.from);
+            unused.push(pair.to, Order::BASE);
+        }
+    }
+
+    /// The attempt that still tries to empty the block of `frame`.
+    fn attempt_of(&self, attempts: &Attempts, frame: Pfn) -> Option<usize> {
+        let block = self.frames.block_of(frame)?;
+        attempts
+            .iter()
+            .position(|attempt| attempt.block == block && attempt.is_alive())
+    }
+
+    /// Waits until an owner that had no room answers something; `false` at the deadline.
+    pub(crate) fn wait_for_room(&self, class: OwnerClass, deadline: u64) -> bool {
+        for _ in 0..self.config.idle_polls {
+            if self.platform.now() >= deadline {
+                return false;
+            }
+            // Acquire pairs with the release in `complete`.
+            let before = self.settled.load(Ordering::Acquire);
+            let polled = self
+                .registry
+                .enter(class)
+                .is_some_and(|owner| owner.poll(deadline));
+            if polled || self.settled.load(Ordering::Acquire) != before {
+                return true;
+            }
+            self.platform.relax();
+        }
+        false
+    }
+}
