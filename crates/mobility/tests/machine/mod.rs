@@ -2,9 +2,9 @@
 //! answers are scripted. Everything is leaked: owners, mobility and allocator refer to each other.
 #![allow(dead_code)]
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use dirigible_frames::{
@@ -97,6 +97,14 @@ pub struct MockOwner {
     mobility: OnceLock<&'static Mobility<'static, MockPlatform>>,
     /// Called by `migrate` before anything else.
     pub hook: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Called by `poll` before anything else.
+    pub poll_hook: Mutex<Option<Box<dyn Fn() + Send>>>,
+    /// Answers for frames by name.
+    pub answers: Mutex<BTreeMap<Pfn, Outcome>>,
+    /// The answer to everything that neither the script nor a name answers.
+    pub always: Mutex<Option<Outcome>>,
+    /// Pairs that can be pending at a time; others are `Busy`.
+    pub room: AtomicUsize,
 }
 
 impl MockOwner {
@@ -114,6 +122,10 @@ impl MockOwner {
             seen: Mutex::default(),
             mobility: OnceLock::new(),
             hook: Mutex::default(),
+            poll_hook: Mutex::default(),
+            answers: Mutex::default(),
+            always: Mutex::default(),
+            room: AtomicUsize::new(usize::MAX),
         }))
     }
 
@@ -242,13 +254,17 @@ impl MovableOwner for MockOwner {
                 (to.state, to.class, to.order),
                 (FrameState::Owned, from.class, from.order)
             );
-            self.seen.lock().unwrap().push((pair.from, pair.to));
-            pair.outcome = self
-                .script
-                .lock()
-                .unwrap()
-                .pop_front()
+            let named = self.answers.lock().unwrap().get(&pair.from).copied();
+            let scripted = named.or_else(|| self.script.lock().unwrap().pop_front());
+            pair.outcome = scripted
+                .or(*self.always.lock().unwrap())
                 .unwrap_or(Outcome::Moved);
+            let room = self.room.load(Ordering::Relaxed);
+            if pair.outcome == Outcome::Pending && self.pending.lock().unwrap().len() >= room {
+                pair.outcome = Outcome::Busy;
+            } else {
+                self.seen.lock().unwrap().push((pair.from, pair.to));
+            }
             self.act(pair, pair.outcome);
             if pair.outcome == Outcome::Pending {
                 self.pending.lock().unwrap().push(*pair);
@@ -262,6 +278,9 @@ impl MovableOwner for MockOwner {
     }
 
     fn poll(&self, _: u64) -> bool {
+        if let Some(hook) = &*self.poll_hook.lock().unwrap() {
+            hook();
+        }
         let outcome = match *self.answer.lock().unwrap() {
             Answer::Never => return false,
             Answer::Moved => Outcome::Moved,
