@@ -8,6 +8,9 @@ use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::workspace::Lease;
 
+/// What background compaction leaves to the requests of others while it has frames set aside.
+const LEAVES: Watermark = Watermark::Low;
+
 /// What one call of background compaction did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BackgroundResult {
@@ -42,15 +45,15 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Whether fewer blocks are wholly free than `mark`; with the reserve off, whether a zone is below its low watermark
-    /// without any.
+    /// Whether fewer blocks are wholly free than `mark`; with the reserve off, whether a zone has enough free memory and
+    /// no wholly free block.
     fn below(&self, mark: u64) -> bool {
         if self.config.reserve_low > 0 {
             return self.frames.free_blocks() < mark;
         }
         self.zone_ids().any(|zone| {
             self.frames.zone_free_blocks(zone) == 0
-                && self.frames.zone_free_frames(zone) < self.frames.watermarks(zone).low
+                && self.frames.zone_free_frames(zone) >= self.frames.watermarks(zone).high
         })
     }
 
@@ -105,7 +108,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             } else if round.short || round.tried == 0 {
                 zones.retain(|other| *other != zone);
                 if let Some(mut state) = self.try_zone_state(zone) {
-                    state.background.failed(&self.config, self.prospect(zone));
+                    state
+                        .background
+                        .failed(&self.config, self.prospect(zone, LEAVES));
                 }
             } else if misses >= self.config.budget_blocks {
                 // All were refused and are candidates no more: the next call looks at others.
@@ -121,7 +126,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.try_zone_state(zone).is_some_and(|mut state| {
             state
                 .background
-                .may_try(&self.config, || self.prospect(zone))
+                .may_try(&self.config, || self.prospect(zone, LEAVES))
         })
     }
 
@@ -145,7 +150,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let mut state = self.try_zone_state(zone)?;
             self.forgive(zone, &mut state);
             let batch = self.choose(zone, most);
-            let (attempts, used) = self.begin_blocks(cpu, lease, &batch, Watermark::Low);
+            let (attempts, used) = self.begin_blocks(cpu, lease, &batch, LEAVES);
             (batch, attempts, used)
         };
         let stats = self.empty_blocks(cpu, lease, &mut attempts, used, self.deadline());
@@ -178,7 +183,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .saturating_sub(self.frames.free_blocks())
             .max(1);
         let most = most.min(usize::try_from(missing).unwrap_or(usize::MAX));
-        let most = self.blocks_with_targets(most);
+        let most = self.blocks_with_room(zone, LEAVES, most);
         let mut room = WORKSPACE_FRAMES;
         let mut chosen = ArrayVec::new();
         if most == 0 {

@@ -1,7 +1,7 @@
 //! Which blocks compaction tries, cheapest first.
 
 use arrayvec::ArrayVec;
-use dirigible_frames::{BlockId, Cost, FRAMES_PER_BLOCK, Platform, ZoneId};
+use dirigible_frames::{BlockId, Cost, FRAMES_PER_BLOCK, Platform, Watermark, ZoneId};
 
 use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, MAX_LOOK};
@@ -61,19 +61,34 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         u32::from(self.frames.ledger(block).used())
     }
 
-    /// How many blocks could be emptied together: so many times 512 targets there are, whatever is in the blocks.
-    pub(crate) fn blocks_with_targets(&self, most: usize) -> usize {
-        let most = most.min(MAX_BATCH_BLOCKS);
+    /// How many blocks of a zone could be emptied together, at most `most`: for each there must be 512 targets, whatever is
+    /// in the blocks, and the 512 frames that are set aside meanwhile must leave `watermark`.
+    pub(crate) fn blocks_with_room(
+        &self,
+        zone: ZoneId,
+        watermark: Watermark,
+        most: usize,
+    ) -> usize {
+        let marks = self.frames.watermarks(zone);
+        let mark = match watermark {
+            Watermark::None => 0,
+            Watermark::Min => marks.min,
+            Watermark::Low => marks.low,
+            Watermark::High => marks.high,
+        };
+        let above = self.frames.zone_free_frames(zone).saturating_sub(mark);
+        let by_mark = usize::try_from(above).unwrap_or(usize::MAX) / FRAMES_PER_BLOCK;
+        let most = most.min(MAX_BATCH_BLOCKS).min(by_mark);
         self.frames.target_frames(most * FRAMES_PER_BLOCK) / FRAMES_PER_BLOCK
     }
 
-    /// What the next attempt in a zone would find.
-    pub(crate) fn prospect(&self, zone: ZoneId) -> Prospect {
+    /// What the next attempt in a zone would find that leaves `watermark`.
+    pub(crate) fn prospect(&self, zone: ZoneId, watermark: Watermark) -> Prospect {
         let mut cheapest = [BlockId::new(0)];
         let count = self.frames.cheapest_blocks(Some(zone), &mut cheapest);
         Prospect {
             free: self.frames.zone_free_frames(zone),
-            targets: self.blocks_with_targets(1) > 0,
+            targets: self.blocks_with_room(zone, watermark, 1) > 0,
             used: cheapest[..count]
                 .iter()
                 .map(|&block| self.used(block))

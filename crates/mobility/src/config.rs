@@ -24,7 +24,7 @@ pub struct CompactionConfig {
     /// best one that the failure left. Default 64.
     pub defer_cheaper_by: u32,
     /// Background compaction begins below this many wholly free blocks. 0 (default): the reserve is off, and it runs
-    /// only while a zone is below its low watermark and has no wholly free block.
+    /// only while a zone is above its high watermark and has no wholly free block, as Linux's does when reclaim is done.
     pub reserve_low: u64,
     /// Background compaction, once begun, goes on until this many blocks are wholly free. Default 0.
     pub reserve_high: u64,

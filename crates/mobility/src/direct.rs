@@ -74,7 +74,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             }
             let may_try = self.zone_state(zone).map(|mut state| {
                 self.forgive(zone, &mut state);
-                state.direct.may_try(&self.config, || self.prospect(zone))
+                state
+                    .direct
+                    .may_try(&self.config, || self.prospect(zone, Watermark::Min))
             });
             match may_try {
                 None => continue,
@@ -165,7 +167,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 },
                 Found::Exhausted(_) => {
                     if let Some(mut state) = self.zone_state(zone) {
-                        state.direct.failed(&self.config, self.prospect(zone));
+                        state
+                            .direct
+                            .failed(&self.config, self.prospect(zone, Watermark::Min));
                     }
                     return None;
                 }
@@ -228,7 +232,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if candidates.is_empty() {
                 return Err(Found::Exhausted(*last));
             }
-            if self.blocks_with_targets(1) == 0 {
+            if self.blocks_with_room(zone, watermark, 1) == 0 {
                 return Err(Found::Exhausted(EvacuateError::NoTargets));
             }
             for block in candidates {
