@@ -11,8 +11,8 @@
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, CpuId, FRAMES_PER_BLOCK, Fallback,
-    FrameAllocator, FrameClass, FrameState, Order, OwnerClass, Pfn, Placement, Watermark,
-    Watermarks, ZoneConfig,
+    FrameAllocator, FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Placement, Refusal,
+    Watermark, Watermarks, ZoneConfig,
     sync::{AtomicU32, Ordering},
 };
 use shuttle::{
@@ -328,5 +328,50 @@ fn room_is_found_while_its_block_moves_in_the_index() {
                 .alloc(B, request(0))
                 .expect("there is room all the time");
         });
+    });
+}
+
+/// The frame for which a block is refused is freed at that very moment: the refusal does not outlive it.
+#[test]
+fn a_refusal_does_not_outlive_the_frame_that_caused_it() {
+    explore(2, |frames| {
+        let mut pfns = [Pfn::default(); 3];
+        assert_eq!(frames.alloc_bulk(A, AllocRequest::movable(), &mut pfns), 3);
+        frames.drain_cpu_caches();
+        let block = frames.block_of(pfns[1]).unwrap();
+        scope(|scope| {
+            scope.spawn(|| frames.free_bulk(B, &[pfns[1]]).unwrap());
+            frames.refuse_block(block, Refusal::Lasting, Some(pfns[1]));
+        });
+        assert_eq!(frames.ledger(block).refusal(), Refusal::None);
+        let mut found = [BlockId::new(0)];
+        assert_eq!(frames.cheapest_blocks(None, &mut found), 1);
+        frames.free_bulk(A, &[pfns[0], pfns[2]]).unwrap();
+    });
+}
+
+/// A pin against isolation and against the ledger's other changes: all counts fit, and a pinned frame is not isolated
+/// afterwards.
+#[test]
+fn a_pin_against_allocation_and_isolation() {
+    explore(1, |frames| {
+        let owner = OwnerClass::new(7).unwrap();
+        let pfn = frames.alloc(A, AllocRequest::movable()).unwrap();
+        frames.set_owner(pfn, owner, 42);
+        frames
+            .transition(pfn, FrameState::Owned, FrameState::Listed)
+            .unwrap();
+        let isolated = scope(|scope| {
+            scope.spawn(|| frames.set_flags(pfn, FrameFlags::PINNED));
+            let isolated = scope.spawn(|| frames.try_isolate(pfn, owner).is_ok());
+            let other = frames.alloc(A, AllocRequest::movable()).unwrap();
+            frames.free(A, other, Order::BASE).unwrap();
+            isolated.join().unwrap()
+        });
+        let block = frames.block_of(pfn).unwrap();
+        assert_eq!(frames.ledger(block).unmovable(), 1);
+        assert!(isolated || frames.try_isolate(pfn, owner).is_err());
+        frames.clear_flags(pfn, FrameFlags::PINNED);
+        assert_eq!(frames.ledger(block).unmovable(), 0);
     });
 }

@@ -146,7 +146,7 @@ impl World {
         let config = Config {
             zones: &zones,
             reserved: &[],
-            cpus: 2,
+            cpus: 3,
             placement: Placement::LowestFirst,
             fallback: Fallback::Steal,
         };
@@ -299,6 +299,46 @@ fn pitfall_48_capture_against_capture() {
             w.frames.free(CpuId::new(0), head, Order::HUGE).unwrap();
         }
         w.check(0);
+    });
+}
+
+/// Two requests compact in one zone while the host answers late: nobody waits for a lock that the other holds meanwhile,
+/// each gets a block of its own or none, and no answer is lost.
+#[test]
+fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
+    explore(|| {
+        let w = World::new(2, true);
+        let device = w.spawn(2, |w| {
+            for _ in 0..60 {
+                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+                for pair in taken {
+                    w.owner.moved(&pair);
+                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+                }
+                thread::yield_now();
+            }
+        });
+        let captured: &'static Mutex<Vec<Pfn>> = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let direct = move |w: World| {
+            let cpu = CpuId::new(CPU.with(Cell::get));
+            if let CompactResult::Captured(head) =
+                w.mobility.compact_direct(cpu, FrameClass::Movable)
+            {
+                captured.lock().unwrap().push(head);
+            }
+        };
+        let other = w.spawn(1, direct);
+        direct(w);
+        other.join().unwrap();
+        device.join().unwrap();
+        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+        for pair in late {
+            w.owner.moved(&pair);
+            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+        }
+        let heads = std::mem::take(&mut *captured.lock().unwrap());
+        w.check(512 * heads.len());
+        assert_eq!(w.owner.book.lock().unwrap().len(), 6);
     });
 }
 
