@@ -24,7 +24,7 @@ Usage: cargo xtask <chore>
   guest                   builds the guest kernel
   qemu COMMAND …          builds it and runs one of the command's commands on it: guest-hello, guest-test, balloon-speed,
                           balloon-moves, stress-highalloc
-  bench                   the allocator beside its peers
+  bench                   the allocator beside its peers, and what compaction's choice of a block costs
   soak [--seconds N]      two threads of load, the balloon cycling, compaction running (default 60 s)
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
@@ -64,9 +64,14 @@ fn main() -> ExitCode {
 }
 
 fn bench(rest: &[&str]) -> Result<(), String> {
-    Step::new(
-        "benchmarks",
+    let allocator = Step::new(
+        "benchmarks of the allocator",
         cargo(&["bench", "-p", "dirigible-frames"]).args(rest),
+    );
+    allocator.run()?;
+    Step::new(
+        "benchmarks of compaction",
+        cargo(&["bench", "-p", "dirigible-mobility"]).args(rest),
     )
     .run()
 }

@@ -2,8 +2,9 @@
 #![cfg(not(shuttle))]
 
 use dirigible_frames::{
-    AllocRequest, BlockId, Config, CpuId, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Order, Pfn,
-    Placement, Watermark, Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, BlockId, Config, CpuId, FRAMES_PER_BLOCK, Fallback,
+    FrameAllocator, FrameClass, FrameFlags, FreeError, IsolateError, IsolatedBlock, Order, Pfn,
+    Placement, Watermark, Watermarks, ZoneConfig, ZoneId,
 };
 
 const CPU: CpuId = CpuId::new(0);
@@ -68,5 +69,153 @@ fn the_emptiest_come_first_and_whole_or_full_ones_not_at_all() {
         let count = frames.emptiest_blocks(None, &mut found);
         let found: Vec<usize> = found[..count].iter().map(|block| block.index()).collect();
         assert_eq!(found, [3, 4, 2, 5]);
+    });
+}
+
+#[test]
+fn what_compaction_sets_aside_leaves_the_watermark() {
+    with_blocks(&[100, 300, 508, 512], |frames| {
+        let zone = ZoneId::new(0);
+        let free = frames.zone_free_frames(zone);
+        assert_eq!(free, 412 + 212 + 4);
+        let marks = |min| Watermarks {
+            min,
+            low: min,
+            high: min,
+        };
+        // The free frames of the block itself are set aside first …
+        frames.set_watermarks(zone, marks(free - 411));
+        let isolate = |mut each: &mut dyn FnMut(Result<IsolatedBlock, IsolateError>)| {
+            let first = [BlockId::new(0)];
+            frames.isolate_blocks(&first, Watermark::Min, |_, result| each(result));
+        };
+        isolate(&mut |result| assert_eq!(result, Err(IsolateError::BelowWatermark)));
+        assert_eq!(frames.zone_free_frames(zone), free, "nothing was changed");
+        frames.set_watermarks(zone, marks(free - 412 - 50));
+        let mut token = None;
+        isolate(&mut |result| token = Some(result.unwrap()));
+        assert_eq!(frames.zone_free_frames(zone), free - 412);
+        // … and then targets, as far as the mark allows.
+        let mut targets = [Pfn::default(); 100];
+        let got = frames.take_targets(BlockId::new(0), Watermark::Min, &mut targets);
+        assert_eq!((got, frames.zone_free_frames(zone)), (50, free - 462));
+        let request = AllocRequest::movable().with_watermark(Watermark::Min);
+        assert!(frames.alloc(CPU, request).is_err(), "at the mark");
+        for target in &targets[..got] {
+            frames.free(CPU, *target, Order::BASE).unwrap();
+        }
+        frames.unisolate_block(token.unwrap());
+        frames.drain_cpu_caches();
+        assert_eq!(frames.zone_free_frames(zone), free);
+    });
+}
+
+#[test]
+fn blocks_are_isolated_together_and_answered_one_by_one() {
+    with_blocks(&[100, 0, 300, 508], |frames| {
+        let huge = frames.alloc(CPU, AllocRequest::huge()).unwrap();
+        let named = [2, 1, 2, 0, 9].map(BlockId::new);
+        // A frame of the first lies in a cache.
+        let cached = Pfn::new(3);
+        frames.free(CPU, cached, Order::BASE).unwrap();
+        assert_eq!(frames.cached_frames(), 1);
+        let mut results = Vec::new();
+        let mut tokens = Vec::new();
+        frames.isolate_blocks(&named, Watermark::None, |block, result| {
+            assert_eq!(
+                frames.cached_frames(),
+                0,
+                "the caches are empty of all of them"
+            );
+            results.push((block.index(), result.as_ref().err().copied()));
+            tokens.extend(result);
+        });
+        assert_eq!(
+            results,
+            [
+                (2, None),
+                (1, Some(IsolateError::Huge)),
+                (2, Some(IsolateError::Isolated)),
+                (0, None),
+                (9, Some(IsolateError::Unknown)),
+            ]
+        );
+        assert_eq!(frames.ledger(BlockId::new(0)).free(), 413);
+        tokens
+            .into_iter()
+            .for_each(|token| frames.unisolate_block(token));
+        frames.free(CPU, huge, Order::HUGE).unwrap();
+    });
+}
+
+#[test]
+fn a_balloon_of_whole_blocks_finishes_each_before_it_begins_the_next() {
+    with_blocks(&[0; 40], |frames| {
+        let mut held = Vec::new();
+        let inflate = |held: &mut Vec<Pfn>, count: usize| {
+            let mut out = vec![Pfn::default(); count];
+            let how = BalloonPlacement::WholeBlocks;
+            assert_eq!(
+                frames.alloc_balloon(CPU, how, Watermark::None, &mut out),
+                count
+            );
+            held.extend(out);
+        };
+        for _ in 0..150 {
+            inflate(&mut held, 100);
+            assert!(frames.free_blocks() as usize >= 40 - held.len().div_ceil(512));
+        }
+        // Two frames of a full block come back: the hole is filled before the block that was begun last goes on, or after;
+        // never is a whole block broken for it.
+        let whole = frames.free_blocks();
+        for frame in [Pfn::new(700), Pfn::new(3000)] {
+            held.retain(|other| *other != frame);
+            frames.free(CPU, frame, Order::BASE).unwrap();
+        }
+        let room = 40 * 512 - held.len() - whole as usize * 512;
+        inflate(&mut held, room);
+        assert_eq!(frames.free_blocks(), whole);
+        let full = frames
+            .blocks()
+            .filter(|&b| frames.ledger(b).balloon() == 512);
+        assert_eq!(full.count() as u64, 40 - whole);
+        frames.free_bulk(CPU, &held).unwrap();
+    });
+}
+
+#[test]
+fn a_pinned_frame_takes_its_block_out_of_the_candidates() {
+    with_blocks(&[100, 300, 508, 0], |frames| {
+        let candidates = || {
+            let mut found = [BlockId::new(0); 4];
+            let count = frames.cheapest_blocks(None, &mut found);
+            found[..count].iter().map(|b| b.index()).collect::<Vec<_>>()
+        };
+        assert_eq!(candidates(), [0, 1, 2]);
+        let pinned = Pfn::new(513);
+        frames.set_flags(pinned, FrameFlags::PINNED);
+        frames.set_flags(pinned, FrameFlags::PINNED.union(FrameFlags::DIRTY));
+        assert_eq!(candidates(), [0, 2]);
+        assert!(frames.is_hybrid(BlockId::new(1)));
+        // In another class it is counted the same; without the pin it counts as what it is.
+        frames.reclass(pinned, FrameClass::Balloon);
+        assert_eq!(frames.ledger(BlockId::new(1)).unmovable(), 1);
+        assert_eq!(
+            frames.free(CPU, pinned, Order::BASE),
+            Err(FreeError::Pinned(pinned))
+        );
+        frames.clear_flags(pinned, FrameFlags::PINNED);
+        assert_eq!(frames.ledger(BlockId::new(1)).balloon(), 1);
+        frames.reclass(pinned, FrameClass::Movable);
+        assert_eq!(candidates(), [0, 1, 2]);
+        // A huge page is pinned whole.
+        let huge = frames.alloc(CPU, AllocRequest::huge()).unwrap();
+        frames.set_flags(huge, FrameFlags::PINNED);
+        assert_eq!(frames.ledger(BlockId::new(3)).unmovable(), 512);
+        frames.clear_flags(huge, FrameFlags::PINNED);
+        frames.free(CPU, huge, Order::HUGE).unwrap();
+        // What nobody holds cannot be pinned.
+        frames.set_flags(huge, FrameFlags::PINNED);
+        assert_eq!(frames.flags(huge), FrameFlags::EMPTY);
     });
 }
