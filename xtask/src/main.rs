@@ -64,16 +64,13 @@ fn main() -> ExitCode {
 }
 
 fn bench(rest: &[&str]) -> Result<(), String> {
-    let allocator = Step::new(
-        "benchmarks of the allocator",
-        cargo(&["bench", "-p", "dirigible-frames"]).args(rest),
-    );
-    allocator.run()?;
-    Step::new(
-        "benchmarks of compaction",
-        cargo(&["bench", "-p", "dirigible-mobility"]).args(rest),
-    )
-    .run()
+    for (name, package) in [
+        ("benchmarks of the allocator", "dirigible-frames"),
+        ("benchmarks of compaction", "dirigible-mobility"),
+    ] {
+        Step::new(name, cargo(&["bench", "-p", package]).args(rest)).run()?;
+    }
+    Ok(())
 }
 
 /// Length of the profile `quick` in seconds.
