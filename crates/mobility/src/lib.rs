@@ -18,21 +18,33 @@
 //! used ones; a balloon frame costs an eighth of a frame with contents, as it is not copied). Such a block is isolated,
 //! so that nothing is allocated from it; targets for *all* its used frames are reserved in the fullest other blocks,
 //! never in a wholly free one; all its used frames are isolated; only then does anything move. If any of that falls short,
-//! everything is put back, and a refusal is remembered until the block changes. Owners get their frames in batches: a
-//! balloon sends one message for up to 256 of them, also when they come from several blocks.
+//! everything is put back. Owners get their frames in batches: a balloon sends one message for up to 256 of them, also when
+//! they come from several blocks.
+//!
+//! A block that was given up is no candidate for a time, so that no number of them keeps compaction from the others: a
+//! millisecond and then longer and longer if a frame of it was under way, a second and longer if an owner refused. The
+//! refusal ends at once when the frame that stood in the way is freed or unpinned. Blocks with pinned frames are no
+//! candidates at all: pinned frames count as unmovable in the ledger.
+//!
+//! What is set aside for a block, its own free frames and its targets, is 512 frames, and so many must be free above a
+//! watermark: the min watermark for a request that takes the block in the end, the low watermark for background compaction
+//! and for `evacuate_for`, so that the requests of others succeed meanwhile.
 //!
 //! # Counting
 //!
 //! `Mobility` raises `compact_*` and `pgmigrate_*` (the owners raise their own, such as `balloon_migrate`). A frame that its
 //! owner released instead of moving it ([`Outcome::Released`]) counts as moved, as in Linux. [`Mobility::verify`] checks the
-//! identities between them. It charges the platform for looking at blocks and for isolating frames; the owner who copies
+//! identities between them. `compact_refused_*` say why blocks were given up. It charges the platform for looking at blocks and for isolating frames; the owner who copies
 //! or sends charges for that.
 //!
 //! # Locks
 //!
-//! One compaction lock guards the workspace. Under it owners are called, and they take the locks of their books; so an
-//! owner holds no such lock when it calls in here. Compaction that is entered again from inside itself (an owner that
-//! allocates) does not wait: it is skipped. The lock order is: compaction lock, owner's books, registry or CPU caches.
+//! Each zone has a lock that is held while a block is chosen, isolated and given its targets; owners are asked to isolate
+//! under it, and take the locks of their books, so an owner holds no such lock when it calls in here. It is released before
+//! frames are handed to their owners: nobody waits for the host with a lock held, and meanwhile another CPU takes the
+//! next block. A few workspaces bound how many evacuations run at once. Compaction that is entered again from inside itself
+//! (an owner that allocates) does not wait: it is skipped. The lock order is: a zone's compaction, owner's books, registry
+//! or CPU caches.
 //!
 //! # A first owner
 //!
