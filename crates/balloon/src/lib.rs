@@ -157,6 +157,7 @@ mod books;
 mod config;
 mod exchange;
 mod features;
+mod recovery;
 mod request;
 mod resize;
 mod source;

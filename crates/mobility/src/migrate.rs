@@ -225,7 +225,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     stats.pending += n;
                     continue;
                 }
-                Outcome::Todo | Outcome::Refused => {
+                Outcome::Todo | Outcome::Refused | Outcome::Busy => {
                     pair.outcome = Outcome::Refused;
                     stats.failed += n;
                     self.hand_back(kind, pair.from);
@@ -317,7 +317,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 events.add(cpu, Event::PgmigrateFail, n);
                 self.accounts.put_back(events, cpu, kind.class, n);
             }
-            Outcome::Todo | Outcome::Pending => return false,
+            Outcome::Todo | Outcome::Pending | Outcome::Busy => return false,
         }
         // Release pairs with the acquire of whoever waits for the block.
         self.settled.fetch_add(1, Ordering::Release);

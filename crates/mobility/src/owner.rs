@@ -18,6 +18,9 @@ pub enum Outcome {
     /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until it calls
     /// [`Mobility::complete`](crate::Mobility::complete).
     Pending,
+    /// No room at the moment: nothing changed, as with [`Outcome::Refused`]. The pair may be handed over again after
+    /// [`poll`](MovableOwner::poll).
+    Busy,
 }
 
 /// One allocation that is to move, and where to.
@@ -79,7 +82,7 @@ pub trait MovableOwner: Sync {
     /// Moves a batch, all of it this owner's and isolated; writes each pair's [`Outcome`].
     ///
     /// The owner allocates nothing here, and does not wait longer than its own books' lock: what takes longer is
-    /// [`Outcome::Pending`].
+    /// [`Outcome::Pending`], what cannot begin now [`Outcome::Busy`].
     fn migrate(&self, pairs: &mut [MovePair]);
 
     /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.

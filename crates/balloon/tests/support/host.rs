@@ -109,6 +109,12 @@ pub struct Inner {
     /// Called around each access to the configuration space.
     pub on_config: Option<Box<dyn FnMut() + Send>>,
     pub resets: u64,
+    /// It takes no reset.
+    pub never_resets: bool,
+    /// Frames that it had at its resets.
+    pub forgotten: u64,
+    pub status_reads: u64,
+    pub dropped: bool,
 }
 
 /// `VIRTIO_ISR_QUEUE` and `VIRTIO_ISR_CONFIG`.
@@ -275,6 +281,14 @@ impl Host {
         inner.isr |= ISR_CONFIG;
     }
 
+    /// The device says that it cannot go on, as QEMU does for rings that make no sense.
+    pub fn need_reset(&self) {
+        let mut inner = self.inner();
+        inner.status |= DeviceStatus::DEVICE_NEEDS_RESET.bits();
+        inner.isr |= ISR_CONFIG;
+        inner.manner = Manner::Never;
+    }
+
     pub fn line_is_up(&self) -> bool {
         self.inner().isr != 0
     }
@@ -324,6 +338,16 @@ impl Host {
 /// The driver's side.
 pub struct FakeTransport(Arc<Mutex<Inner>>);
 
+/// As a transport over PCI does: it resets the device and waits for that, here with a panic in place of for ever.
+impl Drop for FakeTransport {
+    fn drop(&mut self) {
+        self.set_status(DeviceStatus::empty());
+        let mut inner = self.0.lock().unwrap();
+        inner.dropped = true;
+        assert_eq!(inner.status, 0, "this wait would not end");
+    }
+}
+
 impl FakeTransport {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
@@ -360,7 +384,8 @@ impl Transport for FakeTransport {
         inner.fetch(queue);
     }
     fn get_status(&self) -> DeviceStatus {
-        let inner = self.inner();
+        let mut inner = self.inner();
+        inner.status_reads += 1;
         let mut status = DeviceStatus::from_bits_retain(inner.status);
         if inner.refuses_features {
             status.remove(DeviceStatus::FEATURES_OK);
@@ -369,9 +394,20 @@ impl Transport for FakeTransport {
     }
     fn set_status(&mut self, status: DeviceStatus) {
         let mut inner = self.inner();
+        if status.is_empty() && inner.never_resets {
+            return;
+        }
+        let needs_reset = inner.status & DeviceStatus::DEVICE_NEEDS_RESET.bits();
         inner.status = status.bits();
+        if !status.is_empty() {
+            // Only a reset takes this one back.
+            inner.status |= needs_reset;
+        }
         if status.is_empty() {
             inner.resets += 1;
+            // A device that was reset knows of no frame.
+            inner.forgotten += inner.has.len() as u64;
+            inner.has.clear();
             inner.queues = Default::default();
             inner.waiting.clear();
             inner.stats_out.clear();
