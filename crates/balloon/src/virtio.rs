@@ -65,8 +65,8 @@ struct State<'a, H: Hal, const N: usize> {
     restarts: u32,
     /// When the next one may be.
     restart_at: u64,
-    /// The ledger counts the listed frames as unmovable.
-    unmovable: bool,
+    /// Whether the ledger counts the listed frames as unmovable; `None`: some of them, perhaps.
+    unmovable: Option<bool>,
     /// The device was to be reset and did not confirm it.
     adrift: bool,
 }
@@ -164,7 +164,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 asked_at: 0,
                 restarts: 0,
                 restart_at: 0,
-                unmovable: false,
+                unmovable: Some(false),
                 adrift: false,
             }),
             queues: Mutex::new(queues),

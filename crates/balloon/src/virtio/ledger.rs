@@ -17,10 +17,10 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             state.balloon.tick(self.platform.now());
             let has_frames = !state.balloon.is_down();
             let unmovable = state.balloon.fault().is_some() && has_frames;
-            if state.unmovable == unmovable {
+            if state.unmovable == Some(unmovable) {
                 return;
             }
-            state.unmovable = unmovable;
+            state.unmovable = Some(unmovable);
             (unmovable, state.adrift)
         };
         // Without mobility they are unmovable anyway.
@@ -45,7 +45,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             return true;
         }
         let mut state = self.state.lock();
-        if state.unmovable != unmovable || state.adrift != adrift {
+        if state.unmovable != Some(unmovable) || state.adrift != adrift {
             return false;
         }
         for frame in self.frames.used_frames(block) {
@@ -62,8 +62,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     pub(super) fn keep_frame(&self, state: &mut State<'a, H, N>, frame: Pfn) {
         if self.config.mobility {
             let class = match state.unmovable {
-                true => FrameClass::Unmovable,
-                false => FrameClass::Balloon,
+                Some(true) => FrameClass::Unmovable,
+                // `None`: the walk that is due comes to it.
+                Some(false) | None => FrameClass::Balloon,
             };
             self.frames.reclass(frame, class);
         }

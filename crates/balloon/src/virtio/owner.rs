@@ -53,7 +53,7 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> MovableOwner
         let is_listed = {
             let mut state = self.state.lock();
             let is_listed = state.balloon.putback(frame);
-            if is_listed && (state.unmovable || state.adrift) {
+            if is_listed && (state.unmovable != Some(false) || state.adrift) {
                 self.keep_frame(&mut state, frame);
             }
             is_listed

@@ -143,9 +143,9 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         if answers.broken {
             state.balloon.protocol_broken();
         }
-        if arrived && state.unmovable {
+        if arrived && state.unmovable != Some(false) {
             // New on the list, and movable in the ledger: the next look at it begins a new walk.
-            state.unmovable = false;
+            state.unmovable = None;
         }
         true
     }

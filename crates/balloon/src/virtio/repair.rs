@@ -70,7 +70,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             }
             if quiet.is_none() && !state.adrift {
                 // The next look at the ledger begins a walk, which withholds them.
-                state.unmovable = false;
+                state.unmovable = None;
             }
             state.adrift = quiet.is_none();
             held

@@ -281,6 +281,13 @@ impl Host {
         inner.isr |= ISR_CONFIG;
     }
 
+    /// The host looks at both queues though nobody has told it to.
+    pub fn look(&self) {
+        let mut inner = self.inner();
+        inner.fetch(INFLATE);
+        inner.fetch(DEFLATE);
+    }
+
     /// The device says that it cannot go on, as QEMU does for rings that make no sense.
     pub fn need_reset(&self) {
         let mut inner = self.inner();
