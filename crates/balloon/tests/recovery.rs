@@ -63,7 +63,9 @@ fn a_silent_device_is_asked_whether_it_needs_a_reset() {
         guest.balloon.handle_interrupt();
         guest.balloon.step(&guest.source, 4);
     }
-    assert_eq!(reads(), before, "no look while it has time to answer");
+    // One, as an interrupt that says nothing may mean that; no other while it has time to answer.
+    assert!(reads() <= before + 1);
+    let before = reads();
     guest.clock.pass(6_000_000_000);
     for _ in 0..100 {
         let step = guest.balloon.step(&guest.source, 4);
