@@ -71,7 +71,7 @@ fn a_silent_device_is_asked_whether_it_needs_a_reset() {
         let step = guest.balloon.step(&guest.source, 4);
         assert!(matches!(step, Step::Failed(Fault::Silent { .. })));
     }
-    assert_eq!(reads(), before + 1);
+    assert!((1..=2).contains(&(reads() - before)));
     guest.host.need_reset();
     guest.host.inner().isr = 0;
     guest.clock.pass(RETRY_NS);
