@@ -31,6 +31,8 @@ fn are_intact(guest: &Guest<'_>, frames: &[Pfn]) -> bool {
 /// Lets time pass until the balloon has its target, whatever it says meanwhile.
 fn recover(guest: &Guest<'_>) {
     for _ in 0..100_000 {
+        // The device has interrupted.
+        guest.balloon.handle_interrupt();
         match guest.settle() {
             Step::Idle => return,
             Step::RetryAt(_) => guest.machine.platform().relax(),
