@@ -184,7 +184,7 @@ impl MockOwner {
                 self.leave(pair.from, FrameState::Isolated);
             }
             Outcome::Released => self.leave(pair.from, FrameState::Isolated),
-            Outcome::Refused | Outcome::Todo | Outcome::Pending => {}
+            Outcome::Refused | Outcome::Todo | Outcome::Pending | Outcome::Busy => {}
         }
     }
 
