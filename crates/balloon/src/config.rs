@@ -106,7 +106,8 @@ pub enum Fault {
         /// Age of the oldest request.
         waited_ns: u64,
     },
-    /// The device answered requests that do not exist. No further request is sent.
+    /// The device answered requests that do not exist. No further request is sent, unless it is reset and started again,
+    /// which only somebody else can decide.
     #[error("the balloon device broke the protocol: {errors} answers that fit no request")]
     Protocol {
         /// How many.

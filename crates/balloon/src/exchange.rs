@@ -61,7 +61,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
 
     /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was isolated,
     /// the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with
-    /// [`Output::Free`](crate::Output::Free).
+    /// [`Output::Free`].
     #[must_use = "a frame that is not on the list again is to be freed"]
     pub fn putback(&mut self, frame: Pfn) -> bool {
         let mark = mark_of(self.books.word(frame)).unwrap_or(self.mark());

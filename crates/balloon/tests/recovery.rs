@@ -7,7 +7,7 @@ use dirigible_balloon::{
 };
 use dirigible_frames::{AllocRequest, CpuId, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, Outcome};
-use support::host::{FakeHal, FakeTransport, Host, Manner, VERSION_1};
+use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner, VERSION_1};
 use support::moves::{pairs, relocate, settling};
 use support::{CLASS, Clock, FakeBalloon, Guest, NO_SETTLE, all_frames, count, memory};
 
@@ -281,7 +281,11 @@ fn dropped(never_resets: bool) -> (Guest, Host) {
     host.set_target(200);
     first.step(&guest.source, 4);
     host.inner().never_resets = never_resets;
+    let before = GIVEN_BACK.get();
     drop(first);
+    // Two rings of two parts each, the buffers, and the frame numbers, of which no device knows.
+    let given_back = if never_resets { 1 } else { 6 };
+    assert_eq!(GIVEN_BACK.get() - before, given_back);
     host.inner().never_resets = false;
     host.set_manner(Manner::AtOnce);
     (guest, host)

@@ -107,9 +107,12 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// books are damaged, which no device can mend. It may be tried again.
     pub fn restart(&self) -> Result<(), BalloonError> {
         self.state.lock().restarts = 0;
-        self.start_anew(true)
+        let started = self.start_anew(true);
+        self.pump();
+        started
     }
 
+    /// A pump is to follow: others may have left jobs while the transport was ours.
     fn start_anew(&self, for_good: bool) -> Result<(), BalloonError> {
         let (_, is_quiet) = self.take_down(for_good);
         // Hands everything out that it had.
@@ -127,7 +130,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             let mut queues = self.queues.lock();
             let mut state = self.state.lock();
             let restarted = state.balloon.restart(features);
-            (state.target, state.read_at) = (Some(0), None);
+            state.read_at = None;
             (restarted, core::mem::replace(&mut *queues, set_up))
         };
         drop(former);
@@ -142,8 +145,6 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         restarted?;
         // Pairs with the swap in `read_target`: the next step reads the host's target, whatever it was.
         self.reconfigured.store(true, Ordering::SeqCst);
-        drop(wire);
-        self.pump();
         Ok(())
     }
 
@@ -165,7 +166,9 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             state.restart_at = now.saturating_add(self.config.retry_delay_ns);
             state.restart_at
         };
-        self.start_anew(false).err().map(|_| Step::RetryAt(at))
+        let started = self.start_anew(false);
+        self.pump();
+        started.err().map(|_| Step::RetryAt(at))
     }
 }
 

@@ -12,6 +12,11 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 /// Identity-mapped DMA memory from the heap.
 pub struct FakeHal;
 
+std::thread_local! {
+    /// How often this thread has given DMA memory back.
+    pub static GIVEN_BACK: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 // SAFETY: the memory comes from the global allocator, page-aligned and zeroed, and belongs to the caller alone.
 unsafe impl Hal for FakeHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
@@ -23,6 +28,7 @@ unsafe impl Hal for FakeHal {
 
     unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
         let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
+        GIVEN_BACK.set(GIVEN_BACK.get() + 1);
         // SAFETY: the caller says that this is what `dma_alloc` gave.
         unsafe { dealloc(vaddr.as_ptr(), layout) };
         0
