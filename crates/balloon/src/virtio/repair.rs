@@ -149,6 +149,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     }
 
     /// Repairs a device that says that it needs a reset; what is to be said to the caller if the balloon cannot go on.
+    /// A pump is to follow.
     pub(super) fn repair(&self) -> Option<Step> {
         let now = self.platform.now();
         let at = {
@@ -166,9 +167,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             state.restart_at = now.saturating_add(self.config.retry_delay_ns);
             state.restart_at
         };
-        let started = self.start_anew(false);
-        self.pump();
-        started.err().map(|_| Step::RetryAt(at))
+        self.start_anew(false).err().map(|_| Step::RetryAt(at))
     }
 }
 

@@ -34,6 +34,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
         self.turn(Jobs::all());
         if let Some(step) = self.repair() {
+            self.pump();
             return step;
         }
         let was_read = self.read_target(true);
