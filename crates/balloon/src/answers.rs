@@ -13,6 +13,9 @@ use crate::{Fault, Queue};
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// The next thing to do, or `None`. `message` receives the frames that it is about.
     pub fn next_output(&mut self, now: u64, message: &mut Message<N>) -> Option<Output> {
+        if self.is_draining() && self.drain(message) {
+            return Some(Output::Free);
+        }
         for at in 0..REQUESTS {
             match (self.requests[at].phase, self.requests[at].role) {
                 (Phase::Ready, _) if self.fatal.is_some() => self.withdraw(at),
@@ -20,7 +23,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 _ => {}
             }
             match (self.requests[at].phase, self.requests[at].role) {
-                (Phase::Done, Role::Inflate | Role::Deflate) => {
+                (Phase::Done, Role::Inflate | Role::Deflate | Role::Relief) => {
                     message.fill(self.requests.pfns(at));
                     self.requests[at].release();
                     return Some(Output::Free);
@@ -32,7 +35,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             }
         }
         let actual = self.actual();
-        if self.reported != Some(actual) && self.fatal != Some(Fault::Removed) {
+        if self.reported != Some(actual) && !self.down && self.fatal != Some(Fault::Removed) {
             self.reported = Some(actual);
             return Some(Output::WriteActual(actual as u32));
         }
@@ -54,10 +57,12 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// The host has used a request. Nothing it says is believed: an answer that fits no request is counted and changes
-    /// nothing, too many make the device broken.
+    /// nothing.
     ///
     /// # Errors
-    /// [`ProtocolError`] when the answer fits no request.
+    /// [`ProtocolError`] when the answer fits no request. How many of them a device may give is the caller's to say: see
+    /// [`protocol_broken`](Self::protocol_broken). (`VirtioBalloon` never comes here with such an answer: an entry of the
+    /// used ring that fits no descriptor cannot be stepped over, and its first one is the last.)
     pub fn complete(&mut self, queue: Queue, request: RequestId) -> Result<(), ProtocolError> {
         let at = request.index();
         let fits = self
@@ -65,7 +70,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             .get(at)
             .is_some_and(|slot| slot.phase == Phase::Sent && queue_of(slot.role) == queue);
         if !fits || self.fatal == Some(Fault::Removed) {
-            self.protocol_error();
+            self.stats.protocol_errors += 1;
             return Err(ProtocolError);
         }
         self.silent = None;
@@ -76,7 +81,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 self.stats.inflated += given;
                 self.requests[at].release();
             }
-            Role::Deflate => {
+            Role::Deflate | Role::Relief => {
                 let back = self.leave(at);
                 self.promised -= back.min(self.promised);
                 self.stats.deflated += back;
@@ -88,16 +93,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         Ok(())
     }
 
-    /// Counts an answer that fits no request.
-    pub fn protocol_error(&mut self) {
-        self.stats.protocol_errors += 1;
-        let errors = u32::try_from(self.stats.protocol_errors).unwrap_or(u32::MAX);
-        if errors >= self.config.protocol_error_limit && self.fatal.is_none() {
-            self.fatal = Some(Fault::Protocol { errors });
-        }
-    }
-
-    /// The device broke the protocol in a way that cannot be stepped over: counts it and sends nothing more.
+    /// The device broke the protocol in a way that cannot be put up with: counts it and sends nothing more, unless the
+    /// device is reset and started again.
     pub fn protocol_broken(&mut self) {
         self.stats.protocol_errors += 1;
         if self.fatal.is_none() {
@@ -138,7 +135,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 // Handed out as frames to be freed.
                 self.requests[at].phase = Phase::Done;
             }
-            Role::Deflate => {
+            Role::Deflate | Role::Relief => {
                 for n in 0..self.requests[at].len() {
                     let frame = self.requests.frame(at, n);
                     self.relist(frame, FrameState::Leaving);
@@ -155,7 +152,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// Entering -> Owned, without the host having heard of it.
-    fn unclaim(&mut self, at: usize) {
+    pub(crate) fn unclaim(&mut self, at: usize) {
         for n in 0..self.requests[at].len() {
             let frame = self.requests.frame(at, n);
             if self
@@ -171,11 +168,9 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
 
     /// The host has the frames of slot `at`: Entering -> Listed. Gives how many.
     pub(crate) fn arrive(&mut self, at: usize) -> u64 {
+        self.count_managed(at, -1);
         for n in 0..self.requests[at].len() {
             let frame = self.requests.frame(at, n);
-            if self.adjusts_managed() {
-                self.books.adjust_managed(frame, -1);
-            }
             self.relist(frame, FrameState::Entering);
         }
         self.requests[at].len() as u64
@@ -192,11 +187,9 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// The host has let go of the frames of slot `at`: Leaving -> Owned, still with our class, by which whoever frees
     /// them knows whose they were. Gives how many.
     pub(crate) fn leave(&mut self, at: usize) -> u64 {
+        self.count_managed(at, 1);
         for n in 0..self.requests[at].len() {
             let frame = self.requests.frame(at, n);
-            if self.adjusts_managed() {
-                self.books.adjust_managed(frame, 1);
-            }
             if self
                 .books
                 .transition(frame, FrameState::Leaving, FrameState::Owned)
@@ -207,11 +200,20 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
         self.requests[at].len() as u64
     }
+
+    /// All frames of slot `at` at once: the count is shared by all CPUs.
+    fn count_managed(&self, at: usize, delta: i64) {
+        if self.adjusts_managed() {
+            let numbers = self.requests.pfns(at).iter();
+            let mut frames = numbers.map(|&number| Pfn::new(u64::from(number)));
+            self.books.adjust_managed(&mut frames, delta);
+        }
+    }
 }
 
 const fn queue_of(role: Role) -> Queue {
     match role {
         Role::Inflate | Role::ExchangeIn(_) => Queue::Inflate,
-        Role::Deflate | Role::ExchangeOut(_) => Queue::Deflate,
+        Role::Deflate | Role::Relief | Role::ExchangeOut(_) => Queue::Deflate,
     }
 }

@@ -6,7 +6,7 @@ use core::borrow::BorrowMut;
 use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::Outcome;
 
-use crate::books::{Books, List, MAX_SPAN, device_of};
+use crate::books::{Books, List, MAX_SPAN};
 use crate::request::{MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Slot};
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, Queue};
 
@@ -71,6 +71,7 @@ pub struct ProtocolError;
 /// Owned ─ begin_inflate ─> Entering ─ acknowledged ─> Listed ─ begin_deflate ─> Leaving ─ acknowledged ─> Owned
 ///                                                     Listed ─ isolate ─> Isolated ─ putback ─> Listed
 /// exchange: new frame like an inflation, and once that is acknowledged, old frame Isolated ─> Leaving ─> Owned
+/// the device was reset: all of them ─> Owned
 /// ```
 ///
 /// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up to
@@ -83,7 +84,16 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) config: BalloonConfig,
     pub(crate) features: Features,
     pub(crate) list: List,
+    /// Isolated frames that the host has.
     pub(crate) isolated: u64,
+    /// Isolated frames that it had when its device was reset.
+    pub(crate) orphans: u64,
+    /// Listed frames whose state says that they were asked back: see [`withhold`](Self::withhold).
+    pub(crate) withheld: u64,
+    /// Moves with each reset, so that frames isolated before it are known.
+    pub(crate) epoch: u32,
+    /// The device has been reset and not been started again.
+    pub(crate) down: bool,
     /// Frames that the host has been given and has not given back, by its own acknowledgements; exchanges leave it
     /// alone. Kept apart from the list so that a loss is noticed.
     pub(crate) promised: u64,
@@ -95,7 +105,7 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) reported: Option<u64>,
     pub(crate) fatal: Option<Fault>,
     pub(crate) silent: Option<u64>,
-    stopping: bool,
+    pub(crate) stopping: bool,
     pub(crate) stats: BalloonStats,
     /// Pairs settled through outputs or taken by `finish_exchange`.
     pub(crate) settled: u64,
@@ -129,14 +139,17 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         memory: M,
     ) -> Result<Self, Fault> {
         check::<B, N>(books, class, &config)?;
-        let device = config.device;
         Ok(Self {
             books,
             class,
             config,
             features,
-            list: List::new(device),
+            list: List::new(),
             isolated: 0,
+            orphans: 0,
+            withheld: 0,
+            epoch: 0,
+            down: false,
             promised: 0,
             target: 0,
             requested: None,
@@ -156,7 +169,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Frames promised to the host: what `actual` says.
     pub fn actual(&self) -> u64 {
-        self.list.len() + self.isolated + self.in_requests(Role::Deflate)
+        self.list.len() + self.isolated + self.in_deflations()
     }
 
     /// The target, lowered to what the guest has.
@@ -190,10 +203,10 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     /// Where the frames are.
     pub fn held(&self) -> Held {
         Held {
-            listed: self.list.len(),
-            isolated: self.isolated,
+            listed: self.list.len().saturating_sub(self.withheld),
+            isolated: self.isolated + self.orphans,
             entering: self.in_requests(Role::Inflate) + self.in_requests(Role::ExchangeIn(0)),
-            leaving: self.in_requests(Role::Deflate) + self.in_requests(Role::ExchangeOut(0)),
+            leaving: self.in_deflations() + self.in_requests(Role::ExchangeOut(0)) + self.withheld,
         }
     }
 
@@ -236,12 +249,26 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             .sum()
     }
 
-    /// Requests of inflation and deflation that have not ended.
-    pub(crate) fn plain_in_use(&self) -> usize {
-        let plain = |slot: &&Slot| {
-            slot.phase != Phase::Free && matches!(slot.role, Role::Inflate | Role::Deflate)
-        };
-        self.requests.iter().filter(plain).count()
+    /// The same of all that leave for good.
+    pub(crate) fn in_deflations(&self) -> u64 {
+        self.in_requests(Role::Deflate) + self.in_requests(Role::Relief)
+    }
+
+    /// Requests, of the roles that `is` names, that have not ended.
+    pub(crate) fn in_use(&self, is: impl Fn(Role) -> bool) -> usize {
+        let used = |slot: &&Slot| slot.phase != Phase::Free && is(slot.role);
+        self.requests.iter().filter(used).count()
+    }
+
+    /// Requests that change the balloon's size and have not ended.
+    fn resizing(&self) -> usize {
+        self.in_use(|role| role == Role::Inflate || role.is_deflation())
+    }
+
+    /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those after
+    /// it, and whether they were taken off the managed count.
+    pub(crate) fn mark(&self) -> u32 {
+        self.epoch << 1 | u32::from(self.adjusts_managed())
     }
 
     pub(crate) fn free_slot(&self) -> Option<usize> {
@@ -252,7 +279,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Whether inflation or deflation waits for the host: then news of the balloon's size can wait too.
     pub fn is_waiting(&self) -> bool {
-        self.fatal.is_none() && self.plain_in_use() > 0
+        self.fatal.is_none() && self.resizing() > 0
     }
 
     // --- time and target
@@ -286,12 +313,6 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     /// No more inflation, no more isolation; the target is 0 from now on.
     pub fn stop(&mut self) {
         self.stopping = true;
-    }
-
-    /// The device is gone: nothing is sent any more. What it held stays on the books.
-    pub fn removed(&mut self) {
-        self.stopping = true;
-        self.fatal = Some(Fault::Removed);
     }
 
     /// Whether the balloon is being emptied for good.
@@ -329,7 +350,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
                 (want, room) => Work::Deflate(want.min(room as u64) as usize),
             };
         }
-        if self.plain_in_use() > 0 {
+        if self.resizing() > 0 {
             Work::Waiting
         } else {
             Work::Idle
@@ -338,7 +359,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Compares the frames promised to the host with those on the books.
     fn audit(&mut self) {
-        let found = self.list.len() + self.isolated + self.in_requests(Role::Deflate);
+        let found = self.list.len() + self.isolated + self.in_deflations();
         if found != self.promised {
             self.damaged(found.abs_diff(self.promised));
         }
@@ -364,7 +385,6 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         self.in_span(frame)
             && self.books.state(frame) == FrameState::Listed
             && self.books.owner(frame) == Some(self.class)
-            && device_of(self.books.word(frame)) == self.config.device
     }
 
     /// Recounts everything: for tests, with no call running.
@@ -372,14 +392,18 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     /// # Errors
     /// What does not fit, as [`Fault::Books`].
     pub fn verify(&self) -> Result<(), Fault> {
+        let mut asked_back = 0;
         let walked = self.list.walk(self.books, |frame| {
             if self.is_listed_here(frame) {
-                Ok(())
-            } else {
-                Err(crate::books::Corrupt)
+                return Ok(());
+            }
+            asked_back += 1;
+            match self.books.state(frame) {
+                FrameState::Leaving => Ok(()),
+                _ => Err(crate::books::Corrupt),
             }
         });
-        if walked.is_err() {
+        if walked.is_err() || asked_back != self.withheld {
             return Err(Fault::Books {
                 frames: self.list.len(),
             });
@@ -395,7 +419,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
                 frames => return Err(Fault::Books { frames }),
             }
         }
-        let found = self.list.len() + self.isolated + self.in_requests(Role::Deflate);
+        let found = self.list.len() + self.isolated + self.in_deflations();
         match found.abs_diff(self.promised) {
             0 => Ok(()),
             frames => Err(Fault::Books { frames }),
@@ -435,7 +459,7 @@ fn state_in(slot: &Slot) -> Option<FrameState> {
         (Role::Inflate | Role::ExchangeIn(_), Phase::Ready | Phase::Sent) => {
             Some(FrameState::Entering)
         }
-        (Role::Deflate | Role::ExchangeOut(_), Phase::Ready | Phase::Sent) => {
+        (Role::Deflate | Role::Relief | Role::ExchangeOut(_), Phase::Ready | Phase::Sent) => {
             Some(FrameState::Leaving)
         }
         _ => None,

@@ -27,9 +27,10 @@ pub trait Books: Sync {
     fn word(&self, frame: Pfn) -> u64;
     /// Sets the frame's word.
     fn set_word(&self, frame: Pfn, word: u64);
-    /// Adds `delta` to the managed frames of the frame's zone. Kernels that do not count them do nothing.
-    fn adjust_managed(&self, frame: Pfn, delta: i64) {
-        let _ = (frame, delta);
+    /// Adds `delta` for each of `frames` to the managed frames of its zone; a whole request's frames come at once. Kernels
+    /// that do not count them do nothing.
+    fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
+        let _ = (frames, delta);
     }
 }
 
@@ -70,56 +71,61 @@ impl Books for FrameAllocator<'_> {
         self.set_owner_word(frame, word);
     }
 
-    fn adjust_managed(&self, frame: Pfn, delta: i64) {
-        FrameAllocator::adjust_managed(self, frame, delta);
+    fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
+        self.adjust_managed_each(frames, delta);
     }
 }
 
-const LINK_BITS: u32 = 28;
-const LINK_MASK: u64 = (1 << LINK_BITS) - 1;
 /// The end of the list.
-const NIL: u32 = LINK_MASK as u32;
-/// Both links of a frame that is on no list: a frame unlinked twice is noticed.
+const NIL: u32 = u32::MAX;
+/// The previous frame of one that is on no list: a frame unlinked twice is noticed.
 const UNLINKED: u32 = NIL - 1;
 
-/// The most frames, holes included, that a balloon's list can span: 1 TiB less two frames.
+/// The most frames, holes included, that a balloon's list can span: 16 TiB less two frames. Frame numbers on the wire have
+/// 32 bits too, so no balloon could name more.
 pub const MAX_SPAN: u64 = UNLINKED as u64;
 
-/// The owner word of a balloon frame: device in 8 bits, previous and next frame in 28 each.
+/// The owner word of a balloon frame: previous and next frame in 32 bits each, both one higher than they are, so that a word
+/// of zeroes links to nothing.
+///
+/// Whose frame it is stands in its owner class alone, so each balloon of a machine has a class of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Link {
-    device: u8,
     prev: u32,
     next: u32,
 }
 
 impl Link {
     const fn pack(self) -> u64 {
-        (self.device as u64) << (2 * LINK_BITS) | (self.prev as u64) << LINK_BITS | self.next as u64
+        (self.prev.wrapping_add(1) as u64) << 32 | self.next.wrapping_add(1) as u64
     }
 
     const fn unpack(word: u64) -> Self {
         Self {
-            device: (word >> (2 * LINK_BITS)) as u8,
-            prev: (word >> LINK_BITS & LINK_MASK) as u32,
-            next: (word & LINK_MASK) as u32,
+            prev: ((word >> 32) as u32).wrapping_sub(1),
+            next: (word as u32).wrapping_sub(1),
         }
     }
 }
 
-/// The word of a frame of `device` that is on no list.
-pub(crate) const fn unlinked_word(device: u8) -> u64 {
+/// The word of a frame that is on no list, with a mark of the balloon's.
+pub(crate) const fn unlinked_word(mark: u32) -> u64 {
     Link {
-        device,
         prev: UNLINKED,
-        next: UNLINKED,
+        next: mark,
     }
     .pack()
 }
 
-/// The device that a balloon frame's word names.
-pub(crate) const fn device_of(word: u64) -> u8 {
-    Link::unpack(word).device
+/// The mark in the word of a frame that is on no list.
+pub(crate) const fn mark_of(word: u64) -> Option<u32> {
+    match Link::unpack(word) {
+        Link {
+            prev: UNLINKED,
+            next,
+        } => Some(next),
+        _ => None,
+    }
 }
 
 /// The links of a frame do not fit together: something wrote over an owner word.
@@ -134,16 +140,11 @@ pub(crate) struct Corrupt;
 pub(crate) struct List {
     head: u32,
     len: u64,
-    device: u8,
 }
 
 impl List {
-    pub(crate) const fn new(device: u8) -> Self {
-        Self {
-            head: NIL,
-            len: 0,
-            device,
-        }
+    pub(crate) const fn new() -> Self {
+        Self { head: NIL, len: 0 }
     }
 
     pub(crate) const fn len(&self) -> u64 {
@@ -162,9 +163,9 @@ impl List {
         (frame.get() - books.base().get()) as u32
     }
 
-    fn link<B: Books + ?Sized>(&self, books: &B, frame: Pfn) -> Result<Link, Corrupt> {
+    fn link<B: Books + ?Sized>(books: &B, frame: Pfn) -> Result<Link, Corrupt> {
         let link = Link::unpack(books.word(frame));
-        if link.device == self.device && link.prev != UNLINKED && link.next != UNLINKED {
+        if link.prev != UNLINKED && link.next != UNLINKED {
             Ok(link)
         } else {
             Err(Corrupt)
@@ -182,7 +183,6 @@ impl List {
             books.set_word(head, link.pack());
         }
         let link = Link {
-            device: self.device,
             prev: NIL,
             next: self.head,
         };
@@ -191,15 +191,20 @@ impl List {
         self.len += 1;
     }
 
-    /// Takes `frame` out, from wherever it stands.
+    /// Takes `frame` out, from wherever it stands, and leaves `mark` in its word.
     pub(crate) fn unlink<B: Books + ?Sized>(
         &mut self,
         books: &B,
         frame: Pfn,
+        mark: u32,
     ) -> Result<(), Corrupt> {
+        let Some(rest) = self.len.checked_sub(1) else {
+            return Err(Corrupt);
+        };
         let index = Self::index(books, frame);
-        let link = self.link(books, frame)?;
-        if link.prev == index || link.next == index {
+        let link = Self::link(books, frame)?;
+        let is_alone = link.prev == NIL && link.next == NIL;
+        if link.prev == index || link.next == index || is_alone && rest > 0 {
             return Err(Corrupt);
         }
         // Look at both neighbours before either is changed: a corrupt link changes nothing.
@@ -210,7 +215,7 @@ impl List {
             None
         } else {
             let prev = Self::frame(books, link.prev)?;
-            let other = self.link(books, prev)?;
+            let other = Self::link(books, prev)?;
             if other.next != index {
                 return Err(Corrupt);
             }
@@ -220,7 +225,7 @@ impl List {
             None
         } else {
             let next = Self::frame(books, link.next)?;
-            let other = self.link(books, next)?;
+            let other = Self::link(books, next)?;
             if other.prev != index {
                 return Err(Corrupt);
             }
@@ -249,8 +254,8 @@ impl List {
                 .pack(),
             );
         }
-        books.set_word(frame, unlinked_word(self.device));
-        self.len -= 1;
+        books.set_word(frame, unlinked_word(mark));
+        self.len = rest;
         Ok(())
     }
 
@@ -275,7 +280,7 @@ impl List {
                 return Err(Corrupt);
             }
             let frame = Self::frame(books, at)?;
-            let link = self.link(books, frame)?;
+            let link = Self::link(books, frame)?;
             if link.prev != prev {
                 return Err(Corrupt);
             }
@@ -331,7 +336,7 @@ pub(crate) mod tests {
     #[test]
     fn list_is_newest_first_and_gives_from_anywhere() {
         let (books, frames) = frames(5);
-        let mut list = List::new(7);
+        let mut list = List::new();
         frames.iter().for_each(|&frame| list.push(books, frame));
         let order = |list: &List| {
             let mut seen = Vec::new();
@@ -347,15 +352,29 @@ pub(crate) mod tests {
             [frames[4], frames[3], frames[2], frames[1], frames[0]]
         );
         for at in [2, 4, 0] {
-            list.unlink(books, frames[at]).unwrap();
+            list.unlink(books, frames[at], 9).unwrap();
+            assert_eq!(mark_of(books.word(frames[at])), Some(9));
             // Once more finds it unlinked, and leaves the others alone.
-            assert_eq!(list.unlink(books, frames[at]), Err(Corrupt));
+            assert_eq!(list.unlink(books, frames[at], 9), Err(Corrupt));
         }
         assert_eq!(order(&list), [frames[3], frames[1]]);
         assert_eq!(list.newest(books), Ok(Some(frames[3])));
-        list.unlink(books, frames[3]).unwrap();
-        list.unlink(books, frames[1]).unwrap();
+        list.unlink(books, frames[3], 9).unwrap();
+        list.unlink(books, frames[1], 9).unwrap();
         assert_eq!((list.newest(books), list.len()), (Ok(None), 0));
+    }
+
+    /// Neighbours as in a list of this one, and still not of it: a count that would fall below zero is no panic.
+    #[test]
+    fn a_frame_of_another_list_is_not_taken() {
+        let (books, frames) = frames(3);
+        let (mut list, mut other) = (List::new(), List::new());
+        frames.iter().for_each(|&frame| list.push(books, frame));
+        for &frame in &frames {
+            assert_eq!(other.unlink(books, frame, 0), Err(Corrupt));
+        }
+        assert_eq!((list.len(), other.len()), (3, 0));
+        assert!(list.walk(books, |_| Ok(())).is_ok());
     }
 
     #[test]
@@ -364,15 +383,15 @@ pub(crate) mod tests {
             0,
             u64::MAX,
             7 << 56,
-            7 << 56 | 0x0000_0010_0000_0011,
+            0x0000_0010_0000_0011,
             unlinked_word(7),
         ] {
             for at in 0..3 {
                 let (books, frames) = frames(3);
-                let mut list = List::new(7);
+                let mut list = List::new();
                 frames.iter().for_each(|&frame| list.push(books, frame));
                 books.set_word(frames[at], word);
-                assert_eq!(list.unlink(books, frames[at]), Err(Corrupt));
+                assert_eq!(list.unlink(books, frames[at], 9), Err(Corrupt));
                 assert!(list.walk(books, |_| Ok(())).is_err());
                 assert_eq!((books.word(frames[at]), list.len()), (word, 3));
             }

@@ -29,22 +29,22 @@ pub struct BalloonConfig {
     pub exchange_batch: usize,
     /// Which frames deflation takes.
     pub deflate: Deflate,
-    /// How long inflation waits when no frame was to be had.
+    /// How long inflation waits when no frame was to be had, and how far apart restarts of the device are.
     pub retry_delay_ns: u64,
-    /// Number of the device in its frames' owner words; distinct for each balloon of a machine.
-    pub device: u8,
     /// Whether to accept `DEFLATE_ON_OOM` when it is offered.
     pub deflate_on_oom: bool,
     /// How long inflation rests after a deflation for want of memory, unless the host sets another target.
     pub oom_rest_ns: u64,
     /// After how long without an answer the device counts as silent. Its late answers are welcome all the same.
     pub request_timeout_ns: u64,
-    /// How long a migration waits for a request slot, and an out-of-memory deflation for the host.
+    /// How long an out-of-memory deflation waits for the host.
     pub wait_ns: u64,
-    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host.
+    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host, and a reset for
+    /// another CPU that is at the device.
     pub shutdown_timeout_ns: u64,
-    /// How many answers that fit no request are put up with before the device counts as broken.
-    pub protocol_error_limit: u32,
+    /// How many times in a row, without a request answered in between, `step` resets and restarts a device that asks for
+    /// it ([`Fault::NeedsReset`]); with 0 it never does.
+    pub restart_limit: u32,
 }
 
 impl Default for BalloonConfig {
@@ -56,13 +56,12 @@ impl Default for BalloonConfig {
             exchange_batch: MAX_PFNS,
             deflate: Deflate::Heal,
             retry_delay_ns: 200_000_000,
-            device: 0,
             deflate_on_oom: true,
             oom_rest_ns: 10_000_000_000,
             request_timeout_ns: 5_000_000_000,
             wait_ns: 50_000_000,
             shutdown_timeout_ns: 5_000_000_000,
-            protocol_error_limit: 4,
+            restart_limit: 4,
         }
     }
 }
@@ -107,12 +106,16 @@ pub enum Fault {
         /// Age of the oldest request.
         waited_ns: u64,
     },
-    /// The device answered requests that do not exist. No further request is sent.
+    /// The device answered requests that do not exist. No further request is sent, unless it is reset and started again,
+    /// which only somebody else can decide.
     #[error("the balloon device broke the protocol: {errors} answers that fit no request")]
     Protocol {
         /// How many.
         errors: u32,
     },
+    /// The device says that it cannot go on without a reset.
+    #[error("the balloon device needs a reset")]
+    NeedsReset,
     /// The device took no request.
     #[error("the balloon device does not take requests")]
     Refused,
@@ -137,7 +140,7 @@ pub enum Fault {
         /// In requests that the host has not answered.
         with_host: u64,
     },
-    /// The device was reset.
+    /// The device was reset and not started again.
     #[error("the balloon device was removed")]
     Removed,
 }
@@ -164,11 +167,11 @@ pub enum Step {
 pub struct Held {
     /// On the list: the host has them.
     pub listed: u64,
-    /// In the hands of compaction: the host has them.
+    /// In the hands of compaction: the host has them, unless its device was reset meanwhile.
     pub isolated: u64,
     /// Sent to the host, not acknowledged.
     pub entering: u64,
-    /// Asked back from the host, not acknowledged.
+    /// Asked back from the host, not acknowledged. A reset that the device does not confirm asks all of them back.
     pub leaving: u64,
 }
 
@@ -186,6 +189,10 @@ pub struct BalloonStats {
     pub inflated: u64,
     /// Frames taken back by deflation (acknowledged).
     pub deflated: u64,
+    /// Frames that the device had when it was reset: the guest's again, without a deflation.
+    pub forgotten: u64,
+    /// How often the device was started again.
+    pub restarts: u64,
     /// Frames moved by exchanges (both messages acknowledged).
     pub frames_moved: u64,
     /// Frames taken off the list by compaction.

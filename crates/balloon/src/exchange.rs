@@ -11,8 +11,8 @@ use dirigible_frames::{FrameState, Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 
 use crate::balloon::{Balloon, Output};
-use crate::books::{Books, unlinked_word};
-use crate::request::{MAX_PLAIN, Phase, REQUESTS, RequestMemory, Role};
+use crate::books::{Books, mark_of, unlinked_word};
+use crate::request::{MAX_EXCHANGE, Phase, REQUESTS, RequestMemory, Role};
 
 /// Names an exchange that its beginner still has to finish.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct ExchangeId(u8);
 pub enum Begin {
     /// Do what [`Balloon::next_output`] says, then call [`Balloon::finish_exchange`].
     Started(ExchangeId),
-    /// All request slots for exchanges are in use; try again when one has ended.
+    /// All request slots for exchanges are in use and nothing has changed, the pairs neither; try again when one has ended.
     NoRoom,
     /// Nothing can be moved: no pair was fit, or the device is broken. The pairs are refused.
     Refused,
@@ -41,7 +41,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         if !self.is_listed_here(frame) {
             return false;
         }
-        if self.list.unlink(self.books, frame).is_err() {
+        if self.list.unlink(self.books, frame, self.mark()).is_err() {
             self.damaged(self.list.len());
             return false;
         }
@@ -59,12 +59,31 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         true
     }
 
-    /// Puts an isolated frame back on the list.
-    pub fn putback(&mut self, frame: Pfn) {
-        debug_assert!(self.isolated > 0, "put back without isolation");
-        self.isolated = self.isolated.saturating_sub(1);
+    /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was isolated,
+    /// the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with
+    /// [`Output::Free`].
+    #[must_use = "a frame that is not on the list again is to be freed"]
+    pub fn putback(&mut self, frame: Pfn) -> bool {
+        let mark = mark_of(self.books.word(frame)).unwrap_or(self.mark());
+        if mark == self.mark() {
+            self.isolated = self.isolated.saturating_sub(1);
+            self.stats.returned += 1;
+            self.relist(frame, FrameState::Isolated);
+            return true;
+        }
+        self.orphans = self.orphans.saturating_sub(1);
         self.stats.returned += 1;
-        self.relist(frame, FrameState::Isolated);
+        // As it was when the frame was given.
+        if mark & 1 == 1 {
+            self.books.adjust_managed(&mut core::iter::once(frame), 1);
+        }
+        let freed = self
+            .books
+            .transition(frame, FrameState::Isolated, FrameState::Owned);
+        if freed.is_err() {
+            self.damaged(1);
+        }
+        freed.is_err()
     }
 
     /// Begins to exchange the `from` frames (isolated, this balloon's) for the `to` frames (owned by the caller):
@@ -74,11 +93,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         if self.fault().is_some() {
             return self.refuse_all(pairs);
         }
-        let in_use = self.requests.iter().filter(|slot| {
-            slot.phase != Phase::Free
-                && matches!(slot.role, Role::ExchangeIn(_) | Role::ExchangeOut(_))
-        });
-        if in_use.count() + 2 > REQUESTS - MAX_PLAIN {
+        let is_exchange = |role: Role| matches!(role, Role::ExchangeIn(_) | Role::ExchangeOut(_));
+        if self.in_use(is_exchange) + 2 > MAX_EXCHANGE {
             return Begin::NoRoom;
         }
         let mut free = (0..REQUESTS).filter(|&at| self.requests[at].phase == Phase::Free);
@@ -111,6 +127,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             && self.in_span(pair.to)
             && self.books.state(pair.from) == FrameState::Isolated
             && self.books.owner(pair.from) == Some(self.class)
+            && self.books.word(pair.from) == unlinked_word(self.mark())
             && self.requests.push(new, pair.to);
         if !fit {
             return false;
@@ -124,14 +141,14 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             return false;
         }
         self.books
-            .claim(pair.to, self.class, unlinked_word(self.config.device));
+            .claim(pair.to, self.class, unlinked_word(self.mark()));
         let pushed = self.requests.push(old, pair.from);
         debug_assert!(pushed, "both slots hold the same number");
         true
     }
 
     /// Refuses every pair that nobody has looked at.
-    pub fn refuse_all(&mut self, pairs: &mut [MovePair]) -> Begin {
+    fn refuse_all(&mut self, pairs: &mut [MovePair]) -> Begin {
         for pair in pairs
             .iter_mut()
             .filter(|pair| pair.outcome == Outcome::Todo)

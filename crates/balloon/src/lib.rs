@@ -127,14 +127,18 @@
 //!
 //! # What keeps memory safe
 //!
-//! - A frame is reused only after the host has acknowledged its deflation, whatever features were negotiated; it is
-//!   asked back only after its inflation was acknowledged.
-//! - The lock of the books is held while books are kept and at no other time. So moving a frame never has to be refused
+//! - A frame is reused only after the host has acknowledged its deflation, whatever features were negotiated, or its device
+//!   has confirmed a reset; it is asked back only after its inflation was acknowledged.
+//! - The lock of the books is held while books are kept and at no other time, and nobody waits for a CPU that is in the
+//!   device's configuration space. So moving a frame never has to be refused
 //!   for it, and an allocation inside inflation may compact, reclaim, or call for deflation.
 //! - Each request has its own frame numbers, in memory of its own.
 //! - Nothing that the host says is believed: tokens, counts and targets are checked; a host that answers what nobody asked
 //!   is sent nothing more, one that does not answer is reported. Neither loses a frame: they stay on the books, in the
 //!   states *Entering*, *Leaving* and *Isolated*, where nobody takes them.
+//! - A device that was reset has forgotten every frame: all of them are the guest's again, and the balloon can start anew
+//!   ([`Balloon::device_reset`], [`Balloon::restart`]). One that does not confirm its reset keeps them, and the memory of its
+//!   queues too.
 //! - Frames that are missing from the books are noticed at the next step and reported ([`Fault::Books`]).
 //!
 //! # What it works with
@@ -157,6 +161,7 @@ mod books;
 mod config;
 mod exchange;
 mod features;
+mod recovery;
 mod request;
 mod resize;
 mod source;

@@ -24,9 +24,13 @@ pub const MAX_PFNS: usize = 256;
 /// ```
 pub const LARGE_PFNS: usize = 4096;
 /// How many requests can exist at once; a queue of 16 takes them all.
-pub const REQUESTS: usize = 8;
-/// How many of them inflation and deflation may use; the rest is kept for exchanges, two for each.
+pub const REQUESTS: usize = MAX_PLAIN + MAX_RELIEF + MAX_EXCHANGE;
+/// How many of them inflation and deflation may use.
 pub(crate) const MAX_PLAIN: usize = 4;
+/// How many are kept for deflation for want of memory, which must not wait until an inflation is answered.
+pub(crate) const MAX_RELIEF: usize = 1;
+/// How many are kept for exchanges, two for each.
+pub(crate) const MAX_EXCHANGE: usize = 4;
 
 /// The memory in which a balloon keeps the frame numbers of its requests.
 pub type RequestMemory<const N: usize> = [[u32; N]; REQUESTS];
@@ -64,10 +68,19 @@ impl RequestId {
 pub(crate) enum Role {
     Inflate,
     Deflate,
+    /// A deflation for want of memory, in the slot that is kept for it.
+    Relief,
     /// The new frames of an exchange; the slot of the old ones.
     ExchangeIn(u8),
     /// The old frames of an exchange; the slot of the new ones.
     ExchangeOut(u8),
+}
+
+impl Role {
+    /// Whether frames of the request leave the balloon for good.
+    pub(crate) const fn is_deflation(self) -> bool {
+        matches!(self, Self::Deflate | Self::Relief)
+    }
 }
 
 /// How far a request is.
@@ -222,6 +235,19 @@ impl<const N: usize> Message<N> {
     pub(crate) fn fill(&mut self, pfns: &[u32]) {
         self.pfns.clear();
         self.pfns.extend(pfns.iter().copied().take(N));
+        self.pfns.sort_unstable();
+    }
+
+    /// Adds a number, not yet in its place; `false` when the message is full.
+    pub(crate) fn push(&mut self, frame: Pfn) -> bool {
+        u32::try_from(frame.get()).is_ok_and(|number| self.pfns.try_push(number).is_ok())
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.pfns.clear();
+    }
+
+    pub(crate) fn sort(&mut self) {
         self.pfns.sort_unstable();
     }
 

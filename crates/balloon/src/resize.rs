@@ -8,7 +8,7 @@ use dirigible_frames::{FrameState, Pfn};
 use crate::Features;
 use crate::balloon::{Balloon, Work};
 use crate::books::{Books, unlinked_word};
-use crate::request::{MAX_PLAIN, Phase, RequestMemory, Role};
+use crate::request::{MAX_PLAIN, MAX_RELIEF, Phase, RequestMemory, Role};
 
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// A request of the kind of `role` that is still to be sent and not full.
@@ -21,9 +21,13 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
 
     /// For how many frames there is a place in requests of this kind.
     pub(crate) fn room(&self, role: Role) -> usize {
+        let is_left = match role {
+            Role::Relief => self.in_use(|used| used == Role::Relief) < MAX_RELIEF,
+            _ => self.in_use(|used| matches!(used, Role::Inflate | Role::Deflate)) < MAX_PLAIN,
+        };
         match self.unsent(role) {
             Some(at) => self.config.batch - self.requests[at].len(),
-            None if self.plain_in_use() < MAX_PLAIN => self.config.batch,
+            None if is_left => self.config.batch,
             None => 0,
         }
     }
@@ -66,7 +70,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         let Some(slot) = self.open(Role::Inflate) else {
             return 0;
         };
-        let word = unlinked_word(self.config.device);
+        let word = unlinked_word(self.mark());
         let mut taken = 0;
         for &frame in frames.iter().take(want) {
             if !self.in_span(frame)
@@ -92,16 +96,16 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// They join a request that has not been handed out, as in [`begin_inflate`](Self::begin_inflate).
     pub fn begin_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
         match self.plan(now) {
-            Work::Deflate(planned) => self.take_back(want.min(planned), preferred),
+            Work::Deflate(planned) => self.take_back(Role::Deflate, want.min(planned), preferred),
             _ => 0,
         }
     }
 
-    fn take_back(&mut self, want: usize, preferred: &[Pfn]) -> usize {
+    fn take_back(&mut self, role: Role, want: usize, preferred: &[Pfn]) -> usize {
         if self.fault().is_some() {
             return 0;
         }
-        let Some(slot) = self.open(Role::Deflate) else {
+        let Some(slot) = self.open(role) else {
             return 0;
         };
         let before = self.requests[slot].len();
@@ -128,19 +132,26 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
 
     /// Deflates up to `want` frames because the guest is out of memory, and lets inflation rest. 0 without
     /// `DEFLATE_ON_OOM`.
+    ///
+    /// A request is kept for it, whatever else the host has not answered; with that one out it takes its turn among the
+    /// others, and gives 0 when they are all out too.
     pub fn begin_oom_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
         if !self.features.contains(Features::DEFLATE_ON_OOM) {
             return 0;
         }
         self.rest_until = now.saturating_add(self.config.oom_rest_ns);
-        let begun = self.take_back(want, preferred);
+        let role = match self.room(Role::Relief) {
+            0 => Role::Deflate,
+            _ => Role::Relief,
+        };
+        let begun = self.take_back(role, want, preferred);
         self.stats.oom_deflated += begun as u64;
         begun
     }
 
     /// Listed -> Leaving.
     fn dequeue(&mut self, slot: usize, frame: Pfn) {
-        if self.list.unlink(self.books, frame).is_err() {
+        if self.list.unlink(self.books, frame, self.mark()).is_err() {
             self.damaged(self.list.len());
             return;
         }

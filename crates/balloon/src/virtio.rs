@@ -1,18 +1,24 @@
 //! The balloon over virtio-drivers' `Transport` and `VirtQueue`.
 //!
-//! Two locks: `state` guards the books and is held for the length of one call of [`Balloon`]; `device` guards the
-//! queues and the transport and is held for one request or one look at the used rings. Neither is held while memory
-//! is allocated or freed, anybody waits, or a [`Settle`] runs. Order: `device` before `state`; both are held only
-//! to pass `actual` or the target on.
+//! Three locks. `state` guards the books and is held for the length of one call of [`Balloon`]. `queues` guards the rings
+//! and their buffers, which lie in memory, and is held for one request or one look at the used rings. `wire` guards the
+//! transport: it is only ever tried, and who finds it taken leaves his job to its holder (`jobs.rs`). None of them is held
+//! while memory is allocated or freed (but DMA memory, while a device is set up), anybody waits, or a [`Settle`] runs. Order: `wire`, `queues`, `state`. The last two
+//! are held together where a request goes out or an answer comes in, so that a reset falls before it or after it.
 //!
 //! The configuration space is left alone as far as that goes: each access stops a virtual CPU, and QEMU lets it go on
-//! only when it has served all requests that it knows of, so that it then stands idle until we have sent the next.
+//! only when it has served all requests that it knows of, so that it then stands idle until we have sent the next. Other
+//! CPUs do not wait for that one, and compaction never touches it.
 
 mod device;
 mod dma;
+mod jobs;
+mod ledger;
 mod owner;
 mod pump;
+mod repair;
 mod wait;
+mod wire;
 mod worker;
 
 use dirigible_frames::sync::{AtomicBool, Mutex};
@@ -20,9 +26,11 @@ use dirigible_frames::{FrameAllocator, OwnerClass, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
-use self::device::Device;
+use self::device::Queues;
 pub use self::device::{DeviceError, QUEUE_SIZE};
 use self::dma::Numbers;
+use self::jobs::Posts;
+use self::wire::Wire;
 use crate::balloon::{Balloon, check};
 use crate::source::Settle;
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, MAX_PFNS};
@@ -51,6 +59,16 @@ struct State<'a, H: Hal, const N: usize> {
     unwritten: bool,
     /// When it was told the last one.
     written_at: u64,
+    /// When the device was last asked whether it needs a reset because it does not answer.
+    asked_at: u64,
+    /// Restarts by `step` since a request was last answered.
+    restarts: u32,
+    /// When the next one may be.
+    restart_at: u64,
+    /// Whether the ledger counts the listed frames as unmovable; `None`: some of them, perhaps.
+    unmovable: Option<bool>,
+    /// The device was to be reset and did not confirm it.
+    adrift: bool,
 }
 
 /// A balloon: books, device, and everything between.
@@ -67,19 +85,34 @@ struct State<'a, H: Hal, const N: usize> {
 /// in its settings how many of them to use ([`batch`](BalloonConfig::batch),
 /// [`exchange_batch`](BalloonConfig::exchange_batch)). The numbers are in DMA memory; a large balloon takes no more of
 /// the stack than a small one, but for one message (16 KiB) while requests are sent.
+///
+/// # When the device fails
+///
+/// A device that says so is reset and started again by [`step`](Self::step), and the balloon grows anew toward the host's
+/// target; a device that was [`reset`](Self::reset) can be [`restart`](Self::restart)ed. A confirmed reset gives all
+/// frames back to the guest. As long as there is a [`fault`](Self::fault), the balloon's frames count as unmovable in the
+/// allocator's ledger, so that compaction does not try for their blocks: a dead device costs memory and nothing else.
+///
+/// Dropping the balloon resets the device. When it confirms that, what the balloon held goes back to the allocator. When
+/// not, the host may have it for ever: these frames become nobody's, unmovable, and are lost for good, and so are the queues'
+/// memory and the transport, which are leaked. A balloon that is registered with a mobility that it refers to itself cannot be
+/// dropped, as each would outlive the other; [`reset`](Self::reset) it instead.
 pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize = MAX_PFNS> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
     settle: &'a dyn Settle,
-    features: Features,
     config: BalloonConfig,
     class: OwnerClass,
     state: Mutex<State<'a, H, N>>,
-    device: Mutex<Device<H, T, N>>,
-    /// An interrupt came that nobody has looked at.
-    interrupted: AtomicBool,
+    queues: Mutex<Queues<H, N>>,
+    /// Never waited for, only tried.
+    wire: Mutex<Wire<T>>,
+    /// What is to be done with it.
+    posts: Posts,
     /// The device has said since the target was last read that its configuration is another.
     reconfigured: AtomicBool,
+    /// An interrupt has come since then that did not say why.
+    unsure: AtomicBool,
 }
 
 impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
@@ -101,15 +134,24 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     ) -> Result<Self, BalloonError> {
         // The settings first: a device that is not touched needs no reset.
         check::<_, N>(frames, class, &config)?;
-        let device = Device::new(transport, Features::accepted(config.deflate_on_oom))?;
-        let features = device.features();
         let numbers = Numbers::new()?;
-        let balloon = Balloon::in_memory(frames, class, features, config.clone(), numbers)?;
+        let mut wire = Wire::new(transport);
+        let (features, mut queues) = Self::set_up(&mut wire, &config)?;
+        let balloon = Balloon::in_memory(frames, class, features, config.clone(), numbers);
+        let balloon = match balloon {
+            Ok(balloon) => balloon,
+            Err(fault) => {
+                if let Some(quiet) = wire.give_up() {
+                    drop(queues.release(&quiet));
+                }
+                return Err(fault.into());
+            }
+        };
+        wire.start();
         let this = Self {
             frames,
             platform,
             settle,
-            features,
             config,
             class,
             state: Mutex::new(State {
@@ -119,10 +161,17 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 read_at: None,
                 unwritten: false,
                 written_at: 0,
+                asked_at: 0,
+                restarts: 0,
+                restart_at: 0,
+                unmovable: Some(false),
+                adrift: false,
             }),
-            device: Mutex::new(device),
-            interrupted: AtomicBool::new(false),
+            queues: Mutex::new(queues),
+            wire: Mutex::new(wire),
+            posts: Posts::new(),
             reconfigured: AtomicBool::new(false),
+            unsure: AtomicBool::new(false),
         };
         this.pump();
         Ok(this)
@@ -167,7 +216,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
 
     /// The negotiated features.
     pub fn features(&self) -> Features {
-        self.features
+        self.state.lock().balloon.features()
     }
 
     /// The class that the balloon's frames carry.

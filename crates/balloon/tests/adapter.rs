@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use dirigible_balloon::{BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, Step};
+use dirigible_balloon::{BalloonConfig, Deflate, Fault, LARGE_PFNS, MAX_PFNS, Step};
 use dirigible_frames::{CpuId, Event, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use proptest::prelude::*;
@@ -28,6 +28,8 @@ enum Op {
     Dry(bool),
     Pass(u64),
     AskStats,
+    /// The device needs a reset, and says so.
+    Break,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -42,6 +44,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::Dry),
         2 => (0..300_000_000_u64).prop_map(Op::Pass),
         1 => Just(Op::AskStats),
+        1 => Just(Op::Break),
     ]
 }
 
@@ -61,6 +64,8 @@ struct World<const N: usize> {
     pending: BTreeMap<Pfn, Pfn>,
     /// The host does not keep to the protocol: nothing that it says proves anything.
     lies: bool,
+    /// Only compaction has called since anything changed: it leaves the device's configuration alone.
+    swift: bool,
 }
 
 impl<const N: usize> World<N> {
@@ -77,23 +82,33 @@ impl<const N: usize> World<N> {
             isolated: Vec::new(),
             pending: BTreeMap::new(),
             lies,
+            swift: false,
         }
     }
 
     fn apply(&mut self, op: Op) {
         let guest = &self.guest;
+        self.swift = match op {
+            Op::Migrate(_) => true,
+            Op::Step(_) | Op::Answer(_, true) | Op::Lie(..) | Op::Break => false,
+            _ => self.swift,
+        };
         match op {
             Op::Target(target) => guest.host.set_target(target),
             Op::Step(messages) => {
                 let step = guest.balloon.step(&guest.source, messages);
                 assert!(self.lies || !matches!(step, Step::Failed(_)), "{step:?}");
+                // Those it had are the guest's again.
+                let forgotten = guest.host.inner().forgotten;
+                assert!(self.lies || guest.balloon.stats().forgotten <= forgotten);
             }
             Op::Isolate(at) => {
                 let listed = guest.listed();
                 // A stretch of them, as an evacuation does.
                 for &frame in listed.iter().skip(at % listed.len().max(1)).take(at % 97) {
                     let isolated = guest.balloon.isolate(frame);
-                    assert!(isolated || self.lies);
+                    let is_broken = guest.balloon.fault() == Some(Fault::NeedsReset);
+                    assert!(isolated || is_broken || self.lies);
                     self.isolated.extend(isolated.then_some(frame));
                 }
             }
@@ -127,6 +142,11 @@ impl<const N: usize> World<N> {
             }
             Op::Dry(dry) => guest.source.set_dry(dry),
             Op::Pass(ns) => guest.clock.pass(ns),
+            Op::Break => {
+                guest.host.need_reset();
+                guest.host.set_manner(Manner::OnDemand);
+                guest.balloon.handle_interrupt();
+            }
             Op::AskStats => {
                 let mut inner = guest.host.inner();
                 if !inner.stats_out.is_empty() {
@@ -156,7 +176,7 @@ impl<const N: usize> World<N> {
         for pair in pairs {
             match pair.outcome {
                 Outcome::Moved => guest.free(&[pair.from]),
-                Outcome::Refused => {
+                Outcome::Refused | Outcome::Busy => {
                     guest.balloon.putback(pair.from);
                     guest.free(&[pair.to]);
                 }
@@ -173,8 +193,8 @@ impl<const N: usize> World<N> {
             assert_eq!(self.pending.remove(&from), Some(to));
             match outcome {
                 Outcome::Moved => self.guest.free(&[from]),
-                // An exchange that was still to be sent when the device was given up.
-                Outcome::Refused if self.lies => {
+                // An exchange that was still to be sent when the device was given up, or cut off by a reset.
+                Outcome::Refused => {
                     self.guest.balloon.putback(from);
                     self.guest.free(&[to]);
                 }
@@ -205,9 +225,17 @@ impl<const N: usize> World<N> {
                     continue;
                 }
             }
-            assert_eq!(info.class, FrameClass::Balloon);
+            // While the device does not do its part, listed frames are no matter for compaction.
+            let class = match info.state {
+                FrameState::Listed if guest.balloon.fault().is_some() => FrameClass::Unmovable,
+                _ => FrameClass::Balloon,
+            };
+            assert_eq!(info.class, class);
             // An answer that nobody has looked at may be ahead of the state, never behind it.
-            if matches!(info.state, FrameState::Listed | FrameState::Isolated) {
+            // Of those that were isolated at a reset the host knows nothing.
+            let forgotten = guest.balloon.stats().forgotten > 0;
+            if info.state == FrameState::Listed || info.state == FrameState::Isolated && !forgotten
+            {
                 assert!(!has_not, "{frame} {:?}", info.state);
             }
         }
@@ -224,14 +252,18 @@ impl<const N: usize> World<N> {
         let host_side = held.listed + held.isolated + held.leaving;
         assert_eq!(guest.frames.managed_frames() + host_side, self.managed);
         let stats = guest.balloon.stats();
-        assert_eq!(stats.inflated - stats.deflated, guest.balloon.actual());
+        assert_eq!(
+            stats.inflated - stats.deflated - stats.forgotten,
+            guest.balloon.actual()
+        );
         let events = guest.frames.events();
         assert_eq!(events.get(Event::BalloonInflate), stats.inflated);
         assert_eq!(events.get(Event::BalloonDeflate), stats.deflated);
         assert_eq!(events.get(Event::BalloonMigrate), stats.frames_moved);
         assert_eq!(events.get(Event::BalloonMessages), guest.host.messages());
         // While the host has requests it is not kept from them by news of the size.
-        if held.entering + held.leaving == 0 {
+        let is_there = guest.balloon.fault() != Some(Fault::Removed);
+        if held.entering + held.leaving == 0 && is_there && !self.swift {
             assert_eq!(guest.host.actual(), guest.balloon.actual());
         }
     }
@@ -250,7 +282,9 @@ impl<const N: usize> World<N> {
             self.apply(Op::Answer(0, true));
         }
         while self.guest.balloon.step(&self.guest.source, 4) != Step::Idle {
-            self.settle();
+            // A restart keeps its distance from the one before.
+            self.apply(Op::Pass(200_000_000));
+            self.apply(Op::Manner(true));
         }
         self.settle();
         assert!(self.pending.is_empty());
@@ -258,7 +292,8 @@ impl<const N: usize> World<N> {
         assert_eq!(self.guest.host.size(), 0);
         self.guest.frames.verify().unwrap();
         assert_eq!(self.guest.balloon.shutdown(), Ok(()));
-        assert_eq!(self.guest.host.inner().resets, 2);
+        let restarts = self.guest.balloon.stats().restarts;
+        assert_eq!(self.guest.host.inner().resets, 2 + 2 * restarts);
     }
 }
 
@@ -274,8 +309,7 @@ fn any_order<const N: usize>(ops: Vec<Op>, heal: bool, batch: usize, exchange_ba
         batch,
         exchange_batch,
         request_timeout_ns: u64::MAX,
-        // A host that answers on demand does not answer while we wait.
-        wait_ns: 20_000,
+        restart_limit: u32::MAX,
         ..BalloonConfig::default()
     };
     let mut world = World::<N>::new(config, false);
@@ -294,7 +328,6 @@ fn any_lie<const N: usize>(ops: Vec<Op>) {
         batch: N,
         exchange_batch: N,
         request_timeout_ns: u64::MAX,
-        wait_ns: 20_000,
         ..BalloonConfig::default()
     };
     let mut world = World::<N>::new(config, true);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dirigible_balloon::{BalloonConfig, Fault, Step};
 use support::host::{Host, ISR_CONFIG, ISR_QUEUE, Manner, VERSION_1};
 use support::{Guest, NO_SETTLE, memory};
+use virtio_drivers::transport::InterruptStatus;
 
 /// What a level-triggered line does to the CPU: the handler is called again and again until the line is down.
 fn serve_line(guest: &Guest) {
@@ -221,4 +222,62 @@ fn statistics_do_not_wait_for_the_end() {
     let made = accesses(&guest, || serve_line(&guest));
     assert_eq!((made, guest.host.inner().stats.len()), ((0, 0), 2));
     assert!(!guest.host.line_is_up());
+}
+
+/// A handler that has read the status by itself: the line is down, and what it said is heeded.
+#[test]
+fn a_handler_that_has_read_the_status_needs_no_transport() {
+    let guest = Guest::new(16);
+    guest.host.set_manner(Manner::OnDemand);
+    guest.host.set_target(4096);
+    guest.balloon.step(&guest.source, 16);
+    guest.host.set_target(600);
+    let status = InterruptStatus::from_bits_retain(std::mem::take(&mut guest.host.inner().isr));
+    guest.balloon.handle_interrupt_with(status);
+    guest.balloon.step(&guest.source, 16);
+    assert_eq!(guest.balloon.requested(), 600);
+}
+
+/// Under MSI-X no interrupt says why it came: a new target in the middle of the work is found all the same, and the
+/// configuration space is not read for every message.
+#[test]
+fn an_interrupt_that_says_nothing_may_mean_a_new_target() {
+    let guest = Guest::new(32);
+    guest.host.set_manner(Manner::OnDemand);
+    guest.host.set_target(8192);
+    assert_eq!(guest.balloon.step(&guest.source, 16), Step::Waiting);
+    guest.host.set_target(1500);
+    let silent = InterruptStatus::empty();
+    let made = accesses(&guest, || {
+        for _ in 0..3 {
+            assert!(guest.host.answer_one());
+            guest.balloon.handle_interrupt_with(silent);
+            guest.balloon.step(&guest.source, 0);
+        }
+    });
+    assert_eq!((made.0, guest.balloon.requested()), (0, 8192));
+    guest.clock.pass(100_000_000);
+    let made = accesses(&guest, || {
+        for _ in 0..5 {
+            guest.balloon.handle_interrupt_with(silent);
+            guest.balloon.step(&guest.source, 0);
+        }
+    });
+    assert_eq!((made.0, guest.balloon.requested()), (1, 1500));
+}
+
+/// The same for a device that needs a reset.
+#[test]
+fn an_interrupt_that_says_nothing_may_mean_a_reset() {
+    let guest = Guest::new(16);
+    guest.to(600);
+    guest.clock.pass(100_000_000);
+    guest.host.need_reset();
+    guest.host.inner().isr = 0;
+    guest.balloon.handle_interrupt();
+    guest.balloon.step(&guest.source, 4);
+    guest.host.set_manner(Manner::AtOnce);
+    assert_eq!(guest.run(), Step::Idle);
+    assert_eq!(guest.balloon.stats().restarts, 1);
+    assert_eq!(guest.host.size(), 600);
 }

@@ -1,5 +1,7 @@
 //! The state machine against a naive model: random requests of guest and host, every frame accounted for after each.
 
+#[path = "support/model_op.rs"]
+mod model_op;
 #[path = "support/table.rs"]
 mod table;
 
@@ -12,42 +14,11 @@ use dirigible_balloon::{
 };
 use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
+use model_op::{MS, Op, op};
 use proptest::prelude::*;
 use table::{BASE, FRAMES, Table, zone};
 
 const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
-const MS: u64 = 1_000_000;
-
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    SetTarget(u32),
-    /// One piece of work; the source has at most so many frames.
-    Work(usize),
-    Isolate(usize),
-    /// Moves up to so many isolated frames; with the host answering at once or not.
-    Migrate(usize, bool),
-    Putback(usize),
-    /// The host answers one of its requests, any of them.
-    Answer(usize),
-    /// The host answers a request that it does not have.
-    Nonsense(u8, bool),
-    OutOfMemory(usize),
-    Pass(u64),
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        2 => prop_oneof![0..FRAMES as u32, Just(0), Just(u32::MAX)].prop_map(Op::SetTarget),
-        8 => prop_oneof![Just(0), 1..300_usize].prop_map(Op::Work),
-        5 => any::<usize>().prop_map(Op::Isolate),
-        4 => (1..40_usize, any::<bool>()).prop_map(|(n, at_once)| Op::Migrate(n, at_once)),
-        2 => any::<usize>().prop_map(Op::Putback),
-        9 => any::<usize>().prop_map(Op::Answer),
-        1 => (any::<u8>(), any::<bool>()).prop_map(|(id, queue)| Op::Nonsense(id, queue)),
-        1 => (1..40_usize).prop_map(Op::OutOfMemory),
-        2 => (0..400 * MS).prop_map(Op::Pass),
-    ]
-}
 
 struct Sent {
     queue: Queue,
@@ -66,6 +37,8 @@ struct World<'a, const N: usize> {
     /// The model: frames by place.
     free: BTreeSet<Pfn>,
     isolated: Vec<Pfn>,
+    /// Those of them that were isolated when the device was reset.
+    orphans: BTreeSet<Pfn>,
     pending: BTreeMap<Pfn, Pfn>,
     with_host: Vec<Sent>,
     /// Acknowledged by the host.
@@ -73,6 +46,7 @@ struct World<'a, const N: usize> {
     actual: Cell<u32>,
     attempts: RefCell<Vec<u64>>,
     errors: u64,
+    resets: usize,
     /// A message is put together from so many frames at a time.
     piece: usize,
 }
@@ -89,12 +63,14 @@ impl<'a, const N: usize> World<'a, N> {
             target: 0,
             free: (0..FRAMES).map(|at| Pfn::new(BASE + at)).collect(),
             isolated: Vec::new(),
+            orphans: BTreeSet::new(),
             pending: BTreeMap::new(),
             with_host: Vec::new(),
             has: BTreeSet::new(),
             actual: Cell::new(u32::MAX),
             attempts: RefCell::default(),
             errors: 0,
+            resets: 0,
             piece: usize::MAX,
         }
     }
@@ -149,13 +125,49 @@ impl<'a, const N: usize> World<'a, N> {
                     }
                 }
                 Output::Settled { from, to, outcome } => {
-                    assert_eq!(outcome, Outcome::Moved);
                     assert_eq!(self.pending.remove(&from), Some(to));
-                    self.give_back(from);
+                    match outcome {
+                        Outcome::Moved => self.give_back(from),
+                        Outcome::Refused => {
+                            // Only a reset ends an exchange so, and then the old frame is the guest's.
+                            assert!(!self.balloon.putback(from));
+                            self.give_back(from);
+                            self.give_back(to);
+                        }
+                        other => panic!("{other:?}"),
+                    }
                 }
                 Output::WriteActual(actual) => self.actual.set(actual),
             }
         }
+    }
+
+    fn put_back(&mut self, frame: Pfn) {
+        let is_listed = self.balloon.putback(frame);
+        assert_eq!(is_listed, !self.orphans.remove(&frame));
+        if !is_listed {
+            self.give_back(frame);
+        }
+    }
+
+    fn reset(&mut self, put_back: bool) {
+        self.balloon.device_reset();
+        self.has.clear();
+        self.with_host.clear();
+        self.resets += 1;
+        self.orphans.extend(&self.isolated);
+        self.outputs();
+        self.balloon.verify().unwrap();
+        let held = self.balloon.held();
+        assert_eq!(held.total(), self.isolated.len() as u64);
+        assert_eq!((self.balloon.actual(), self.pending.len()), (0, 0));
+        assert!(matches!(self.balloon.plan(self.now), Work::Failed(_)));
+        if put_back {
+            while let Some(frame) = self.isolated.pop() {
+                self.put_back(frame);
+            }
+        }
+        self.balloon.restart(self.balloon.features()).unwrap();
     }
 
     fn sends_at_most_one_message(&mut self) {
@@ -225,9 +237,11 @@ impl<'a, const N: usize> World<'a, N> {
             Op::Putback(at) => {
                 if !self.isolated.is_empty() {
                     let at = at % self.isolated.len();
-                    self.balloon.putback(self.isolated.swap_remove(at));
+                    let frame = self.isolated.swap_remove(at);
+                    self.put_back(frame);
                 }
             }
+            Op::Reset(put_back) => self.reset(put_back),
             Op::Migrate(count, at_once) => self.migrate(count, at_once),
             Op::Answer(at) => {
                 if !self.with_host.is_empty() {
@@ -257,7 +271,19 @@ impl<'a, const N: usize> World<'a, N> {
     }
 
     fn migrate(&mut self, count: usize, at_once: bool) {
-        let count = count.min(self.isolated.len());
+        // What the device has forgotten does not move any more.
+        self.isolated
+            .sort_by_key(|frame| !self.orphans.contains(frame));
+        if let Some(&orphan) = self.isolated.first().filter(|&f| self.orphans.contains(f))
+            && let [to] = self.take(1)[..]
+        {
+            let begun = self
+                .balloon
+                .begin_exchange(&mut [MovePair::base(orphan, to)]);
+            assert!(matches!(begun, Begin::Refused | Begin::NoRoom));
+            self.give_back(to);
+        }
+        let count = count.min(self.isolated.len() - self.orphans.len());
         let to = self.take(count);
         let from = self.isolated.split_off(self.isolated.len() - to.len());
         let mut pairs: Vec<_> = from
@@ -292,16 +318,17 @@ impl<'a, const N: usize> World<'a, N> {
                 };
                 assert!(pairs.iter().all(|pair| pair.outcome == wanted), "{pairs:?}");
             }
-            Begin::NoRoom => {
-                self.balloon.refuse_all(&mut pairs);
-            }
+            // Nothing has changed: nobody waits here.
+            Begin::NoRoom => pairs
+                .iter_mut()
+                .for_each(|pair| pair.outcome = Outcome::Busy),
             Begin::Refused => assert!(pairs.iter().all(|pair| pair.outcome == Outcome::Refused)),
         }
         for pair in pairs {
             match pair.outcome {
                 Outcome::Moved => self.give_back(pair.from),
-                Outcome::Refused => {
-                    self.balloon.putback(pair.from);
+                Outcome::Refused | Outcome::Busy => {
+                    self.put_back(pair.from);
                     self.give_back(pair.to);
                 }
                 Outcome::Pending => assert_eq!(self.pending.insert(pair.from, pair.to), None),
@@ -321,12 +348,13 @@ impl<'a, const N: usize> World<'a, N> {
             let state = self.table.state(frame);
             *by_state.entry(state as u8).or_default() += 1;
             let has = self.has.contains(&(frame.get() as u32));
-            let should = matches!(
+            let is_out = matches!(
                 state,
                 FrameState::Listed | FrameState::Isolated | FrameState::Leaving
             );
+            let should = is_out && !self.orphans.contains(&frame);
             assert_eq!(has, should, "{frame} {state:?}");
-            host_zone[zone(frame)] += i64::from(has);
+            host_zone[zone(frame)] += i64::from(is_out);
             assert_eq!(state == FrameState::Free, self.free.contains(&frame));
             assert_ne!(state, FrameState::Owned, "{frame} belongs to nobody");
             entering += u64::from(state == FrameState::Entering);
@@ -344,7 +372,10 @@ impl<'a, const N: usize> World<'a, N> {
             assert_eq!(*self.table.managed.lock().unwrap(), host_zone.map(|n| -n));
         }
         let stats = self.balloon.stats();
-        assert_eq!(stats.inflated - stats.deflated, self.balloon.actual());
+        assert_eq!(
+            stats.inflated - stats.deflated - stats.forgotten,
+            self.balloon.actual()
+        );
         let under_way = self.pending.len() as u64;
         assert_eq!(self.balloon.pending_pairs(), under_way);
         let away = self.isolated.len() as u64 + under_way;
@@ -358,7 +389,7 @@ impl<'a, const N: usize> World<'a, N> {
     /// Everything that is under way ends, and the balloon comes to its target if frames allow.
     fn converge(&mut self) {
         while let Some(frame) = self.isolated.pop() {
-            self.balloon.putback(frame);
+            self.put_back(frame);
         }
         for _ in 0..20 {
             while !self.with_host.is_empty() {
@@ -385,9 +416,8 @@ fn accounted_for<const N: usize>(ops: Vec<Op>, on_oom: bool, batch: usize, piece
     let table = Table::new();
     let config = BalloonConfig {
         batch,
-        // Silence is not what this test is about, nor a host that talks nonsense without end.
+        // Silence is not what this test is about.
         request_timeout_ns: u64::MAX,
-        protocol_error_limit: u32::MAX,
         ..BalloonConfig::default()
     };
     let features = if on_oom {
@@ -405,7 +435,7 @@ fn accounted_for<const N: usize>(ops: Vec<Op>, on_oom: bool, batch: usize, piece
     // An attempt that found nothing is followed by none for 200 ms: at most 5 in any second. Those that found
     // something may follow at once.
     let retries = world.balloon.stats().retries as usize;
-    assert!(retries <= 1 + (world.now / (200 * MS)) as usize);
+    assert!(retries <= 1 + world.resets + (world.now / (200 * MS)) as usize);
     world.converge();
 }
 

@@ -319,3 +319,86 @@ fn migrate_against_migrate() {
     };
     check(test);
 }
+
+/// A bell that was left to another at the transport is rung: nobody calls the balloon afterwards, and still all that was
+/// sent is answered and all answers are taken.
+#[test]
+fn no_bell_is_lost_between_two_at_the_transport() {
+    let test = || {
+        let guest = guest();
+        guest.to(4);
+        let from = guest.listed()[0];
+        let to = guest.targets(1)[0];
+        guest.host.set_target(7);
+        let worker = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                guest.balloon.handle_interrupt();
+                guest.balloon.step(&guest.source, 2);
+            })
+        };
+        assert!(guest.balloon.isolate(from));
+        let mut pairs = [MovePair::base(from, to)];
+        guest.balloon.migrate(&mut pairs);
+        worker.join().unwrap();
+        assert!(guest.host.inner().waiting.is_empty());
+        let held = guest.balloon.held();
+        assert_eq!((held.isolated, held.entering, held.leaving), (0, 0, 0));
+        assert_eq!(guest.balloon.pending_pairs(), 0);
+        guest.check();
+    };
+    check(test);
+}
+
+/// A repair by the worker against a move: the pair ends, whatever happens, and no answer of the old device is taken for
+/// one of the new.
+#[test]
+fn migrate_against_repair() {
+    let test = || {
+        let guest = guest();
+        guest.to(6);
+        let from = guest.listed()[..2].to_vec();
+        let to = guest.targets(2);
+        let mover = {
+            let guest = guest.clone();
+            thread::spawn(move || {
+                let mut pairs: Vec<_> = from
+                    .iter()
+                    .zip(&to)
+                    .filter(|&(&from, &to)| {
+                        let isolated = guest.balloon.isolate(from);
+                        if !isolated {
+                            guest.free(&[to]);
+                        }
+                        isolated
+                    })
+                    .map(|(&from, &to)| MovePair::base(from, to))
+                    .collect();
+                guest.balloon.migrate(&mut pairs);
+                for pair in &pairs {
+                    match pair.outcome {
+                        Outcome::Moved => guest.free(&[pair.from]),
+                        Outcome::Refused | Outcome::Busy => {
+                            guest.balloon.putback(pair.from);
+                            guest.free(&[pair.to]);
+                        }
+                        Outcome::Pending => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+            })
+        };
+        guest.host.need_reset();
+        guest.host.set_manner(Manner::AtOnce);
+        guest.balloon.handle_interrupt();
+        rest(&guest);
+        mover.join().unwrap();
+        rest(&guest);
+        guest.check();
+        assert_eq!(guest.balloon.pending_pairs(), 0);
+        assert_eq!(guest.balloon.held().isolated, 0);
+        assert_eq!(guest.balloon.fault(), None);
+        assert_eq!(guest.balloon.actual(), guest.host.size());
+    };
+    check(test);
+}

@@ -2,7 +2,7 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, Order, Pfn, Watermarks, ZoneId,
-    bits::count_runs, cpu::CpuSlot, sync::Ordering,
+    bits::count_runs, config::MAX_ZONES, cpu::CpuSlot, sync::Ordering,
 };
 
 /// Frames by class over all blocks.
@@ -86,6 +86,19 @@ impl FrameAllocator<'_> {
     pub fn adjust_managed(&self, pfn: Pfn, frames: i64) {
         if let Some(zone) = self.zone_of(pfn) {
             self.zones[zone.index()].add_managed(frames);
+        }
+    }
+
+    /// Adds `each` for every frame of `pfns` to what its zone has: one atomic step for each zone, however many frames.
+    pub fn adjust_managed_each(&self, pfns: impl Iterator<Item = Pfn>, each: i64) {
+        let mut sums = [0; MAX_ZONES];
+        for zone in pfns.filter_map(|pfn| self.zone_of(pfn)) {
+            sums[zone.index()] += each;
+        }
+        for (zone, &sum) in self.zones.iter().zip(&sums) {
+            if sum != 0 {
+                zone.add_managed(sum);
+            }
         }
     }
 

@@ -98,6 +98,8 @@ pub(crate) struct BalloonDevice {
     stats_buffer: Option<u16>,
     stats_wanted: bool,
     fault: Option<FaultPlan>,
+    /// The rings are all right: it was the plan that the device breaks down.
+    planned: bool,
     delayed: VecDeque<Delayed>,
     /// Queues with more requests than one kick may bring: go on at the next tick.
     unfinished: bool,
@@ -118,6 +120,7 @@ impl BalloonDevice {
             stats_buffer: None,
             stats_wanted: false,
             fault: None,
+            planned: false,
             delayed: VecDeque::new(),
             unfinished: false,
             frames: Vec::new(),
@@ -312,6 +315,10 @@ impl BalloonDevice {
                 ring.answer(memory, head)?;
             }
             Some(Fault::WrongId(id)) => ring.answer_raw(memory, id)?,
+            Some(Fault::BreakDown) => {
+                self.planned = true;
+                return Err(BrokenRing);
+            }
             Some(Fault::Delay(delay)) => {
                 let due = now.saturating_add(delay);
                 self.delayed.push_back(Delayed { due, queue, head });
@@ -379,7 +386,9 @@ impl BalloonDevice {
 
     /// The rings made no sense: no queue is used any more until the driver resets the device.
     fn give_up(&mut self, registers: &Registers) -> bool {
-        self.counters.errors.rings += 1;
+        if !core::mem::take(&mut self.planned) {
+            self.counters.errors.rings += 1;
+        }
         self.rings = [const { None }; 3];
         self.delayed.clear();
         self.unfinished = false;

@@ -11,6 +11,8 @@ pub enum Fault {
     WrongId(u32),
     /// Answers so many nanoseconds later.
     Delay(u64),
+    /// Breaks down as over rings that make no sense, and waits for a reset.
+    BreakDown,
 }
 
 /// Which queue a request came on.

@@ -4,19 +4,16 @@
 use arrayvec::ArrayVec;
 use virtio_drivers::Hal;
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::transport::{DeviceType, Transport};
 
 use super::dma::{Buffers, STATS_PLACE};
-use crate::features::config_space;
+use super::wire::{Quiet, Wire};
 use crate::request::{LARGE_PFNS, Message, REQUESTS, RequestId};
 use crate::stats::{ENTRY_BYTES, MAX_ENTRIES, Report};
 use crate::{Features, Queue, QueueNumbering};
 
 /// Descriptors in each queue: fits every known device, and more than there can be requests.
 pub const QUEUE_SIZE: usize = 16;
-
-/// How many times a reset asks whether the device has finished it.
-const RESET_LOOKS: usize = 1000;
 
 const _: () = assert!(QUEUE_SIZE >= REQUESTS);
 // What stands in `Outstanding`.
@@ -46,6 +43,9 @@ pub enum DeviceError {
     /// The configuration space cannot be read.
     #[error("the configuration space cannot be read: {0}")]
     Config(virtio_drivers::Error),
+    /// It does not say that a reset is over, or another CPU does not come back from it.
+    #[error("the device does not finish its reset")]
+    NoReset,
 }
 
 /// What stands behind a descriptor that the device has.
@@ -90,17 +90,16 @@ impl<H: Hal> Ring<H> {
         }))
     }
 
-    /// Gives `len` bytes of a buffer to the device and tells it so.
-    fn send<T: Transport, const N: usize>(
+    /// Gives `len` bytes of a buffer to the device, which is still to be told so.
+    fn send<const N: usize>(
         &mut self,
-        transport: &mut T,
         buffers: &mut Buffers<H, N>,
         place: usize,
         len: usize,
     ) -> Result<(), virtio_drivers::Error> {
         let buffer = buffers.readable(place, len);
-        // SAFETY: the buffer lives in DMA memory until the device has been reset, and is not written until it has
-        // been popped: `busy`, set below, keeps `writable` away from it.
+        // SAFETY: the buffer lives in DMA memory until the device has confirmed a reset (`Queues::drop`), and is not
+        // written until it has been popped: `busy`, set below, keeps `writable` away from it.
         let token = unsafe { self.queue.add(&[buffer], &mut []) }?;
         buffers.set_busy(place, true);
         if let Some(entry) = self.outstanding.get_mut(usize::from(token)) {
@@ -109,9 +108,6 @@ impl<H: Hal> Ring<H> {
                 len: len as u16,
             });
         }
-        // Always, whatever the device says about notifications: there is no full fence between the store of the
-        // available index and virtio-drivers' look at the device's wish.
-        transport.notify(self.number);
         Ok(())
     }
 
@@ -160,142 +156,103 @@ impl Answers {
     }
 }
 
-/// The device with its queues.
-pub(super) struct Device<H: Hal, T: Transport, const N: usize> {
-    transport: T,
-    features: Features,
+/// The rings with their buffers.
+struct Parts<H: Hal, const N: usize> {
     inflate: Ring<H>,
     deflate: Ring<H>,
     stats: Option<Ring<H>>,
     /// Set up because it is negotiated, and left empty: no hint is ever given.
     _hint: Option<Ring<H>>,
     buffers: Buffers<H, N>,
-    live: bool,
 }
 
-impl<H: Hal, T: Transport, const N: usize> Device<H, T, N> {
-    pub(super) fn new(mut transport: T, accepted: Features) -> Result<Self, DeviceError> {
-        let kind = transport.device_type();
-        // The id 5 has two names in virtio-drivers.
-        if !matches!(
-            kind,
-            DeviceType::MemoryBallooning | DeviceType::MemoryBalloon
-        ) {
-            return Err(DeviceError::NotABalloon(kind));
-        }
-        let features = transport.begin_init(accepted);
-        let set_up = Self::set_up(&mut transport, features);
-        let (inflate, deflate, stats, hint, buffers) = match set_up {
-            Ok(parts) => parts,
-            Err(error) => {
-                transport.set_status(DeviceStatus::FAILED);
-                return Err(error);
-            }
-        };
-        transport.finish_init();
-        Ok(Self {
-            transport,
-            features,
-            inflate,
-            deflate,
-            stats,
-            _hint: hint,
-            buffers,
-            live: true,
-        })
-    }
+/// The queues of a device: what lies in memory, without the transport.
+pub(super) struct Queues<H: Hal, const N: usize> {
+    /// `None` once the device has confirmed that it has forgotten them.
+    parts: Option<Parts<H, N>>,
+    open: bool,
+}
 
-    #[allow(clippy::type_complexity)]
-    fn set_up(
-        transport: &mut T,
+/// Memory that a device does not know of any more, to be given back by dropping it, with no lock held.
+#[must_use = "giving memory back under a lock keeps others waiting"]
+pub(super) struct Forgotten<H: Hal, const N: usize>(#[expect(dead_code)] Option<Parts<H, N>>);
+
+impl<H: Hal, const N: usize> Queues<H, N> {
+    /// Sets the queues up for a device whose features are negotiated and which is not started yet.
+    pub(super) fn set_up<T: Transport>(
+        wire: &mut Wire<T>,
         features: Features,
-    ) -> Result<
-        (
-            Ring<H>,
-            Ring<H>,
-            Option<Ring<H>>,
-            Option<Ring<H>>,
-            Buffers<H, N>,
-        ),
-        DeviceError,
-    > {
-        // Legacy devices have no such bit.
-        let agreed = transport.get_status().contains(DeviceStatus::FEATURES_OK);
-        if !agreed && !transport.requires_legacy_layout() {
-            return Err(DeviceError::FeaturesRefused(features));
-        }
-        read_target(transport).map_err(DeviceError::Config)?;
+    ) -> Result<Self, DeviceError> {
         let buffers = Buffers::new()?;
         let missing = |queue| DeviceError::Queue {
             queue,
             error: virtio_drivers::Error::Unsupported,
         };
+        let transport = wire.transport()?;
         let mut ring = |queue| Ring::new(transport, queue, features);
         let inflate = ring(Queue::Inflate)?.ok_or(missing(Queue::Inflate))?;
         let deflate = ring(Queue::Deflate)?.ok_or(missing(Queue::Deflate))?;
         let stats = ring(Queue::Stats)?;
         let hint = ring(Queue::FreePageHint)?;
-        Ok((inflate, deflate, stats, hint, buffers))
+        wire.set_bells([
+            inflate.number,
+            deflate.number,
+            stats.as_ref().map_or(0, |ring| ring.number),
+        ]);
+        Ok(Self {
+            parts: Some(Parts {
+                inflate,
+                deflate,
+                stats,
+                _hint: hint,
+                buffers,
+            }),
+            open: true,
+        })
     }
 
-    pub(super) fn features(&self) -> Features {
-        self.features
+    fn open(&mut self) -> Option<&mut Parts<H, N>> {
+        self.parts.as_mut().filter(|_| self.open)
     }
 
-    pub(super) fn read_target(&self) -> Result<u32, virtio_drivers::Error> {
-        read_target(&self.transport)
-    }
-
-    pub(super) fn write_actual(&mut self, actual: u32) {
-        if self.live {
-            // A device that does not take it has no use for it.
-            let _ = self
-                .transport
-                .write_config_space(config_space::ACTUAL, config_space::encode(actual));
-        }
-    }
-
-    /// Takes the line down and says why it was up.
-    pub(super) fn acknowledge_interrupt(&mut self) -> InterruptStatus {
-        // After a reset too: a line that stays up would call for ever.
-        self.transport.ack_interrupt()
-    }
-
-    /// Sends one request of the state machine.
+    /// Puts one request of the state machine on its queue. The device is still to be told so.
     pub(super) fn send(
         &mut self,
         queue: Queue,
         request: RequestId,
         message: &Message<N>,
     ) -> Result<(), virtio_drivers::Error> {
+        let place = request.index();
+        let Some(parts) = self.open() else {
+            return Err(virtio_drivers::Error::InvalidParam);
+        };
         let ring = match queue {
-            Queue::Inflate => &mut self.inflate,
-            Queue::Deflate => &mut self.deflate,
+            Queue::Inflate => &mut parts.inflate,
+            Queue::Deflate => &mut parts.deflate,
             _ => return Err(virtio_drivers::Error::Unsupported),
         };
-        let place = request.index();
-        if !self.live || ring.bogus || place >= REQUESTS || message.pfns().is_empty() {
+        if ring.bogus || place >= REQUESTS || message.pfns().is_empty() {
             return Err(virtio_drivers::Error::InvalidParam);
         }
-        let Some(buffer) = self.buffers.writable(place) else {
+        let Some(buffer) = parts.buffers.writable(place) else {
             return Err(virtio_drivers::Error::AlreadyUsed);
         };
         let len = message.encode(buffer);
-        ring.send(&mut self.transport, &mut self.buffers, place, len)
+        ring.send(&mut parts.buffers, place, len)
     }
 
     /// Takes what the device has returned.
     pub(super) fn answers(&mut self) -> Answers {
         let mut answers = Answers::default();
-        if !self.live {
+        let Some(parts) = self.open() else {
             return answers;
-        }
+        };
         for (queue, ring) in [
-            (Queue::Inflate, &mut self.inflate),
-            (Queue::Deflate, &mut self.deflate),
+            (Queue::Inflate, &mut parts.inflate),
+            (Queue::Deflate, &mut parts.deflate),
         ] {
             while !answers.requests.is_full() {
-                match ring.pop(&mut self.buffers) {
+                match ring.pop(&mut parts.buffers) {
                     Ok(Some(place)) => {
                         answers.requests.push((queue, RequestId::new(place as u8)));
                     }
@@ -304,8 +261,8 @@ impl<H: Hal, T: Transport, const N: usize> Device<H, T, N> {
                 }
             }
         }
-        if let Some(stats) = &mut self.stats {
-            match stats.pop(&mut self.buffers) {
+        if let Some(stats) = &mut parts.stats {
+            match stats.pop(&mut parts.buffers) {
                 Ok(Some(_)) => answers.stats = true,
                 Ok(None) => {}
                 Err(Bogus) => answers.broken = true,
@@ -315,52 +272,48 @@ impl<H: Hal, T: Transport, const N: usize> Device<H, T, N> {
     }
 
     /// Whether the device has no statistics buffer and could have one.
-    pub(super) fn wants_stats(&self) -> bool {
-        self.live
-            && !self.buffers.is_busy(STATS_PLACE)
-            && self.stats.as_ref().is_some_and(|ring| !ring.bogus)
+    pub(super) fn wants_stats(&mut self) -> bool {
+        self.open().is_some_and(|parts| {
+            !parts.buffers.is_busy(STATS_PLACE)
+                && parts.stats.as_ref().is_some_and(|ring| !ring.bogus)
+        })
     }
 
-    /// Gives the device its one statistics buffer, if it has none.
+    /// Gives the device its one statistics buffer, if it has none. It is still to be told so.
     pub(super) fn send_stats(&mut self, report: &Report) -> bool {
         if !self.wants_stats() {
             return false;
         }
-        let (Some(ring), Some(buffer)) = (&mut self.stats, self.buffers.writable(STATS_PLACE))
+        let Some(parts) = self.open() else {
+            return false;
+        };
+        let (Some(ring), Some(buffer)) = (&mut parts.stats, parts.buffers.writable(STATS_PLACE))
         else {
             return false;
         };
         let mut bytes = [0; MAX_ENTRIES * ENTRY_BYTES];
         let len = report.encode(&mut bytes);
         buffer[..len].copy_from_slice(&bytes[..len]);
-        len > 0
-            && ring
-                .send(&mut self.transport, &mut self.buffers, STATS_PLACE, len)
-                .is_ok()
+        len > 0 && ring.send(&mut parts.buffers, STATS_PLACE, len).is_ok()
     }
 
-    /// Makes the device forget its queues. It ends whether the device plays along or not.
-    pub(super) fn reset(&mut self) {
-        self.live = false;
-        // Not queue by queue: virtio-drivers waits without a bound for a queue to say that it is off.
-        self.transport.set_status(DeviceStatus::empty());
-        for _ in 0..RESET_LOOKS {
-            if self.transport.get_status().is_empty() {
-                break;
-            }
-        }
+    /// Nothing is sent any more, and no answer taken.
+    pub(super) fn close(&mut self) {
+        self.open = false;
+    }
+
+    /// The device has forgotten the queues: their memory is ours again.
+    pub(super) fn release(&mut self, _proof: &Quiet) -> Forgotten<H, N> {
+        self.open = false;
+        Forgotten(self.parts.take())
     }
 }
 
-fn read_target<T: Transport>(transport: &T) -> Result<u32, virtio_drivers::Error> {
-    transport
-        .read_config_space(config_space::NUM_PAGES)
-        .map(config_space::decode)
-}
-
-impl<H: Hal, T: Transport, const N: usize> Drop for Device<H, T, N> {
+impl<H: Hal, const N: usize> Drop for Queues<H, N> {
     fn drop(&mut self) {
-        // Before the fields, which are the memory that the device reads and writes.
-        self.reset();
+        // Not released: the device may still read and write this memory, so nobody else ever gets it.
+        if let Some(parts) = self.parts.take() {
+            core::mem::forget(parts);
+        }
     }
 }

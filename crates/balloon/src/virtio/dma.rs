@@ -48,8 +48,8 @@ impl<H: Hal> Pages<H> {
 
 impl<H: Hal> Drop for Pages<H> {
     fn drop(&mut self) {
-        // SAFETY: these are the values of the one `dma_alloc`. If a device was told of them, it has been reset:
-        // `Device::drop` does so before its fields are dropped.
+        // SAFETY: these are the values of the one `dma_alloc`. If a device was told of them, it has confirmed a reset
+        // (`Queues::release` takes the proof, and `Queues::drop` leaks what was not released), or it was never started.
         unsafe { H::dma_dealloc(self.paddr, self.vaddr, self.count) };
     }
 }

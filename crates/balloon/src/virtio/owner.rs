@@ -2,36 +2,36 @@
 #![forbid(unsafe_code)]
 
 use dirigible_frames::{Pfn, Platform};
-use dirigible_mobility::{MovableOwner, MovePair};
+use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
 use super::VirtioBalloon;
+use super::jobs::Jobs;
 use super::wait::Wait;
 use crate::exchange::Begin;
 
 impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
-    /// One exchange: two messages.
+    /// One exchange: two messages. Nothing here waits, and nothing touches the configuration space.
     fn exchange(&self, pairs: &mut [MovePair]) {
-        let mut wait = None;
-        let exchange = loop {
-            let begun = self.state.lock().balloon.begin_exchange(pairs);
-            match begun {
-                Begin::Started(exchange) => break exchange,
-                Begin::Refused => return,
-                Begin::NoRoom => {}
+        let begin = |pairs: &mut [MovePair]| self.state.lock().balloon.begin_exchange(pairs);
+        let mut begun = begin(pairs);
+        if begun == Begin::NoRoom {
+            // An answer that nobody has taken yet may make room.
+            self.turn(Jobs::SWIFT);
+            begun = begin(pairs);
+        }
+        match begun {
+            Begin::Started(exchange) => {
+                self.turn(Jobs::SWIFT);
+                self.state.lock().balloon.finish_exchange(exchange, pairs);
             }
-            // Earlier exchanges have all slots and the host has not answered: this is its time, not the lock's.
-            let wait =
-                wait.get_or_insert_with(|| Wait::lasting(self.platform, self.config.wait_ns));
-            self.pump();
-            if !wait.go_on() {
-                self.state.lock().balloon.refuse_all(pairs);
-                return;
-            }
-        };
-        self.pump();
-        self.state.lock().balloon.finish_exchange(exchange, pairs);
+            Begin::Refused => {}
+            Begin::NoRoom => pairs
+                .iter_mut()
+                .filter(|pair| pair.outcome == Outcome::Todo)
+                .for_each(|pair| pair.outcome = Outcome::Busy),
+        }
     }
 }
 
@@ -46,10 +46,22 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> MovableOwner
         for batch in pairs.chunks_mut(self.config.exchange_batch) {
             self.exchange(batch);
         }
+        self.publish();
     }
 
     fn putback(&self, frame: Pfn) {
-        self.state.lock().balloon.putback(frame);
+        let is_listed = {
+            let mut state = self.state.lock();
+            let is_listed = state.balloon.putback(frame);
+            if is_listed && (state.unmovable != Some(false) || state.adrift) {
+                self.keep_frame(&mut state, frame);
+            }
+            is_listed
+        };
+        if !is_listed {
+            // The device was reset meanwhile: the frame is the guest's.
+            self.give_back(&[frame]);
+        }
     }
 
     fn poll(&self, deadline: u64) -> bool {
@@ -60,7 +72,9 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> MovableOwner
         let (before, _) = settled(self);
         let mut wait = Wait::until(self.platform, deadline);
         loop {
-            self.pump();
+            self.turn(Jobs::SWIFT);
+            self.publish();
+            self.keep_ledger();
             let (now, pending) = settled(self);
             if now != before {
                 return true;

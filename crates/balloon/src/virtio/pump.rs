@@ -2,15 +2,17 @@
 #![forbid(unsafe_code)]
 
 use arrayvec::ArrayVec;
-use dirigible_frames::sync::{Ordering, fence};
-use dirigible_frames::{Cost, Event, FRAME_SIZE, Platform};
+use dirigible_frames::sync::Ordering;
+use dirigible_frames::{Cost, Event, FRAME_SIZE, Pfn, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::{InterruptStatus, Transport};
 
 use super::VirtioBalloon;
+use super::jobs::Jobs;
 use crate::balloon::Output;
 use crate::request::Message;
 use crate::stats::{Report, Tag};
+use crate::{Fault, Queue};
 
 /// How long the configuration space is left alone while the host has requests: not for ever, as an interrupt that says
 /// that the target has changed may get lost, and somebody may watch the balloon grow.
@@ -19,129 +21,151 @@ const CONFIG_PAUSE_NS: u64 = 100_000_000;
 pub(super) const CHUNK: usize = 256;
 
 impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
-    /// The device has interrupted: takes its answers and does what follows from them.
+    /// The device has interrupted: takes the line down, takes the answers and does what follows from them.
     ///
     /// It may be called from any thread, and from within `Transport::notify`. It takes the balloon's locks, so an
     /// interrupt handler that may have interrupted the balloon on its own CPU must leave the call to a bottom half.
+    ///
+    /// While somebody else is at the transport, the line comes down when he lets go. A handler on which the line calls
+    /// without pause reads the status itself and calls [`handle_interrupt_with`](Self::handle_interrupt_with).
     pub fn handle_interrupt(&self) {
-        self.interrupted.store(true, Ordering::SeqCst);
-        // Pairs with the fences in `turn` and `look_again`: whoever holds the device sees the flag after letting go, or we
-        // see the device free.
-        fence(Ordering::SeqCst);
-        let free = self.device.try_lock().is_some();
-        // Held: perhaps by ourselves, further up in `notify`. The holder looks at the rings when it has let go.
-        if free {
-            self.pump();
-        }
+        self.posts.add(Jobs::ACKNOWLEDGE);
+        self.pump();
     }
 
-    /// After the device was held outside of `turn`: does what an interrupt meanwhile left to us.
-    pub(super) fn look_again(&self) {
-        // Pairs with the fence in `handle_interrupt`.
-        fence(Ordering::SeqCst);
-        if self.interrupted.load(Ordering::SeqCst) {
-            self.pump();
-        }
+    /// The same for a handler that has read the interrupt status (and thereby taken the line down): no lock is needed for
+    /// that. Under MSI-X the status is always empty: then the target is read again in the course of the work, as it may have
+    /// changed, but no more often than every 100 ms.
+    pub fn handle_interrupt_with(&self, status: InterruptStatus) {
+        self.note_interrupt(status);
+        self.pump();
     }
 
-    /// Does all outputs, takes all answers, until there is neither; then tells the device and the vm events of it.
+    /// Does all outputs, takes all answers, until there is neither; then tells the device, the vm events and the allocator
+    /// of it.
     pub(super) fn pump(&self) {
         loop {
-            self.turn();
-            // Writing takes the device, and perhaps long.
-            if !self.write_actual() {
+            self.turn(Jobs::all());
+            self.ask_the_silent();
+            // Writing may take long.
+            if self.size_is_due() {
+                self.posts.add(Jobs::SIZE);
+            }
+            if self.serve(Jobs::all()).is_empty() {
                 break;
             }
         }
         self.publish();
+        self.keep_ledger();
     }
 
-    /// The same without telling anybody: for more than one message at a time.
-    pub(super) fn turn(&self) {
+    /// The same without telling anybody: for more than one message at a time. At the transport it does jobs among `kinds`.
+    pub(super) fn turn(&self, kinds: Jobs) {
         let mut message = Message::new();
         let mut stats_due = true;
         loop {
-            // Pairs with the store in `handle_interrupt`.
-            if self.interrupted.swap(false, Ordering::SeqCst) {
-                let status = self.device.lock().acknowledge_interrupt();
-                if status.contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
-                    self.reconfigured.store(true, Ordering::SeqCst);
-                }
-            }
             self.do_outputs(&mut message);
             // Once per call: a device that returns the buffer at once does not keep us here.
             if stats_due && self.fill_stats() {
                 stats_due = false;
             }
-            if self.take_answers() {
-                continue;
-            }
-            // Pairs with the fence in `handle_interrupt`.
-            fence(Ordering::SeqCst);
-            if !self.interrupted.load(Ordering::SeqCst) {
+            let served = self.serve(kinds);
+            // Behind `serve`: a device may answer inside the notification, others' too.
+            if !self.take_answers() && served.is_empty() {
                 break;
             }
         }
     }
 
     fn do_outputs(&self, message: &mut Message<N>) {
-        loop {
-            // A statement of its own: the lock is released before the output is done.
-            let output = self
-                .state
-                .lock()
-                .balloon
-                .next_output(self.platform.now(), message);
+        while let Some(output) = self.next_output(message) {
             match output {
-                None => break,
-                Some(Output::Send { queue, request }) => {
+                Output::Send { .. } => {
                     self.platform
                         .charge(Cost::HostRequest(message.pfns().len() as u32));
-                    let sent = self.device.lock().send(queue, request, message);
-                    if sent.is_err() {
-                        self.state.lock().balloon.send_failed(request);
+                }
+                Output::Free => {
+                    let mut frames = message.frames();
+                    while frames.len() > 0 {
+                        let chunk: ArrayVec<_, CHUNK> = frames.by_ref().take(CHUNK).collect();
+                        self.give_back(&chunk);
                     }
                 }
-                Some(Output::Free) => self.free(message),
-                Some(Output::Settled { from, to, outcome }) => {
+                Output::Settled { from, to, outcome } => {
                     self.settle.settled(from, to, outcome);
                 }
-                Some(Output::WriteActual(_)) => self.state.lock().unwritten = true,
+                Output::WriteActual(_) => self.state.lock().unwritten = true,
             }
         }
     }
 
-    fn free(&self, message: &Message<N>) {
-        let mut frames = message.frames();
-        while frames.len() > 0 {
-            let chunk: ArrayVec<_, CHUNK> = frames.by_ref().take(CHUNK).collect();
-            if self.frames.free_bulk(self.platform.cpu(), &chunk).is_err() {
-                // Frames that were ours and cannot be freed: somebody else freed them.
-                self.state.lock().balloon.damaged(chunk.len() as u64);
+    /// The next output; one that goes to the device is with it already, but for the bell.
+    fn next_output(&self, message: &mut Message<N>) -> Option<Output> {
+        // Both locks: a reset comes before a request is made or after it is in its queue.
+        let mut queues = self.queues.lock();
+        let mut state = self.state.lock();
+        let output = state.balloon.next_output(self.platform.now(), message)?;
+        if let Output::Send { queue, request } = output {
+            match queues.send(queue, request, message) {
+                Ok(()) => self.posts.add(Jobs::bell(queue)),
+                Err(_) => state.balloon.send_failed(request),
             }
+        }
+        Some(output)
+    }
+
+    /// Gives frames to the allocator that were the balloon's.
+    pub(super) fn give_back(&self, frames: &[Pfn]) {
+        self.count_as_balloon(frames);
+        if self.frames.free_bulk(self.platform.cpu(), frames).is_err() {
+            // Frames that were ours and cannot be freed: somebody else freed them.
+            self.state.lock().balloon.damaged(frames.len() as u64);
         }
     }
 
     /// Takes the used rings' entries; `true` if there was one.
     fn take_answers(&self) -> bool {
-        let answers = self.device.lock().answers();
+        // Both locks, as in `next_output`.
+        let mut queues = self.queues.lock();
+        let answers = queues.answers();
         if answers.is_empty() {
             return false;
         }
         let mut state = self.state.lock();
+        let mut arrived = false;
         for &(queue, request) in &answers.requests {
-            // The device's fault, counted by the balloon.
-            let _ = state.balloon.complete(queue, request);
+            // If it fits no request it is the device's fault, counted by the balloon.
+            if state.balloon.complete(queue, request).is_ok() {
+                state.restarts = 0;
+                arrived |= queue == Queue::Inflate;
+            }
         }
         if answers.broken {
             state.balloon.protocol_broken();
         }
+        if arrived && state.unmovable != Some(false) {
+            // New on the list, and movable in the ledger: the next look at it begins a new walk.
+            state.unmovable = None;
+        }
         true
+    }
+
+    /// A device that does not answer may have said why. Not each time: reading its status is an exit to the host.
+    fn ask_the_silent(&self) {
+        let now = self.platform.now();
+        let mut state = self.state.lock();
+        state.balloon.tick(now);
+        let is_silent = matches!(state.balloon.fault(), Some(Fault::Silent { .. }));
+        if is_silent && now >= state.asked_at.saturating_add(self.config.retry_delay_ns) {
+            state.asked_at = now;
+            drop(state);
+            self.posts.add(Jobs::STATUS);
+        }
     }
 
     /// Gives the device its statistics buffer when it has none; whether it did.
     fn fill_stats(&self) -> bool {
-        if !self.device.lock().wants_stats() {
+        if !self.queues.lock().wants_stats() {
             return false;
         }
         let mut report = Report::new();
@@ -150,8 +174,9 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             Tag::MemTotal,
             self.frames.managed_frames() * FRAME_SIZE as u64,
         );
-        let sent = self.device.lock().send_stats(&report);
+        let sent = self.queues.lock().send_stats(&report);
         if sent {
+            self.posts.add(Jobs::STATS);
             self.state.lock().balloon.stats.stats_buffers += 1;
         }
         sent
@@ -160,57 +185,47 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// Reads the target, if there is reason to.
     ///
     /// A worker that `begins` a piece of work reads it, unless the host is busy with our requests and it was read not
-    /// long ago. In the middle of the work it is read only when the device has said that it is another one.
-    pub(super) fn read_target(&self, begins: bool) {
+    /// long ago. In the middle of the work it is read only when the device has said that it is another one, or may have
+    /// said so and it was read long ago. If another CPU is at the transport, that one reads it. Whether there was reason.
+    pub(super) fn read_target(&self, begins: bool) -> bool {
         let now = self.platform.now();
+        // Both pair with the stores in `note_interrupt`.
         let reconfigured = self.reconfigured.swap(false, Ordering::SeqCst);
-        let is_due = || {
+        let is_unsure = self.unsure.load(Ordering::SeqCst);
+        let is_due = {
             let state = self.state.lock();
-            state.target.is_none()
-                || !state.balloon.is_waiting()
-                || state
-                    .read_at
-                    .is_none_or(|at| now >= at.saturating_add(CONFIG_PAUSE_NS))
+            let is_old = state
+                .read_at
+                .is_none_or(|at| now >= at.saturating_add(CONFIG_PAUSE_NS));
+            let is_idle = state.target.is_none() || !state.balloon.is_waiting();
+            (is_unsure && is_old) || begins && (is_idle || is_old)
         };
-        if !(reconfigured || begins && is_due()) {
-            return;
+        if !(reconfigured || is_due) {
+            return false;
         }
-        let device = self.device.lock();
-        let target = device.read_target().ok();
-        {
-            // With the device in hand: of two readers the later stores the later value.
-            let mut state = self.state.lock();
-            (state.target, state.read_at) = (target, Some(now));
+        // What was said without a word may have been that it needs a reset.
+        if self.unsure.swap(false, Ordering::SeqCst) {
+            self.posts.add(Jobs::STATUS);
         }
-        drop(device);
-        self.look_again();
-    }
-
-    /// Tells the device the balloon's size; whether it did. Not while the host is busy with our requests, as long as it
-    /// was told not long ago.
-    fn write_actual(&self) -> bool {
-        let now = self.platform.now();
-        {
-            let state = self.state.lock();
-            let pauses = state.balloon.is_waiting()
-                && now < state.written_at.saturating_add(CONFIG_PAUSE_NS);
-            if !state.unwritten || pauses {
-                return false;
-            }
+        self.posts.ask_target();
+        if self.serve(Jobs::all()).intersects(Jobs::SWIFT) {
+            self.turn(Jobs::all());
         }
-        let mut device = self.device.lock();
-        let actual = {
-            // In the same way: of two writers the later writes the later value.
-            let mut state = self.state.lock();
-            (state.unwritten, state.written_at) = (false, now);
-            state.balloon.actual()
-        };
-        device.write_actual(actual as u32);
         true
     }
 
+    /// Whether the device is to be told the balloon's size. Not while the host is busy with our requests, as long as it
+    /// was told not long ago.
+    fn size_is_due(&self) -> bool {
+        let now = self.platform.now();
+        let state = self.state.lock();
+        let pauses =
+            state.balloon.is_waiting() && now < state.written_at.saturating_add(CONFIG_PAUSE_NS);
+        state.unwritten && !pauses
+    }
+
     /// Raises the vm events by what has happened since the last call.
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let mut state = self.state.lock();
         let (new, old) = (state.balloon.stats(), state.published);
         if new == old {

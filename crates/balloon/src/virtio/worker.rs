@@ -6,15 +6,18 @@ use dirigible_frames::{BlockId, FrameClass, FrameState, Pfn, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
+use super::jobs::Jobs;
 use super::pump::CHUNK;
 use super::wait::Wait;
 use super::{State, VirtioBalloon};
 use crate::balloon::Work;
 use crate::source::FrameSource;
-use crate::{Deflate, Fault, Features, Held, MAX_PFNS, Step};
+use crate::{Deflate, Fault, Features, MAX_PFNS, Step};
 
 /// The most blocks that a healing deflation looks at for one message.
 const HEALING_LOOK: usize = 64;
+/// When to look again for a target that another CPU is reading.
+const CONFIG_LOOK_NS: u64 = 1_000_000;
 
 impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
     /// One bounded piece of work toward the target that the device asks for now: at most `max_messages` requests.
@@ -24,12 +27,31 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// them. The balloon's size is written at the end.
     ///
     /// `source` is asked for frames with no lock held, for at most 256 at a time.
+    ///
+    /// A device that needs a reset is reset and started anew before that: at most
+    /// [`restart_limit`](crate::BalloonConfig::restart_limit) times in a row, and once in every
+    /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns).
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
-        self.turn();
-        self.read_target(true);
-        let step = self.approach(source, max_messages);
+        self.turn(Jobs::all());
+        if let Some(step) = self.repair() {
+            self.pump();
+            return step;
+        }
+        let was_read = self.read_target(true);
+        let mut step = self.approach(source, max_messages);
+        if step == Step::Idle && !was_read {
+            // The host was busy when we began, and is not any more: now it is asked.
+            self.read_target(true);
+            step = self.approach(source, max_messages);
+        }
         self.pump();
-        step
+        match step {
+            // Somebody else is at the device and reads the target for us: it will be another one, perhaps.
+            Step::Idle | Step::RetryAt(_) if self.posts.is_target_awaited() => {
+                Step::RetryAt(self.platform.now().saturating_add(CONFIG_LOOK_NS))
+            }
+            step => step,
+        }
     }
 
     fn approach(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
@@ -64,7 +86,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         };
         // What the guest has, the balloon included: where ballooned frames lower the managed count, add them again.
         let mut limit = self.frames.managed_frames();
-        if !self.features.contains(Features::DEFLATE_ON_OOM) {
+        if !state.balloon.features().contains(Features::DEFLATE_ON_OOM) {
             let held = state.balloon.held();
             limit += held.listed + held.isolated + held.leaving;
         }
@@ -99,7 +121,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 break;
             }
         }
-        self.turn();
+        self.turn(Jobs::all());
         None
     }
 
@@ -109,7 +131,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             let now = self.platform.now();
             state.balloon.begin_deflate(want, preferred, now)
         });
-        self.turn();
+        self.turn(Jobs::all());
         begun
     }
 
@@ -165,16 +187,26 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// No lock of the balloon is held by an allocation, so this may be called from within
     /// [`FrameSource::take`].
     pub fn deflate_on_oom(&self, want: usize) -> usize {
+        let want = want.min(self.config.batch);
+        if want == 0 || !self.features().contains(Features::DEFLATE_ON_OOM) {
+            return 0;
+        }
         let before = self.stats().deflated;
-        let begun = self.ask_back(want.min(self.config.batch), |state, want, preferred| {
-            let now = self.platform.now();
-            state.balloon.begin_oom_deflate(want, preferred, now)
-        });
         let mut wait = Wait::lasting(self.platform, self.config.wait_ns);
+        let mut begun = 0;
         loop {
+            if begun == 0 {
+                // Out of requests, too, if another CPU has the one that is kept for this; it comes back with its answer.
+                begun = self.ask_back(want, |state, want, preferred| {
+                    let now = self.platform.now();
+                    state.balloon.begin_oom_deflate(want, preferred, now)
+                });
+            }
             self.pump();
             let back = (self.stats().deflated - before) as usize;
-            if back >= begun || !wait.go_on() {
+            let can_come = begun > 0 || self.held().listed > 0 && self.fault().is_none();
+            let is_over = !can_come || begun > 0 && back >= begun;
+            if is_over || !wait.go_on() {
                 return back.min(begun);
             }
         }
@@ -203,6 +235,12 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             match work {
                 // An answer may end this one.
                 Work::Failed(Fault::Silent { .. }) => {}
+                // What is left is isolated, and comes back.
+                Work::Failed(_) if self.state.lock().balloon.is_down() => {}
+                // Everything comes back, if the device can do this much.
+                Work::Failed(Fault::NeedsReset) => {
+                    self.reset();
+                }
                 Work::Failed(fault) if self.held().total() > 0 => return Err(fault),
                 _ => {}
             }
@@ -223,24 +261,5 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         }
         self.reset();
         Ok(())
-    }
-
-    /// Resets the device, whatever it does at the moment, and says what it still held. Those frames stay on the books,
-    /// in the states they have: the host may have them, so nobody ever gets them. Isolated ones can still be put back.
-    pub fn reset(&self) -> Held {
-        let mut device = self.device.lock();
-        let actual = self.state.lock().balloon.actual();
-        // Whoever took the last answer may not have come to writing it; after the reset there is nowhere to write.
-        device.write_actual(actual as u32);
-        device.reset();
-        drop(device);
-        let held = {
-            let mut state = self.state.lock();
-            state.balloon.removed();
-            state.balloon.held()
-        };
-        // The line too, if it was raised meanwhile: nobody comes back for it.
-        self.look_again();
-        held
     }
 }

@@ -12,6 +12,11 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 /// Identity-mapped DMA memory from the heap.
 pub struct FakeHal;
 
+std::thread_local! {
+    /// How often this thread has given DMA memory back.
+    pub static GIVEN_BACK: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 // SAFETY: the memory comes from the global allocator, page-aligned and zeroed, and belongs to the caller alone.
 unsafe impl Hal for FakeHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
@@ -23,6 +28,7 @@ unsafe impl Hal for FakeHal {
 
     unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
         let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
+        GIVEN_BACK.set(GIVEN_BACK.get() + 1);
         // SAFETY: the caller says that this is what `dma_alloc` gave.
         unsafe { dealloc(vaddr.as_ptr(), layout) };
         0
@@ -109,6 +115,12 @@ pub struct Inner {
     /// Called around each access to the configuration space.
     pub on_config: Option<Box<dyn FnMut() + Send>>,
     pub resets: u64,
+    /// It takes no reset.
+    pub never_resets: bool,
+    /// Frames that it had at its resets.
+    pub forgotten: u64,
+    pub status_reads: u64,
+    pub dropped: bool,
 }
 
 /// `VIRTIO_ISR_QUEUE` and `VIRTIO_ISR_CONFIG`.
@@ -275,6 +287,21 @@ impl Host {
         inner.isr |= ISR_CONFIG;
     }
 
+    /// The host looks at both queues though nobody has told it to.
+    pub fn look(&self) {
+        let mut inner = self.inner();
+        inner.fetch(INFLATE);
+        inner.fetch(DEFLATE);
+    }
+
+    /// The device says that it cannot go on, as QEMU does for rings that make no sense.
+    pub fn need_reset(&self) {
+        let mut inner = self.inner();
+        inner.status |= DeviceStatus::DEVICE_NEEDS_RESET.bits();
+        inner.isr |= ISR_CONFIG;
+        inner.manner = Manner::Never;
+    }
+
     pub fn line_is_up(&self) -> bool {
         self.inner().isr != 0
     }
@@ -324,6 +351,16 @@ impl Host {
 /// The driver's side.
 pub struct FakeTransport(Arc<Mutex<Inner>>);
 
+/// As a transport over PCI does: it resets the device and waits for that, here with a panic in place of for ever.
+impl Drop for FakeTransport {
+    fn drop(&mut self) {
+        self.set_status(DeviceStatus::empty());
+        let mut inner = self.0.lock().unwrap();
+        inner.dropped = true;
+        assert_eq!(inner.status, 0, "this wait would not end");
+    }
+}
+
 impl FakeTransport {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
@@ -360,7 +397,8 @@ impl Transport for FakeTransport {
         inner.fetch(queue);
     }
     fn get_status(&self) -> DeviceStatus {
-        let inner = self.inner();
+        let mut inner = self.inner();
+        inner.status_reads += 1;
         let mut status = DeviceStatus::from_bits_retain(inner.status);
         if inner.refuses_features {
             status.remove(DeviceStatus::FEATURES_OK);
@@ -369,9 +407,20 @@ impl Transport for FakeTransport {
     }
     fn set_status(&mut self, status: DeviceStatus) {
         let mut inner = self.inner();
+        if status.is_empty() && inner.never_resets {
+            return;
+        }
+        let needs_reset = inner.status & DeviceStatus::DEVICE_NEEDS_RESET.bits();
         inner.status = status.bits();
+        if !status.is_empty() {
+            // Only a reset takes this one back.
+            inner.status |= needs_reset;
+        }
         if status.is_empty() {
             inner.resets += 1;
+            // A device that was reset knows of no frame.
+            inner.forgotten += inner.has.len() as u64;
+            inner.has.clear();
             inner.queues = Default::default();
             inner.waiting.clear();
             inner.stats_out.clear();

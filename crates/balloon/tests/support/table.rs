@@ -1,6 +1,7 @@
 //! The books of a kernel that has no allocator of ours.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::Books;
 use dirigible_frames::{FrameState, OwnerClass, Pfn};
@@ -12,6 +13,7 @@ pub const BASE: u64 = 0x1234;
 pub struct Table {
     frames: Mutex<Vec<(FrameState, Option<OwnerClass>, u64)>>,
     pub managed: Mutex<[i64; 2]>,
+    pub managed_calls: AtomicU64,
 }
 
 pub fn zone(frame: Pfn) -> usize {
@@ -23,6 +25,7 @@ impl Table {
         Self {
             frames: Mutex::new(vec![(FrameState::Free, None, 0); FRAMES as usize]),
             managed: Mutex::new([0; 2]),
+            managed_calls: AtomicU64::new(0),
         }
     }
 
@@ -71,7 +74,9 @@ impl Books for Table {
     fn set_word(&self, frame: Pfn, word: u64) {
         self.with(frame, |entry| entry.2 = word);
     }
-    fn adjust_managed(&self, frame: Pfn, delta: i64) {
-        self.managed.lock().unwrap()[zone(frame)] += delta;
+    fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
+        let mut managed = self.managed.lock().unwrap();
+        self.managed_calls.fetch_add(1, Ordering::SeqCst);
+        frames.for_each(|frame| managed[zone(frame)] += delta);
     }
 }

@@ -1,6 +1,8 @@
 //! A guest with allocator, compaction and balloon, but without a load.
 #![allow(dead_code)]
 
+use core::mem::ManuallyDrop;
+
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step, VirtioBalloon};
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, Order,
@@ -68,8 +70,11 @@ pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&
     };
     let mobility = Mobility::new(&frames, platform, compaction);
     let transport = machine.balloons()[0].transport().unwrap();
-    let balloon = Balloon::new(transport, &frames, platform, &mobility, BALLOON, config).unwrap();
-    mobility.register(BALLOON, &balloon).unwrap();
+    // Mobility and the balloon refer to each other: neither can be dropped before the other.
+    let balloon = ManuallyDrop::new(
+        Balloon::new(transport, &frames, platform, &mobility, BALLOON, config).unwrap(),
+    );
+    mobility.register(BALLOON, &*balloon).unwrap();
     let source = AllocatorSource {
         frames: &frames,
         platform,
@@ -82,6 +87,10 @@ pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&
         balloon: &balloon,
         source,
     });
+    // A device that has been reset leaves nothing behind.
+    balloon.reset();
+    assert_eq!(balloon.held().total(), 0);
+    assert_eq!(frames.managed_frames(), layout.managed_frames());
     frames.drain_cpu_caches();
     frames.verify().unwrap();
     mobility.verify().unwrap();

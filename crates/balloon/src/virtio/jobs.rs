@@ -1,0 +1,185 @@
+//! What is to be done at the transport, by whoever comes to it.
+//!
+//! An access to the configuration space may take as long as the host takes for all requests that it knows of, and nobody
+//! else waits for it: what another CPU wants of the transport meanwhile is posted, and done by the one who is there.
+#![forbid(unsafe_code)]
+
+use bitflags::bitflags;
+use dirigible_frames::Platform;
+use dirigible_frames::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use virtio_drivers::Hal;
+use virtio_drivers::transport::{InterruptStatus, Transport};
+
+use super::VirtioBalloon;
+use super::wire::Wire;
+use crate::Queue;
+
+bitflags! {
+    /// Kinds of jobs; one of a kind is as good as many.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(super) struct Jobs: u32 {
+        /// Tell the device of the inflate queue.
+        const INFLATE = 1 << 0;
+        /// Tell the device of the deflate queue.
+        const DEFLATE = 1 << 1;
+        /// Tell the device of the statistics queue.
+        const STATS = 1 << 2;
+        /// Take the interrupt line down.
+        const ACKNOWLEDGE = 1 << 3;
+        /// Read the target.
+        const TARGET = 1 << 4;
+        /// Write the size.
+        const SIZE = 1 << 5;
+        /// Look whether the device needs a reset.
+        const STATUS = 1 << 6;
+        /// What keeps nobody: all that compaction does.
+        const SWIFT = Self::INFLATE.bits() | Self::DEFLATE.bits() | Self::STATS.bits() | Self::ACKNOWLEDGE.bits();
+    }
+}
+
+impl Jobs {
+    /// The job that follows from a request on `queue`.
+    pub(super) const fn bell(queue: Queue) -> Self {
+        match queue {
+            Queue::Inflate => Self::INFLATE,
+            Queue::Deflate => Self::DEFLATE,
+            _ => Self::STATS,
+        }
+    }
+}
+
+/// The jobs that nobody has taken on.
+pub(super) struct Posts {
+    jobs: AtomicU32,
+    /// How often somebody has wanted the target read.
+    asked: AtomicU64,
+    /// How many of them it has been read for.
+    read: AtomicU64,
+}
+
+impl Posts {
+    pub(super) const fn new() -> Self {
+        Self {
+            jobs: AtomicU32::new(0),
+            asked: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+        }
+    }
+
+    /// Leaves jobs; [`VirtioBalloon::serve`] is to follow.
+    pub(super) fn add(&self, jobs: Jobs) {
+        // SeqCst, and the fence in `serve` behind it: whoever has the transport sees the job after letting go of it, or we
+        // see the transport free. Release is part of it and pairs with `take`: who rings sees the request.
+        self.jobs.fetch_or(jobs.bits(), Ordering::SeqCst);
+    }
+
+    /// Wants the target read.
+    pub(super) fn ask_target(&self) {
+        // Before the job, and both SeqCst: whoever reads for us has seen our asking.
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.add(Jobs::TARGET);
+    }
+
+    /// Whether somebody has asked for the target and it has not been read since.
+    pub(super) fn is_target_awaited(&self) -> bool {
+        // Acquire pairs with the release in `target_read`: with the count comes the target.
+        self.read.load(Ordering::Acquire) < self.asked.load(Ordering::SeqCst)
+    }
+
+    /// How often the target has been asked for: to be noted before it is read. With the transport in hand.
+    fn asked(&self) -> u64 {
+        // Pairs with `ask_target`.
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// The target is in the state, for all who had asked by then. With the transport in hand.
+    fn target_read(&self, asked: u64) {
+        // Release pairs with `is_target_awaited`.
+        self.read.store(asked, Ordering::Release);
+    }
+
+    /// Takes the jobs among `kinds` on. With the transport in hand.
+    pub(super) fn take(&self, kinds: Jobs) -> Jobs {
+        // Pairs with `add`.
+        let found = self.jobs.fetch_and(!kinds.bits(), Ordering::SeqCst);
+        Jobs::from_bits_truncate(found) & kinds
+    }
+
+    /// Whether there is a job among `kinds`.
+    pub(super) fn any(&self, kinds: Jobs) -> bool {
+        // Pairs with `add`.
+        Jobs::from_bits_truncate(self.jobs.load(Ordering::SeqCst)).intersects(kinds)
+    }
+}
+
+impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
+    /// Does the jobs among `kinds` that are posted, others' too, and says which it did. If somebody is at the transport
+    /// (perhaps ourselves, further up in `notify`), they are left to him: he looks again after letting go.
+    ///
+    /// Who serves `SWIFT` only leaves the others posted, for the next that serves all: any interrupt, any step.
+    pub(super) fn serve(&self, kinds: Jobs) -> Jobs {
+        let mut done = Jobs::empty();
+        loop {
+            // Pairs with itself on another CPU: of one who posts and then finds the transport taken, and one who lets go and
+            // then looks, at least one sees what the other did.
+            fence(Ordering::SeqCst);
+            if !self.posts.any(kinds) {
+                return done;
+            }
+            let Some(mut wire) = self.wire.try_lock() else {
+                return done;
+            };
+            let jobs = self.posts.take(kinds);
+            self.work(&mut wire, jobs);
+            drop(wire);
+            done |= jobs;
+        }
+    }
+
+    fn work(&self, wire: &mut Wire<T>, jobs: Jobs) {
+        if jobs.contains(Jobs::ACKNOWLEDGE) {
+            self.note_interrupt(wire.acknowledge());
+        }
+        for (which, bell) in [Jobs::INFLATE, Jobs::DEFLATE, Jobs::STATS]
+            .into_iter()
+            .enumerate()
+        {
+            if jobs.contains(bell) {
+                wire.ring(which);
+            }
+        }
+        if jobs.contains(Jobs::STATUS) && wire.needs_reset() {
+            self.state.lock().balloon.needs_reset();
+        }
+        // With the transport in hand: of two readers the later stores the later value, and so with writers.
+        if jobs.contains(Jobs::TARGET) {
+            let asked = self.posts.asked();
+            if wire.is_live() {
+                let target = wire.read_target().ok();
+                let mut state = self.state.lock();
+                (state.target, state.read_at) = (target, Some(self.platform.now()));
+            }
+            self.posts.target_read(asked);
+        }
+        if jobs.contains(Jobs::SIZE) {
+            let actual = {
+                let mut state = self.state.lock();
+                (state.unwritten, state.written_at) = (false, self.platform.now());
+                state.balloon.actual()
+            };
+            wire.write_actual(actual as u32);
+        }
+    }
+
+    /// Draws the conclusions from what the device says about its interrupt.
+    pub(super) fn note_interrupt(&self, status: InterruptStatus) {
+        if status.contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
+            // Pairs with the swap in `read_target`.
+            self.reconfigured.store(true, Ordering::SeqCst);
+            self.posts.add(Jobs::STATUS);
+        } else if status.is_empty() {
+            // Under MSI-X the status says nothing, ever. Pairs with the swap in `read_target`.
+            self.unsure.store(true, Ordering::SeqCst);
+        }
+    }
+}

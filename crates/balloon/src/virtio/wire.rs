@@ -1,0 +1,164 @@
+//! The transport: features, status, bells, configuration space.
+#![forbid(unsafe_code)]
+
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+
+use super::device::DeviceError;
+use crate::Features;
+use crate::features::config_space;
+
+/// How many times a reset asks whether the device has finished it.
+const RESET_LOOKS: usize = 1000;
+
+/// Proof that a device has confirmed its reset: it touches no memory of ours and has forgotten every frame.
+pub(super) struct Quiet(());
+
+/// A device's transport. It is dropped only while the device is quiet; otherwise it is leaked, for transports there are
+/// whose `drop` waits without a bound for the device (that of virtio-drivers over PCI does).
+pub(super) struct Wire<T: Transport> {
+    /// `None` only inside `drop`.
+    transport: Option<T>,
+    /// Numbers of the inflate, deflate and statistics queues.
+    bells: [u16; 3],
+    /// The device has not been touched yet, or has confirmed its last reset.
+    quiet: bool,
+    /// The device is started.
+    live: bool,
+}
+
+impl<T: Transport> Wire<T> {
+    /// Of a device that nobody has touched.
+    pub(super) const fn new(transport: T) -> Self {
+        Self {
+            transport: Some(transport),
+            bells: [0; 3],
+            quiet: true,
+            live: false,
+        }
+    }
+
+    pub(super) fn transport(&mut self) -> Result<&mut T, DeviceError> {
+        self.transport.as_mut().ok_or(DeviceError::NoReset)
+    }
+
+    /// Negotiates features. Afterwards the queues are set up and the device [started](Self::start).
+    pub(super) fn negotiate(&mut self, accepted: Features) -> Result<Features, DeviceError> {
+        let transport = self.transport()?;
+        let kind = transport.device_type();
+        // The id 5 has two names in virtio-drivers.
+        if !matches!(
+            kind,
+            DeviceType::MemoryBallooning | DeviceType::MemoryBalloon
+        ) {
+            return Err(DeviceError::NotABalloon(kind));
+        }
+        // Whoever had the device before may have left it running.
+        let idle = transport.get_status().is_empty();
+        self.quiet &= idle;
+        if self.reset().is_none() {
+            return Err(DeviceError::NoReset);
+        }
+        self.quiet = false;
+        let transport = self.transport()?;
+        let features = transport.begin_init(accepted);
+        // Legacy devices have no such bit.
+        let agreed = transport.get_status().contains(DeviceStatus::FEATURES_OK);
+        if !agreed && !transport.requires_legacy_layout() {
+            return Err(DeviceError::FeaturesRefused(features));
+        }
+        self.read_target().map_err(DeviceError::Config)?;
+        Ok(features)
+    }
+
+    /// The queues are there: the device may begin.
+    pub(super) fn start(&mut self) {
+        if let Some(transport) = &mut self.transport {
+            transport.finish_init();
+            self.live = true;
+        }
+    }
+
+    /// It does not work out: says so, and makes the device forget what it was told.
+    pub(super) fn give_up(&mut self) -> Option<Quiet> {
+        if let Some(transport) = self.transport.as_mut().filter(|_| !self.quiet) {
+            transport.set_status(DeviceStatus::FAILED);
+        }
+        self.reset()
+    }
+
+    pub(super) const fn is_live(&self) -> bool {
+        self.live
+    }
+
+    pub(super) const fn set_bells(&mut self, bells: [u16; 3]) {
+        self.bells = bells;
+    }
+
+    /// Tells the device that there is something in queue `which` of inflate, deflate, statistics.
+    ///
+    /// Always, whatever the device says about notifications: there is no full fence between the store of the available
+    /// index and virtio-drivers' look at the device's wish.
+    pub(super) fn ring(&mut self, which: usize) {
+        if let Some(transport) = self.transport.as_mut().filter(|_| self.live) {
+            transport.notify(self.bells[which]);
+        }
+    }
+
+    /// Takes the line down and says why it was up. After a reset too: a line that stays up would call for ever.
+    pub(super) fn acknowledge(&mut self) -> InterruptStatus {
+        self.transport
+            .as_mut()
+            .map_or(InterruptStatus::empty(), Transport::ack_interrupt)
+    }
+
+    /// Whether the device says that it cannot go on.
+    pub(super) fn needs_reset(&self) -> bool {
+        self.transport
+            .as_ref()
+            .filter(|_| self.live)
+            .is_some_and(|transport| {
+                transport
+                    .get_status()
+                    .contains(DeviceStatus::DEVICE_NEEDS_RESET)
+            })
+    }
+
+    pub(super) fn read_target(&self) -> Result<u32, virtio_drivers::Error> {
+        self.transport
+            .as_ref()
+            .ok_or(virtio_drivers::Error::NotReady)?
+            .read_config_space(config_space::NUM_PAGES)
+            .map(config_space::decode)
+    }
+
+    pub(super) fn write_actual(&mut self, actual: u32) {
+        if let Some(transport) = self.transport.as_mut().filter(|_| self.live) {
+            // A device that does not take it has no use for it.
+            let _ =
+                transport.write_config_space(config_space::ACTUAL, config_space::encode(actual));
+        }
+    }
+
+    /// Makes the device forget everything; `None` when it does not confirm that. It ends either way.
+    pub(super) fn reset(&mut self) -> Option<Quiet> {
+        self.live = false;
+        let transport = self.transport.as_mut()?;
+        if !self.quiet {
+            // Not queue by queue: virtio-drivers waits without a bound for a queue to say that it is off.
+            transport.set_status(DeviceStatus::empty());
+            self.quiet = (0..RESET_LOOKS).any(|_| transport.get_status().is_empty());
+        }
+        self.quiet.then_some(Quiet(()))
+    }
+}
+
+impl<T: Transport> Drop for Wire<T> {
+    fn drop(&mut self) {
+        let quiet = self.reset().is_some();
+        if let Some(transport) = self.transport.take()
+            && !quiet
+        {
+            core::mem::forget(transport);
+        }
+    }
+}
