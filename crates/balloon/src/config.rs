@@ -33,7 +33,8 @@ pub struct BalloonConfig {
     pub retry_delay_ns: u64,
     /// Number of the device in its frames' owner words; distinct for each balloon of a machine.
     pub device: u8,
-    /// Whether to accept `DEFLATE_ON_OOM` when it is offered.
+    /// Whether to accept `DEFLATE_ON_OOM` when it is offered: for those who call
+    /// [`deflate_on_oom`](crate::VirtioBalloon::deflate_on_oom) before an allocation fails.
     pub deflate_on_oom: bool,
     /// How long inflation rests after a deflation for want of memory, unless the host sets another target.
     pub oom_rest_ns: u64,
@@ -57,7 +58,7 @@ impl Default for BalloonConfig {
             deflate: Deflate::Heal,
             retry_delay_ns: 200_000_000,
             device: 0,
-            deflate_on_oom: true,
+            deflate_on_oom: false,
             oom_rest_ns: 10_000_000_000,
             request_timeout_ns: 5_000_000_000,
             wait_ns: 50_000_000,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
-use dirigible_workload::protocol::APPARATUS;
+use dirigible_workload::{params::MAX_HOST_ANSWER, protocol::APPARATUS};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -42,6 +42,10 @@ pub struct Plan {
     pub filler: bool,
     /// Lengths of the phases, multiplied by this many thousandths.
     pub time_scale: u64,
+    /// Whether the balloon deflates before a request of the guest fails.
+    pub deflate_on_oom: bool,
+    /// How long the hosted machine's balloon device takes for a request.
+    pub host_answer_ms: u64,
     /// The QEMU and the guest kernel that were found, on the machine `qemu`.
     pub qemu: Option<QemuMachine>,
 }
@@ -178,6 +182,25 @@ fn check_threads(args: &StressHighalloc, host: &Host) -> Result<u64, String> {
     }
 }
 
+/// The longest answer time of the host, in milliseconds.
+const MAX_HOST_ANSWER_MS: u64 = MAX_HOST_ANSWER / 1_000_000;
+
+/// The host's answer time.
+fn check_answer(args: &StressHighalloc) -> Result<u64, String> {
+    match (args.host_answer, args.machine) {
+        (None, _) => Ok(0),
+        // QEMU's device answers when it has answered.
+        (Some(_), Machine::Qemu) => Err("--host-answer: only with --machine hosted".into()),
+        (Some(answer), Machine::Hosted) if answer.ms > MAX_HOST_ANSWER_MS => Err(format!(
+            "--host-answer {answer}: at most {}",
+            Period {
+                ms: MAX_HOST_ANSWER_MS
+            }
+        )),
+        (Some(answer), Machine::Hosted) => Ok(answer.ms),
+    }
+}
+
 /// Checks the flags against each other and the host.
 ///
 /// # Errors
@@ -202,6 +225,7 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
         return Err("--period 0: the balloon needs time between two steps".into());
     }
     let threads = check_threads(args, host)?;
+    let host_answer_ms = check_answer(args)?;
     if args.seed.checked_add(args.runs - 1).is_none() {
         return Err(format!(
             "--seed {} with --runs {}: the last seed would be above {}",
@@ -233,6 +257,8 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
         watermark_scale: args.watermark_scale.thousandths,
         filler: !args.no_filler,
         time_scale: args.time_scale.thousandths,
+        deflate_on_oom: args.deflate_on_oom,
+        host_answer_ms,
         qemu: None,
     };
     // The engine knows more about what it can run than can be told by flags one by one.
@@ -313,6 +339,15 @@ impl Plan {
         }
         if !self.filler {
             line += "; no filler";
+        }
+        if self.deflate_on_oom {
+            line += "; deflates on out of memory";
+        }
+        if self.host_answer_ms > 0 {
+            let answer = Period {
+                ms: self.host_answer_ms,
+            };
+            line += &format!("; the host answers after {answer}");
         }
         line
     }
@@ -412,6 +447,11 @@ mod tests {
             ("--accel kvm", "--accel: only with --machine qemu"),
             ("--patience 2", "--patience: only with --machine qemu"),
             (
+                "--machine qemu --host-answer 20ms",
+                "--host-answer: only with --machine hosted",
+            ),
+            ("--host-answer 1001ms", "--host-answer 1001ms: at most 1s"),
+            (
                 "--columns pinned,pinned",
                 "--columns: pinned is named twice",
             ),
@@ -446,6 +486,9 @@ mod tests {
             let plan = checked(&format!("--machine qemu --accel kvm {flags}")).unwrap();
             assert_eq!(plan.threads, cpus);
         }
+        let plan = checked("--host-answer 20ms --deflate-on-oom").unwrap();
+        assert_eq!((plan.host_answer_ms, plan.deflate_on_oom), (20, true));
+        assert!(checked("--machine qemu --deflate-on-oom").is_ok());
         // Without a balloon the step means nothing.
         assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
         assert_eq!(
@@ -481,6 +524,10 @@ mod tests {
         insta::assert_snapshot!(
             checked("--balloon 0 --no-filler --load-scale 0.7 --threads 2").unwrap().headline(10),
             @"hosted machine, profile paper, seeds 1 to 10; memory 4G; no balloon; 2 threads of load; load x 0.7; no filler"
+        );
+        insta::assert_snapshot!(
+            checked("--balloon 0 --host-answer 20ms --deflate-on-oom").unwrap().headline(1),
+            @"hosted machine, profile paper, seed 1; memory 4G; no balloon; deflates on out of memory; the host answers after 20ms"
         );
     }
 
