@@ -176,7 +176,10 @@ fn run_on<'a>(
     mobility.register(FILLER, &filler)?;
     mobility.register(BALLOON, &*balloon)?;
 
-    let (relief, stalls) = (Relief::new(&*balloon), Stalls::new(frames, policy.fallback));
+    let (relief, stalls) = (
+        Relief::new(&*balloon),
+        Stalls::new(&mobility, policy.fallback),
+    );
     let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
     let full = params.balloon_frames();
     let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);

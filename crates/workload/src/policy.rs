@@ -54,7 +54,7 @@ impl ColumnPolicy {
         mobility: &'a Mobility<'a, P>,
         reclaim: &'a dyn Reclaim,
         relief: &'a Relief<'a>,
-        stalls: &'a Stalls<'a>,
+        stalls: &'a Stalls<'a, P>,
     ) -> SlowPath<'a, P> {
         let config = SlowPathConfig {
             fallback: self.fallback,

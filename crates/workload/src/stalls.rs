@@ -3,9 +3,9 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, BlockState, FRAMES_PER_BLOCK, Fallback, FrameAllocator, FrameClass, Order,
-    Watermark,
+    AllocRequest, BlockState, Fallback, FrameClass, Order, Platform, Watermark,
 };
+use dirigible_mobility::Mobility;
 use dirigible_paging::StallObserver;
 
 use crate::{
@@ -17,10 +17,10 @@ use crate::{
 ///
 /// A request for one frame that leaves `min` may fail: the guest's memory is at its end. It must not fail because
 /// compaction holds frames aside, the targets of its moves and what is free in the block that it empties: they are free
-/// memory that comes back. So a failure counts as one that must not be if with these frames more than `min` would have been
-/// free, in blocks that the request may use.
-pub struct Stalls<'a> {
-    frames: &'a FrameAllocator<'a>,
+/// memory. So a failure counts as one that must not be if with these frames more than `min` would have been free, in blocks
+/// that the request may use.
+pub struct Stalls<'a, P: Platform> {
+    mobility: &'a Mobility<'a, P>,
     fallback: Fallback,
     base: Times,
     huge: Times,
@@ -47,11 +47,11 @@ impl Times {
     }
 }
 
-impl<'a> Stalls<'a> {
-    /// Nothing so far, of requests to `frames`, which does `fallback`.
-    pub fn new(frames: &'a FrameAllocator<'a>, fallback: Fallback) -> Self {
+impl<'a, P: Platform> Stalls<'a, P> {
+    /// Nothing so far, of requests to the allocator below `mobility`, which does `fallback`.
+    pub fn new(mobility: &'a Mobility<'a, P>, fallback: Fallback) -> Self {
         Self {
-            frames,
+            mobility,
             fallback,
             base: Times::default(),
             huge: Times::default(),
@@ -76,21 +76,23 @@ impl<'a> Stalls<'a> {
         if request.order != Order::BASE || request.watermark != Watermark::Min || !may_use {
             return false;
         }
-        self.frames.zones().any(|zone| {
-            let min = self.frames.watermarks(zone).min;
-            let free = self.frames.zone_free_frames(zone);
-            let isolated = self.frames.blocks().filter(|&block| {
-                self.frames.zone_of_block(block) == zone
-                    && self.frames.ledger(block).state() == BlockState::Isolated
-            });
-            // For each frame in use in the block there is a target elsewhere, and the others are free.
-            let aside = (isolated.count() * FRAMES_PER_BLOCK) as u64;
-            aside > 0 && free + aside > min
+        // Each isolated frame has a target, in use by nobody until it is moved there.
+        let targets = self.mobility.isolated_frames();
+        let frames = self.mobility.frames();
+        frames.zones().any(|zone| {
+            let isolated = frames
+                .blocks()
+                .filter(|&block| frames.zone_of_block(block) == zone)
+                .map(|block| frames.ledger(block))
+                .filter(|ledger| ledger.state() == BlockState::Isolated);
+            let aside = targets + isolated.map(|ledger| u64::from(ledger.free())).sum::<u64>();
+            let free = frames.zone_free_frames(zone);
+            aside > 0 && free + aside > frames.watermarks(zone).min
         })
     }
 }
 
-impl StallObserver for Stalls<'_> {
+impl<P: Platform> StallObserver for Stalls<'_, P> {
     fn stalled(&self, request: AllocRequest, ns: u64, served: bool) {
         let times = match request.order {
             Order::HUGE => &self.huge,

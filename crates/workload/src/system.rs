@@ -56,7 +56,7 @@ pub struct Parts<'a, P: Platform> {
     /// What checks of contents found.
     pub contents: &'a ContentLog,
     /// How long requests waited.
-    pub stalls: &'a Stalls<'a>,
+    pub stalls: &'a Stalls<'a, P>,
     /// The host's clock.
     pub host_clock: &'a dyn HostClock,
 }

@@ -144,7 +144,7 @@ fn with_machine<R>(
     mobility.register(class(1), &paging).unwrap();
     mobility.register(class(2), &filler).unwrap();
     let memory = SlowPath::new(&mobility, &filler, SlowPathConfig::default());
-    let stalls = Stalls::new(&frames, Fallback::Steal);
+    let stalls = Stalls::new(&mobility, Fallback::Steal);
     let walker = Walker {
         paging: &paging,
         guest: &guest,

@@ -79,7 +79,10 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     mobility.register(FILLER, &filler).map_err(text)?;
     mobility.register(BALLOON, &*balloon).map_err(text)?;
 
-    let (relief, stalls) = (Relief::new(&*balloon), Stalls::new(frames, policy.fallback));
+    let (relief, stalls) = (
+        Relief::new(&*balloon),
+        Stalls::new(&mobility, policy.fallback),
+    );
     let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
     let port = BalloonPort::new(&balloon, line, params.balloon_frames());
     let parts = Parts {
