@@ -12,6 +12,9 @@ use dirigible_mobility::{CompactResult, Mobility};
 /// A run of more frames than this is costly: nothing is given up for it.
 const COSTLY: usize = 8;
 
+/// How often a request that waits for compaction looks, however slowly time passes.
+const LOOKS: u32 = 10_000;
+
 /// The constants of the slow path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlowPathConfig {
@@ -32,6 +35,8 @@ pub struct SlowPathConfig {
     pub fallback: Fallback,
     /// What the balloon leaves free.
     pub balloon_watermark: Watermark,
+    /// How long a base request that would fail waits for the frames that compaction holds, in nanoseconds.
+    pub settle_ns: u64,
     /// Frames asked of the out-of-memory notifier at a time: one message of a balloon.
     pub release_batch: usize,
     /// How often it is asked for one base page, while each time gives something.
@@ -49,6 +54,7 @@ impl Default for SlowPathConfig {
             evacuations: 2,
             fallback: Fallback::Evacuate,
             balloon_watermark: Watermark::Min,
+            settle_ns: 200_000_000,
             release_batch: 256,
             releases: 8,
         }
@@ -58,9 +64,10 @@ impl Default for SlowPathConfig {
 /// Frames by every means short of killing somebody.
 ///
 /// - *Base pages:* free frames; for unmovable and reclaimable requests, under [`Fallback::Evacuate`], a movable block
-///   evacuated and converted; reclaim, for as long as it gives something; the whole-block reserve; and for runs of at most
-///   8 frames whoever gives frames up [for want of memory](OutOfMemoryNotifier), a balloon. The reserve goes first: it is
-///   the guest's own, and what the balloon holds was promised to the host.
+///   evacuated and converted; reclaim, for as long as it gives something; the whole-block reserve. Then, for runs of at
+///   most 8 frames: what compaction holds aside while it moves, and is free memory as soon as it has moved; and whoever gives
+///   frames up [for want of memory](OutOfMemoryNotifier), a balloon. That comes last: all before it is the guest's own, and
+///   what the balloon holds was promised to the host.
 /// - *Huge pages:* a free block, a block captured by compaction, and both again after one big reclaim.
 ///
 /// Each means is tried a bounded number of times, so a request ends, with frames or with [`OutOfMemory`], whatever the
@@ -168,7 +175,8 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         self.try_base(request, why, &mut effort)
             // Better a broken reserve than a task without memory.
             .or_else(|OutOfMemory| self.break_reserve(request))
-            .or_else(|_| self.release(request, &mut effort))
+            .or_else(|_| self.await_compaction(request, &mut effort))
+            .or_else(|OutOfMemory| self.release(request, &mut effort))
             .or_else(|OutOfMemory| self.failed())
     }
 
@@ -177,7 +185,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         self.frames.alloc(cpu, request.breaking_reserve())
     }
 
-    /// Everything but the reserve and the notifier, after an attempt that failed for `why`.
+    /// What is tried first, after an attempt that failed for `why`.
     fn try_base(
         &self,
         request: AllocRequest,
@@ -206,28 +214,58 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
+    /// Frames that are coming back: those that compaction holds while it, or the host, works on a move.
+    fn await_compaction(
+        &self,
+        request: AllocRequest,
+        effort: &mut Effort,
+    ) -> Result<Pfn, OutOfMemory> {
+        let is_held = || self.mobility.isolated_frames() > 0;
+        if request.order.frames() > COSTLY || !is_held() {
+            return Err(OutOfMemory);
+        }
+        let until = self.platform.now().saturating_add(self.config.settle_ns);
+        let mut seen = self.frames.free_frames();
+        for _ in 0..LOOKS {
+            if !is_held() || self.platform.now() >= until {
+                break;
+            }
+            self.platform.relax();
+            let free = self.frames.free_frames();
+            if free > seen
+                && let Ok(frame) = self.break_reserve(request)
+            {
+                return Ok(frame);
+            }
+            seen = free;
+        }
+        self.once_more(request, effort)
+    }
+
     /// The last means: frames that were promised to somebody else.
     fn release(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
         if request.order.frames() > COSTLY {
             return Err(OutOfMemory);
         }
         for _ in 0..self.config.releases {
-            let released = self.notifier.release(self.config.release_batch);
-            // Also when it gave nothing: what it gave to another CPU may do for both.
-            let attempt = self.break_reserve(request);
-            let Err(why) = attempt else {
-                return attempt.map_err(|_| OutOfMemory);
-            };
-            if released == 0 {
-                break;
+            if self.notifier.release(self.config.release_batch) == 0 {
+                // What it gave to another CPU may do for both.
+                return self.break_reserve(request).map_err(|_| OutOfMemory);
             }
-            // Kernel requests cannot use it as it is; with more room a block can be evacuated.
-            effort.evacuations = self.config.evacuations;
-            if let Ok(frame) = self.try_base(request, why, effort) {
+            if let Ok(frame) = self.once_more(request, effort) {
                 return Ok(frame);
             }
         }
         Err(OutOfMemory)
+    }
+
+    /// The first means again, now that there is more memory.
+    fn once_more(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
+        self.break_reserve(request).or_else(|why| {
+            // A kernel request cannot use frames in movable blocks, but there is room now to empty one.
+            effort.evacuations = self.config.evacuations;
+            self.try_base(request, why, effort)
+        })
     }
 
     /// Turns a movable block into one for `class`; `false` when there is no point in asking the allocator again.

@@ -11,7 +11,7 @@ use dirigible_frames::{
 };
 use dirigible_paging::{
     FaultKind, NoReclaim, OutOfMemory, OutOfMemoryNotifier, Page, PageSource, Reclaim, SlowPath,
-    SlowPathConfig, StallObserver,
+    SlowPathConfig, SpaceId, StallObserver,
 };
 use support::{MockGuest, World, leak, world_with_reserve};
 
@@ -200,6 +200,63 @@ fn what_another_cpu_was_given_serves_too() {
         all.last().copied()
     );
     assert_eq!(slow.alloc(AllocRequest::movable()), Err(OutOfMemory));
+}
+
+/// A space with pages in all memory that there is, and how many they are.
+fn filled(w: &World) -> (SpaceId, u64) {
+    let space = w.space();
+    let fault = |&page: &u64| {
+        let (page, base) = (Page::new(page), FaultKind::Base);
+        w.paging.fault(space, page, base, w.source).is_ok()
+    };
+    (space, (0..).take_while(fault).count() as u64)
+}
+
+/// Compaction holds frames while the host takes its time: a request waits for them rather than fail, or have others give
+/// up theirs.
+#[test]
+fn frames_that_compaction_holds_are_waited_for() {
+    let w = leak(world_with_reserve(2, Fallback::Steal, 0));
+    let (space, pages) = filled(w);
+    let moving = w.paging.translate(space, Page::new(0)).unwrap();
+    assert!(w.mobility.isolate(moving));
+    let balloon = Held::new(w, Vec::new());
+    let slow =
+        SlowPath::new(w.mobility, &NoReclaim, config(Fallback::Steal)).with_notifier(balloon);
+    let relaxed = || w.guest.relaxed.load(Relaxed);
+    let before = relaxed();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            support::run_on(1);
+            while relaxed() == before {
+                std::thread::yield_now();
+            }
+            w.mobility.putback_movable_frames(&[moving]);
+            w.unmap(space, pages - 1..pages);
+        });
+        assert!(slow.alloc(AllocRequest::movable()).is_ok());
+    });
+    assert_eq!((balloon.calls(), w.event(Event::OutOfMemory)), (0, 0));
+}
+
+#[test]
+fn waiting_for_compaction_ends() {
+    let w = leak(world_with_reserve(2, Fallback::Steal, 0));
+    let (space, _) = filled(w);
+    let stuck = w.paging.translate(space, Page::new(0)).unwrap();
+    assert!(w.mobility.isolate(stuck));
+    let slow = SlowPath::new(w.mobility, &NoReclaim, config(Fallback::Steal));
+    let relaxed = || w.guest.relaxed.load(Relaxed);
+    let before = relaxed();
+    // The clock of this machine stands still.
+    assert_eq!(slow.alloc(AllocRequest::movable()), Err(OutOfMemory));
+    assert!((1..=10_000).contains(&(relaxed() - before)));
+    // Nobody waits for a huge page or a costly run.
+    let (order_4, before) = (Order::new(4).unwrap(), relaxed());
+    let costly = AllocRequest::new(order_4, FrameClass::Movable);
+    assert_eq!(slow.alloc(costly), Err(OutOfMemory));
+    assert_eq!(relaxed(), before);
+    w.mobility.putback_movable_frames(&[stuck]);
 }
 
 /// A balloon that gave frames up to get some would be none.
