@@ -84,6 +84,13 @@ fn a_task_goes_on_with_what_the_balloon_gives_back() {
                 panic!("{mode:?}: what was given up in need is taken again");
             };
             assert_eq!(guest.balloon.actual(), 0);
+            // Nor do the two chase each other while the need comes and goes.
+            for _ in 0..3 {
+                assert_eq!(take_all(guest), 0);
+                assert!(matches!(guest.settle(), Step::RetryAt(_)));
+            }
+            let stats = guest.balloon.stats();
+            assert_eq!((stats.inflated, stats.deflated), (HELD, HELD));
             if mode == Mode::Deterministic {
                 let rest = willing().oom_rest_ns;
                 assert!(until > machine.platform().now() + rest / 2, "{until}");
