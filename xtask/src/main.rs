@@ -6,6 +6,7 @@ mod experiment;
 mod no_std;
 mod pitfalls;
 mod qemu;
+mod soak;
 mod step;
 mod suite;
 mod totals;
@@ -19,13 +20,16 @@ const USAGE: &str = "\
 Usage: cargo xtask <chore>
 
   test [--quick]          everything that a change must pass: format, lints, docs, all tests, model checks, no_std, a run
-                          of the command, and under QEMU a boot, the guest's tests and two runs; --quick leaves out the
-                          model checks, the runs and QEMU
+                          of the command, a short soak, and under QEMU a boot, the guest's tests and two runs; --quick
+                          leaves out the model checks, the runs and QEMU
   guest                   builds the guest kernel
   qemu COMMAND …          builds it and runs one of the command's commands on it: guest-hello, guest-test, balloon-speed,
                           balloon-moves, stress-highalloc
   bench                   the allocator beside its peers, and what compaction's choice of a block costs
-  soak [--seconds N]      two threads of load, the balloon cycling, compaction running (default 60 s)
+  soak [--seconds N] [--answer-ms LIST] [--schedule LIST] [--fresh] [--out DIR]
+                          two threads of load in real time, memory full, the balloon held (or cycle), the host answering
+                          after 0, 1 and 20 ms, about N seconds each (default 180): longest stalls, and what must be 0; into
+                          DIR (default target/soak); parts that are there already are not run again, --fresh runs them
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
                           3), into DIR (default target/experiment); what is there already is not run again
@@ -40,8 +44,7 @@ fn main() -> ExitCode {
         ["guest"] => qemu::build_guest(),
         ["qemu", command, ..] if !command.starts_with('-') => qemu::run(&words[1..]),
         ["bench", rest @ ..] => bench(rest),
-        ["soak"] => soak("60"),
-        ["soak", "--seconds", seconds] => soak(seconds),
+        ["soak", rest @ ..] => soak::run(rest),
         ["experiment", rest @ ..] => experiment::run(rest),
         ["pitfalls"] => pitfalls::check(),
         ["pitfalls", "--write"] => pitfalls::write(),
@@ -71,22 +74,4 @@ fn bench(rest: &[&str]) -> Result<(), String> {
         Step::new(name, cargo(&["bench", "-p", package]).args(rest)).run()?;
     }
     Ok(())
-}
-
-/// Length of the profile `quick` in seconds.
-const QUICK_SECONDS: u64 = 256;
-
-/// Threads in real time, for about `seconds` a column. The command fails when contents, counters or books are wrong.
-fn soak(seconds: &str) -> Result<(), String> {
-    let number: u64 = seconds
-        .parse()
-        .ok()
-        .filter(|seconds| (10..=3600).contains(seconds))
-        .ok_or_else(|| format!("--seconds {seconds}: a number from 10 to 3600"))?;
-    let thousandths = number * 1000 / QUICK_SECONDS;
-    let scale = format!("{}.{:03}", thousandths / 1000, thousandths % 1000);
-    let run = "run --release -- stress-highalloc --threads 2 --profile quick --memory 1G --balloon 256M --step 64M \
-               --columns steered,movable --time-scale";
-    let words: Vec<&str> = run.split_whitespace().collect();
-    Step::new("soak", cargo(&words).arg(scale)).run()
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::Stdio, time::Instant};
 
 use crate::{
-    no_std, pitfalls, qemu,
+    no_std, pitfalls, qemu, soak,
     step::{Step, cargo, root, seconds, target, timed},
     totals::{Totals, tests},
 };
@@ -42,6 +42,7 @@ pub fn run(quick: bool) -> Result<(), String> {
     if !quick {
         note(timed("model checks", || model_checks(&mut total)));
         note(smoke());
+        note(soak::smoke());
     }
     if !quick {
         qemu::suite(&mut total, &mut note);

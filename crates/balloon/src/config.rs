@@ -31,7 +31,8 @@ pub struct BalloonConfig {
     pub deflate: Deflate,
     /// How long inflation waits when no frame was to be had, and how far apart restarts of the device are.
     pub retry_delay_ns: u64,
-    /// Whether to accept `DEFLATE_ON_OOM` when it is offered.
+    /// Whether to accept `DEFLATE_ON_OOM` when it is offered: for those who call
+    /// [`deflate_on_oom`](crate::VirtioBalloon::deflate_on_oom) before an allocation fails.
     pub deflate_on_oom: bool,
     /// How long inflation rests after a deflation for want of memory, unless the host sets another target.
     pub oom_rest_ns: u64,
@@ -56,7 +57,7 @@ impl Default for BalloonConfig {
             exchange_batch: MAX_PFNS,
             deflate: Deflate::Heal,
             retry_delay_ns: 200_000_000,
-            deflate_on_oom: true,
+            deflate_on_oom: false,
             oom_rest_ns: 10_000_000_000,
             request_timeout_ns: 5_000_000_000,
             wait_ns: 50_000_000,

@@ -37,8 +37,9 @@ fn attempt(
 fn negotiates_what_it_should() {
     let host = Host::offering(!(1 << 34));
     let guest = on(host.clone());
-    assert_eq!(guest.balloon.features(), Features::accepted(true));
-    let refused = [4, 5, 28, 29, 33];
+    assert_eq!(guest.balloon.features(), Features::accepted(false));
+    // Who does not say that it asks before it runs out of memory does not accept what is of use to those alone.
+    let refused = [2, 4, 5, 28, 29, 33];
     assert!(
         refused
             .iter()
@@ -46,6 +47,12 @@ fn negotiates_what_it_should() {
     );
     guest.to(100);
     guest.to(0);
+    let config = BalloonConfig {
+        deflate_on_oom: true,
+        ..BalloonConfig::default()
+    };
+    let guest = Guest::with(memory(&[2]), Host::offering(!(1 << 34)), NO_SETTLE, config);
+    assert_eq!(guest.balloon.features(), Features::accepted(true));
 }
 
 #[test]

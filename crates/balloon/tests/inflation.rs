@@ -21,6 +21,14 @@ fn newest_first() -> BalloonConfig {
     }
 }
 
+/// One that may be asked to deflate for want of memory.
+fn on_oom() -> BalloonConfig {
+    BalloonConfig {
+        deflate_on_oom: true,
+        ..BalloonConfig::default()
+    }
+}
+
 #[test]
 fn up_and_down() {
     let guest = Guest::new(8);
@@ -48,7 +56,7 @@ fn up_and_down() {
 #[test]
 fn with_deflate_on_oom_the_managed_count_stays() {
     let host = Host::offering(VERSION_1 | DEFLATE_ON_OOM);
-    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, BalloonConfig::default());
+    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, on_oom());
     let managed = guest.frames.managed_frames();
     guest.to(600);
     assert_eq!(guest.frames.managed_frames(), managed);
@@ -113,7 +121,7 @@ fn pitfall_01_empty_handed_inflate_lets_go() {
 #[test]
 fn pitfall_03_out_of_memory_inside_inflate() {
     let host = Host::offering(VERSION_1 | DEFLATE_ON_OOM);
-    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, BalloonConfig::default());
+    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, on_oom());
     guest.to(500);
     let balloon = guest.balloon;
     let freed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -140,10 +148,15 @@ fn pitfall_03_out_of_memory_inside_inflate() {
 
 #[test]
 fn out_of_memory_is_no_licence_without_the_feature() {
-    let guest = Guest::new(4);
-    guest.to(500);
-    assert_eq!(guest.balloon.deflate_on_oom(64), 0);
-    assert_eq!(guest.host.size(), 500);
+    let offering = || Host::offering(VERSION_1 | DEFLATE_ON_OOM);
+    let plain = || Host::offering(VERSION_1);
+    // Not offered, and offered to a guest that did not say that it asks.
+    for (host, config) in [(plain(), on_oom()), (offering(), BalloonConfig::default())] {
+        let guest = Guest::with(memory(&[4]), host, NO_SETTLE, config);
+        guest.to(500);
+        assert_eq!(guest.balloon.deflate_on_oom(64), 0);
+        assert_eq!(guest.host.size(), 500);
+    }
 }
 
 #[test]
@@ -377,7 +390,7 @@ fn pitfall_27_nothing_is_used_before_its_acknowledgement() {
 #[test]
 fn pitfall_29_actual_follows() {
     let host = Host::offering(VERSION_1 | DEFLATE_ON_OOM);
-    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, BalloonConfig::default());
+    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, on_oom());
     let follows = |what: &str| {
         let actual = guest.host.actual();
         assert_eq!(actual, guest.host.size(), "{what}");

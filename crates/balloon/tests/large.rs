@@ -197,7 +197,11 @@ fn healing_looks_past_what_is_leaving() {
 fn out_of_memory_gives_up_to_a_message() {
     let host = Host::offering(VERSION_1 | 1 << 2);
     for deflate in [Deflate::Heal, Deflate::NewestFirst] {
-        let config = BalloonConfig { deflate, ..large() };
+        let config = BalloonConfig {
+            deflate,
+            deflate_on_oom: true,
+            ..large()
+        };
         let host = Host(host.0.clone());
         let guest = Guest::<LARGE_PFNS>::sized(memory(&[16]), host, NO_SETTLE, config);
         guest.to(6000);

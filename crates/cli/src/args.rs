@@ -153,6 +153,18 @@ pub struct StressHighalloc {
     /// Does not keep memory full: what the load leaves stays free
     #[arg(long, help_heading = "Variants of the experiment")]
     pub no_filler: bool,
+    /// Lets the balloon deflate before a request of the guest fails (the device offers it, the guest accepts and does it):
+    /// its size is then no longer the schedule's alone
+    #[arg(long, help_heading = "Variants of the experiment")]
+    pub deflate_on_oom: bool,
+    /// How long the balloon device of the machine `hosted` takes for a request, a second at most (suffix ms or s)
+    #[arg(
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        help_heading = "Variants of the experiment"
+    )]
+    pub host_answer: Option<Period>,
     /// Multiplies the lengths of the phases, not the load's pace: for a quick look; 1 is the experiment
     #[arg(
         long,

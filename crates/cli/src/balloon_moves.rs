@@ -64,6 +64,8 @@ fn check(args: &BalloonMoves, host: &Host) -> Result<Plan, String> {
         watermark_scale: 1000,
         filler: true,
         time_scale: args.time_scale.thousandths,
+        deflate_on_oom: false,
+        host_answer_ms: 0,
         qemu: None,
     };
     let params = machine::params(&job(plan.clone()));

@@ -3,7 +3,7 @@
 use dirigible_workload::report::{
     AttemptHost, BlockCensus, ColumnHost, ColumnReport, FailureCauses, HostFacts, HostReport,
     LoadReport, MemoryState, Parameters, PassReport, Policy, Report, Residency, SCHEMA, Spread,
-    TenThousandths, Tenths, TwinPass, TwinReport, TypeState, VmStat,
+    StallFigures, StallReport, TenThousandths, Tenths, TwinPass, TwinReport, TypeState, VmStat,
 };
 
 /// A report of three columns and three passes; `seed` shifts the scores a little.
@@ -40,6 +40,8 @@ pub fn report(seed: u64) -> Report {
             watermark_scale: TenThousandths::ratio(1, 1),
             filler: true,
             time_scale: TenThousandths::ratio(1, 1),
+            deflate_on_oom: false,
+            host_answer_ms: 0,
         },
         columns,
         host: Some(HostReport {
@@ -129,7 +131,23 @@ fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
         balloon_mean_mib: Tenths::ratio(505, 1),
         balloon_target_mean_mib: Tenths::ratio(512, 1),
         balloon_max_mib: Tenths::ratio(1024, 1),
+        oom_deflated: 0,
         device_errors: 0,
+        stalls: StallReport {
+            base: StallFigures {
+                count: 52_000,
+                failed: 31,
+                p999_ns: 210_000,
+                max_ns: 1_400_000,
+            },
+            huge: StallFigures {
+                count: 5500,
+                failed: 1200,
+                p999_ns: 3_900_000,
+                max_ns: 7_300_000,
+            },
+            min_failed: 0,
+        },
         load: LoadReport {
             jobs_started: 220,
             jobs_finished: 212,

@@ -33,6 +33,8 @@ pub fn params(job: &Job) -> Params {
         watermark_scale: plan.watermark_scale as u32,
         filler: plan.filler,
         time_scale: plan.time_scale as u32,
+        deflate_on_oom: plan.deflate_on_oom,
+        host_answer: plan.host_answer_ms.saturating_mul(1_000_000),
         ..Params::new(
             match job.column {
                 Some(Column::Pinned) | None => params::Column::Pinned,
@@ -62,5 +64,7 @@ pub fn parameters(plan: &Plan) -> Parameters {
         watermark_scale: factor(plan.watermark_scale),
         filler: plan.filler,
         time_scale: factor(plan.time_scale),
+        deflate_on_oom: plan.deflate_on_oom,
+        host_answer_ms: plan.host_answer_ms,
     }
 }

@@ -18,6 +18,7 @@ mod figures;
 mod fixture;
 mod guest_hello;
 mod guest_test;
+mod headline;
 mod json_file;
 mod machine;
 mod plan;

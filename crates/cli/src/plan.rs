@@ -3,12 +3,12 @@
 use std::fs;
 
 use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
-use dirigible_workload::protocol::APPARATUS;
+use dirigible_workload::{params::MAX_HOST_ANSWER, protocol::APPARATUS};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{Column, Machine, Placement, Profile, Schedule, StressHighalloc},
-    units::{Period, Scale, Size},
+    units::{Period, Size},
 };
 
 /// What one column's process is told, but for the column itself.
@@ -42,6 +42,10 @@ pub struct Plan {
     pub filler: bool,
     /// Lengths of the phases, multiplied by this many thousandths.
     pub time_scale: u64,
+    /// Whether the balloon deflates before a request of the guest fails.
+    pub deflate_on_oom: bool,
+    /// How long the hosted machine's balloon device takes for a request.
+    pub host_answer_ms: u64,
     /// The QEMU and the guest kernel that were found, on the machine `qemu`.
     pub qemu: Option<QemuMachine>,
 }
@@ -178,6 +182,25 @@ fn check_threads(args: &StressHighalloc, host: &Host) -> Result<u64, String> {
     }
 }
 
+/// The longest answer time of the host, in milliseconds.
+const MAX_HOST_ANSWER_MS: u64 = MAX_HOST_ANSWER / 1_000_000;
+
+/// The host's answer time.
+fn check_answer(args: &StressHighalloc) -> Result<u64, String> {
+    match (args.host_answer, args.machine) {
+        (None, _) => Ok(0),
+        // QEMU's device answers when it has answered.
+        (Some(_), Machine::Qemu) => Err("--host-answer: only with --machine hosted".into()),
+        (Some(answer), Machine::Hosted) if answer.ms > MAX_HOST_ANSWER_MS => Err(format!(
+            "--host-answer {answer}: at most {}",
+            Period {
+                ms: MAX_HOST_ANSWER_MS
+            }
+        )),
+        (Some(answer), Machine::Hosted) => Ok(answer.ms),
+    }
+}
+
 /// Checks the flags against each other and the host.
 ///
 /// # Errors
@@ -202,6 +225,7 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
         return Err("--period 0: the balloon needs time between two steps".into());
     }
     let threads = check_threads(args, host)?;
+    let host_answer_ms = check_answer(args)?;
     if args.seed.checked_add(args.runs - 1).is_none() {
         return Err(format!(
             "--seed {} with --runs {}: the last seed would be above {}",
@@ -233,6 +257,8 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
         watermark_scale: args.watermark_scale.thousandths,
         filler: !args.no_filler,
         time_scale: args.time_scale.thousandths,
+        deflate_on_oom: args.deflate_on_oom,
+        host_answer_ms,
         qemu: None,
     };
     // The engine knows more about what it can run than can be told by flags one by one.
@@ -269,55 +295,6 @@ pub fn jobs(asked: Option<u64>, plan: &Plan, host: &Host) -> usize {
     asked.min(by_memory).min(by_cpus).max(1) as usize
 }
 
-impl Plan {
-    /// One line that says what is run, for the head of the table.
-    pub fn headline(&self, runs: u64) -> String {
-        let seeds = match runs {
-            1 => format!("seed {}", self.seed),
-            _ => format!("seeds {} to {}", self.seed, self.seed + (runs - 1)),
-        };
-        let balloon = match self.balloon {
-            0 => "no balloon".to_string(),
-            bytes => format!(
-                "balloon {} in steps of {}, one each {}, {}",
-                Size(bytes),
-                Size(self.step),
-                Period { ms: self.period_ms },
-                self.schedule.name(),
-            ),
-        };
-        let mut line = format!(
-            "{} machine, profile {}, {seeds}; memory {}; {balloon}",
-            self.machine.name(),
-            self.profile.name(),
-            Size(self.memory),
-        );
-        if self.placement != Placement::FillHoles {
-            line += &format!("; placement {}", self.placement.name());
-        }
-        match (&self.qemu, self.threads) {
-            (_, 0) => {}
-            (None, threads) => line += &format!("; {threads} threads of load"),
-            (Some(machine), cpus) => {
-                line += &format!("; {cpus} CPUs; {}", machine.describe());
-            }
-        }
-        for (what, thousandths) in [
-            ("load", self.load_scale),
-            ("watermarks", self.watermark_scale),
-            ("times", self.time_scale),
-        ] {
-            if thousandths != 1000 {
-                line += &format!("; {what} x {}", Scale { thousandths });
-            }
-        }
-        if !self.filler {
-            line += "; no filler";
-        }
-        line
-    }
-}
-
 /// What a child process is told: which column to run, or the counts-only twin.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -342,7 +319,7 @@ fn meminfo_bytes(meminfo: &str, key: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -354,7 +331,7 @@ mod tests {
         cpus: 2,
     };
 
-    fn checked(flags: &str) -> Result<Plan, String> {
+    pub(crate) fn checked(flags: &str) -> Result<Plan, String> {
         let words = ["dirigible", "stress-highalloc"]
             .into_iter()
             .chain(flags.split_whitespace());
@@ -412,6 +389,11 @@ mod tests {
             ("--accel kvm", "--accel: only with --machine qemu"),
             ("--patience 2", "--patience: only with --machine qemu"),
             (
+                "--machine qemu --host-answer 20ms",
+                "--host-answer: only with --machine hosted",
+            ),
+            ("--host-answer 1001ms", "--host-answer 1001ms: at most 1s"),
+            (
                 "--columns pinned,pinned",
                 "--columns: pinned is named twice",
             ),
@@ -446,6 +428,9 @@ mod tests {
             let plan = checked(&format!("--machine qemu --accel kvm {flags}")).unwrap();
             assert_eq!(plan.threads, cpus);
         }
+        let plan = checked("--host-answer 20ms --deflate-on-oom").unwrap();
+        assert_eq!((plan.host_answer_ms, plan.deflate_on_oom), (20, true));
+        assert!(checked("--machine qemu --deflate-on-oom").is_ok());
         // Without a balloon the step means nothing.
         assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
         assert_eq!(
@@ -469,18 +454,6 @@ mod tests {
         assert_eq!(
             jobs(Some(2), &of("--machine qemu --threads 1"), &with(8 << 30)),
             1
-        );
-    }
-
-    #[test]
-    fn headlines() {
-        insta::assert_snapshot!(
-            checked("").unwrap().headline(1),
-            @"hosted machine, profile paper, seed 1; memory 4G; balloon 1G in steps of 256M, one each 60s, cycle"
-        );
-        insta::assert_snapshot!(
-            checked("--balloon 0 --no-filler --load-scale 0.7 --threads 2").unwrap().headline(10),
-            @"hosted machine, profile paper, seeds 1 to 10; memory 4G; no balloon; 2 threads of load; load x 0.7; no filler"
         );
     }
 

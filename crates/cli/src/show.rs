@@ -1,6 +1,8 @@
 //! The report as text.
 
-use dirigible_workload::report::{ColumnHost, MemoryState, PassReport, Report};
+use dirigible_workload::report::{
+    ColumnHost, MemoryState, PassReport, Report, StallFigures, StallReport,
+};
 
 use crate::{
     args::Machine,
@@ -229,6 +231,10 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
     runs.row(table, "balloon at its largest, MiB", 1, |c| {
         c.balloon_max_mib.value()
     });
+    runs.row(table, "given back for want of memory", 0, |c| {
+        c.oom_deflated as f64
+    });
+    stalls(runs, table);
     runs.row(table, "jobs started", 0, |c| c.load.jobs_started as f64);
     runs.row(table, "jobs finished", 0, |c| c.load.jobs_finished as f64);
     runs.row(table, "waits for memory", 0, |c| c.load.waits as f64);
@@ -248,6 +254,27 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
             .map(|column| column.targets_hash.clone());
         table.row("hash of the balloon's targets", hashes.collect());
     }
+}
+
+/// How long requests waited that were not served at once.
+fn stalls(runs: Runs<'_>, table: &mut Table) {
+    type Of = fn(&StallReport) -> &StallFigures;
+    const KINDS: [(&str, Of); 2] = [("base", |s| &s.base), ("huge", |s| &s.huge)];
+    for (kind, of) in KINDS {
+        runs.row(table, &format!("stalls, {kind} requests"), 0, |c| {
+            of(&c.stalls).count as f64
+        });
+        runs.row(table, "  of which failed", 0, |c| {
+            of(&c.stalls).failed as f64
+        });
+        runs.row(table, "  99.9 % took at most, us", 1, |c| {
+            us(of(&c.stalls).p999_ns)
+        });
+        runs.row(table, "  longest, us", 1, |c| us(of(&c.stalls).max_ns));
+    }
+    runs.row(table, "starved by compaction at min", 0, |c| {
+        c.stalls.min_failed as f64
+    });
 }
 
 /// The events that happened at all, in the order of `/proc/vmstat`.

@@ -10,9 +10,10 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use crate::{
+    balloon_host::BalloonOptions,
     balloon_stats::GuestStatistics,
     device::{DeviceModel, Registers},
-    discard::{DiscardCounts, DiscardMethod, Discarder},
+    discard::{DiscardCounts, Discarder},
     faults::{Fault, FaultPlan, Request},
     host_model::{HeldFrames, ProtocolErrors},
     memory::RamShared,
@@ -92,6 +93,8 @@ pub(crate) struct BalloonDevice {
     held: HeldFrames,
     discarder: Discarder,
     audit: bool,
+    /// From the taking of a request to its answer.
+    answer_ns: u64,
     counters: BalloonCounters,
     statistics: GuestStatistics,
     /// The driver's statistics buffer, kept until the host asks for new figures.
@@ -108,13 +111,14 @@ pub(crate) struct BalloonDevice {
 }
 
 impl BalloonDevice {
-    pub(crate) fn new(ram: Arc<RamShared>, end: Pfn, method: DiscardMethod, audit: bool) -> Self {
+    pub(crate) fn new(ram: Arc<RamShared>, end: Pfn, options: BalloonOptions) -> Self {
         Self {
             ram,
             rings: [const { None }; 3],
             held: HeldFrames::new(end),
-            discarder: Discarder::new(method),
-            audit,
+            discarder: Discarder::new(options.discard),
+            audit: options.audit,
+            answer_ns: options.answer_ns,
             counters: BalloonCounters::default(),
             statistics: GuestStatistics::default(),
             stats_buffer: None,
@@ -303,7 +307,9 @@ impl BalloonDevice {
         now: u64,
         memory: &GuestMemoryMmap,
     ) -> Result<bool, BrokenRing> {
+        let usual = (self.answer_ns > 0).then_some(Fault::Delay(self.answer_ns));
         let fault = self.fault.as_mut().and_then(|plan| plan.next(request));
+        let fault = fault.or(usual);
         let Some(ring) = self.ring(queue) else {
             return Ok(false);
         };

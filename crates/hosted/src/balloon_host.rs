@@ -33,6 +33,9 @@ pub struct BalloonOptions {
     /// ([`ProtocolErrors::touched`](crate::ProtocolErrors::touched)). One system call a frame, for tests; without meaning
     /// when guest memory is backed by huge pages.
     pub audit: bool,
+    /// How long it takes to answer a request, in nanoseconds; requests that are under way at the same time take that time
+    /// together. The frames of an inflation are gone when it is taken, not when it is answered.
+    pub answer_ns: u64,
 }
 
 impl Default for BalloonOptions {
@@ -42,6 +45,7 @@ impl Default for BalloonOptions {
             queue_max: 128,
             discard: DiscardMethod::Auto,
             audit: false,
+            answer_ns: 0,
         }
     }
 }
@@ -110,12 +114,7 @@ impl HostBalloon {
             .regions()
             .last()
             .map_or(Pfn::new(0), |region| region.end);
-        let device = BalloonDevice::new(
-            Arc::clone(ram.shared()),
-            end,
-            options.discard,
-            options.audit,
-        );
+        let device = BalloonDevice::new(Arc::clone(ram.shared()), end, options);
         Ok(Self {
             runner: Runner::new(device, registers, clock, threaded),
             attached: Arc::default(),

@@ -8,14 +8,16 @@ use std::{mem::ManuallyDrop, thread, time::Instant};
 use dirigible_balloon::BalloonError;
 use dirigible_frames::{ConfigError, CpuId, FrameAllocator};
 use dirigible_mobility::{Mobility, RegisterError};
-use dirigible_paging::{Paging, SlowPath};
+use dirigible_paging::Paging;
 use dirigible_workload::{
     actor::Engine,
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,
     params::{Params, ParamsError},
+    relief::Relief,
     report::{ColumnReport, Observer},
+    stalls::Stalls,
     system::{MoveChecks, Parts, System},
     tuning::{ColumnPolicy, rested_watermarks},
 };
@@ -23,6 +25,7 @@ use thiserror::Error;
 
 use crate::{
     BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineError, Mode,
+    features,
 };
 use host::{MachineClock, SinceStart, column_host};
 use port::{BalloonPort, Driver};
@@ -95,7 +98,7 @@ pub fn run_column_moving(
     let machine = MachineBuilder::new(params.memory)
         .cpus(cpus)
         .mode(mode)
-        .balloon(BalloonOptions::default())
+        .balloon(balloon_options(params))
         .build()?;
     let metadata = machine
         .ram()
@@ -113,6 +116,18 @@ pub fn run_column_moving(
         started,
         observer,
     )
+}
+
+/// The host's end of the balloon.
+fn balloon_options(params: &Params) -> BalloonOptions {
+    let mut options = BalloonOptions {
+        answer_ns: params.host_answer,
+        ..BalloonOptions::default()
+    };
+    if params.deflate_on_oom {
+        options.features |= features::DEFLATE_ON_OOM;
+    }
+    options
 }
 
 fn run_on<'a>(
@@ -144,7 +159,6 @@ fn run_on<'a>(
     let filler = Filler::new(frames, platform, FILLER, &contents);
     let paging = Paging::new(frames, platform, PAGING, SPACES).observed_by(&move_checks);
     let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
-    let memory = SlowPath::new(&mobility, &filler, policy.slow_path());
     let transport = host_balloon
         .transport()
         .ok_or(RunError::Missing("balloon transport"))?;
@@ -162,6 +176,11 @@ fn run_on<'a>(
     mobility.register(FILLER, &filler)?;
     mobility.register(BALLOON, &*balloon)?;
 
+    let (relief, stalls) = (
+        Relief::new(&*balloon),
+        Stalls::new(&mobility, policy.fallback),
+    );
+    let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
     let full = params.balloon_frames();
     let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);
     let parts = Parts {
@@ -173,6 +192,7 @@ fn run_on<'a>(
         user: None,
         balloon: &port,
         contents: &contents,
+        stalls: &stalls,
         host_clock: &SinceStart(started),
     };
     let system = System::new(parts, rested_watermarks(params));

@@ -431,3 +431,28 @@ fn two_balloons_of_a_machine_keep_their_own_books() {
         .unwrap();
     assert_eq!((one.held_frames(), two.held_frames()), (4, 6));
 }
+
+#[test]
+fn a_host_that_takes_its_time_takes_it_for_each_request() {
+    for mode in [Mode::Deterministic, Mode::Threads] {
+        let answer_ns = 5_000_000;
+        let options = BalloonOptions {
+            answer_ns,
+            ..BalloonOptions::default()
+        };
+        let machine = machine(64, mode, options);
+        let mut driver = RawDriver::new(&machine.balloons()[0]);
+        let (platform, first) = (machine.platform(), first_frame(&machine) as u32);
+        for (queue, frame) in [(INFLATE, first), (INFLATE, first + 1), (DEFLATE, first)] {
+            let before = platform.now();
+            driver.send(platform, queue, &[frame]).unwrap();
+            let took = platform.now() - before;
+            assert!(took >= answer_ns, "{mode:?}: {took}");
+        }
+        // A fault goes before what is usual.
+        machine.balloons()[0].set_fault(Some(FaultPlan::once(Fault::Twice)));
+        let before = platform.now();
+        driver.send(platform, INFLATE, &[first + 2]).unwrap();
+        assert!(mode == Mode::Threads || platform.now() - before < answer_ns);
+    }
+}

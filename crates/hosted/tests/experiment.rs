@@ -202,6 +202,27 @@ fn threads_run_the_same_load_in_real_time() {
     }
 }
 
+/// The host takes its time for each request: what waits for it is slow, and nothing is wrong.
+#[test]
+fn a_host_that_answers_late_makes_nothing_wrong() {
+    for threads in [0, 2] {
+        let params = Params {
+            threads,
+            time_scale: 40,
+            schedule: Schedule::Held,
+            host_answer: 3_000_000,
+            ..small(Column::Steered, Profile::Paper)
+        };
+        let report = run(&params);
+        assert_eq!((report.content_errors, report.device_errors), (0, 0));
+        assert_eq!(report.stalls.min_failed, 0);
+        assert!(report.balloon_max_mib.value() > 0.0);
+        // Two messages, one after the other.
+        let longest = report.stalls.huge.max_ns;
+        assert!(longest > 2 * params.host_answer, "{threads}: {longest}");
+    }
+}
+
 #[test]
 fn bad_parameters_are_refused() {
     let good = small(Column::Steered, Profile::Paper);

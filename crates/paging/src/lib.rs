@@ -112,6 +112,9 @@ pub use fault::{Fault, FaultError, FaultKind};
 pub use page::Page;
 pub use paging::{Mapping, MoveObserver, Paging, SpaceError, Usage};
 pub use slow_path::{SlowPath, SlowPathConfig};
-pub use source::{FreeFrames, NoReclaim, OutOfMemory, PageSource, Reclaim};
+pub use source::{
+    FreeFrames, NoNotifier, NoReclaim, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim,
+    StallObserver,
+};
 pub use space::{MAX_SPACES, SpaceId};
 pub use split::SplitError;

@@ -1,14 +1,19 @@
 //! The allocation slow path: what is tried, and in which order, when the allocator has no frame to give.
 
-use crate::source::{OutOfMemory, PageSource, Reclaim};
+use crate::source::{
+    NoNotifier, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim, StallObserver,
+};
 use dirigible_frames::{
     AllocError, AllocRequest, BalloonPlacement, Cost, Event, Fallback, FrameAllocator, FrameClass,
     Order, Pfn, Platform, Watermark,
 };
 use dirigible_mobility::{CompactResult, Mobility};
 
-/// A run of more frames than this is costly.
+/// A run of more frames than this is costly: nothing is given up for it.
 const COSTLY: usize = 8;
+
+/// How often a request that waits for compaction looks, however slowly time passes.
+const LOOKS: u32 = 10_000;
 
 /// The constants of the slow path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +35,12 @@ pub struct SlowPathConfig {
     pub fallback: Fallback,
     /// What the balloon leaves free.
     pub balloon_watermark: Watermark,
+    /// How long a base request that would fail waits for the frames that compaction holds, in nanoseconds.
+    pub settle_ns: u64,
+    /// Frames asked of the out-of-memory notifier at a time: one message of a balloon.
+    pub release_batch: usize,
+    /// How often it is asked for one base page, while each time gives something.
+    pub releases: u32,
 }
 
 impl Default for SlowPathConfig {
@@ -43,6 +54,9 @@ impl Default for SlowPathConfig {
             evacuations: 2,
             fallback: Fallback::Evacuate,
             balloon_watermark: Watermark::Min,
+            settle_ns: 200_000_000,
+            release_batch: 256,
+            releases: 8,
         }
     }
 }
@@ -50,7 +64,10 @@ impl Default for SlowPathConfig {
 /// Frames by every means short of killing somebody.
 ///
 /// - *Base pages:* free frames; for unmovable and reclaimable requests, under [`Fallback::Evacuate`], a movable block
-///   evacuated and converted; reclaim, for as long as it gives something; the whole-block reserve.
+///   evacuated and converted; reclaim, for as long as it gives something; the whole-block reserve. Then, for runs of at
+///   most 8 frames: what compaction holds aside while it moves, and is free memory as soon as it has moved; and whoever gives
+///   frames up [for want of memory](OutOfMemoryNotifier), a balloon. That comes last: all before it is the guest's own, and
+///   what the balloon holds was promised to the host.
 /// - *Huge pages:* a free block, a block captured by compaction, and both again after one big reclaim.
 ///
 /// Each means is tried a bounded number of times, so a request ends, with frames or with [`OutOfMemory`], whatever the
@@ -60,6 +77,8 @@ pub struct SlowPath<'a, P: Platform> {
     mobility: &'a Mobility<'a, P>,
     platform: &'a P,
     reclaim: &'a dyn Reclaim,
+    notifier: &'a dyn OutOfMemoryNotifier,
+    observer: Option<&'a dyn StallObserver>,
     config: SlowPathConfig,
 }
 
@@ -83,7 +102,26 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             mobility,
             platform,
             reclaim,
+            notifier: &NoNotifier,
+            observer: None,
             config,
+        }
+    }
+
+    /// The same, with somebody to ask when a base request would fail. Requests of the balloon never ask: it would give up
+    /// frames to get some.
+    #[must_use]
+    pub fn with_notifier(self, notifier: &'a dyn OutOfMemoryNotifier) -> Self {
+        Self { notifier, ..self }
+    }
+
+    /// The same, with somebody who hears of each request that its first attempt does not serve. Those that it serves cost
+    /// nothing more. Requests of the balloon are not told.
+    #[must_use]
+    pub fn observed_by(self, observer: &'a dyn StallObserver) -> Self {
+        Self {
+            observer: Some(observer),
+            ..self
         }
     }
 
@@ -104,7 +142,9 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             if matches!(how, BalloonPlacement::Unmovable) {
                 // One frame by the way of all unmovable requests makes room for more.
                 let request = AllocRequest::unmovable().with_watermark(mark);
-                let Ok(frame) = self.try_base(request, &mut effort) else {
+                let first = self.frames.alloc(self.platform.cpu(), request);
+                let Ok(frame) = first.or_else(|why| self.try_base(request, why, &mut effort))
+                else {
                     break;
                 };
                 out[taken] = frame;
@@ -129,18 +169,29 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    fn alloc_base(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
-        self.try_base(request, &mut self.effort(request.order))
+    /// A run below a huge page, whose first attempt failed for `why`.
+    fn alloc_base(&self, request: AllocRequest, why: AllocError) -> Result<Pfn, OutOfMemory> {
+        let mut effort = self.effort(request.order);
+        self.try_base(request, why, &mut effort)
             // Better a broken reserve than a task without memory.
-            .or_else(|_| {
-                self.frames
-                    .alloc(self.platform.cpu(), request.breaking_reserve())
-            })
-            .or_else(|_| self.failed())
+            .or_else(|OutOfMemory| self.break_reserve(request))
+            .or_else(|_| self.await_compaction(request, &mut effort))
+            .or_else(|OutOfMemory| self.release(request, &mut effort))
+            .or_else(|OutOfMemory| self.failed())
     }
 
-    /// Everything but the reserve.
-    fn try_base(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
+    fn break_reserve(&self, request: AllocRequest) -> Result<Pfn, AllocError> {
+        let cpu = self.platform.cpu();
+        self.frames.alloc(cpu, request.breaking_reserve())
+    }
+
+    /// What is tried first, after an attempt that failed for `why`.
+    fn try_base(
+        &self,
+        request: AllocRequest,
+        mut why: AllocError,
+        effort: &mut Effort,
+    ) -> Result<Pfn, OutOfMemory> {
         let batch = self.config.batch.max(2 * request.order.frames());
         let evacuates = matches!(self.config.fallback, Fallback::Evacuate)
             && matches!(
@@ -149,15 +200,72 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             )
             && request.order < Order::HUGE;
         loop {
-            let more = match self.frames.alloc(self.platform.cpu(), request) {
-                Ok(frame) => return Ok(frame),
-                Err(AllocError::Fragmented) if evacuates => self.evacuate(request.class, effort),
-                Err(_) => self.reclaim_round(batch, effort),
+            let more = match why {
+                AllocError::Fragmented if evacuates => self.evacuate(request.class, effort),
+                _ => self.reclaim_round(batch, effort),
             };
             if !more {
                 return Err(OutOfMemory);
             }
+            match self.frames.alloc(self.platform.cpu(), request) {
+                Ok(frame) => return Ok(frame),
+                Err(error) => why = error,
+            }
         }
+    }
+
+    /// Frames that are coming back: those that compaction holds while it, or the host, works on a move.
+    fn await_compaction(
+        &self,
+        request: AllocRequest,
+        effort: &mut Effort,
+    ) -> Result<Pfn, OutOfMemory> {
+        let is_held = || self.mobility.isolated_frames() > 0;
+        if request.order.frames() > COSTLY || !is_held() {
+            return Err(OutOfMemory);
+        }
+        let until = self.platform.now().saturating_add(self.config.settle_ns);
+        let mut seen = self.frames.free_frames();
+        for _ in 0..LOOKS {
+            if !is_held() || self.platform.now() >= until {
+                break;
+            }
+            self.platform.relax();
+            let free = self.frames.free_frames();
+            if free > seen
+                && let Ok(frame) = self.break_reserve(request)
+            {
+                return Ok(frame);
+            }
+            seen = free;
+        }
+        self.once_more(request, effort)
+    }
+
+    /// The last means: frames that were promised to somebody else.
+    fn release(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
+        if request.order.frames() > COSTLY {
+            return Err(OutOfMemory);
+        }
+        for _ in 0..self.config.releases {
+            if self.notifier.release(self.config.release_batch) == 0 {
+                // What it gave to another CPU may do for both.
+                return self.break_reserve(request).map_err(|_| OutOfMemory);
+            }
+            if let Ok(frame) = self.once_more(request, effort) {
+                return Ok(frame);
+            }
+        }
+        Err(OutOfMemory)
+    }
+
+    /// The first means again, now that there is more memory.
+    fn once_more(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
+        self.break_reserve(request).or_else(|why| {
+            // A kernel request cannot use frames in movable blocks, but there is room now to empty one.
+            effort.evacuations = self.config.evacuations;
+            self.try_base(request, why, effort)
+        })
     }
 
     /// Turns a movable block into one for `class`; `false` when there is no point in asking the allocator again.
@@ -184,10 +292,13 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         self.reclaim(batch, &mut effort.stalled) > 0
     }
 
+    /// A huge page, whose first attempt failed.
     fn alloc_huge(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
         let mut stalled = false;
         for attempt in 0..2 {
-            if let Ok(frame) = self.frames.alloc(self.platform.cpu(), request) {
+            if attempt > 0
+                && let Ok(frame) = self.frames.alloc(self.platform.cpu(), request)
+            {
                 return Ok(frame);
             }
             let result = self
@@ -201,6 +312,24 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             }
         }
         self.failed()
+    }
+
+    /// What follows a first attempt that failed for `why`; the observer hears how it ended.
+    #[cold]
+    fn stall(&self, request: AllocRequest, why: AllocError) -> Result<Pfn, OutOfMemory> {
+        let watch = self
+            .observer
+            .map(|observer| (observer, self.platform.now()));
+        let got = if request.order == Order::HUGE {
+            self.alloc_huge(request)
+        } else {
+            self.alloc_base(request, why)
+        };
+        if let Some((observer, since)) = watch {
+            let ns = self.platform.now().saturating_sub(since);
+            observer.stalled(request, ns, got.is_ok());
+        }
+        got
     }
 
     /// Asks for `frames` frames back, charges and counts it.
@@ -227,10 +356,9 @@ impl<'a, P: Platform> SlowPath<'a, P> {
 
 impl<P: Platform> PageSource for SlowPath<'_, P> {
     fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
-        if request.order == Order::HUGE {
-            self.alloc_huge(request)
-        } else {
-            self.alloc_base(request)
+        match self.frames.alloc(self.platform.cpu(), request) {
+            Ok(frame) => Ok(frame),
+            Err(why) => self.stall(request, why),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Where paging gets frames from, and who can be asked to give some back.
+//! Where paging gets frames from, who can be asked to give some back, and who hears how long that took.
 
 use dirigible_frames::{AllocRequest, FrameAllocator, Order, Pfn, Platform};
 
@@ -33,6 +33,30 @@ impl Reclaim for NoReclaim {
     fn reclaim(&self, _frames: usize) -> usize {
         0
     }
+}
+
+/// Somebody who holds frames by promise, a balloon, and breaks it rather than let a task fail.
+pub trait OutOfMemoryNotifier: Sync {
+    /// Asked when everything else has failed, before a base request fails: gives about `frames` frames back to the
+    /// allocator, fewer if there are not so many; the answer is how many. Called with no lock held.
+    fn release(&self, frames: usize) -> usize;
+}
+
+/// Nobody to ask.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoNotifier;
+
+impl OutOfMemoryNotifier for NoNotifier {
+    fn release(&self, _frames: usize) -> usize {
+        0
+    }
+}
+
+/// Hears of the requests that were not served at once.
+pub trait StallObserver: Sync {
+    /// `request` found nothing at its first attempt and ended `ns` nanoseconds later, `served` or not. Called with no
+    /// lock held, by the CPU that asked.
+    fn stalled(&self, request: AllocRequest, ns: u64, served: bool);
 }
 
 /// The plainest source: what the allocator has free, and no slow path.

@@ -77,6 +77,7 @@ fn column(
         empty: vm.resident()?,
         spare: residency::spare(params),
         has_been_full: false,
+        may_shrink: params.deflate_on_oom,
         doubt: None,
         residency: None,
     };
@@ -135,6 +136,8 @@ struct Run {
     empty: u64,
     spare: u64,
     has_been_full: bool,
+    /// Whether a full balloon may be smaller a moment later, without a new target: then doubts are no failures.
+    may_shrink: bool,
     /// The balloon is full, and the books do not agree about it yet.
     doubt: Option<Doubt>,
     residency: Option<Residency>,
@@ -251,10 +254,12 @@ impl Run {
             }
             Err(what) => {
                 doubt.what = what;
-                match Instant::now() >= doubt.until {
-                    true => self.no_doubt(),
-                    false => Ok(()),
+                if Instant::now() < doubt.until {
+                    return Ok(());
                 }
+                let judged = self.no_doubt();
+                self.doubt = None;
+                judged
             }
         }
     }
@@ -270,8 +275,10 @@ impl Run {
     /// The balloon is to change, or the run is over: a doubt that is left now stays.
     fn no_doubt(&self) -> Result<(), Cause> {
         match &self.doubt {
-            Some(Doubt { what, .. }) => Err(Cause::Balloon { what: what.clone() }),
-            None => Ok(()),
+            Some(Doubt { what, .. }) if !self.may_shrink => {
+                Err(Cause::Balloon { what: what.clone() })
+            }
+            _ => Ok(()),
         }
     }
 

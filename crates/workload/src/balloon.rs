@@ -41,6 +41,10 @@ pub trait BalloonDriver: Sync {
     /// Takes the device's answers and does what follows from them.
     fn handle_interrupt(&self);
 
+    /// Takes about `frames` frames back for want of memory; gives how many the host has let go of, 0 where that was not
+    /// negotiated.
+    fn deflate_on_oom(&self, frames: usize) -> usize;
+
     /// Gives every frame back to the guest and resets the device.
     ///
     /// # Errors
@@ -64,6 +68,10 @@ impl<H: Hal, T: Transport + Send, P: Platform> BalloonDriver for VirtioBalloon<'
 
     fn handle_interrupt(&self) {
         self.handle_interrupt();
+    }
+
+    fn deflate_on_oom(&self, frames: usize) -> usize {
+        self.deflate_on_oom(frames)
     }
 
     fn shutdown(&self) -> Result<(), Fault> {

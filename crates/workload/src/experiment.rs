@@ -203,7 +203,9 @@ impl<'e, 'a, 'm, P: Platform> Experiment<'e, 'a, 'm, P> {
             balloon_mean_mib: Tenths::mib_of_frames(balloon_mean),
             balloon_target_mean_mib: Tenths::mib_of_frames(target_mean),
             balloon_max_mib: Tenths::mib_of_frames(largest),
+            oom_deflated: balloon.oom_deflated,
             device_errors,
+            stalls: parts.stalls.report(),
             load: LoadReport {
                 jobs_started: count(&control.jobs_started),
                 jobs_finished: count(&control.jobs_finished),

@@ -10,7 +10,8 @@
 //!   attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
 //!   counts-only [`twin`], which says what would be attainable if frames had no places.
-//! - [`mover`]: moves all of the balloon under load.
+//! - [`mover`]: moves all of the balloon under load; [`relief`]: has it deflate before a request fails; [`stalls`]: how long
+//!   requests waited.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
 //! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
@@ -51,6 +52,7 @@ pub mod director;
 mod ending;
 pub mod experiment;
 pub mod filler;
+pub mod histogram;
 pub mod jobs;
 pub mod kcompactd;
 pub mod kernel;
@@ -61,8 +63,10 @@ pub mod params;
 pub mod passes;
 mod policy;
 pub mod protocol;
+pub mod relief;
 pub mod report;
 pub mod rng;
+pub mod stalls;
 pub mod system;
 pub mod timeline;
 pub mod tuning;

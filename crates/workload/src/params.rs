@@ -38,6 +38,11 @@ pub struct Params {
     /// Warm-up, gaps, period and the time between two attempts are multiplied by this many thousandths; the load's pace is
     /// not. For tests: 1000 is the experiment.
     pub time_scale: u32,
+    /// Whether the balloon deflates before a request of the guest fails: not in the experiment, where the schedule's target
+    /// is the balloon's size.
+    pub deflate_on_oom: bool,
+    /// How long the balloon device takes for a request, in nanoseconds, where the machine is its own host.
+    pub host_answer: u64,
 }
 
 impl Params {
@@ -58,6 +63,8 @@ impl Params {
             watermark_scale: 1000,
             filler: true,
             time_scale: 1000,
+            deflate_on_oom: false,
+            host_answer: 0,
         }
     }
 
@@ -129,6 +136,11 @@ impl Params {
                 threads: self.threads,
             });
         }
+        if self.host_answer > MAX_HOST_ANSWER {
+            return Err(ParamsError::HostTooSlow {
+                ns: self.host_answer,
+            });
+        }
         for (name, scale) in [
             ("load scale", self.load_scale),
             ("watermark scale", self.watermark_scale),
@@ -153,6 +165,9 @@ pub const MAX_MEMORY: u64 = 512 << 30;
 pub const MAX_SCHEDULE: u64 = 86_400 * SECOND;
 /// More threads than this are a mistake.
 pub const MAX_THREADS: usize = 64;
+
+/// A host that takes longer than this is no host: five times as long, and the driver calls it silent.
+pub const MAX_HOST_ANSWER: u64 = SECOND;
 
 /// A parameter that no run can be made of.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -209,6 +224,12 @@ pub enum ParamsError {
     TooManyThreads {
         /// The threads.
         threads: usize,
+    },
+    /// A host that hardly answers.
+    #[error("a host that takes {ns} ns for an answer is too slow: at most a second")]
+    HostTooSlow {
+        /// The time.
+        ns: u64,
     },
     /// A factor out of range.
     #[error("the {name} of {thousandths} thousandths is out of range: from 1 to 100,000")]
@@ -331,7 +352,7 @@ mod tests {
     #[test]
     fn bad_parameters_are_named() {
         let good = Params::new(Column::Steered, Profile::Paper);
-        let bad: [(Params, &str); 11] = [
+        let bad: [(Params, &str); 12] = [
             (
                 Params {
                     memory: 0,
@@ -402,6 +423,13 @@ mod tests {
                     ..good.clone()
                 },
                 "threads",
+            ),
+            (
+                Params {
+                    host_answer: 2 * SECOND,
+                    ..good.clone()
+                },
+                "too slow",
             ),
             (
                 Params {

@@ -3,12 +3,14 @@
 use core::ops::Range;
 
 use dirigible_balloon::{BalloonConfig, Deflate};
-use dirigible_frames::{Config, Pfn, ZoneConfig};
-use dirigible_mobility::CompactionConfig;
-use dirigible_paging::SlowPathConfig;
+use dirigible_frames::{Config, Pfn, Platform, ZoneConfig};
+use dirigible_mobility::{CompactionConfig, Mobility};
+use dirigible_paging::{Reclaim, SlowPath, SlowPathConfig};
 
 use crate::{
     params::Params,
+    relief::Relief,
+    stalls::Stalls,
     tuning::{ColumnPolicy, watermarks},
 };
 
@@ -45,11 +47,24 @@ impl ColumnPolicy {
         }
     }
 
-    /// The allocation slow path.
-    pub fn slow_path(&self) -> SlowPathConfig {
-        SlowPathConfig {
+    /// The allocation slow path over `mobility`. It asks `relief` before a request fails where the balloon accepts to deflate
+    /// for that ([`balloon`](Self::balloon)): what is not wired is not negotiated. `stalls` hears of what is not served at once.
+    pub fn slow_path<'a, P: Platform>(
+        &self,
+        mobility: &'a Mobility<'a, P>,
+        reclaim: &'a dyn Reclaim,
+        relief: &'a Relief<'a>,
+        stalls: &'a Stalls<'a, P>,
+    ) -> SlowPath<'a, P> {
+        let config = SlowPathConfig {
             fallback: self.fallback,
             ..SlowPathConfig::default()
+        };
+        let path = SlowPath::new(mobility, reclaim, config).observed_by(stalls);
+        if self.deflate_on_oom {
+            path.with_notifier(relief)
+        } else {
+            path
         }
     }
 
@@ -64,6 +79,7 @@ impl ColumnPolicy {
             } else {
                 Deflate::NewestFirst
             },
+            deflate_on_oom: self.deflate_on_oom,
             ..BalloonConfig::default()
         }
     }

@@ -11,6 +11,8 @@
 //! integers of a fixed number of places ([`Decimal`]) and why nothing here is a hash map: the same run prints the same
 //! bytes.
 
+mod stalls;
+
 use alloc::{
     string::{String, ToString},
     vec::Vec,
@@ -22,6 +24,8 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{MapAccess, Visitor},
 };
+
+pub use stalls::{StallFigures, StallReport};
 
 /// The number of the schema, raised when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -219,6 +223,10 @@ pub struct Parameters {
     pub filler: bool,
     /// The lengths of the phases are multiplied by this.
     pub time_scale: TenThousandths,
+    /// Whether the balloon deflates before a request of the guest fails.
+    pub deflate_on_oom: bool,
+    /// How long the hosted machine's balloon device takes for a request, in milliseconds.
+    pub host_answer_ms: u64,
 }
 
 /// One column: one policy under the load.
@@ -267,8 +275,12 @@ pub struct ColumnReport {
     pub balloon_target_mean_mib: Tenths,
     /// The largest number of MiB that the balloon ever held.
     pub balloon_max_mib: Tenths,
+    /// Frames that the balloon gave back because the guest was out of memory.
+    pub oom_deflated: u64,
     /// Errors of the protocol that the device counted. Anything but 0 is a fault of ours.
     pub device_errors: u64,
+    /// How long allocations waited.
+    pub stalls: StallReport,
     /// What the load did.
     pub load: LoadReport,
     /// What the machine measured on the host. The command moves this into [`Report::host`].

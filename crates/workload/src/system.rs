@@ -20,6 +20,7 @@ use crate::{
     machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space, Stage},
     passes::{Ended, PassBook, Sizes},
     report::{AttemptHost, PassReport},
+    stalls::Stalls,
     timeline::{PassPlan, PassResult},
     user::UserMemory,
 };
@@ -54,6 +55,8 @@ pub struct Parts<'a, P: Platform> {
     pub balloon: &'a dyn BalloonControl,
     /// What checks of contents found.
     pub contents: &'a ContentLog,
+    /// How long requests waited.
+    pub stalls: &'a Stalls<'a, P>,
     /// The host's clock.
     pub host_clock: &'a dyn HostClock,
 }

@@ -268,6 +268,8 @@ pub struct ColumnPolicy {
     pub reserve_low: u32,
     /// … and goes on until there are this many.
     pub reserve_high: u32,
+    /// Whether the balloon deflates before a request of the guest fails.
+    pub deflate_on_oom: bool,
 }
 
 /// Whole free blocks that `steered` keeps, at the reference size.
@@ -285,6 +287,7 @@ impl ColumnPolicy {
             exchange_batch: 1,
             reserve_low: 0,
             reserve_high: 0,
+            deflate_on_oom: params.deflate_on_oom,
         };
         match params.column {
             Column::Pinned => Self {
@@ -311,6 +314,7 @@ impl ColumnPolicy {
                     exchange_batch: 256,
                     reserve_low: scaled(STEERED_RESERVE.0),
                     reserve_high: scaled(STEERED_RESERVE.1),
+                    deflate_on_oom: off.deflate_on_oom,
                 }
             }
         }

@@ -24,6 +24,7 @@ use dirigible_workload::{
     load,
     machine::{Check, LoadMemory, Space},
     params::{Column, Params, Profile},
+    stalls::Stalls,
     system::{HostClock, MoveChecks, Parts, System},
     timeline::Timeline,
     tuning::{LoadTuning, rested_watermarks, watermarks},
@@ -143,6 +144,7 @@ fn with_machine<R>(
     mobility.register(class(1), &paging).unwrap();
     mobility.register(class(2), &filler).unwrap();
     let memory = SlowPath::new(&mobility, &filler, SlowPathConfig::default());
+    let stalls = Stalls::new(&mobility, Fallback::Steal);
     let walker = Walker {
         paging: &paging,
         guest: &guest,
@@ -158,6 +160,7 @@ fn with_machine<R>(
         user: own_accesses.then_some(&walker),
         balloon: &NoBalloon,
         contents: &contents,
+        stalls: &stalls,
         host_clock: &NoClock,
     };
     let system = System::new(parts, rested_watermarks(params));

@@ -13,7 +13,7 @@ use core::{
 
 use dirigible_frames::FrameAllocator;
 use dirigible_mobility::Mobility;
-use dirigible_paging::{Paging, SlowPath};
+use dirigible_paging::Paging;
 use dirigible_workload::{
     actor::{Clock, Engine},
     content::ContentLog,
@@ -21,7 +21,9 @@ use dirigible_workload::{
     filler::Filler,
     params::Params,
     protocol::Message,
+    relief::Relief,
     report::{ColumnHost, Observer, Progress},
+    stalls::Stalls,
     system::{HostClock, MoveChecks, Parts, System},
     tuning::{ColumnPolicy, rested_watermarks},
 };
@@ -58,7 +60,6 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
         .with_kernel_half(guest.kernel_root);
     let programs = Programs::new(&paging);
     let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
-    let memory = SlowPath::new(&mobility, &filler, policy.slow_path());
     let transport = device()?;
     let line = transport.line();
     // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
@@ -78,6 +79,11 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     mobility.register(FILLER, &filler).map_err(text)?;
     mobility.register(BALLOON, &*balloon).map_err(text)?;
 
+    let (relief, stalls) = (
+        Relief::new(&*balloon),
+        Stalls::new(&mobility, policy.fallback),
+    );
+    let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
     let port = BalloonPort::new(&balloon, line, params.balloon_frames());
     let parts = Parts {
         platform,
@@ -88,6 +94,7 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
         user: Some(&programs),
         balloon: &port,
         contents: &contents,
+        stalls: &stalls,
         host_clock: &MachineClock,
     };
     let system = System::new(parts, rested_watermarks(params));

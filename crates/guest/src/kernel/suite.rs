@@ -70,6 +70,10 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("balloon_frames_move", balloon::balloon_frames_move),
     (
+        "a_task_goes_on_with_what_the_balloon_gives_back",
+        balloon::a_task_goes_on_with_what_the_balloon_gives_back,
+    ),
+    (
         "the_balloon_comes_up_again_after_a_reset",
         balloon::the_balloon_comes_up_again_after_a_reset,
     ),

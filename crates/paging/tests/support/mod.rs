@@ -81,7 +81,13 @@ pub fn world(blocks: u64) -> World {
 }
 
 pub fn world_with(blocks: u64, placement: Placement, fallback: Fallback, min: u64) -> World {
-    build(blocks, placement, fallback, min, None)
+    build(blocks, placement, fallback, min, 0, None)
+}
+
+/// The same, with so many whole blocks kept from movable base requests.
+pub fn world_with_reserve(blocks: u64, fallback: Fallback, reserve_blocks: u32) -> World {
+    let placement = Placement::LowestFirst;
+    build(blocks, placement, fallback, 0, reserve_blocks, None)
 }
 
 /// The root of the kernel's own tables in a world with a kernel half; two tables below it follow.
@@ -92,7 +98,7 @@ const TEMPLATE_TABLES: u64 = 3;
 pub fn world_with_kernel_half(blocks: u64) -> World {
     let kept = TEMPLATE..TEMPLATE.plus(TEMPLATE_TABLES);
     let (placement, fallback) = (Placement::LowestFirst, Fallback::Steal);
-    let w = build(blocks, placement, fallback, 0, Some(kept));
+    let w = build(blocks, placement, fallback, 0, 0, Some(kept));
     for table in 0..TEMPLATE_TABLES {
         w.guest.zero_frames(TEMPLATE.plus(table), 1);
     }
@@ -109,6 +115,7 @@ fn build(
     placement: Placement,
     fallback: Fallback,
     min: u64,
+    reserve_blocks: u32,
     kept: Option<std::ops::Range<Pfn>>,
 ) -> World {
     let range = Pfn::new(BASE)..Pfn::new(BASE + blocks * 512);
@@ -121,7 +128,7 @@ fn build(
                 low: min,
                 high: min,
             },
-            reserve_blocks: 0,
+            reserve_blocks,
         }],
         reserved: kept.as_slice(),
         cpus: CPUS,

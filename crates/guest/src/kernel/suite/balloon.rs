@@ -3,9 +3,10 @@
 use alloc::{string::String, vec::Vec};
 
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step};
-use dirigible_frames::{AllocRequest, FrameState, OwnerClass, Pfn, Platform, Watermark};
+use dirigible_frames::{AllocRequest, FrameState, Order, OwnerClass, Pfn, Platform, Watermark};
 use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved};
-use dirigible_workload::protocol::TESTS_BALLOON;
+use dirigible_paging::{NoReclaim, PageSource, SlowPath, SlowPathConfig};
+use dirigible_workload::{protocol::TESTS_BALLOON, relief::Relief};
 
 use super::{MILLISECOND, Outcome, allocator, ensure, is_over};
 use crate::kernel::{
@@ -18,11 +19,22 @@ use crate::kernel::{
 const PATIENCE: u64 = 10_000 * MILLISECOND;
 const PATTERN: u64 = 0x6261_6c6c_6f6f_6e00;
 
-/// Runs `test` on a balloon that has come to its target.
+/// A machine with a balloon that has come to its target.
+struct Ballooned<'a> {
+    driver: &'a Driver<'a>,
+    mobility: &'a Mobility<'a, GuestPlatform>,
+    /// The way of every task, with the balloon at its end.
+    memory: &'a SlowPath<'a, GuestPlatform>,
+    source: &'a AllocatorSource<'a, GuestPlatform>,
+    /// The balloon's frames.
+    held: Vec<Pfn>,
+}
+
+/// Runs `test` on a balloon that has come to its target, and checks all books afterwards.
 fn with_balloon(
     guest: &Guest,
     metadata: &mut [u8],
-    test: impl FnOnce(&Driver<'_>, &Mobility<'_, GuestPlatform>, &[Pfn]) -> Outcome,
+    test: impl FnOnce(&Ballooned<'_>) -> Outcome,
 ) -> Outcome {
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
     let frames = allocator(guest, metadata)?;
@@ -53,16 +65,13 @@ fn with_balloon(
         .line()
         .ok_or("the balloon has no interrupt line")?;
     // Mobility and the balloon refer to each other; the balloon is shut down below.
+    let config = BalloonConfig {
+        deflate_on_oom: true,
+        ..BalloonConfig::default()
+    };
     let driver = core::mem::ManuallyDrop::new(
-        Driver::new(
-            transport,
-            &frames,
-            &platform,
-            &*mobility,
-            class,
-            BalloonConfig::default(),
-        )
-        .map_err(|error| text(&error))?,
+        Driver::new(transport, &frames, &platform, &*mobility, class, config)
+            .map_err(|error| text(&error))?,
     );
     mobility
         .register(class, &*driver)
@@ -103,7 +112,16 @@ fn with_balloon(
     ensure(written, || {
         "the balloon took frames that nobody had written".into()
     })?;
-    test(&driver, &mobility, &held)?;
+    let relief = Relief::new(&*driver);
+    let memory =
+        SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default()).with_notifier(&relief);
+    test(&Ballooned {
+        driver: &driver,
+        mobility: &mobility,
+        memory: &memory,
+        source: &source,
+        held,
+    })?;
     driver.verify().map_err(|error| text(&error))?;
     driver.shutdown().map_err(|error| text(&error))?;
     frames.drain_cpu_caches();
@@ -130,8 +148,8 @@ fn listed(
 /// The host has what the balloon gave it: the frames read as zeroes afterwards.
 pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     let mut held = Vec::new();
-    with_balloon(guest, metadata, |_, _, frames| {
-        held.extend_from_slice(frames);
+    with_balloon(guest, metadata, |balloon| {
+        held.extend_from_slice(&balloon.held);
         Ok(())
     })?;
     let zero = held
@@ -145,10 +163,13 @@ pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8])
 
 /// Each frame of the balloon is moved three times, two messages for each 256.
 pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_balloon(guest, metadata, |driver, mobility, held| {
+    with_balloon(guest, metadata, |balloon| {
+        let Ballooned {
+            driver, mobility, ..
+        } = balloon;
         let frames = mobility.frames();
         let cpu = GuestPlatform.cpu();
-        let mut now: Vec<Pfn> = held.to_vec();
+        let mut now: Vec<Pfn> = balloon.held.clone();
         let before = driver.stats();
         for _ in 0..3 {
             let mut next = Vec::with_capacity(now.len());
@@ -191,8 +212,71 @@ pub(super) fn the_balloon_comes_up_again_after_a_reset(
     metadata: &mut [u8],
 ) -> Outcome {
     for round in 0..2 {
-        with_balloon(guest, metadata, |_, _, _| Ok(()))
+        with_balloon(guest, metadata, |_| Ok(()))
             .map_err(|why: String| alloc::format!("round {round}: {why}"))?;
     }
     Ok(())
+}
+
+/// All memory is taken by the way of every task. When it ends the task goes on, with all that the balloon holds and nothing
+/// that the host still has; and the balloon, whose target has not changed, does not take it back at once.
+pub(super) fn a_task_goes_on_with_what_the_balloon_gives_back(
+    guest: &Guest,
+    metadata: &mut [u8],
+) -> Outcome {
+    with_balloon(guest, metadata, |balloon| {
+        let Ballooned {
+            driver,
+            mobility,
+            memory,
+            source,
+            ..
+        } = balloon;
+        let platform = &GuestPlatform;
+        let pattern = |frame: Pfn| PATTERN ^ frame.get();
+        let request = AllocRequest::movable();
+        let mut taken = Vec::with_capacity(guest_frames(guest));
+        let mut without = None;
+        while taken.len() < taken.capacity()
+            && let Ok(frame) = memory.alloc(request)
+        {
+            if driver.stats().oom_deflated > 0 {
+                without.get_or_insert(taken.len());
+            }
+            platform.write_word(frame, 0, pattern(frame));
+            taken.push(frame);
+        }
+        let gained = taken.len() - without.unwrap_or(taken.len());
+        ensure(gained as u64 == TESTS_BALLOON, || {
+            alloc::format!("the task went on for {gained} frames, not {TESTS_BALLOON}")
+        })?;
+        let (deflated, actual) = (driver.stats().oom_deflated, driver.actual());
+        ensure(deflated == TESTS_BALLOON && actual == 0, || {
+            alloc::format!("{deflated} frames were given back, {actual} are held")
+        })?;
+        let wrong = taken
+            .iter()
+            .filter(|&&frame| platform.read_word(frame, 0) != pattern(frame))
+            .count();
+        ensure(wrong == 0, || {
+            alloc::format!("{wrong} frames have wrong contents")
+        })?;
+        for frame in taken {
+            memory.free(frame, Order::BASE);
+        }
+        mobility.frames().drain_cpu_caches();
+        let step = driver.step(*source, 4);
+        let rests = matches!(step, Step::RetryAt(until) if until > platform.now());
+        ensure(rests && driver.actual() == 0, || {
+            alloc::format!("the balloon grows back at once: {step:?}")
+        })
+    })
+}
+
+/// Frames that the tests' allocator manages.
+fn guest_frames(guest: &Guest) -> usize {
+    let ranges = guest.managed.iter();
+    ranges
+        .map(|range| (range.end.get() - range.start.get()) as usize)
+        .sum()
 }

@@ -1,0 +1,97 @@
+//! Which failures are the guest's own want of memory, and which are compaction's doing.
+#![allow(missing_docs)]
+
+#[allow(dead_code)]
+#[path = "../../paging/tests/support/guest.rs"]
+mod guest;
+
+use dirigible_frames::{
+    AllocRequest, Config, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Order, Pfn, Placement,
+    Platform, Watermark, Watermarks, ZoneConfig,
+};
+use dirigible_mobility::{CompactionConfig, Mobility};
+use dirigible_paging::{NoReclaim, OutOfMemory, PageSource, SlowPath, SlowPathConfig};
+use dirigible_workload::stalls::Stalls;
+use guest::{BASE, CPUS, MockGuest};
+
+const BLOCKS: usize = 4;
+const MIN: u64 = 64;
+
+/// Takes all memory but `MIN` frames by the slow path, gives back the `given` lowest and lets compaction have their block;
+/// then asks for `request`. The answer is how many failures there were at `MIN` that must not be.
+fn starved(fallback: Fallback, given: usize, request: AllocRequest) -> u64 {
+    let ranges = [Pfn::new(BASE)..Pfn::new(BASE + (BLOCKS * FRAMES_PER_BLOCK) as u64)];
+    let zone = ZoneConfig {
+        name: "Normal",
+        ranges: &ranges,
+        watermarks: Watermarks {
+            min: MIN,
+            low: MIN,
+            high: MIN,
+        },
+        reserve_blocks: 0,
+    };
+    let config = Config {
+        zones: &[zone],
+        reserved: &[],
+        cpus: CPUS,
+        placement: Placement::LowestFirst,
+        fallback,
+    };
+    let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
+    let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
+    let guest = MockGuest::new(BLOCKS * FRAMES_PER_BLOCK);
+    let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
+    let stalls = Stalls::new(&mobility, fallback);
+    let settings = SlowPathConfig {
+        fallback,
+        ..SlowPathConfig::default()
+    };
+    let memory = SlowPath::new(&mobility, &NoReclaim, settings).observed_by(&stalls);
+
+    let movable = AllocRequest::movable();
+    let mut taken: Vec<Pfn> = std::iter::from_fn(|| memory.alloc(movable).ok()).collect();
+    assert_eq!(frames.free_frames(), MIN);
+    let report = stalls.report();
+    assert_eq!((report.base.count, report.base.failed), (1, 1));
+    assert_eq!(report.min_failed, 0, "the guest's memory is at its end");
+
+    taken.sort_unstable();
+    let block = frames.block_of(taken[0]).unwrap();
+    for &frame in &taken[..given] {
+        memory.free(frame, Order::BASE);
+    }
+    frames.drain_cpu_caches();
+    let isolated = frames.isolate_block(block).unwrap();
+    assert_eq!(frames.free_frames(), MIN);
+    assert_eq!(memory.alloc(request), Err(OutOfMemory));
+    frames.unisolate_block(isolated);
+    let report = stalls.report();
+    assert_eq!(report.base.failed + report.huge.failed, 2);
+    if report.min_failed > 0 {
+        let got = frames.alloc(guest.cpu(), request);
+        assert!(got.is_ok(), "nothing was held that would have served it");
+    }
+    report.min_failed
+}
+
+#[test]
+fn a_failure_beside_a_block_that_compaction_holds_is_told() {
+    for fallback in [Fallback::Steal, Fallback::Evacuate] {
+        assert_eq!(starved(fallback, 100, AllocRequest::movable()), 1);
+    }
+    assert_eq!(starved(Fallback::Steal, 100, AllocRequest::unmovable()), 1);
+}
+
+#[test]
+fn what_cannot_use_compactions_frames_or_must_leave_more_is_not() {
+    // Kernel memory is not taken from movable blocks.
+    let kernel = AllocRequest::unmovable();
+    assert_eq!(starved(Fallback::Evacuate, 100, kernel), 0);
+    // More is asked to be left than `min`, or more than a frame is wanted.
+    let low = AllocRequest::movable().with_watermark(Watermark::Low);
+    assert_eq!(starved(Fallback::Steal, 100, low), 0);
+    assert_eq!(starved(Fallback::Steal, 100, AllocRequest::huge()), 0);
+    // All of the block is in use, and nothing is taken aside for it yet.
+    assert_eq!(starved(Fallback::Steal, 0, AllocRequest::movable()), 0);
+}
