@@ -60,19 +60,26 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was isolated,
-    /// the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with
-    /// [`Output::Free`].
+    /// the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with [`Output::Free`].
+    /// A frame that was not isolated from this balloon is left alone.
     #[must_use = "a frame that is not on the list again is to be freed"]
     pub fn putback(&mut self, frame: Pfn) -> bool {
         let mark = mark_of(self.books.word(frame)).unwrap_or(self.mark());
-        if mark == self.mark() {
-            self.isolated = self.isolated.saturating_sub(1);
-            self.stats.returned += 1;
+        let is_current = mark == self.mark();
+        let count = match is_current {
+            true => &mut self.isolated,
+            false => &mut self.orphans,
+        };
+        let Some(rest) = count.checked_sub(1) else {
+            // None of ours is out: whosever it is, it is not this balloon's.
+            return true;
+        };
+        *count = rest;
+        self.stats.returned += 1;
+        if is_current {
             self.relist(frame, FrameState::Isolated);
             return true;
         }
-        self.orphans = self.orphans.saturating_sub(1);
-        self.stats.returned += 1;
         // As it was when the frame was given.
         if mark & 1 == 1 {
             self.books.adjust_managed(&mut core::iter::once(frame), 1);

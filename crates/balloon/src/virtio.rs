@@ -2,7 +2,7 @@
 //!
 //! Three locks. `state` guards the books and is held for the length of one call of [`Balloon`]. `queues` guards the rings
 //! and their buffers, which lie in memory, and is held for one request or one look at the used rings. `wire` guards the
-//! transport: it is only ever tried, and who finds it taken leaves his job to its holder (`jobs.rs`). None of them is held
+//! transport: it is only ever tried, and who finds it taken leaves the job to its holder (`jobs.rs`). None of them is held
 //! while memory is allocated or freed (but DMA memory, while a device is set up), anybody waits, or a [`Settle`] runs. Order: `wire`, `queues`, `state`. The last two
 //! are held together where a request goes out or an answer comes in, so that a reset falls before it or after it.
 //!

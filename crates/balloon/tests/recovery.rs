@@ -258,15 +258,21 @@ fn a_second_probe_finds_nothing_of_the_first() {
     // After a reset that was confirmed, and after one that was not.
     for never_resets in [false, true] {
         let guest = Guest::new(8);
-        guest.to(300);
+        guest.to(301);
+        let isolated = guest.listed()[100];
+        assert!(guest.balloon.isolate(isolated));
         guest.host.inner().never_resets = never_resets;
         let held = guest.balloon.reset();
         assert_eq!(held.listed, 300);
         let host = Host::new();
         let second = probe(&guest, &host);
+        // Not even what the first has in compaction's hands.
+        second.putback(isolated);
+        assert_eq!(guest.frames.state(isolated), FrameState::Isolated);
         finds_nothing(&guest, &second, &host);
         guest.balloon.verify().unwrap();
-        let kept = if never_resets { 300 } else { 0 };
+        guest.balloon.putback(isolated);
+        let kept = if never_resets { 301 } else { 0 };
         assert_eq!(guest.balloon.held().total(), kept);
     }
 }

@@ -143,6 +143,7 @@ fn pitfall_04_no_lock_is_held_in_any_call_of_the_host() {
                 }
                 balloon.poll(0);
                 balloon.handle_interrupt_with(InterruptStatus::QUEUE_INTERRUPT);
+                balloon.handle_interrupt();
                 balloon.held();
                 done.send(()).unwrap();
             });

@@ -114,7 +114,7 @@ impl Posts {
 
 impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
     /// Does the jobs among `kinds` that are posted, others' too, and says which it did. If somebody is at the transport
-    /// (perhaps ourselves, further up in `notify`), they are left to him: he looks again after letting go.
+    /// (perhaps ourselves, further up in `notify`), they stay posted: whoever has it looks again after letting go.
     ///
     /// Who serves `SWIFT` only leaves the others posted, for the next that serves all: any interrupt, any step.
     pub(super) fn serve(&self, kinds: Jobs) -> Jobs {

@@ -1,7 +1,7 @@
 //! The balloon as an owner of movable frames.
 #![forbid(unsafe_code)]
 
-use dirigible_frames::{Pfn, Platform};
+use dirigible_frames::{FrameState, Pfn, Platform};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
@@ -53,7 +53,8 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> MovableOwner
         let is_listed = {
             let mut state = self.state.lock();
             let is_listed = state.balloon.putback(frame);
-            if is_listed && (state.unmovable != Some(false) || state.adrift) {
+            let is_ours = self.frames.state(frame) == FrameState::Listed;
+            if is_listed && is_ours && (state.unmovable != Some(false) || state.adrift) {
                 self.keep_frame(&mut state, frame);
             }
             is_listed

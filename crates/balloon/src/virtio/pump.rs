@@ -26,7 +26,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// It may be called from any thread, and from within `Transport::notify`. It takes the balloon's locks, so an
     /// interrupt handler that may have interrupted the balloon on its own CPU must leave the call to a bottom half.
     ///
-    /// While somebody else is at the transport, the line comes down when he lets go. A handler on which the line calls
+    /// While somebody else is at the transport, the line comes down when that is over. A handler on which the line calls
     /// without pause reads the status itself and calls [`handle_interrupt_with`](Self::handle_interrupt_with).
     pub fn handle_interrupt(&self) {
         self.posts.add(Jobs::ACKNOWLEDGE);

@@ -45,11 +45,11 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             step = self.approach(source, max_messages);
         }
         self.pump();
+        let soon = self.platform.now().saturating_add(CONFIG_LOOK_NS);
         match step {
             // Somebody else is at the device and reads the target for us: it will be another one, perhaps.
-            Step::Idle | Step::RetryAt(_) if self.posts.is_target_awaited() => {
-                Step::RetryAt(self.platform.now().saturating_add(CONFIG_LOOK_NS))
-            }
+            Step::Idle if self.posts.is_target_awaited() => Step::RetryAt(soon),
+            Step::RetryAt(at) if self.posts.is_target_awaited() => Step::RetryAt(at.min(soon)),
             step => step,
         }
     }
