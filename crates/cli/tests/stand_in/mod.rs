@@ -296,7 +296,8 @@ impl Guest {
             held
         };
         say(&Message::BalloonFull { frames });
-        thread::sleep(Duration::from_millis(300));
+        // Five times as long as the command wants a balloon to be full before it judges it: the machine may be busy.
+        thread::sleep(Duration::from_secs(1));
         let other = if scenario == "other-column" {
             "other"
         } else {
