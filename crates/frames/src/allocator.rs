@@ -45,7 +45,8 @@ pub(crate) mod kind {
     pub const UNMOVABLE: usize = 0;
     pub const MOVABLE: usize = 1;
     pub const RECLAIMABLE: usize = 2;
-    /// Movable by type, with frames in it that cannot be moved.
+    /// Movable by type, with frames in it that cannot be moved, or that an owner does not give up: they cannot become whole,
+    /// and are filled first.
     pub const HYBRID: usize = 3;
     /// Wholly free, whatever the type.
     pub const WHOLE: usize = 4;
@@ -407,7 +408,7 @@ impl<'m> FrameAllocator<'m> {
             if let Ok(change) = self.change(block, |ledger| Some(ledger.given(class, count))) {
                 gained[self.zone_of_block(block).index()] += change.freed();
                 if change.new.refusal() != Refusal::None {
-                    self.forgive_freed(block, &frames[begin..at]);
+                    self.forgive_offender(block, &frames[begin..at]);
                 }
             }
         }
@@ -443,8 +444,10 @@ pub(crate) fn room_place(zone: ZoneId, ledger: Ledger) -> Place {
     let kind = match ledger.migratetype() {
         Migratetype::Unmovable => kind::UNMOVABLE,
         Migratetype::Reclaimable => kind::RECLAIMABLE,
-        // A block that an owner does not give up cannot become whole either: it is filled first, too.
-        Migratetype::Movable if ledger.unmovable() > 0 || ledger.refusal() == Refusal::Lasting => {
+        Migratetype::Movable
+            if ledger.unmovable() > 0
+                || matches!(ledger.refusal(), Refusal::Lasting | Refusal::Expired) =>
+        {
             kind::HYBRID
         }
         Migratetype::Movable => kind::MOVABLE,

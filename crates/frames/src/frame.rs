@@ -2,7 +2,7 @@
 
 use crate::{
     BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
-    OwnerClass, Pfn,
+    OwnerClass, Pfn, Refusal,
     descriptor::{Descriptor, Word},
     sync::Ordering,
 };
@@ -142,7 +142,7 @@ impl FrameAllocator<'_> {
 
     /// Counts an allocation, named by its first frame, in another class. Frames that nobody holds stay as they are.
     pub fn reclass(&self, pfn: Pfn, class: FrameClass) {
-        self.update_held(pfn, |word| word.with_class(class));
+        self.update_held(pfn, |word| Some(word.with_class(class)));
     }
 
     /// The class of the allocation that `pfn` heads.
@@ -165,42 +165,56 @@ impl FrameAllocator<'_> {
         })
     }
 
-    /// Adds marks to an allocation, named by its first frame. Frames that nobody holds stay as they are.
+    /// Adds marks to an allocation, named by its first frame; `false` if nothing was changed: nobody holds it, or it was to
+    /// be pinned and is isolated or on its way to or from the host.
     ///
     /// With [`FrameFlags::PINNED`] the allocation counts as unmovable in its block's ledger, so that compaction does not
-    /// try the block, until the mark is removed.
-    pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.update_held(pfn, |word| word.with_flags(word.flags() | flags.bits()));
+    /// try the block, until the mark is removed. One at a time pins, unpins, frees and changes the class of the same
+    /// allocation: its holder sees to that.
+    pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) -> bool {
+        let pins = flags.contains(FrameFlags::PINNED);
+        self.update_held(pfn, |word| {
+            let stays = matches!(word.state(), FrameState::Owned | FrameState::Listed);
+            (!pins || stays).then(|| word.with_flags(word.flags() | flags.bits()))
+        })
     }
 
     /// Removes marks; see [`set_flags`](Self::set_flags).
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.update_held(pfn, |word| word.with_flags(word.flags() & !flags.bits()));
+        self.update_held(pfn, |word| {
+            Some(word.with_flags(word.flags() & !flags.bits()))
+        });
     }
 
     /// Changes the word of an allocation that somebody holds, and the ledgers of its blocks if it counts in another class
-    /// afterwards.
-    fn update_held(&self, pfn: Pfn, change: impl Fn(Word) -> Word) {
+    /// afterwards; whether it did.
+    fn update_held(&self, pfn: Pfn, change: impl Fn(Word) -> Option<Word>) -> bool {
         let Some(frame) = self.frame_index(pfn) else {
-            return;
+            return false;
         };
-        let changed =
-            self.descriptors[frame as usize].update(|word| word.is_held().then(|| change(word)));
+        let changed = self.descriptors[frame as usize]
+            .update(|word| word.is_held().then(|| change(word)).flatten());
         let Ok(old) = changed else {
-            return;
+            return false;
         };
-        let (from, to) = (old.counted_class(), change(old).counted_class());
+        let (from, to) = (
+            old.counted_class(),
+            change(old).map_or(old.counted_class(), Word::counted_class),
+        );
         if from == to {
-            return;
+            return true;
         }
         let frames = 1usize << old.order();
         let first = Self::block_of_index(frame).index();
         let count = frames.min(FRAMES_PER_BLOCK) as u16;
         for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
-            let _ = self.change(crate::BlockId::new(block as u32), |ledger| {
-                Some(ledger.recounted(from, to, count))
-            });
+            let block = crate::BlockId::new(block as u32);
+            let changed = self.change(block, |ledger| Some(ledger.recounted(from, to, count)));
+            if changed.is_ok_and(|change| change.new.refusal() != Refusal::None) {
+                self.forgive_offender(block, &[frame]);
+            }
         }
+        true
     }
 
     /// Adds a reference; false if the count is full (nothing was changed).

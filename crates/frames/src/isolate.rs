@@ -1,7 +1,8 @@
 //! Isolating a block, so that nothing is taken from it while it is emptied, and what may follow.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn, Watermark,
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn, Refusal,
+    Watermark,
     alloc::{mark, owned},
     cpu::{BATCH, NO_BLOCK},
     free::class_of,
@@ -86,19 +87,22 @@ impl FrameAllocator<'_> {
         if block.index() >= self.blocks().len() {
             return Err(IsolateError::Unknown);
         }
+        // The state first: a block that is taken already lacks no room.
+        let ledger = self.ledger(block);
+        if ledger.state() == BlockState::Huge {
+            return Err(IsolateError::Huge);
+        }
+        if ledger.state() != BlockState::Open {
+            return Err(IsolateError::Isolated);
+        }
         let zone = self.block_zone(block);
         let booked = match watermark {
             Watermark::None => 0,
-            _ => {
-                let free = usize::from(self.ledger(block).free());
-                let booked = zone.book(free, mark(zone, watermark));
-                if booked < free {
-                    zone.add_free(booked as i64);
-                    return Err(IsolateError::BelowWatermark);
-                }
-                booked
-            }
+            _ => u64::from(ledger.free()),
         };
+        if !zone.book_all(booked, mark(zone, watermark)) {
+            return Err(IsolateError::BelowWatermark);
+        }
         // Before the ledger and the locks: see `in_isolated_block`, which pairs by the CPU's lock.
         self.isolated_blocks.fetch_add(1, Ordering::AcqRel);
         let changed = self.change(block, |ledger| {
@@ -153,17 +157,22 @@ impl FrameAllocator<'_> {
 
     /// Opens the block again as it is.
     pub fn unisolate_block(&self, isolated: IsolatedBlock) {
-        self.open(isolated.0, None);
+        self.open(isolated.0, None, Refusal::None);
     }
 
     /// Opens the block again for requests of `migratetype`.
     pub fn convert_block(&self, isolated: IsolatedBlock, migratetype: Migratetype) {
-        self.open(isolated.0, Some(migratetype));
+        self.open(isolated.0, Some(migratetype), Refusal::None);
     }
 
-    fn open(&self, block: BlockId, migratetype: Option<Migratetype>) {
+    pub(crate) fn open(&self, block: BlockId, migratetype: Option<Migratetype>, refusal: Refusal) {
         let opened = self.change(block, |ledger| {
-            let ledger = ledger.with_state(BlockState::Open);
+            // Of a block that is wholly free nothing can be refused.
+            let refusal = match ledger.free() as usize {
+                FRAMES_PER_BLOCK => Refusal::None,
+                _ => refusal,
+            };
+            let ledger = ledger.with_state(BlockState::Open).with_refusal(refusal);
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
         });
         if let Ok(change) = opened {

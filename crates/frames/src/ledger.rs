@@ -43,6 +43,8 @@ pub enum Refusal {
     Momentary = 1,
     /// An owner does not give a frame up: not worth a try before something changes.
     Lasting = 2,
+    /// The time of a refusal is over: worth a try beside blocks of which nothing is known, and not in place of them.
+    Expired = 3,
 }
 
 impl Refusal {
@@ -50,7 +52,8 @@ impl Refusal {
         match bits {
             0 => Self::None,
             1 => Self::Momentary,
-            _ => Self::Lasting,
+            2 => Self::Lasting,
+            _ => Self::Expired,
         }
     }
 
@@ -147,15 +150,10 @@ impl Ledger {
         }
     }
 
-    /// `count` frames of class `from` count as `to`. When what cannot move changes, a refusal has lost its reason.
+    /// `count` frames of class `from` count as `to`.
     pub(crate) fn recounted(self, from: FrameClass, to: FrameClass, count: u16) -> Self {
         let left = self.with_class_count(from, self.class_count(from) - count);
-        let ledger = left.with_class_count(to, left.class_count(to) + count);
-        if ledger.unmovable() == self.unmovable() {
-            ledger
-        } else {
-            ledger.with_refusal(Refusal::None)
-        }
+        left.with_class_count(to, left.class_count(to) + count)
     }
 
     /// The same with the next version.
@@ -242,34 +240,24 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_outlasts_comings_and_goings_and_ends_with_a_pin() {
+    fn a_refusal_outlasts_comings_and_goings() {
         let refused = Ledger::new()
             .with_free(500)
             .with_movable(12)
             .with_refusal(Refusal::Lasting);
         let pinned = refused.recounted(FrameClass::Movable, FrameClass::Unmovable, 2);
         assert_eq!((pinned.movable(), pinned.unmovable()), (10, 2));
-        for (ledger, refusal) in [
-            (refused, Refusal::Lasting),
-            (refused.taken(FrameClass::Movable, 1), Refusal::Lasting),
-            (refused.given(FrameClass::Movable, 1), Refusal::Lasting),
-            (
-                refused.recounted(FrameClass::Movable, FrameClass::Balloon, 1),
-                Refusal::Lasting,
-            ),
-            (refused.given(FrameClass::Movable, 12), Refusal::None),
-            (pinned, Refusal::None),
-            (
-                pinned.with_refusal(Refusal::Momentary).recounted(
-                    FrameClass::Unmovable,
-                    FrameClass::Movable,
-                    1,
-                ),
-                Refusal::None,
-            ),
+        for ledger in [
+            refused,
+            refused.taken(FrameClass::Movable, 1),
+            refused.given(FrameClass::Movable, 1),
+            pinned,
         ] {
-            assert_eq!(ledger.bumped().refusal(), refusal, "{ledger:?}");
+            assert_eq!(ledger.bumped().refusal(), Refusal::Lasting, "{ledger:?}");
         }
+        // In a block that is wholly free nothing stands in the way.
+        let free = refused.given(FrameClass::Movable, 12);
+        assert_eq!(free.refusal(), Refusal::None);
         let same = refused.recounted(FrameClass::Reclaimable, FrameClass::Unmovable, 0);
         assert_eq!((same.unmovable(), same.movable()), (0, 12));
     }

@@ -21,7 +21,7 @@ pub(crate) const WORDS: usize = FRAMES_PER_BLOCK / 64;
 #[repr(C, align(64))]
 pub(crate) struct Field(pub [AtomicU64; WORDS]);
 
-/// Categories of the allocation index in each zone: three types, movable with immovable frames in it, wholly free.
+/// Categories of the allocation index in each zone: three types, movable that cannot become whole, wholly free.
 pub(crate) const KINDS: usize = 5;
 
 /// All tables of an allocator.

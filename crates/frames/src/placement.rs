@@ -231,8 +231,9 @@ impl FrameAllocator<'_> {
     /// How many frames there are to move others to: free ones in movable blocks, wholly free blocks not counted. Stops
     /// counting at `enough`, and so looks at no more than `enough` blocks.
     ///
-    /// A block's own free frames are no targets for its used ones, and both together are 512. So any block can be emptied
-    /// if there are at least 512, and none if there are fewer; n blocks together, if there are 512 n.
+    /// A block's own free frames are no targets for its used ones, and both together are 512. So where watermarks are no
+    /// matter any block can be emptied if there are at least 512, and none if there are fewer; n blocks together, if there
+    /// are 512 n.
     pub fn target_frames(&self, enough: usize) -> usize {
         let mut found = 0;
         for zone_number in (0..self.zones().count()).rev() {

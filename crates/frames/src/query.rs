@@ -122,11 +122,6 @@ impl FrameAllocator<'_> {
         self.zones[zone.index()].name
     }
 
-    /// A number that moves whenever a frame of `block` is taken or freed, or its type or state changes.
-    pub fn block_changes(&self, block: BlockId) -> u32 {
-        self.ledger(block).version()
-    }
-
     /// Frames by class. Walks all ledgers.
     pub fn class_frames(&self) -> ClassCounts {
         self.blocks()

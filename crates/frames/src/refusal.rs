@@ -1,36 +1,65 @@
 //! Blocks that compaction has tried in vain: they leave the index of candidates, and come back.
 //!
-//! The mark stands in the block's ledger, and it ends with what caused it: when the frame that stood in the way is freed,
-//! or when frames of the block are unpinned. What the ledger does not see, whoever set the mark removes in time; for that
-//! each block has one word of its own, the *note*.
+//! The mark stands in the block's ledger, and it ends with what caused it: when the frame that stood in the way is back in
+//! its block, or counts in another class. What the ledger does not see, whoever set the mark ends in time; for that each
+//! block has one word of its own, the *note*.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameState, Ledger, Pfn, Refusal,
-    ZoneId,
+    BlockId, BlockState, FrameAllocator, FrameState, IsolatedBlock, Ledger, Pfn, Refusal, ZoneId,
     allocator::{cost, info_word},
     sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
     /// Takes `block` out of the candidates of compaction: `offender`, one of its frames, stands in the way, or nobody knows
-    /// which. The block is a candidate again when that frame is freed, when frames of the block are pinned, unpinned or
-    /// otherwise change between movable and unmovable, and after [`forgive_block`](Self::forgive_block). Requests are
-    /// served from it as before.
+    /// which. The block is a candidate again when that frame is back in its block (a frame that was freed may lie in a CPU's
+    /// cache for a time), when it is pinned, unpinned or otherwise counts in another class, when the block becomes whole,
+    /// and after [`forgive_block`](Self::forgive_block). Requests are served from it as before.
     ///
     /// A block that one allocation holds, or that is isolated, is left as it is.
     pub fn refuse_block(&self, block: BlockId, refusal: Refusal, offender: Option<Pfn>) {
+        self.set_offender(block, offender);
+        self.mark_refusal(block, refusal);
+        self.recheck_offender(block, offender);
+    }
+
+    /// Opens an isolated block and refuses it, in one step: nobody isolates it again in between.
+    pub fn unisolate_refused(
+        &self,
+        isolated: IsolatedBlock,
+        refusal: Refusal,
+        offender: Option<Pfn>,
+    ) {
+        let block = isolated.block();
+        self.set_offender(block, offender);
+        self.open(block, None, refusal);
+        self.recheck_offender(block, offender);
+    }
+
+    /// The frame for which `block` was refused last, if it was known.
+    pub fn offender(&self, block: BlockId) -> Option<Pfn> {
+        // Relaxed: a hint.
+        let info = self.info[block.index()].load(Ordering::Relaxed);
+        let offset = info >> info_word::OFFENDER & info_word::OFFENDER_MASK;
+        let offset = offset.checked_sub(1)?;
+        Some(self.block_start(block).plus(u64::from(offset)))
+    }
+
+    fn set_offender(&self, block: BlockId, offender: Option<Pfn>) {
         let offset = offender
             .filter(|&frame| self.block_of(frame) == Some(block))
             .map_or(0, |frame| frame.offset_in_block() as u32 + 1);
         let field = info_word::OFFENDER_MASK << info_word::OFFENDER;
-        // Relaxed: published by the change of the ledger below; who finds the mark finds the offender.
+        // Relaxed: published by the change of the ledger that follows; who finds the mark finds the offender.
         let _ =
             self.info[block.index()].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |info| {
                 Some(info & !field | offset << info_word::OFFENDER)
             });
-        self.mark_refusal(block, refusal);
-        // Freed meanwhile: then it changed its state before the ledger, and that change came before ours, or whoever freed
-        // it finds the mark.
+    }
+
+    /// After the mark was set: the offender may be gone. If it was freed meanwhile, either that change of the ledger came
+    /// before ours, and then its state shows it, or whoever freed it finds the mark.
+    fn recheck_offender(&self, block: BlockId, offender: Option<Pfn>) {
         let gone = |frame| matches!(self.state(frame), FrameState::Free | FrameState::Cached);
         if offender.is_some_and(gone) {
             self.forgive_block(block);
@@ -50,15 +79,13 @@ impl FrameAllocator<'_> {
         });
     }
 
-    /// Forgives a refused block if the frame that stood in the way is among those just freed in it.
+    /// Forgives a refused block if the frame that stood in the way is among those that were just freed or recounted in it.
     #[cold]
-    pub(crate) fn forgive_freed(&self, block: BlockId, frames: &[u32]) {
-        let info = self.info[block.index()].load(Ordering::Relaxed);
-        let offender = info >> info_word::OFFENDER & info_word::OFFENDER_MASK;
-        let offsets = frames
-            .iter()
-            .map(|frame| frame % FRAMES_PER_BLOCK as u32 + 1);
-        if offsets.into_iter().any(|offset| offset == offender) {
+    pub(crate) fn forgive_offender(&self, block: BlockId, frames: &[u32]) {
+        let offender = self
+            .offender(block)
+            .and_then(|frame| self.frame_index(frame));
+        if offender.is_some_and(|offender| frames.contains(&offender)) {
             self.forgive_block(block);
         }
     }

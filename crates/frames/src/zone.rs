@@ -133,6 +133,18 @@ impl Zone {
         granted as usize
     }
 
+    /// Books all of `frames`, leaving `mark`, or none; whether it did.
+    pub fn book_all(&self, frames: u64, mark: u64) -> bool {
+        frames == 0
+            || self
+                .free
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
+                    let above = (free as i64).saturating_sub(mark as i64);
+                    (above >= frames as i64).then(|| free.wrapping_sub(frames))
+                })
+                .is_ok()
+    }
+
     pub fn marks(&self) -> Watermarks {
         Watermarks {
             min: self.min.load(Ordering::Relaxed),

@@ -4,9 +4,10 @@ use arrayvec::ArrayVec;
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{BlockId, CpuId, Event, MAX_ZONES, Platform, Watermark, ZoneId};
 
-use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::workspace::Lease;
+use crate::zone::ZoneState;
+use crate::{EvacuateError, Mobility};
 
 /// What background compaction leaves to the requests of others while it has frames set aside.
 const LEAVES: Watermark = Watermark::Low;
@@ -30,6 +31,8 @@ struct Round {
     emptied: usize,
     /// Room was short: fewer blocks together may go.
     short: bool,
+    /// The host had not answered in time.
+    late: bool,
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
@@ -59,8 +62,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Empties up to `max_blocks` blocks, several together, as long as the reserve is short: it begins below
     /// `reserve_low` wholly free blocks and ends at `reserve_high`. What it sets aside meanwhile leaves each zone its low
-    /// watermark, so that the requests of others succeed. A zone is left alone when nothing can be done in it, and the
-    /// call ends after `budget_blocks` vain rounds. Never waits for a lock.
+    /// watermark, so that the requests of others succeed. A zone is left alone when nothing can be done in it; the call
+    /// ends after `budget_blocks` vain rounds, and when the host does not answer in time. Never waits for a lock.
     pub fn compact_background(&self, cpu: CpuId, max_blocks: usize) -> BackgroundResult {
         let mut result = BackgroundResult::default();
         if max_blocks == 0 || !self.wants_background() {
@@ -81,6 +84,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if !self.background_runs.swap(true, Ordering::Relaxed) {
             self.frames.events().add(cpu, Event::CompactDaemonWake, 1);
         }
+        let deadline = self.deadline();
         let mut together = self.config.blocks_per_batch;
         let mut misses = 0;
         // Every round empties a block, makes the batch smaller, gives a zone up, or is one of a few misses.
@@ -89,7 +93,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 return result;
             };
             let most = together.min(max_blocks - result.emptied);
-            let Some(round) = self.background_round(cpu, zone, most, &mut lease) else {
+            let Some(round) = self.background_round(cpu, zone, most, &mut lease, deadline) else {
                 // Somebody else chooses a block there: it is in good hands.
                 zones.retain(|other| *other != zone);
                 continue;
@@ -105,16 +109,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if round.short && round.tried > 1 {
                 // Blocks of one batch do not serve each other as targets; fewer of them leave more.
                 together = round.tried / 2;
-            } else if round.short || round.tried == 0 {
+            } else if round.short || round.late || round.tried == 0 {
                 zones.retain(|other| *other != zone);
                 if let Some(mut state) = self.try_zone_state(zone) {
                     state
                         .background
                         .failed(&self.config, self.prospect(zone, LEAVES));
                 }
-            } else if misses >= self.config.budget_blocks {
-                // All were refused and are candidates no more: the next call looks at others.
-                break;
+            }
+            if round.late || misses >= self.config.budget_blocks {
+                // The host is slow and gets no more work now, or all that was tried refused: the next call looks at others.
+                return result;
             }
         }
         result.more = self.below(self.config.reserve_high);
@@ -145,15 +150,16 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         zone: ZoneId,
         most: usize,
         lease: &mut Lease<'_>,
+        deadline: u64,
     ) -> Option<Round> {
         let (batch, mut attempts, used) = {
             let mut state = self.try_zone_state(zone)?;
             self.forgive(zone, &mut state);
-            let batch = self.choose(zone, most);
+            let batch = self.choose(zone, &mut state, most);
             let (attempts, used) = self.begin_blocks(cpu, lease, &batch, LEAVES);
             (batch, attempts, used)
         };
-        let stats = self.empty_blocks(cpu, lease, &mut attempts, used, self.deadline());
+        let stats = self.empty_blocks(cpu, lease, &mut attempts, used, deadline);
         self.frames.events().add(
             cpu,
             Event::CompactDaemonMigrated,
@@ -167,16 +173,25 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             match attempt.result() {
                 Ok(block) => {
                     self.frames.unisolate_block(block);
+                    self.give_back_aside(1);
                     round.emptied += 1;
                 }
-                Err(error) => round.short |= error.wants_room(),
+                Err(error) => {
+                    round.short |= error.wants_room();
+                    round.late |= error == EvacuateError::TimedOut;
+                }
             }
         }
         Some(round)
     }
 
-    /// The cheapest blocks of a zone that fit into one evacuation and are wanted.
-    fn choose(&self, zone: ZoneId, most: usize) -> ArrayVec<BlockId, MAX_BATCH_BLOCKS> {
+    /// The cheapest blocks of a zone that fit into one evacuation and are wanted; where there are none, one on probation.
+    fn choose(
+        &self,
+        zone: ZoneId,
+        state: &mut ZoneState,
+        most: usize,
+    ) -> ArrayVec<BlockId, MAX_BATCH_BLOCKS> {
         let missing = self
             .config
             .reserve_high
@@ -189,15 +204,20 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if most == 0 {
             return chosen;
         }
+        let wanted = usize::from(self.config.background_max_used);
         for block in self.cheapest_and_emptiest(zone) {
             let used = self.examine(block);
-            if used <= room && used <= usize::from(self.config.background_max_used) {
+            if used <= room && used <= wanted {
                 room -= used;
                 chosen.push(block);
             }
             if chosen.len() == most {
                 break;
             }
+        }
+        if chosen.is_empty() {
+            let retry = self.on_probation(zone, state);
+            chosen.extend(retry.filter(|&block| self.examine(block) <= wanted));
         }
         chosen
     }

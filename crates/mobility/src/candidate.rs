@@ -1,7 +1,7 @@
 //! Which blocks compaction tries, cheapest first.
 
 use arrayvec::ArrayVec;
-use dirigible_frames::{BlockId, Cost, FRAMES_PER_BLOCK, Platform, Watermark, ZoneId};
+use dirigible_frames::{BlockId, Cost, FRAMES_PER_BLOCK, Platform, Refusal, Watermark, ZoneId};
 
 use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, MAX_LOOK};
@@ -85,15 +85,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// What the next attempt in a zone would find that leaves `watermark`.
     pub(crate) fn prospect(&self, zone: ZoneId, watermark: Watermark) -> Prospect {
         let mut cheapest = [BlockId::new(0)];
-        let count = self.frames.cheapest_blocks(Some(zone), &mut cheapest);
+        let block = match self.frames.cheapest_blocks(Some(zone), &mut cheapest) {
+            0 => self
+                .frames
+                .refused_blocks(zone, Refusal::Expired, BlockId::new(0))
+                .next(),
+            _ => Some(cheapest[0]),
+        };
         Prospect {
             free: self.frames.zone_free_frames(zone),
             targets: self.blocks_with_room(zone, watermark, 1) > 0,
-            used: cheapest[..count]
-                .iter()
-                .map(|&block| self.used(block))
-                .min()
-                .unwrap_or(u32::MAX),
+            used: block.map_or(u32::MAX, |block| self.used(block)),
         }
     }
 }

@@ -14,7 +14,7 @@ pub const MAX_LOOK: usize = 64;
 pub struct CompactionConfig {
     /// Direct compaction and `evacuate_for`: how many blocks they try to empty before they give up. Default 8.
     pub budget_blocks: usize,
-    /// How many candidates one call looks at, 1 to [`MAX_LOOK`]; the next call goes on with others. Default 32.
+    /// How many candidates one call looks at in each zone, 1 to [`MAX_LOOK`]. Default 32.
     pub look: usize,
     /// After n failures in a row the next 2^n - 1 requests are deferred, with n at most this. Default 6, at most 16.
     pub defer_max_shift: u8,
@@ -46,9 +46,9 @@ pub struct CompactionConfig {
     /// How long a block is left alone in which a frame was under way, in nanoseconds. Doubled each time in a row, up to
     /// `refusal_memory_ns`. Default 1 ms.
     pub retry_ns: u64,
-    /// How long a block is left alone of which an owner refused a frame, in nanoseconds. A refusal ends at once when frames
-    /// of the block are freed, unpinned or counted in another class, and after this long, since not everything that ends
-    /// one shows in the block; up to eight times as long if it comes again. Default 1 s.
+    /// How long a block is left alone of which an owner refused a frame, in nanoseconds. A refusal ends when that frame is
+    /// freed, unpinned or counted in another class, and after this long, since not everything that ends one shows in the
+    /// block; up to eight times as long if it comes again. Default 1 s.
     pub refusal_memory_ns: u64,
 }
 

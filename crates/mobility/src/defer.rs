@@ -7,7 +7,7 @@ use crate::CompactionConfig;
 pub(crate) struct Prospect {
     /// Free frames.
     pub(crate) free: u64,
-    /// Used frames of the cheapest candidate that has no remembered refusal; `u32::MAX` without one.
+    /// Used frames of a block of the cheapest kind, or where there is none of one on probation; `u32::MAX` without either.
     pub(crate) used: u32,
     /// Whether some candidate's used frames would all have targets.
     pub(crate) targets: bool,

@@ -1,7 +1,8 @@
 //! Compaction on behalf of one request: a block is emptied and handed to the one who asked.
 
 use dirigible_frames::{
-    CpuId, Event, FRAMES_PER_BLOCK, FrameClass, IsolatedBlock, Pfn, Platform, Watermark, ZoneId,
+    BlockId, CpuId, Event, FRAMES_PER_BLOCK, FrameClass, IsolatedBlock, Pfn, Platform, Watermark,
+    ZoneId,
 };
 
 use crate::evacuate::{Attempt, Attempts};
@@ -24,24 +25,35 @@ pub enum CompactResult {
     Deferred,
 }
 
-/// What one call may still spend.
-struct Effort {
-    /// Blocks to be begun.
+/// Blocks on probation that a search tries at most: one before the others, one after them.
+const RETRIES: usize = 2;
+
+/// A search for one block in one zone.
+struct Search {
+    cpu: CpuId,
+    zone: ZoneId,
+    /// What others are left meanwhile.
+    watermark: Watermark,
+    /// Blocks that may still be begun.
     budget: usize,
-    /// Candidates to be looked at.
+    /// Candidates that may still be looked at.
     looks: usize,
-    /// When nothing is waited for any more.
+    /// Blocks on probation that may still be tried.
+    retries: usize,
+    /// When nothing is waited for, and nothing begun, any more.
     deadline: u64,
+    /// Why the last block was not emptied.
+    last: EvacuateError,
 }
 
-/// How a search for one block in one zone ended.
+/// How a search ended.
 enum Found {
-    /// This block, isolated and wholly free.
+    /// This block, isolated, wholly free and set aside.
     Emptied(IsolatedBlock),
-    /// None: for the last one's reason, with no candidate left that could be tried.
-    Exhausted(EvacuateError),
+    /// None, with no candidate left that could be tried, or no time.
+    Exhausted,
     /// None, and the effort is spent; there are more candidates.
-    Spent(EvacuateError),
+    Spent,
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
@@ -66,10 +78,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             events.add(cpu, Event::CompactSkipped, 1);
             return CompactResult::Skipped;
         };
-        let mut effort = self.effort();
+        let deadline = self.deadline();
         let (mut began, mut deferred) = (false, false);
         for zone in self.zone_ids() {
-            if !self.can_lose_block(zone, 0) {
+            if !self.can_lose_block(zone, 0) || (began && self.platform.now() >= deadline) {
                 continue;
             }
             let may_try = self.zone_state(zone).map(|mut state| {
@@ -90,7 +102,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 }
                 Some(true) => {}
             }
-            if let Some(head) = self.capture(cpu, zone, class, &mut lease, &mut effort) {
+            let search = self.search(cpu, zone, Watermark::Min, deadline);
+            if let Some(head) = self.capture(search, class, &mut lease) {
                 events.add(cpu, Event::CompactSuccess, 1);
                 return CompactResult::Captured(head);
             }
@@ -137,125 +150,132 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.frames.zone_free_frames(zone).saturating_add(more) >= floor
     }
 
-    fn effort(&self) -> Effort {
-        Effort {
+    fn search(&self, cpu: CpuId, zone: ZoneId, watermark: Watermark, deadline: u64) -> Search {
+        Search {
+            cpu,
+            zone,
+            watermark,
             budget: self.config.budget_blocks,
             looks: self.config.look,
-            deadline: self.deadline(),
+            retries: RETRIES,
+            deadline,
+            last: EvacuateError::NoCandidate,
         }
     }
 
     /// Captures a block of one zone, and keeps the zone's deferral.
-    fn capture(
-        &self,
-        cpu: CpuId,
-        zone: ZoneId,
-        class: FrameClass,
-        lease: &mut Lease<'_>,
-        effort: &mut Effort,
-    ) -> Option<Pfn> {
+    fn capture(&self, mut search: Search, class: FrameClass, lease: &mut Lease<'_>) -> Option<Pfn> {
+        let zone = search.zone;
         loop {
-            match self.empty_cheapest(cpu, zone, Watermark::Min, lease, effort) {
-                Found::Emptied(block) => match self.frames.capture_block(block, class) {
-                    Ok(head) => {
-                        if let Some(mut state) = self.zone_state(zone) {
+            match self.empty_cheapest(&mut search, lease) {
+                Found::Emptied(block) => {
+                    let captured = self.frames.capture_block(block, class);
+                    let head = captured
+                        .map_err(|block| self.frames.unisolate_block(block))
+                        .ok();
+                    self.give_back_aside(1);
+                    if head.is_some() {
+                        // The page is there: nobody waits for the book-keeping.
+                        if let Some(mut state) = self.try_zone_state(zone) {
                             state.direct.succeeded();
                         }
-                        return Some(head);
+                        return head;
                     }
-                    Err(block) => self.frames.unisolate_block(block),
-                },
-                Found::Exhausted(_) => {
+                }
+                Found::Exhausted => {
                     if let Some(mut state) = self.zone_state(zone) {
-                        state
-                            .direct
-                            .failed(&self.config, self.prospect(zone, Watermark::Min));
+                        let left = self.prospect(zone, Watermark::Min);
+                        state.direct.failed(&self.config, left);
                     }
                     return None;
                 }
-                // There is more to try: the next request goes on where this one stopped.
-                Found::Spent(_) => return None,
+                // There is more to try, and that is no reason to defer: the next request finds what this one did not come to.
+                Found::Spent => return None,
             }
         }
     }
 
-    /// Empties the cheapest block of a zone that can be.
-    fn empty_cheapest(
-        &self,
-        cpu: CpuId,
-        zone: ZoneId,
-        watermark: Watermark,
-        lease: &mut Lease<'_>,
-        effort: &mut Effort,
-    ) -> Found {
-        let mut last = EvacuateError::NoCandidate;
+    /// Empties the cheapest block that can be.
+    fn empty_cheapest(&self, search: &mut Search, lease: &mut Lease<'_>) -> Found {
         loop {
-            let begun = {
-                let Some(mut state) = self.zone_state(zone) else {
-                    return Found::Spent(EvacuateError::Busy);
-                };
-                self.begin_cheapest(cpu, zone, &mut state, watermark, lease, effort, &mut last)
+            let begun = match self.zone_state(search.zone) {
+                Some(mut state) => self.begin_cheapest(search, &mut state, lease),
+                None => {
+                    search.last = EvacuateError::Busy;
+                    Err(Found::Spent)
+                }
             };
             let (mut attempts, used) = match begun {
                 Ok(begun) => begun,
                 Err(ended) => return ended,
             };
-            self.empty_blocks(cpu, lease, &mut attempts, used, effort.deadline);
+            self.empty_blocks(search.cpu, lease, &mut attempts, used, search.deadline);
             for attempt in attempts {
                 match attempt.result() {
                     Ok(block) => return Found::Emptied(block),
-                    Err(error) => last = error,
+                    Err(error) => search.last = error,
                 }
             }
-            if last == EvacuateError::TimedOut {
+            if self.platform.now() >= search.deadline {
                 // The host is slow. It gets no more work from this request.
-                return Found::Exhausted(last);
+                return Found::Exhausted;
             }
         }
     }
 
-    /// Begins the cheapest block of a zone that can be begun. `last` becomes the reason of the last one that could not.
-    #[expect(clippy::too_many_arguments)]
+    /// Begins the cheapest block that can be begun.
     fn begin_cheapest(
         &self,
-        cpu: CpuId,
-        zone: ZoneId,
+        search: &mut Search,
         state: &mut ZoneState,
-        watermark: Watermark,
         lease: &mut Lease<'_>,
-        effort: &mut Effort,
-        last: &mut EvacuateError,
     ) -> Result<(Attempts, usize), Found> {
+        self.forgive(search.zone, state);
         loop {
-            self.forgive(zone, state);
-            let candidates = self.cheapest(zone);
-            if candidates.is_empty() {
-                return Err(Found::Exhausted(*last));
+            let Some(block) = self.next_candidate(search, state) else {
+                return Err(Found::Exhausted);
+            };
+            if self.blocks_with_room(search.zone, search.watermark, 1) == 0 {
+                search.last = EvacuateError::NoTargets;
+                return Err(Found::Exhausted);
             }
-            if self.blocks_with_room(zone, watermark, 1) == 0 {
-                return Err(Found::Exhausted(EvacuateError::NoTargets));
+            if search.looks == 0 || search.budget == 0 {
+                return Err(Found::Spent);
             }
-            for block in candidates {
-                if effort.looks == 0 || effort.budget == 0 {
-                    return Err(Found::Spent(*last));
-                }
-                effort.looks -= 1;
-                self.examine(block);
-                let (mut attempts, used) = self.begin_blocks(cpu, lease, &[block], watermark);
-                effort.budget -= usize::from(attempts.iter().any(|attempt| attempt.cost_work));
-                if attempts.iter().any(Attempt::is_alive) {
-                    return Ok((attempts, used));
-                }
-                self.empty_blocks(cpu, lease, &mut attempts, used, effort.deadline);
-                *last = attempts
-                    .pop()
-                    .and_then(|attempt| attempt.error)
-                    .unwrap_or(*last);
-                if last.wants_room() {
-                    return Err(Found::Exhausted(*last));
-                }
+            search.looks -= 1;
+            self.examine(block);
+            let (attempts, used) = self.begin_blocks(search.cpu, lease, &[block], search.watermark);
+            for attempt in &attempts {
+                search.budget -= usize::from(attempt.cost_work);
+                search.last = attempt.error.unwrap_or(search.last);
+            }
+            if attempts.iter().any(Attempt::is_alive) {
+                return Ok((attempts, used));
+            }
+            if search.last.wants_room() {
+                return Err(Found::Exhausted);
             }
         }
+    }
+
+    /// The block to be tried next. One on probation comes before the others if it is as cheap, so that it has its turn, and
+    /// one after them.
+    fn next_candidate(&self, search: &mut Search, state: &mut ZoneState) -> Option<BlockId> {
+        let fresh = self.cheapest(search.zone).first().copied();
+        if search.retries == RETRIES {
+            search.retries -= 1;
+            let retry = self.on_probation(search.zone, state);
+            let cost = |block| self.frames.evacuation_cost(block);
+            let as_cheap = |&block: &BlockId| fresh.is_none_or(|fresh| cost(block) <= cost(fresh));
+            if let Some(retry) = retry.filter(as_cheap) {
+                return Some(retry);
+            }
+        }
+        if fresh.is_some() {
+            return fresh;
+        }
+        search.retries = search.retries.checked_sub(1)?;
+        self.on_probation(search.zone, state)
     }
 
     /// Empties the cheapest movable block and gives it to the migratetype of `class`: the fallback policy `evacuate`,
@@ -269,16 +289,19 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// compaction as there can be runs and goes on running for the bounded wait, or when the call comes from inside it.
     pub fn evacuate_for(&self, cpu: CpuId, class: FrameClass) -> Result<(), EvacuateError> {
         let mut lease = self.lease(cpu).ok_or(EvacuateError::Busy)?;
-        let mut effort = self.effort();
+        let deadline = self.deadline();
         let mut last = EvacuateError::NoCandidate;
         for zone in self.zone_ids() {
-            match self.empty_cheapest(cpu, zone, Watermark::Low, &mut lease, &mut effort) {
-                Found::Emptied(block) => {
-                    self.frames.convert_block(block, class.migratetype());
-                    self.frames.events().add(cpu, Event::BlockEvacuated, 1);
-                    return Ok(());
-                }
-                Found::Exhausted(error) | Found::Spent(error) => last = error,
+            let mut search = self.search(cpu, zone, Watermark::Low, deadline);
+            if let Found::Emptied(block) = self.empty_cheapest(&mut search, &mut lease) {
+                self.frames.convert_block(block, class.migratetype());
+                self.give_back_aside(1);
+                self.frames.events().add(cpu, Event::BlockEvacuated, 1);
+                return Ok(());
+            }
+            last = search.last;
+            if self.platform.now() >= deadline {
+                break;
             }
         }
         Err(last)

@@ -1,6 +1,7 @@
 //! Evacuation: everything that is used in a block moves elsewhere, or everything stays.
 
 use arrayvec::ArrayVec;
+use dirigible_frames::sync::spin_hint;
 use dirigible_frames::{
     BlockId, BlockState, Cost, CpuId, Event, FRAMES_PER_BLOCK, FrameClass, FrameState,
     IsolateError, IsolatedBlock, Order, Pfn, Platform, Watermark,
@@ -11,6 +12,8 @@ use crate::migrate::Freed;
 use crate::workspace::Workspace;
 use crate::{MigrateStats, Mobility, MovePair};
 
+/// How often a frame without a state is looked at again.
+const SPINS: usize = 64;
 /// Targets that are reserved at once, on the stack.
 const TARGETS: usize = 64;
 
@@ -130,7 +133,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 .for_each(|&block| each(block, Err(EvacuateError::Busy)));
         }
         for attempt in attempts {
-            each(attempt.block, attempt.result());
+            let block = attempt.block;
+            let result = attempt.result();
+            // It is the caller's from here on.
+            self.give_back_aside(usize::from(result.is_ok()));
+            each(block, result);
         }
         later
             .iter()
@@ -145,8 +152,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these. What
-    /// is set aside leaves `watermark`. The locks of the blocks' zones are held. Gives the attempts and how many pairs of
-    /// the workspace are theirs; [`empty_blocks`](Self::empty_blocks) goes on.
+    /// is set aside leaves `watermark`. Blocks that fall short are over, and open, when this returns. The locks of the
+    /// blocks' zones are held. Gives the attempts and how many pairs of the workspace are theirs;
+    /// [`empty_blocks`](Self::empty_blocks) goes on.
     pub(crate) fn begin_blocks(
         &self,
         cpu: CpuId,
@@ -159,8 +167,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let mut room = WORKSPACE_FRAMES;
         for &block in blocks.iter().take(MAX_BATCH_BLOCKS) {
             let error = self.unfit(block, &mut room);
-            if error.is_none() {
-                fit.push(block);
+            match error {
+                None => fit.push(block),
+                Some(error) => self.refuse(cpu, block, error),
             }
             attempts.push(Attempt {
                 block,
@@ -171,6 +180,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             });
         }
         // All blocks are isolated before the first target is taken: no block of the batch serves as target.
+        self.set_aside(fit.len());
         let mut fits = attempts
             .iter_mut()
             .filter(|attempt| attempt.error.is_none());
@@ -178,7 +188,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if let Some(attempt) = fits.next() {
                 match isolated {
                     Ok(token) => attempt.token = Some(token),
-                    Err(why) => attempt.error = Some(EvacuateError::Isolate(why)),
+                    Err(why) => {
+                        attempt.error = Some(EvacuateError::Isolate(why));
+                        self.give_back_aside(1);
+                    }
                 }
             }
         });
@@ -202,11 +215,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, watermark);
             }
         }
+        self.finish_dead(cpu, &mut attempts);
         (attempts, used)
     }
 
     /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in its
-    /// token, any other is opened again. No lock is held.
+    /// token, and set aside until [`give_back_aside`](Self::give_back_aside); any other is opened again. No lock is held.
     pub(crate) fn empty_blocks(
         &self,
         cpu: CpuId,
@@ -222,7 +236,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         stats
     }
 
-    /// Why a block is not begun, by its ledger; takes its used frames off `room`.
+    /// Why a block is not begun, by its ledger and its frames; takes its used frames off `room`.
     fn unfit(&self, block: BlockId, room: &mut usize) -> Option<EvacuateError> {
         if block.index() >= self.frames.blocks().len() {
             return Some(EvacuateError::Isolate(IsolateError::Unknown));
@@ -231,13 +245,18 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if ledger.unmovable() > 0 || ledger.state() == BlockState::Huge {
             return Some(EvacuateError::Unmovable);
         }
-        match room.checked_sub(usize::from(ledger.used())) {
-            Some(left) => {
-                *room = left;
-                None
-            }
-            None => Some(EvacuateError::NoRoom),
+        let Some(left) = room.checked_sub(usize::from(ledger.used())) else {
+            return Some(EvacuateError::NoRoom);
+        };
+        // Before the block is isolated, which takes the lock of each CPU.
+        let refused = self
+            .frames
+            .used_frames(block)
+            .find_map(|frame| self.obvious_refusal(frame));
+        if refused.is_none() {
+            *room = left;
         }
+        refused
     }
 
     /// Collects the used frames of an isolated block at `pairs[start..]`; gives the end.
@@ -249,12 +268,16 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ) -> Result<usize, EvacuateError> {
         // Nothing is allocated from the block any more: used frames only become fewer. (Before it was isolated they can
         // have become more.) Frames that other CPUs were taking or freeing at that moment have no state yet; they have one
-        // soon.
+        // in a few instructions. Not waited for with `relax`: the zone's lock is held.
         let all_seen = || {
             let used = usize::from(self.frames.ledger(block).used());
-            self.frames.used_frames(block).count() == used
+            let seen = self.frames.used_frames(block).count() == used;
+            if !seen {
+                spin_hint();
+            }
+            seen
         };
-        if !self.soon(all_seen) {
+        if !(0..SPINS).any(|_| all_seen()) {
             return Err(EvacuateError::NotEmpty);
         }
         let mut end = start;
@@ -385,6 +408,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         reserved
     }
 
+    /// Ends the attempts that came to nothing; none of their pairs is in the workspace any more, or all that are have been
+    /// handed over.
+    pub(crate) fn finish_dead(&self, cpu: CpuId, attempts: &mut Attempts) {
+        for attempt in attempts.iter_mut().filter(|attempt| !attempt.is_alive()) {
+            self.finish(cpu, attempt);
+        }
+    }
+
     /// Ends an attempt.
     fn finish(&self, cpu: CpuId, attempt: &mut Attempt) {
         let Some(token) = attempt.token.take() else {
@@ -398,9 +429,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return;
         }
         let error = *attempt.error.get_or_insert(EvacuateError::NotEmpty);
-        self.frames.unisolate_block(token);
         events.add(cpu, Event::CompactBlockAborted, 1);
-        self.refused(cpu, attempt.block, error);
+        self.open_refused(cpu, token, error);
+        self.give_back_aside(1);
     }
 
     /// Whether the block is wholly free, allowing for frees that other CPUs are in the middle of.

@@ -30,14 +30,24 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         // In front: those not handed over yet.
         let mut todo = pairs.len();
         let mut idle = 0;
-        // Every turn either settles a pair or is idle, so there are at most `pairs.len()` x `idle_polls` turns.
+        // The deadline bounds the turns, and where the clock stands still, the turns in which nothing settles.
         loop {
             // Acquire pairs with the release in `complete`. Read before the pairs are looked at: what settles later
             // changes the counter.
             let before = self.settled.load(Ordering::Acquire);
             self.hand_over(cpu, attempts, &mut pairs[..todo], &mut stats);
-            todo = gather(&mut pairs[..todo], |pair| pair.outcome == Outcome::Todo);
-            let owners = self.awaited(&pairs[..todo], &pairs[todo..]);
+            self.note_late_refusals(attempts, &pairs[..]);
+            // What is left of attempts that were given up goes back at once, and nobody waits for the rest of it.
+            let alive = gather(&mut pairs[..todo], |pair| {
+                pair.outcome == Outcome::Todo && self.attempt_of(attempts, pair.from).is_some()
+            });
+            let dead = gather(&mut pairs[alive..todo], |pair| {
+                pair.outcome == Outcome::Todo
+            });
+            self.put_back(cpu, &mut pairs[alive..alive + dead]);
+            self.finish_dead(cpu, attempts);
+            todo = alive;
+            let owners = self.awaited(attempts, &pairs[..todo], &pairs[todo..]);
             if owners == 0 {
                 return stats;
             }
@@ -52,7 +62,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.platform.relax();
             }
         }
-        for pair in pairs.iter_mut() {
+        for pair in pairs.iter() {
             let late = match pair.outcome {
                 Outcome::Todo => true,
                 Outcome::Pending => self.is_pending(pair),
@@ -66,11 +76,25 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         stats
     }
 
-    /// The owners, as a set of bits by number, of pairs that are still to be handed over or have no answer.
-    fn awaited(&self, todo: &[MovePair], handed_over: &[MovePair]) -> u32 {
-        let pending = handed_over
-            .iter()
-            .filter(|pair| pair.outcome == Outcome::Pending && self.is_pending(pair));
+    /// Gives attempts up of which a pending pair has settled as refused: its frame is back on its owner's books.
+    fn note_late_refusals(&self, attempts: &mut Attempts, pairs: &[MovePair]) {
+        for pair in pairs.iter().filter(|pair| pair.outcome == Outcome::Pending) {
+            if self.frames.state(pair.from) == FrameState::Listed
+                && let Some(at) = self.attempt_of(attempts, pair.from)
+            {
+                attempts[at].error = Some(EvacuateError::Refused(pair.from));
+            }
+        }
+    }
+
+    /// The owners, as a set of bits by number, of pairs that are still to be handed over, or have no answer and belong to an
+    /// attempt that goes on.
+    fn awaited(&self, attempts: &Attempts, todo: &[MovePair], handed_over: &[MovePair]) -> u32 {
+        let pending = handed_over.iter().filter(|pair| {
+            pair.outcome == Outcome::Pending
+                && self.is_pending(pair)
+                && self.attempt_of(attempts, pair.from).is_some()
+        });
         todo.iter().chain(pending).fold(0, |owners, pair| {
             owners | 1 << (u32::from(self.frames.owner(pair.from).get()) % u32::BITS)
         })

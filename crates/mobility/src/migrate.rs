@@ -2,7 +2,8 @@
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{
-    CpuId, FrameAllocator, FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Platform,
+    CpuId, FrameAllocator, FrameClass, FrameFlags, FrameState, FreeError, Order, OwnerClass, Pfn,
+    Platform,
 };
 
 use dirigible_frames::Event;
@@ -71,15 +72,24 @@ impl<'f, 'm> Freed<'f, 'm> {
     }
 
     fn flush(&mut self) {
-        if !self.base.is_empty() {
-            let freed = self.frames.free_bulk(self.cpu, &self.base);
-            debug_assert!(
-                freed.is_ok(),
-                "a frame of {:?} is not ours to free",
-                self.base
-            );
-            self.base.clear();
+        let mut left = &self.base[..];
+        while !left.is_empty() {
+            let freed = self.frames.free_bulk(self.cpu, left);
+            debug_assert!(freed.is_ok(), "a frame of {left:?} is not ours to free");
+            // A frame that is not ours is somebody's fault; those behind it are not lost for it.
+            let Err(
+                FreeError::Unknown(bad)
+                | FreeError::NotOwned(bad)
+                | FreeError::WrongOrder(bad)
+                | FreeError::Pinned(bad),
+            ) = freed
+            else {
+                break;
+            };
+            let at = left.iter().position(|&frame| frame == bad);
+            left = &left[at.map_or(left.len(), |at| at + 1)..];
         }
+        self.base.clear();
     }
 }
 
@@ -185,7 +195,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     break;
                 }
                 if !self.wait_for_room(kind.owner, deadline) {
-                    stats.failed += self.refuse(cpu, batch);
+                    stats.failed += self.refuse_pairs(cpu, batch);
                     break;
                 }
             }
@@ -194,7 +204,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Undoes pairs that their owner had no room for, and counts them as failed.
-    fn refuse(&self, cpu: CpuId, pairs: &mut [MovePair]) -> u64 {
+    fn refuse_pairs(&self, cpu: CpuId, pairs: &mut [MovePair]) -> u64 {
         let failed: u64 = pairs.iter().map(|pair| pair.frames() as u64).sum();
         let mut unused = Freed::new(self.frames, cpu);
         for pair in pairs {

@@ -2,11 +2,14 @@
 //!
 //! The mark stands in the allocator's ledger ([`FrameAllocator::refuse_block`]), so a refused block is no candidate and
 //! costs those who look for one nothing, and the mark falls with the frame that caused it. What the ledger does not see ends
-//! by time: each look at a zone lets a few of its refused blocks whose time is over be candidates again, going round.
+//! by time: each look at a zone examines a few of its refused blocks, going round, and those whose time is over may be
+//! tried again. A block that refused once and for a moment is a candidate as before. One that did so again and again, or
+//! that an owner refused, is on probation ([`Refusal::Expired`]): a request tries few of them, beside others. So any number
+//! of hopeless blocks, however seldom somebody asks, leaves the others their turn.
 //!
 //! [`FrameAllocator::refuse_block`]: dirigible_frames::FrameAllocator::refuse_block
 
-use dirigible_frames::{BlockId, CpuId, Event, Platform, Refusal, ZoneId};
+use dirigible_frames::{BlockId, CpuId, Event, IsolatedBlock, Pfn, Platform, Refusal, ZoneId};
 
 use crate::zone::ZoneState;
 use crate::{EvacuateError, Mobility};
@@ -44,14 +47,12 @@ impl Note {
         self.until << Self::STRIKE_BITS | strikes as u64
     }
 
-    /// The note of a refusal of `kind` at `now`, after this one.
-    fn next(self, kind: Refusal, now: u64, retry_ns: u64, memory_ns: u64) -> Self {
-        // Refusals long after each other have nothing to do with each other.
-        let again = self.until != 0 && now < self.until.saturating_add(memory_ns);
-        let strikes = if again {
-            (self.strikes + 1).min(Self::MOST_STRIKES)
-        } else {
-            0
+    /// The note of a refusal of `kind` at `now`, after this one. `again`: the same frame stood in the way before.
+    fn next(self, kind: Refusal, again: bool, now: u64, retry_ns: u64, memory_ns: u64) -> Self {
+        let strikes = match (self.until, again) {
+            (0, _) => 0,
+            (_, true) => (self.strikes + 1).min(Self::MOST_STRIKES),
+            (_, false) => self.strikes,
         };
         let lasts = match kind {
             Refusal::Lasting => memory_ns.saturating_mul(1 << strikes.min(MOST_DOUBLINGS)),
@@ -79,25 +80,45 @@ impl EvacuateError {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Counts why `block` was not emptied, and leaves it alone for a time if that is the block's doing. The block is open.
-    pub(crate) fn refused(&self, cpu: CpuId, block: BlockId, error: EvacuateError) {
-        let Some((kind, event)) = error.refusal() else {
-            return;
-        };
+    /// Counts why a block was not emptied, and opens it; it is left alone for a time if that is its own doing.
+    pub(crate) fn open_refused(&self, cpu: CpuId, token: IsolatedBlock, error: EvacuateError) {
+        let block = token.block();
+        match self.note_refusal(cpu, block, error) {
+            Some((kind, offender)) => self.frames.unisolate_refused(token, kind, offender),
+            None => self.frames.unisolate_block(token),
+        }
+    }
+
+    /// The same for a block that was not isolated.
+    pub(crate) fn refuse(&self, cpu: CpuId, block: BlockId, error: EvacuateError) {
+        if let Some((kind, offender)) = self.note_refusal(cpu, block, error) {
+            self.frames.refuse_block(block, kind, offender);
+        }
+    }
+
+    fn note_refusal(
+        &self,
+        cpu: CpuId,
+        block: BlockId,
+        error: EvacuateError,
+    ) -> Option<(Refusal, Option<Pfn>)> {
+        let (kind, event) = error.refusal()?;
         self.frames.events().add(cpu, event, 1);
-        let note = Note::unpack(self.frames.block_note(block)).next(
-            kind,
-            self.platform.now(),
-            self.config.retry_ns,
-            self.config.refusal_memory_ns,
-        );
-        // The note first: whoever finds the mark finds its time.
-        self.frames.set_block_note(block, note.pack());
         let offender = match error {
             EvacuateError::Refused(frame) | EvacuateError::UnderWay(frame) => Some(frame),
             _ => None,
         };
-        self.frames.refuse_block(block, kind, offender);
+        let again = self.frames.offender(block) == offender;
+        let note = Note::unpack(self.frames.block_note(block)).next(
+            kind,
+            again,
+            self.platform.now(),
+            self.config.retry_ns,
+            self.config.refusal_memory_ns,
+        );
+        // Before the mark: whoever finds the mark finds its time.
+        self.frames.set_block_note(block, note.pack());
+        Some((kind, offender))
     }
 
     /// Forgets what was noted of a block: it was emptied.
@@ -105,27 +126,52 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.frames.set_block_note(block, 0);
     }
 
-    /// Lets refused blocks of the zone be candidates again if their time is over. Looks at a few, and goes on with others
-    /// the next time.
+    /// Looks at a few refused blocks of the zone, and at others the next time: those whose time is over may be tried again.
     pub(crate) fn forgive(&self, zone: ZoneId, state: &mut ZoneState) {
         let now = self.platform.now();
         for (kind, start) in [
             (Refusal::Momentary, &mut state.momentary),
             (Refusal::Lasting, &mut state.lasting),
         ] {
-            let from_here = self.frames.refused_blocks(zone, kind, *start);
-            let before = *start;
-            let from_the_front = self
-                .frames
-                .refused_blocks(zone, kind, BlockId::new(0))
-                .take_while(|block| block.index() < before.index());
-            for block in from_here.chain(from_the_front).take(EXAMINED) {
+            for block in self.refused_from(zone, kind, *start).take(EXAMINED) {
                 *start = BlockId::new(block.index() as u32 + 1);
-                if now >= Note::unpack(self.frames.block_note(block)).until {
+                let note = Note::unpack(self.frames.block_note(block));
+                if now < note.until {
+                    continue;
+                }
+                if kind == Refusal::Momentary && note.strikes < MOST_DOUBLINGS {
                     self.frames.forgive_block(block);
+                } else {
+                    let offender = self.frames.offender(block);
+                    self.frames.refuse_block(block, Refusal::Expired, offender);
                 }
             }
         }
+    }
+
+    /// A block on probation, another one each time.
+    pub(crate) fn on_probation(&self, zone: ZoneId, state: &mut ZoneState) -> Option<BlockId> {
+        let block = self
+            .refused_from(zone, Refusal::Expired, state.retry)
+            .next()?;
+        state.retry = BlockId::new(block.index() as u32 + 1);
+        Some(block)
+    }
+
+    /// The refused blocks of a zone, once round from `start`.
+    fn refused_from(
+        &self,
+        zone: ZoneId,
+        kind: Refusal,
+        start: BlockId,
+    ) -> impl Iterator<Item = BlockId> + '_ {
+        let from_the_front = self
+            .frames
+            .refused_blocks(zone, kind, BlockId::new(0))
+            .take_while(move |block| block.index() < start.index());
+        self.frames
+            .refused_blocks(zone, kind, start)
+            .chain(from_the_front)
     }
 }
 
@@ -139,22 +185,26 @@ mod tests {
         strikes: 0,
     };
 
-    fn after(note: Note, kind: Refusal, now: u64) -> Note {
-        note.next(kind, now, MS, 1000 * MS)
+    fn after(note: Note, kind: Refusal, again: bool, now: u64) -> Note {
+        note.next(kind, again, now, MS, 1000 * MS)
     }
 
     #[test]
-    fn momentary_refusals_are_short_and_double() {
+    fn momentary_refusals_are_short_and_double_for_the_same_frame() {
         let mut note = NOTHING;
         let mut now = 5 * MS;
         for lasts in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000] {
-            note = after(note, Refusal::Momentary, now);
+            note = after(note, Refusal::Momentary, true, now);
             assert_eq!(note.until - now, lasts * MS);
-            now = note.until;
+            // However late the next one is.
+            now = note.until + lasts * 7000 * MS;
         }
-        // Long after: from the beginning.
-        let later = after(note, Refusal::Momentary, note.until + 1000 * MS);
-        assert_eq!((later.until - note.until, later.strikes), (1001 * MS, 0));
+        // Another frame each time is another moment each time.
+        let mut note = NOTHING;
+        for _ in 0..5 {
+            note = after(note, Refusal::Momentary, false, now);
+            assert_eq!((note.until - now, note.strikes), (MS, 0));
+        }
     }
 
     #[test]
@@ -162,7 +212,7 @@ mod tests {
         let mut note = NOTHING;
         let mut now = MS;
         for lasts in [1, 2, 4, 8, 8, 8] {
-            note = after(note, Refusal::Lasting, now);
+            note = after(note, Refusal::Lasting, true, now);
             assert_eq!(note.until - now, lasts * 1000 * MS);
             now = note.until;
         }

@@ -100,18 +100,23 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if self.workspaces.has(mark) {
             return None;
         }
-        let lent = self.patiently(|| self.workspaces.try_lend(mark));
-        lent.or_else(|| self.workspaces.try_lend(mark))
+        self.patiently(|| self.workspaces.try_lend(mark))
     }
 
-    /// What `attempt` gives within a bounded number of turns, with others let run in between.
+    /// What `attempt` gives within a bounded number of turns and a bounded time, with others let run in between.
     pub(crate) fn patiently<R>(&self, mut attempt: impl FnMut() -> Option<R>) -> Option<R> {
-        (0..self.config.lock_relaxes).find_map(|_| {
-            let got = attempt();
-            if got.is_none() {
-                self.platform.relax();
+        let mut deadline = None;
+        for _ in 0..self.config.lock_relaxes {
+            if let Some(got) = attempt() {
+                return Some(got);
             }
-            got
-        })
+            // The clock is read only by those who wait.
+            let deadline = *deadline.get_or_insert_with(|| self.deadline());
+            if self.platform.now() >= deadline {
+                break;
+            }
+            self.platform.relax();
+        }
+        attempt()
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct ZoneState {
     pub(crate) momentary: BlockId,
     /// … and at those with a lasting one.
     pub(crate) lasting: BlockId,
+    /// Where the next retry of a block looks whose refusal is over.
+    pub(crate) retry: BlockId,
 }
 
 impl ZoneState {
@@ -27,6 +29,7 @@ impl ZoneState {
             background: Defer::new(),
             momentary: BlockId::new(0),
             lasting: BlockId::new(0),
+            retry: BlockId::new(0),
         }
     }
 }
@@ -40,9 +43,7 @@ pub(crate) fn zone_states() -> [Mutex<ZoneState>; MAX_ZONES] {
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// The state of a zone, after a bounded wait.
     pub(crate) fn zone_state(&self, zone: ZoneId) -> Option<ZoneGuard<'_>> {
-        let state = &self.zones[zone.index()];
-        self.patiently(|| state.try_lock())
-            .or_else(|| state.try_lock())
+        self.patiently(|| self.zones[zone.index()].try_lock())
     }
 
     /// The same without a wait.

@@ -60,7 +60,7 @@ fn prepared(plan: &[(Obstacle, usize)]) -> Machine {
         let frame = |at: usize| Pfn::new((block * 512 + at % used) as u64);
         match obstacle {
             Obstacle::Nothing => {}
-            Obstacle::Pinned(at) => m.frames.set_flags(frame(at), FrameFlags::PINNED),
+            Obstacle::Pinned(at) => assert!(m.frames.set_flags(frame(at), FrameFlags::PINNED)),
             Obstacle::UnderWay(at) => {
                 m.user.books.lock().unwrap().remove(&frame(at));
                 m.frames
@@ -175,6 +175,8 @@ fn watched(m: &Machine) -> Arc<Mutex<(u64, usize)>> {
             Ok(frame) => frames.free(CPU, frame, Order::BASE).unwrap(),
             Err(_) => seen.1 += 1,
         }
+        // Else the next request has what this one left in the CPU's cache, whatever the watermark says.
+        frames.drain_cpu_caches();
     }));
     seen
 }

@@ -206,6 +206,69 @@ fn background_compaction_goes_past_stuck_blocks() {
     m.check_at_rest();
 }
 
+/// Eight blocks that are always tried again, since their time is over whenever somebody asks, leave the others their turn.
+#[test]
+fn hopeless_blocks_do_not_starve_others_of_those_who_ask_seldom() {
+    for interval in [2_000_000_000, 20_000_000_000] {
+        for stuck in [8, 40] {
+            let m = blocks(60);
+            m.fill_and_keep(|frame| {
+                frame.offset_in_block() < if block_of(frame) < stuck { 10 } else { 60 }
+            });
+            (0..stuck as u64).for_each(|block| m.user.refuse(Pfn::new(block * 512 + 5)));
+            let mut captured = 0;
+            for _ in 0..60 {
+                m.platform.clock.fetch_add(interval, Ordering::Relaxed);
+                captured += usize::from(matches!(
+                    m.direct(FrameClass::Movable),
+                    CompactResult::Captured(_)
+                ));
+            }
+            assert!(
+                captured >= (60 - stuck) * 3 / 4,
+                "{captured} of {} behind {stuck}, every {interval} ns",
+                60 - stuck
+            );
+            m.check_at_rest();
+        }
+    }
+}
+
+/// A zone whose blocks all refuse does not use up the effort for the others.
+#[test]
+fn a_hopeless_zone_leaves_the_others_their_share() {
+    let m = zoned(
+        &[&[0..40 * 512], &[40 * 512..80 * 512]],
+        CompactionConfig::default(),
+    );
+    m.fill_and_keep(|frame| frame.offset_in_block() < 100);
+    // The last zone is tried first.
+    (40..80).for_each(|block| m.user.refuse(Pfn::new(block * 512 + 99)));
+    assert!(matches!(
+        m.direct(FrameClass::Movable),
+        CompactResult::Captured(_)
+    ));
+    m.check_at_rest();
+}
+
+/// Pins of other frames come and go in a block that its owner keeps: it is no more worth a try than before.
+#[test]
+fn other_frames_pins_do_not_end_a_refusal() {
+    let m = blocks(6);
+    m.fill_and_keep(|frame| frame.offset_in_block() < if block_of(frame) == 0 { 40 } else { 420 });
+    m.user.refuse(Pfn::new(10));
+    let _ = m.direct(FrameClass::Movable);
+    assert_eq!(m.event(Event::CompactRefusedOwner), 1);
+    for _ in 0..3 {
+        assert!(m.frames.set_flags(Pfn::new(20), FrameFlags::PINNED));
+        m.frames.clear_flags(Pfn::new(20), FrameFlags::PINNED);
+    }
+    let mut found = [BlockId::new(0); 8];
+    let count = m.frames.cheapest_blocks(None, &mut found);
+    assert!(!found[..count].contains(&m.block(0)));
+    m.check_at_rest();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -215,6 +278,7 @@ proptest! {
         count in 8u64..120,
         seed in any::<u64>(),
         share in 0u64..=100,
+        interval in prop_oneof![Just(10_000u64), Just(3_000_000), Just(1_500_000_000), Just(30_000_000_000)],
     ) {
         let m = blocks(count + 8);
         // The last eight are room for what moves: too full to be cheap, pinned so as to be no candidates.
@@ -227,6 +291,7 @@ proptest! {
             m.frames.set_flags(Pfn::new(block * 512), FrameFlags::PINNED);
         }
         let mut stuck = BTreeSet::new();
+        let mut under_way = Vec::new();
         for block in 0..count {
             let dice = (seed.rotate_left(block as u32 % 61) ^ block.wrapping_mul(0x9e37_79b9)) % 100;
             if dice >= share {
@@ -234,24 +299,29 @@ proptest! {
             }
             let used: Vec<Pfn> = m.frames.used_frames(m.block(block as u32)).collect();
             let frame = used[dice as usize % used.len()];
-            if dice % 3 == 0 {
-                m.frames.set_flags(frame, FrameFlags::PINNED);
-            } else {
-                m.user.refuse(frame);
+            match dice % 3 {
+                0 => prop_assert!(m.frames.set_flags(frame, FrameFlags::PINNED)),
+                1 => m.user.refuse(frame),
+                // Handed out, and never listed.
+                _ => {
+                    m.user.books.lock().unwrap().remove(&frame);
+                    m.frames.transition(frame, FrameState::Listed, FrameState::Owned).unwrap();
+                    under_way.push(frame);
+                }
             }
             stuck.insert(block);
         }
         let can = count as usize - stuck.len();
         let mut emptied = 0;
-        // A request that finds what it wants takes one block; the others get rid of at least two stuck ones each, or are
-        // deferred.
-        for _ in 0..can + count as usize + 100 {
+        // A request that finds what it wants takes one block; the others get past some stuck ones each, or are deferred.
+        for _ in 0..can + 2 * count as usize + 200 {
             if let CompactResult::Captured(_) = m.direct(FrameClass::Movable) {
                 emptied += 1;
             }
-            m.platform.clock.fetch_add(10_000, Ordering::Relaxed);
+            m.platform.clock.fetch_add(interval, Ordering::Relaxed);
         }
         prop_assert_eq!(emptied, can);
+        under_way.into_iter().for_each(|frame| m.user.list(frame));
         m.check_at_rest();
     }
 }
