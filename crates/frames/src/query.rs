@@ -56,6 +56,13 @@ impl FrameAllocator<'_> {
         self.cpus.iter().map(CpuSlot::cached).sum()
     }
 
+    /// Blocks that somebody has isolated: nobody can have their free frames, nor, while they are emptied, the targets of
+    /// what is in them. Whoever finds no memory while there are some may do well to wait a moment.
+    pub fn isolated_blocks(&self) -> u32 {
+        // Acquire pairs with the release of whoever opens a block: who sees the count fall finds the frames.
+        self.isolated_blocks.load(Ordering::Acquire)
+    }
+
     /// Wholly free blocks.
     pub fn free_blocks(&self) -> u64 {
         self.zones

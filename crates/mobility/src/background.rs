@@ -173,7 +173,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             match attempt.result() {
                 Ok(block) => {
                     self.frames.unisolate_block(block);
-                    self.give_back_aside(1);
                     round.emptied += 1;
                 }
                 Err(error) => {

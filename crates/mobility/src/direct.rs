@@ -48,7 +48,7 @@ struct Search {
 
 /// How a search ended.
 enum Found {
-    /// This block, isolated, wholly free and set aside.
+    /// This block, isolated and wholly free.
     Emptied(IsolatedBlock),
     /// None, with no candidate left that could be tried, or no time.
     Exhausted,
@@ -173,7 +173,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     let head = captured
                         .map_err(|block| self.frames.unisolate_block(block))
                         .ok();
-                    self.give_back_aside(1);
                     if head.is_some() {
                         // The page is there: nobody waits for the book-keeping.
                         if let Some(mut state) = self.try_zone_state(zone) {
@@ -295,7 +294,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let mut search = self.search(cpu, zone, Watermark::Low, deadline);
             if let Found::Emptied(block) = self.empty_cheapest(&mut search, &mut lease) {
                 self.frames.convert_block(block, class.migratetype());
-                self.give_back_aside(1);
                 self.frames.events().add(cpu, Event::BlockEvacuated, 1);
                 return Ok(());
             }

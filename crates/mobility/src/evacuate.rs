@@ -134,10 +134,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
         for attempt in attempts {
             let block = attempt.block;
-            let result = attempt.result();
-            // It is the caller's from here on.
-            self.give_back_aside(usize::from(result.is_ok()));
-            each(block, result);
+            each(block, attempt.result());
         }
         later
             .iter()
@@ -180,7 +177,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             });
         }
         // All blocks are isolated before the first target is taken: no block of the batch serves as target.
-        self.set_aside(fit.len());
         let mut fits = attempts
             .iter_mut()
             .filter(|attempt| attempt.error.is_none());
@@ -188,10 +184,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if let Some(attempt) = fits.next() {
                 match isolated {
                     Ok(token) => attempt.token = Some(token),
-                    Err(why) => {
-                        attempt.error = Some(EvacuateError::Isolate(why));
-                        self.give_back_aside(1);
-                    }
+                    Err(why) => attempt.error = Some(EvacuateError::Isolate(why)),
                 }
             }
         });
@@ -220,7 +213,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in its
-    /// token, and set aside until [`give_back_aside`](Self::give_back_aside); any other is opened again. No lock is held.
+    /// token, any other is opened again. No lock is held.
     pub(crate) fn empty_blocks(
         &self,
         cpu: CpuId,
@@ -431,7 +424,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let error = *attempt.error.get_or_insert(EvacuateError::NotEmpty);
         events.add(cpu, Event::CompactBlockAborted, 1);
         self.open_refused(cpu, token, error);
-        self.give_back_aside(1);
     }
 
     /// Whether the block is wholly free, allowing for frees that other CPUs are in the middle of.

@@ -1,7 +1,7 @@
 //! The object that everything hangs on: the registry, the accounts, and what compaction works in.
 
-use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
-use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, MAX_ZONES, OwnerClass, Platform, ZoneId};
+use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
+use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerClass, Platform, ZoneId};
 
 use crate::account::Accounts;
 use crate::registry::Registry;
@@ -23,8 +23,6 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) settled: AtomicU64,
     /// Background compaction has begun and not yet reached its goal.
     pub(crate) background_runs: AtomicBool,
-    /// Frames that evacuations have set aside.
-    aside: AtomicU64,
     pub(crate) zones: [Mutex<ZoneState>; MAX_ZONES],
     pub(crate) workspaces: Workspaces,
 }
@@ -40,7 +38,6 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             accounts: Accounts::default(),
             settled: AtomicU64::new(0),
             background_runs: AtomicBool::new(false),
-            aside: AtomicU64::new(0),
             zones: zone_states(),
             workspaces: Workspaces::new(),
         }
@@ -93,28 +90,6 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     /// frames of its own does not wait for a balloon's.
     pub fn isolated_by_class(&self) -> PerClass {
         self.accounts.now()
-    }
-
-    /// Frames that evacuations under way have set aside: 512 for each block, in the block itself or as targets outside it.
-    /// They come back, but for those of a block that somebody captures. Whoever finds no memory while this is not 0 may do
-    /// well to wait a moment.
-    pub fn frames_set_aside(&self) -> u64 {
-        // Acquire pairs with the release in `give_back_aside`: who sees the count fall finds the frames.
-        self.aside.load(Ordering::Acquire)
-    }
-
-    /// Before blocks are isolated.
-    pub(crate) fn set_aside(&self, blocks: usize) {
-        // Relaxed: whoever misses the rise misses an evacuation that has just begun.
-        self.aside
-            .fetch_add((blocks * FRAMES_PER_BLOCK) as u64, Ordering::Relaxed);
-    }
-
-    /// After blocks were opened, or are their new holder's.
-    pub(crate) fn give_back_aside(&self, blocks: usize) {
-        let frames = (blocks * FRAMES_PER_BLOCK) as u64;
-        let before = self.aside.fetch_sub(frames, Ordering::Release);
-        debug_assert!(before >= frames, "more comes back than was set aside");
     }
 
     /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated = moved +

@@ -214,30 +214,26 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// Frames that are coming back: those that compaction holds while it, or the host, works on a move.
+    /// Frames that are coming back: those that compaction has set aside while it, or the host, works on a move.
     fn await_compaction(
         &self,
         request: AllocRequest,
         effort: &mut Effort,
     ) -> Result<Pfn, OutOfMemory> {
-        let is_held = || self.mobility.isolated_frames() > 0;
+        let is_held = || self.frames.isolated_blocks() > 0;
         if request.order.frames() > COSTLY || !is_held() {
             return Err(OutOfMemory);
         }
         let until = self.platform.now().saturating_add(self.config.settle_ns);
-        let mut seen = self.frames.free_frames();
         for _ in 0..LOOKS {
+            // Each time: what one CPU gives back another may have taken, and the sum shows neither.
+            if let Ok(frame) = self.break_reserve(request) {
+                return Ok(frame);
+            }
             if !is_held() || self.platform.now() >= until {
                 break;
             }
             self.platform.relax();
-            let free = self.frames.free_frames();
-            if free > seen
-                && let Ok(frame) = self.break_reserve(request)
-            {
-                return Ok(frame);
-            }
-            seen = free;
         }
         self.once_more(request, effort)
     }

@@ -48,10 +48,14 @@ fn pitfall_67_pinned_frames_stay_where_they_are() {
         assert_eq!(w.move_frame(frame, order), Outcome::Refused);
         assert_eq!(w.paging.lookup(space, Page::new(page)), before);
         w.paging.unpin(frame);
-        // A flag set after the isolation: the move is refused, the old mapping is intact.
+        // Once it is isolated it cannot be pinned, and whoever tries is told.
+        assert!(w.mobility.isolate(frame));
+        assert!(!w.frames.set_flags(frame, FrameFlags::PINNED));
+        w.mobility.putback_movable_frames(&[frame]);
+        // A reference taken after the isolation: the move is refused, the old mapping is intact.
         let to = w.target(order);
         assert!(w.mobility.isolate(frame));
-        w.frames.set_flags(frame, FrameFlags::PINNED);
+        assert!(w.frames.get_ref(frame));
         let mut pairs = [MovePair {
             from: frame,
             to,
@@ -60,7 +64,7 @@ fn pitfall_67_pinned_frames_stay_where_they_are() {
         }];
         w.mobility.migrate_frames(&mut pairs);
         assert_eq!(pairs[0].outcome, Outcome::Refused);
-        w.frames.clear_flags(frame, FrameFlags::PINNED);
+        assert!(w.frames.put_ref(frame));
         assert_eq!(w.paging.lookup(space, Page::new(page)), before);
         w.check_at_rest();
         // Neither: it moves.

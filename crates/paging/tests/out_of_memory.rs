@@ -219,7 +219,8 @@ fn frames_that_compaction_holds_are_waited_for() {
     let w = leak(world_with_reserve(2, Fallback::Steal, 0));
     let (space, pages) = filled(w);
     let moving = w.paging.translate(space, Page::new(0)).unwrap();
-    assert!(w.mobility.isolate(moving));
+    let block = w.frames.block_of(moving).unwrap();
+    let mut token = Some(w.frames.isolate_block(block).unwrap());
     let balloon = Held::new(w, Vec::new());
     let slow =
         SlowPath::new(w.mobility, &NoReclaim, config(Fallback::Steal)).with_notifier(balloon);
@@ -231,8 +232,8 @@ fn frames_that_compaction_holds_are_waited_for() {
             while relaxed() == before {
                 std::thread::yield_now();
             }
-            w.mobility.putback_movable_frames(&[moving]);
             w.unmap(space, pages - 1..pages);
+            token.take().map(|token| w.frames.unisolate_block(token));
         });
         assert!(slow.alloc(AllocRequest::movable()).is_ok());
     });
@@ -244,7 +245,8 @@ fn waiting_for_compaction_ends() {
     let w = leak(world_with_reserve(2, Fallback::Steal, 0));
     let (space, _) = filled(w);
     let stuck = w.paging.translate(space, Page::new(0)).unwrap();
-    assert!(w.mobility.isolate(stuck));
+    let block = w.frames.block_of(stuck).unwrap();
+    let token = w.frames.isolate_block(block).unwrap();
     let slow = SlowPath::new(w.mobility, &NoReclaim, config(Fallback::Steal));
     let relaxed = || w.guest.relaxed.load(Relaxed);
     let before = relaxed();
@@ -255,6 +257,11 @@ fn waiting_for_compaction_ends() {
     let (order_4, before) = (Order::new(4).unwrap(), relaxed());
     let costly = AllocRequest::new(order_4, FrameClass::Movable);
     assert_eq!(slow.alloc(costly), Err(OutOfMemory));
+    assert_eq!(relaxed(), before);
+    w.frames.unisolate_block(token);
+    // Nor for frames that only an owner can bring back: it may never do so.
+    assert!(w.mobility.isolate(stuck));
+    assert_eq!(slow.alloc(AllocRequest::movable()), Err(OutOfMemory));
     assert_eq!(relaxed(), before);
     w.mobility.putback_movable_frames(&[stuck]);
 }
