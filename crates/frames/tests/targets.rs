@@ -42,7 +42,7 @@ fn with_blocks(used: &[usize], test: impl FnOnce(&FrameAllocator<'_>)) {
 }
 
 #[test]
-fn targets_are_counted_outside_the_block_and_never_in_whole_ones() {
+fn targets_are_counted_in_partly_used_blocks_and_taken_outside_one() {
     with_blocks(&[100, 500, 508, 0], |frames| {
         let first = BlockId::new(0);
         assert_eq!(frames.target_frames(0), 0);
