@@ -23,7 +23,8 @@
 //!
 //! A block that was given up is no candidate for a time, so that no number of them keeps compaction from the others: a
 //! millisecond and then longer and longer if a frame of it was under way, a second and longer if an owner refused. The
-//! refusal ends at once when the frame that stood in the way is freed or unpinned. Blocks with pinned frames are no
+//! refusal ends when the frame that stood in the way is freed or unpinned. When it ends by time alone and was no matter of a
+//! moment, the block is on probation: a request tries one or two of these, beside others. Blocks with pinned frames are no
 //! candidates at all: pinned frames count as unmovable in the ledger.
 //!
 //! What is set aside for a block, its own free frames and its targets, is 512 frames, and so many must be free above a
