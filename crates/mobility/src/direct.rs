@@ -188,7 +188,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     }
                     return None;
                 }
-                // There is more to try, and that is no reason to defer: the next request finds what this one did not come to.
+                // There is more to try, and that is no reason to defer: the next request finds what this one did not.
                 Found::Spent => return None,
             }
         }
