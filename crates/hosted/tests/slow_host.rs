@@ -20,6 +20,8 @@ use support::{
 
 /// How long the host takes for each answer.
 const ANSWER: Duration = Duration::from_millis(100);
+/// How long what was taken down to the low watermark is kept.
+const KEPT: Duration = Duration::from_millis(40);
 /// Blocks that are moved while others make requests.
 const MOVES: usize = 3;
 const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
@@ -83,9 +85,9 @@ fn give_back(frames: &FrameAllocator<'_>, cpu: CpuId, held: &mut Vec<Pfn>) {
     frames.drain_cpu_caches();
 }
 
-/// Takes all memory down to the low watermark, keeps it for a moment, gives it back and rests, until told to end; gives how
-/// many requests failed while compaction had frames in its hands.
-fn greedy(guest: &Guest<'_>, cpu: CpuId, over: &AtomicBool) -> u64 {
+/// Takes all memory down to the low watermark, keeps it for a while, gives it back and rests a moment, until told to end;
+/// gives how many requests failed while compaction had frames in its hands. `keeps` says whether it keeps what it took.
+fn greedy(guest: &Guest<'_>, cpu: CpuId, keeps: &AtomicBool, over: &AtomicBool) -> u64 {
     let request = AllocRequest::movable().with_watermark(Watermark::Low);
     let holds = || guest.mobility.isolated_frames() > 0;
     let mut failed = 0;
@@ -96,7 +98,9 @@ fn greedy(guest: &Guest<'_>, cpu: CpuId, over: &AtomicBool) -> u64 {
             held.push(frame);
         }
         failed += u64::from(held_before && holds());
-        std::thread::sleep(Duration::from_millis(5));
+        keeps.store(true, Ordering::Relaxed);
+        std::thread::sleep(KEPT);
+        keeps.store(false, Ordering::Relaxed);
         give_back(guest.frames, cpu, &mut held);
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -147,11 +151,13 @@ fn with_slow_host(work: impl FnOnce(&Guest<'_>, &mut Vec<Pfn>)) {
     });
 }
 
-/// Lets background compaction empty a block of the balloon. What it frees is taken as a huge page, and as much is freed
-/// elsewhere: the next block finds memory as this one did.
-fn move_a_block(guest: &Guest<'_>, held: &mut Vec<Pfn>) -> Pfn {
+/// Lets background compaction empty a block of the balloon, from a time on when setting it aside would not leave the low
+/// watermark. What it frees is taken as a huge page, and as much is freed elsewhere: the next block finds memory as this
+/// one did.
+fn move_a_block(guest: &Guest<'_>, held: &mut Vec<Pfn>, no_room: &AtomicBool) -> Pfn {
     let platform = guest.machine.platform();
     let cpu = platform.cpu();
+    support::wait_until("memory to be taken", || no_room.load(Ordering::Relaxed));
     support::wait_until("a block to be emptied", || {
         let before = Instant::now();
         let emptied = guest.mobility.compact_background(cpu, 1).emptied;
@@ -179,7 +185,7 @@ fn move_a_block(guest: &Guest<'_>, held: &mut Vec<Pfn>) -> Pfn {
 fn requests_of_others_neither_wait_nor_fail_while_compaction_waits_for_the_host() {
     with_slow_host(|guest, held| {
         let platform = guest.machine.platform();
-        let over = &AtomicBool::new(false);
+        let (keeps, over) = (&AtomicBool::new(false), &AtomicBool::new(false));
         let (low_failed, seen, blocks) = std::thread::scope(|scope| {
             let ends = Ends(over);
             let requesters: Vec<_> = (0..CPUS)
@@ -193,9 +199,11 @@ fn requests_of_others_neither_wait_nor_fail_while_compaction_waits_for_the_host(
             let greedy = scope.spawn(|| {
                 let cpu = CpuId::new(1 + CPUS);
                 let _binding = platform.bind_cpu(cpu).unwrap();
-                greedy(guest, cpu, over)
+                greedy(guest, cpu, keeps, over)
             });
-            let blocks: Vec<Pfn> = (0..MOVES).map(|_| move_a_block(guest, held)).collect();
+            let blocks: Vec<Pfn> = (0..MOVES)
+                .map(|_| move_a_block(guest, held, keeps))
+                .collect();
             drop(ends);
             let seen: Vec<_> = requesters
                 .into_iter()
