@@ -1,11 +1,13 @@
 //! `cargo xtask soak`: threads in real time under a full guest, with hosts that answer at once and late.
 //!
-//! Each part is a run of the command, its report a file: a soak that was interrupted goes on where it stopped.
+//! Each part is a run of the command, its report a file: a soak that was interrupted goes on where it stopped. Beside each
+//! report stands by which build and with which flags it was made; one of another run is made again.
 
 use std::{
+    env::consts::EXE_SUFFIX,
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use serde_json::Value;
@@ -15,12 +17,16 @@ use crate::step::{Step, cargo, root, target, timed};
 /// Length of the profile `quick` in seconds.
 const QUICK_SECONDS: u64 = 256;
 /// What all parts have in common.
-const FLAGS: &str = "stress-highalloc --threads 2 --profile quick --memory 1G --balloon 256M --step 64M --columns steered";
+const FLAGS: &str = "stress-highalloc --threads 2 --profile quick --memory 1G --seed 1";
+/// A stall of a base request that is longer is said, as it may be the host's CPUs that were busy: the slow path waits for
+/// compaction 200 ms at most.
+const LONG_NS: u64 = 250_000_000;
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     seconds: u64,
+    columns: Vec<&'static str>,
     schedules: Vec<&'static str>,
     answers_ms: Vec<u64>,
     fresh: bool,
@@ -30,7 +36,8 @@ struct Plan {
 impl Plan {
     fn parse(words: &[&str]) -> Result<Self, String> {
         let mut plan = Self {
-            seconds: 180,
+            seconds: 140,
+            columns: vec!["steered", "movable"],
             schedules: vec!["held"],
             answers_ms: vec![0, 1, 20],
             fresh: false,
@@ -57,14 +64,8 @@ impl Plan {
                     let numbers = value.split(',').map(|text| number(text, 0, 1000));
                     plan.answers_ms = numbers.collect::<Result<_, _>>()?;
                 }
-                "--schedule" => {
-                    let names = value.split(',').map(|name| match name {
-                        "held" => Ok("held"),
-                        "cycle" => Ok("cycle"),
-                        _ => Err(format!("--schedule {value}: held, cycle or both")),
-                    });
-                    plan.schedules = names.collect::<Result<_, _>>()?;
-                }
+                "--columns" => plan.columns = names(flag, value, &["steered", "movable"])?,
+                "--schedule" => plan.schedules = names(flag, value, &["held", "cycle"])?,
                 "--out" => plan.out = PathBuf::from(value),
                 _ => return Err(format!("unknown flag {flag}")),
             }
@@ -72,46 +73,106 @@ impl Plan {
         Ok(plan)
     }
 
+    /// All combinations, and the first column and schedule once more with the slowest host and a balloon that deflates.
     fn parts(&self) -> Vec<Part> {
-        let part = |&schedule, &answer_ms| Part {
-            schedule,
-            answer_ms,
-            seconds: self.seconds,
-        };
-        let schedules = self.schedules.iter();
-        schedules
-            .flat_map(|schedule| self.answers_ms.iter().map(move |ms| part(schedule, ms)))
-            .collect()
+        let mut parts = Vec::new();
+        for &column in &self.columns {
+            for &schedule in &self.schedules {
+                parts.extend(self.answers_ms.iter().map(|&answer_ms| Part {
+                    column,
+                    schedule,
+                    answer_ms,
+                    seconds: self.seconds,
+                    deflates: false,
+                }));
+            }
+        }
+        let first = parts.first().copied();
+        let slowest = self.answers_ms.iter().max().copied();
+        if let (Some(first), Some(answer_ms)) = (first, slowest) {
+            parts.push(Part {
+                answer_ms,
+                deflates: true,
+                ..first
+            });
+        }
+        parts
     }
+}
+
+/// The names in `value`, each one of `known`.
+fn names(flag: &str, value: &str, known: &[&'static str; 2]) -> Result<Vec<&'static str>, String> {
+    let name = |text| {
+        let found = known.iter().copied().find(|&name| name == text);
+        found.ok_or_else(|| format!("{flag} {value}: {}, {} or both", known[0], known[1]))
+    };
+    value.split(',').map(name).collect()
 }
 
 /// One run.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
+    column: &'static str,
     schedule: &'static str,
     answer_ms: u64,
     seconds: u64,
+    /// Whether the balloon deflates when memory ends. It is so large then that memory does end.
+    deflates: bool,
 }
 
 impl Part {
-    /// Names the file: whatever makes it another run is in it.
+    /// Names the file.
     fn name(&self) -> String {
-        format!(
-            "{}-answer-{}ms-{}s",
-            self.schedule, self.answer_ms, self.seconds
-        )
+        let Self {
+            column,
+            schedule,
+            answer_ms,
+            seconds,
+            deflates,
+        } = self;
+        let deflates = if *deflates { "-oom" } else { "" };
+        format!("{column}-{schedule}-answer-{answer_ms}ms-{seconds}s{deflates}")
     }
 
-    /// Runs it, if its report is not there, and reads the report.
-    fn run(&self, plan: &Plan) -> Result<Figures, String> {
+    /// The balloon at its fullest in MiB.
+    fn balloon_mib(&self) -> u64 {
+        if self.deflates { 768 } else { 256 }
+    }
+
+    /// The command's flags, but for the place of the report.
+    fn flags(&self) -> String {
+        let thousandths = (self.seconds * 1000 / QUICK_SECONDS).max(1);
+        let mut flags = format!(
+            "{FLAGS} --balloon {}M --step {}M --columns {} --schedule {} --time-scale {}.{:03} --host-answer {}ms",
+            self.balloon_mib(),
+            self.balloon_mib() / 4,
+            self.column,
+            self.schedule,
+            thousandths / 1000,
+            thousandths % 1000,
+            self.answer_ms
+        );
+        if self.deflates {
+            flags += " --deflate-on-oom";
+        }
+        flags
+    }
+
+    /// Runs it, if there is no report of the same run, and reads the report.
+    fn run(&self, plan: &Plan, build: &Build) -> Result<Figures, String> {
         let name = self.name();
         let json = std::path::absolute(plan.out.join(format!("{name}.json")))
             .map_err(|error| format!("{name}: no such place: {error}"))?;
         let failed = |what: &str, error: std::io::Error| format!("{name}: cannot {what}: {error}");
+        let (stamp, wanted) = (json.with_extension("stamp"), build.stamp(self));
         if json.exists() {
             if !plan.fresh {
-                println!("==> {name}: there already ({})", json.display());
-                return Figures::read(&json);
+                // Without a stamp nobody knows whose report it is.
+                if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+                    println!("==> {name}: there already ({})", json.display());
+                    return Figures::read(&json);
+                }
+                println!("==> {name}: of another build or with other flags, so again");
             }
             // Should the run fail, the old report must not stand for it.
             fs::remove_file(&json).map_err(|error| failed("remove its old report", error))?;
@@ -121,12 +182,9 @@ impl Part {
         timed(&name, || {
             let table = fs::File::create(json.with_extension("txt"))
                 .map_err(|error| failed("write its table", error))?;
-            let thousandths = (self.seconds * 1000 / QUICK_SECONDS).max(1);
-            let status = cargo(&["run", "--release", "--quiet", "--"])
-                .args(FLAGS.split(' '))
-                .args(["--schedule", self.schedule, "--time-scale"])
-                .arg(format!("{}.{:03}", thousandths / 1000, thousandths % 1000))
-                .args(["--host-answer", &format!("{}ms", self.answer_ms), "--json"])
+            let status = Command::new(&build.program)
+                .args(self.flags().split(' '))
+                .arg("--json")
                 .arg(&draft)
                 .current_dir(root())
                 .stdin(Stdio::null())
@@ -138,9 +196,47 @@ impl Part {
                 false => Err(format!("{name} failed ({status})")),
             }
         })?;
+        // The stamp first: a report never stands beside that of another run.
+        fs::write(&stamp, wanted).map_err(|error| failed("write its stamp", error))?;
         fs::rename(&draft, &json).map_err(|error| failed("keep its report", error))?;
         Figures::read(&json)
     }
+}
+
+/// The command under test.
+struct Build {
+    program: PathBuf,
+    hash: u64,
+}
+
+impl Build {
+    /// Builds it. All parts run this one file, whatever becomes of the sources meanwhile.
+    fn new(out: &Path) -> Result<Self, String> {
+        let mut build = cargo(&["build", "--release", "--package", "dirigible"]);
+        Step::new("build", &mut build).run()?;
+        let built = target().join(format!("release/dirigible{EXE_SUFFIX}"));
+        let program = std::path::absolute(out.join(format!("dirigible{EXE_SUFFIX}")))
+            .map_err(|error| format!("no such place: {error}"))?;
+        let wrong = |error: std::io::Error| format!("{}: {error}", built.display());
+        // A program that runs cannot be written, but it can be replaced.
+        let copy = program.with_extension("new");
+        fs::copy(&built, &copy).map_err(wrong)?;
+        fs::rename(&copy, &program).map_err(wrong)?;
+        let hash = hash(&fs::read(&program).map_err(wrong)?);
+        Ok(Self { program, hash })
+    }
+
+    /// What makes a run of a part another one.
+    fn stamp(&self, part: &Part) -> String {
+        format!("{:016x} {}\n", self.hash, part.flags())
+    }
+}
+
+/// FNV-1a: the same with every version of the standard library.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// What a part found.
@@ -173,13 +269,47 @@ impl Figures {
         self.number(pointer).map_or_else(|| "?".into(), ms)
     }
 
-    /// What must be 0 and is not.
-    fn faults(&self) -> Vec<String> {
-        MUST_BE_NONE
+    /// What must be 0 and is not, and what must have happened and has not.
+    fn faults(&self, part: &Part) -> Vec<String> {
+        let wrong = MUST_BE_NONE
             .iter()
             .filter(|(pointer, _)| self.number(pointer) != Some(0))
-            .map(|(pointer, what)| format!("{what}: {}", self.text(pointer)))
-            .collect()
+            .map(|(pointer, what)| format!("{what}: {}", self.text(pointer)));
+        let mut faults: Vec<String> = wrong.collect();
+        let happened = |pointer| self.number(pointer).is_some_and(|number| number > 0);
+        for (pointer, what) in MUST_HAPPEN {
+            if !happened(pointer) {
+                faults.push(what.into());
+            }
+        }
+        if part.deflates {
+            // It need not have been full: memory may end before.
+            if !happened("/oom_deflated") {
+                faults.push("the balloon never gave anything back".into());
+            }
+            return faults;
+        }
+        let most = self.0.pointer("/balloon_max_mib").and_then(Value::as_f64);
+        let wanted = part.balloon_mib();
+        if most.is_none_or(|most| most < wanted as f64) {
+            let most = most.map_or_else(|| "?".into(), |most| most.to_string());
+            faults.push(format!(
+                "the balloon was never full: {most} of {wanted} MiB"
+            ));
+        }
+        faults
+    }
+
+    /// What is no fault and yet worth a look.
+    fn note(&self) -> Option<String> {
+        let longest = "/stalls/base/max_ns";
+        (self.number(longest)? > LONG_NS).then(|| {
+            let most = LONG_NS / 1_000_000;
+            format!(
+                "a base request stalled for {} ms, more than {most}",
+                self.ms(longest)
+            )
+        })
     }
 
     fn row(&self, name: &str) -> String {
@@ -187,9 +317,12 @@ impl Figures {
             self.text("/stalls/base/count"),
             self.ms("/stalls/base/p999_ns"),
             self.ms("/stalls/base/max_ns"),
+            self.text("/stalls/base/failed"),
             self.text("/stalls/huge/count"),
             self.ms("/stalls/huge/p999_ns"),
             self.ms("/stalls/huge/max_ns"),
+            self.text("/balloon_frames_moved"),
+            self.text("/oom_deflated"),
         ];
         let none = MUST_BE_NONE.iter().map(|(pointer, _)| self.text(pointer));
         let cells: Vec<String> = cells.into_iter().chain(none).collect();
@@ -198,42 +331,50 @@ impl Figures {
 }
 
 const MUST_BE_NONE: [(&str, &str); 3] = [
-    ("/stalls/min_failed", "failed Min allocations"),
+    ("/stalls/min_failed", "starved by compaction at min"),
     ("/content_errors", "content errors"),
     ("/device_errors", "device errors"),
 ];
 
+/// Without these a part has tested nothing.
+const MUST_HAPPEN: [(&str, &str); 3] = [
+    ("/stalls/base/count", "no base request stalled"),
+    ("/balloon_frames_moved", "no frame of the balloon was moved"),
+    ("/vmstat/compact_block_emptied", "no block was emptied"),
+];
+
 const HEAD: &str = "\
-| part | base stalls | 99.9 %, ms | longest, ms | huge stalls | 99.9 %, ms | longest, ms | failed Min | content errors | device errors |
-|---|---|---|---|---|---|---|---|---|---|
+| part | base stalls | 99.9 %, ms | longest, ms | failed | huge stalls | 99.9 %, ms | longest, ms | balloon frames moved | deflated | starved by compaction at min | content errors | device errors |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
 /// Runs the parts that are missing and prints what all of them found.
 ///
 /// # Errors
 ///
-/// Parts that failed (wrong contents, counters or books), and figures that must be 0 and are not.
+/// Parts that failed (wrong contents, counters or books), figures that must be 0 and are not, and parts in which nothing
+/// happened.
 pub fn run(words: &[&str]) -> Result<(), String> {
     let plan = Plan::parse(words)?;
     fs::create_dir_all(&plan.out)
         .map_err(|error| format!("cannot make {}: {error}", plan.out.display()))?;
-    Step::new(
-        "build",
-        &mut cargo(&["build", "--release", "--package", "dirigible"]),
-    )
-    .run()?;
-    let (mut table, mut faults) = (String::from(HEAD), Vec::new());
+    let build = Build::new(&plan.out)?;
+    let (mut table, mut notes, mut faults) = (String::from(HEAD), String::new(), Vec::new());
     for part in plan.parts() {
-        match part.run(&plan) {
+        let name = part.name();
+        match part.run(&plan, &build) {
             Ok(figures) => {
-                table += &figures.row(&part.name());
-                let found = figures.faults().into_iter();
-                faults.extend(found.map(|what| format!("{}: {what}", part.name())));
+                table += &figures.row(&name);
+                if let Some(note) = figures.note() {
+                    notes += &format!("{name}: {note}\n");
+                }
+                let found = figures.faults(&part).into_iter();
+                faults.extend(found.map(|what| format!("{name}: {what}")));
             }
             Err(why) => faults.push(why),
         }
     }
-    println!("\n{table}");
+    println!("\n{table}\n{notes}");
     match faults.is_empty() {
         true => Ok(()),
         false => Err(faults.join("\n       ")),
@@ -248,15 +389,8 @@ pub fn run(words: &[&str]) -> Result<(), String> {
 pub fn smoke() -> Result<(), String> {
     let out = target().join("soak/smoke");
     let out = out.to_str().ok_or("the target folder has no name")?;
-    run(&[
-        "--fresh",
-        "--seconds",
-        "10",
-        "--answer-ms",
-        "1",
-        "--out",
-        out,
-    ])
+    let flags = "--fresh --seconds 10 --columns steered --answer-ms 1 --out";
+    run(&flags.split(' ').chain([out]).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -271,22 +405,23 @@ mod tests {
         assert_eq!(
             names(&[]).unwrap(),
             [
-                "held-answer-0ms-180s",
-                "held-answer-1ms-180s",
-                "held-answer-20ms-180s"
+                "steered-held-answer-0ms-140s",
+                "steered-held-answer-1ms-140s",
+                "steered-held-answer-20ms-140s",
+                "movable-held-answer-0ms-140s",
+                "movable-held-answer-1ms-140s",
+                "movable-held-answer-20ms-140s",
+                "steered-held-answer-20ms-140s-oom",
             ]
         );
-        let words = [
-            "--schedule",
-            "held,cycle",
-            "--answer-ms",
-            "5",
-            "--seconds",
-            "20",
-        ];
+        let words = "--schedule held,cycle --columns movable --answer-ms 5 --seconds 20";
         assert_eq!(
-            names(&words).unwrap(),
-            ["held-answer-5ms-20s", "cycle-answer-5ms-20s"]
+            names(&words.split(' ').collect::<Vec<_>>()).unwrap(),
+            [
+                "movable-held-answer-5ms-20s",
+                "movable-cycle-answer-5ms-20s",
+                "movable-held-answer-5ms-20s-oom",
+            ]
         );
         for words in [
             &["--seconds"][..],
@@ -296,6 +431,7 @@ mod tests {
             &["--answer-ms", "1,"],
             &["--answer-ms", "1001"],
             &["--schedule", "up"],
+            &["--columns", "pinned"],
             &["--fast", "1"],
         ] {
             assert!(names(words).is_err(), "{words:?}");
@@ -303,21 +439,124 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_and_missing_figures_are_none() {
-        let figures = |min, content| {
-            Figures(serde_json::json!({
-                "stalls": { "min_failed": min, "base": { "count": 3, "max_ns": 1_500_000 } },
-                "content_errors": content,
-                "device_errors": 0,
-            }))
+    fn another_build_or_other_flags_make_another_stamp() {
+        assert_eq!(hash(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(hash(b"a"), 0xaf63_dc4c_8601_ec8c);
+        let build = |hash| Build {
+            program: PathBuf::new(),
+            hash,
         };
-        assert_eq!(figures(0, 0).faults(), [""; 0]);
+        let parts = Plan::parse(&[]).unwrap().parts();
+        let mut stamps: Vec<String> = parts.iter().map(|part| build(1).stamp(part)).collect();
+        stamps.push(build(2).stamp(&parts[0]));
+        let all = stamps.len();
+        stamps.sort();
+        stamps.dedup();
+        assert_eq!(stamps.len(), all);
+        assert!(stamps.iter().all(|stamp| stamp.contains("--seed 1 ")));
+        assert_eq!(build(1).stamp(&parts[0]), build(1).stamp(&parts[0]));
+    }
+
+    #[test]
+    fn a_report_is_taken_only_for_the_build_and_flags_that_made_it() {
+        let out = std::env::temp_dir().join(format!("dirigible-soak-{}", std::process::id()));
+        fs::create_dir_all(&out).unwrap();
+        let plan = Plan {
+            out: out.clone(),
+            ..Plan::parse(&[]).unwrap()
+        };
+        // A program that is not there: a part that is run fails.
+        let build = |hash| Build {
+            program: out.join("none"),
+            hash,
+        };
+        let part = plan.parts()[0];
+        let json = out.join(format!("{}.json", part.name()));
+        let report = r#"{ "columns": [{ "stalls": { "min_failed": 0 } }] }"#;
+        let keep = |stamp: Option<String>| {
+            fs::write(&json, report).unwrap();
+            let place = json.with_extension("stamp");
+            match stamp {
+                Some(stamp) => fs::write(place, stamp).unwrap(),
+                None => drop(fs::remove_file(place)),
+            }
+        };
+        keep(Some(build(1).stamp(&part)));
+        assert!(part.run(&plan, &build(1)).is_ok());
+        assert!(part.run(&plan, &build(2)).is_err());
+        assert!(!json.exists(), "it stands for nothing any more");
+        for stamp in [None, Some(build(1).stamp(&plan.parts()[1]))] {
+            keep(stamp);
+            assert!(part.run(&plan, &build(1)).is_err());
+        }
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    fn part(deflates: bool) -> Part {
+        Part {
+            deflates,
+            ..Plan::parse(&[]).unwrap().parts()[0]
+        }
+    }
+
+    fn figures() -> Value {
+        serde_json::json!({
+            "stalls": {
+                "min_failed": 0,
+                "base": { "count": 3, "failed": 1, "max_ns": 1_500_000 },
+            },
+            "vmstat": { "compact_block_emptied": 1 },
+            "balloon_frames_moved": 7,
+            "balloon_max_mib": 256.0,
+            "oom_deflated": 0,
+            "content_errors": 0,
+            "device_errors": 0,
+        })
+    }
+
+    #[test]
+    fn faults_are_told_and_missing_figures_are_none() {
+        let good = Figures(figures());
+        assert_eq!(good.faults(&part(false)), [""; 0]);
+        let row = "| x | 3 | ? | 1.500 | 1 | ? | ? | ? | 7 | 0 | 0 | 0 | 0 |\n";
+        assert_eq!(good.row("x"), row);
+        let columns = |line: &str| line.matches('|').count();
+        assert!(HEAD.lines().all(|line| columns(line) == columns(row)));
+        let mut bad = Figures(figures());
+        bad.0["stalls"]["min_failed"] = 2.into();
+        bad.0["content_errors"] = 1.into();
         assert_eq!(
-            figures(2, 1).faults(),
-            ["failed Min allocations: 2", "content errors: 1"]
+            bad.faults(&part(false)),
+            ["starved by compaction at min: 2", "content errors: 1"]
         );
-        let row = figures(0, 0).row("x");
-        assert_eq!(row, "| x | 3 | ? | 1.500 | ? | ? | ? | 0 | 0 | 0 |\n");
-        assert_eq!(Figures(Value::Null).faults().len(), 3);
+        assert_eq!(Figures(Value::Null).faults(&part(false)).len(), 7);
+    }
+
+    #[test]
+    fn a_part_in_which_nothing_happened_is_a_fault() {
+        for pointer in [
+            "/stalls/base/count",
+            "/balloon_frames_moved",
+            "/vmstat/compact_block_emptied",
+            "/balloon_max_mib",
+        ] {
+            let mut empty = Figures(figures());
+            *empty.0.pointer_mut(pointer).unwrap() = 0.into();
+            assert_eq!(empty.faults(&part(false)).len(), 1, "{pointer}");
+        }
+        assert_eq!(
+            Figures(figures()).faults(&part(true)),
+            ["the balloon never gave anything back"]
+        );
+    }
+
+    #[test]
+    fn a_long_stall_is_noted_and_no_fault() {
+        let mut figures = Figures(figures());
+        assert_eq!(figures.note(), None);
+        figures.0["stalls"]["base"]["max_ns"] = (LONG_NS + 1).into();
+        let note = "a base request stalled for 250.000 ms, more than 250";
+        assert_eq!(figures.note().as_deref(), Some(note));
+        assert_eq!(figures.faults(&part(false)), [""; 0]);
     }
 }

@@ -204,6 +204,7 @@ fn run_on<'a>(
     let binding = (params.threads > 0)
         .then(|| platform.bind_cpu(CpuId::new(0)))
         .transpose()?;
+    experiment.settle(&*balloon);
     let mut report = experiment.report(
         policy,
         balloon.stats(),

@@ -202,9 +202,9 @@ fn threads_run_the_same_load_in_real_time() {
     }
 }
 
-/// The host takes its time for each request: what waits for it is slow, and nothing is wrong.
+/// The host takes its time for each request: what waits for it is slow, and there are no errors.
 #[test]
-fn a_host_that_answers_late_makes_nothing_wrong() {
+fn a_host_that_answers_late_causes_no_errors() {
     for threads in [0, 2] {
         let params = Params {
             threads,

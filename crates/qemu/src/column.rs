@@ -136,7 +136,7 @@ struct Run {
     empty: u64,
     spare: u64,
     has_been_full: bool,
-    /// Whether a full balloon may be smaller a moment later, without a new target: then doubts are no failures.
+    /// Whether a full balloon may be smaller a moment later, without a new target: where it is, a doubt is no failure.
     may_shrink: bool,
     /// The balloon is full, and the books do not agree about it yet.
     doubt: Option<Doubt>,
@@ -149,7 +149,18 @@ struct Doubt {
     since: Instant,
     /// When it has to be gone.
     until: Instant,
+    /// What the balloon held in QEMU's books at the last look.
+    actual: u64,
     what: String,
+}
+
+impl Doubt {
+    /// Whether it is a failure, for a balloon that has this target.
+    fn is_failure(&self, may_shrink: bool, target: u64) -> bool {
+        // What was given back for want of memory is missing in some books sooner than in others.
+        let has_shrunk = may_shrink && self.actual < target;
+        !has_shrunk
+    }
 }
 
 impl Run {
@@ -189,6 +200,7 @@ impl Run {
                         full,
                         since,
                         until: since + limits.agree,
+                        actual: frames,
                         what: String::new(),
                     });
                 }
@@ -253,6 +265,7 @@ impl Run {
                 Ok(())
             }
             Err(what) => {
+                doubt.actual = look.frames;
                 doubt.what = what;
                 if Instant::now() < doubt.until {
                     return Ok(());
@@ -275,11 +288,18 @@ impl Run {
     /// The balloon is to change, or the run is over: a doubt that is left now stays.
     fn no_doubt(&self) -> Result<(), Cause> {
         match &self.doubt {
-            Some(Doubt { what, .. }) if !self.may_shrink => {
-                Err(Cause::Balloon { what: what.clone() })
+            Some(doubt) if doubt.is_failure(self.may_shrink, self.target()) => {
+                let what = doubt.what.clone();
+                Err(Cause::Balloon { what })
             }
             _ => Ok(()),
         }
+    }
+
+    /// What the balloon is to hold now.
+    fn target(&self) -> u64 {
+        let set = &self.timeline.targets[..self.next];
+        set.last().map_or(0, |&(_, frames)| frames)
     }
 
     /// The timeline's own name of a phase.
@@ -287,5 +307,35 @@ impl Run {
         let phases = self.timeline.phases.iter();
         let known = phases.map(|phase| phase.name).find(|known| *known == name);
         known.unwrap_or("running")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubt_is_forgiven_only_where_the_balloon_has_shrunk_and_may() {
+        let failure = |may_shrink, actual| {
+            let now = Instant::now();
+            let full = Full {
+                frames: 1000,
+                before: 0,
+                spare: 0,
+            };
+            let doubt = Doubt {
+                full,
+                since: now,
+                until: now,
+                actual,
+                what: String::new(),
+            };
+            doubt.is_failure(may_shrink, 1000)
+        };
+        assert!(failure(false, 999));
+        assert!(failure(false, 1000));
+        assert!(!failure(true, 999));
+        assert!(failure(true, 1000));
+        assert!(failure(true, 1001));
     }
 }

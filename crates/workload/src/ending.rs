@@ -10,6 +10,20 @@ use crate::{actor::time::SECOND, balloon::BalloonDriver, content::ContentLog, sy
 /// How long the end of a run waits for what is still under way.
 const SETTLE: u64 = 2 * SECOND;
 
+/// Waits for what is under way: with several CPUs the last exchange may still be with the device when the engines end. Until
+/// then the counts of compaction do not add up.
+pub(crate) fn settle<P: Platform>(
+    platform: &P,
+    mobility: &Mobility<'_, P>,
+    balloon: &dyn BalloonDriver,
+) {
+    let patience = platform.now() + SETTLE;
+    while mobility.isolated_frames() > 0 && platform.now() < patience {
+        balloon.handle_interrupt();
+        platform.relax();
+    }
+}
+
 /// Has filler and balloon give everything back and balances the books of all parts. Nothing else runs any more; afterwards
 /// `managed` frames must be free.
 ///
@@ -24,18 +38,11 @@ pub(crate) fn give_all_back<P: Platform>(
 ) -> Result<(), String> {
     let text = |what: &str, error: &dyn core::fmt::Display| format!("{what}: {error}");
     let Parts {
-        platform,
         frames,
         paging,
         filler,
         ..
     } = parts;
-    // With several CPUs the last exchange may still be with the device when the engines end.
-    let patience = platform.now() + SETTLE;
-    while mobility.isolated_frames() > 0 && platform.now() < patience {
-        balloon.handle_interrupt();
-        platform.relax();
-    }
     filler.drop_all();
     let stats = balloon.stats();
     let held = balloon.held();

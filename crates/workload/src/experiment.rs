@@ -161,6 +161,12 @@ impl<'e, 'a, 'm, P: Platform> Experiment<'e, 'a, 'm, P> {
         }
     }
 
+    /// Waits until nothing is under way any more, a bounded time. To be called when all engines have ended, before the
+    /// [`report`](Self::report): the counts of a move that the host has not answered do not add up.
+    pub fn settle(&self, balloon: &dyn BalloonDriver) {
+        ending::settle(self.system.parts().platform, self.mobility, balloon);
+    }
+
     /// What the guest knows when all engines have ended: everything but `host`. `balloon` and `largest` (frames) are the
     /// balloon's, `device_errors` the device's if the guest can see them.
     pub fn report(

@@ -101,6 +101,7 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     let experiment = Experiment::new(params, &system, &mobility);
     run_actors(guest, &experiment, moves);
 
+    experiment.settle(&*balloon);
     let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
     report.host = Some(ColumnHost {
         attempts: system.passes().1,

@@ -38,19 +38,47 @@ pub fn pending_timeout(mode: Mode) -> u64 {
     }
 }
 
+/// What a guest keeps free.
+#[derive(Clone, Copy)]
+pub struct Keeps {
+    /// The zone's watermarks, in frames.
+    pub watermarks: Watermarks,
+    /// Whole free blocks that background compaction works for; 0 for none.
+    pub whole_blocks: u64,
+}
+
+impl Default for Keeps {
+    fn default() -> Self {
+        Self {
+            watermarks: Watermarks {
+                min: 64,
+                low: 128,
+                high: 256,
+            },
+            whole_blocks: 0,
+        }
+    }
+}
+
 /// Builds a guest on `machine`, runs `work` in it as CPU 0, and checks all books at the end.
 pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&Guest<'_>)) {
+    guest_that_keeps(Keeps::default(), machine, config, work);
+}
+
+/// The same, told what to keep free.
+pub fn guest_that_keeps(
+    keeps: Keeps,
+    machine: &HostedMachine,
+    config: BalloonConfig,
+    work: impl FnOnce(&Guest<'_>),
+) {
     let platform = machine.platform();
     let _binding = platform.bind_cpu(CpuId::new(0)).unwrap();
     let layout = machine.ram().layout();
     let zones = [ZoneConfig {
         name: "Normal",
         ranges: layout.regions(),
-        watermarks: Watermarks {
-            min: 64,
-            low: 128,
-            high: 256,
-        },
+        watermarks: keeps.watermarks,
         reserve_blocks: 0,
     }];
     let config_frames = Config {
@@ -66,6 +94,8 @@ pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&
     assert_eq!(frames.managed_frames(), layout.managed_frames());
     let compaction = CompactionConfig {
         pending_timeout_ns: pending_timeout(platform.mode()),
+        reserve_low: keeps.whole_blocks,
+        reserve_high: keeps.whole_blocks,
         ..CompactionConfig::default()
     };
     let mobility = Mobility::new(&frames, platform, compaction);
