@@ -36,7 +36,7 @@ struct Plan {
 impl Plan {
     fn parse(words: &[&str]) -> Result<Self, String> {
         let mut plan = Self {
-            seconds: 140,
+            seconds: 180,
             columns: vec!["steered", "movable"],
             schedules: vec!["held"],
             answers_ms: vec![0, 1, 20],
@@ -405,13 +405,13 @@ mod tests {
         assert_eq!(
             names(&[]).unwrap(),
             [
-                "steered-held-answer-0ms-140s",
-                "steered-held-answer-1ms-140s",
-                "steered-held-answer-20ms-140s",
-                "movable-held-answer-0ms-140s",
-                "movable-held-answer-1ms-140s",
-                "movable-held-answer-20ms-140s",
-                "steered-held-answer-20ms-140s-oom",
+                "steered-held-answer-0ms-180s",
+                "steered-held-answer-1ms-180s",
+                "steered-held-answer-20ms-180s",
+                "movable-held-answer-0ms-180s",
+                "movable-held-answer-1ms-180s",
+                "movable-held-answer-20ms-180s",
+                "steered-held-answer-20ms-180s-oom",
             ]
         );
         let words = "--schedule held,cycle --columns movable --answer-ms 5 --seconds 20";

@@ -85,7 +85,7 @@ fn what_compaction_sets_aside_leaves_the_watermark() {
         };
         // The free frames of the block itself are set aside first …
         frames.set_watermarks(zone, marks(free - 411));
-        let isolate = |mut each: &mut dyn FnMut(Result<IsolatedBlock, IsolateError>)| {
+        let isolate = |each: &mut dyn FnMut(Result<IsolatedBlock, IsolateError>)| {
             let first = [BlockId::new(0)];
             frames.isolate_blocks(&first, Watermark::Min, |_, result| each(result));
         };

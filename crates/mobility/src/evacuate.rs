@@ -120,13 +120,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let cpu = self.platform.cpu();
         let (now, later) = blocks.split_at(blocks.len().min(MAX_BATCH_BLOCKS));
         let mut attempts = Attempts::new();
-        if let Some(mut lease) = self.lease(cpu) {
-            if let Some(zones) = self.zones_of(now) {
-                let used;
-                (attempts, used) = self.begin_blocks(cpu, &mut lease, now, Watermark::Min);
-                drop(zones);
-                self.empty_blocks(cpu, &mut lease, &mut attempts, used, self.deadline());
-            }
+        if let Some(mut lease) = self.lease(cpu)
+            && let Some(zones) = self.zones_of(now)
+        {
+            let used;
+            (attempts, used) = self.begin_blocks(cpu, &mut lease, now, Watermark::Min);
+            drop(zones);
+            self.empty_blocks(cpu, &mut lease, &mut attempts, used, self.deadline());
         }
         if attempts.is_empty() {
             now.iter()
