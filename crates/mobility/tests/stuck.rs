@@ -1,6 +1,8 @@
 //! Blocks that cannot be emptied, for a moment or for good, do not keep compaction from those that can.
 #![cfg(not(shuttle))]
 #![allow(missing_docs)]
+// Zones are lists of ranges, also where there is one.
+#![allow(clippy::single_range_in_vec_init)]
 
 mod machine;
 
@@ -284,7 +286,7 @@ proptest! {
         // The last eight are room for what moves: too full to be cheap, pinned so as to be no candidates.
         m.fill_and_keep(|frame| {
             let block = frame.get() / 512;
-            let keep = if block < count { 1 + (seed ^ block * 37) % 20 } else { 1 };
+            let keep = if block < count { 1 + (seed ^ (block * 37)) % 20 } else { 1 };
             (frame.offset_in_block() as u64) < keep
         });
         for block in count..count + 8 {

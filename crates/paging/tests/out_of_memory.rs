@@ -220,20 +220,20 @@ fn frames_that_compaction_holds_are_waited_for() {
     let (space, pages) = filled(w);
     let moving = w.paging.translate(space, Page::new(0)).unwrap();
     let block = w.frames.block_of(moving).unwrap();
-    let mut token = Some(w.frames.isolate_block(block).unwrap());
+    let token = w.frames.isolate_block(block).unwrap();
     let balloon = Held::new(w, Vec::new());
     let slow =
         SlowPath::new(w.mobility, &NoReclaim, config(Fallback::Steal)).with_notifier(balloon);
     let relaxed = || w.guest.relaxed.load(Relaxed);
     let before = relaxed();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        scope.spawn(move || {
             support::run_on(1);
-            while relaxed() == before {
+            while w.guest.relaxed.load(Relaxed) == before {
                 std::thread::yield_now();
             }
             w.unmap(space, pages - 1..pages);
-            token.take().map(|token| w.frames.unisolate_block(token));
+            w.frames.unisolate_block(token);
         });
         assert!(slow.alloc(AllocRequest::movable()).is_ok());
     });
