@@ -85,6 +85,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 let back = self.leave(at);
                 self.promised -= back.min(self.promised);
                 self.stats.deflated += back;
+                self.stats.oom_deflated += self.requests[at].relief.min(back);
                 self.requests[at].phase = Phase::Done;
             }
             Role::ExchangeIn(out) => self.exchange_arrived(at, usize::from(out)),
@@ -141,6 +142,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                     self.relist(frame, FrameState::Leaving);
                 }
                 self.requests[at].release();
+                self.undone += 1;
             }
             Role::ExchangeIn(_) => {
                 self.unclaim(at);

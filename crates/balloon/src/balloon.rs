@@ -109,6 +109,8 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) stats: BalloonStats,
     /// Pairs settled through outputs or taken by `finish_exchange`.
     pub(crate) settled: u64,
+    /// Deflations that were undone before the host heard of them: their frames are on the list again.
+    pub(crate) undone: u64,
 }
 
 impl<'a, B: Books + ?Sized, const N: usize> Balloon<'a, B, N> {
@@ -162,6 +164,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             stopping: false,
             stats: BalloonStats::default(),
             settled: 0,
+            undone: 0,
         })
     }
 
@@ -207,7 +210,20 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             isolated: self.isolated + self.orphans,
             entering: self.in_requests(Role::Inflate) + self.in_requests(Role::ExchangeIn(0)),
             leaving: self.in_deflations() + self.in_requests(Role::ExchangeOut(0)) + self.withheld,
+            returning: self.to_be_freed(),
         }
+    }
+
+    /// Frames that the host has let go of and [`next_output`](Self::next_output) has not handed out yet.
+    fn to_be_freed(&self) -> u64 {
+        let ended = |slot: &&Slot| {
+            slot.phase == Phase::Done && (slot.role == Role::Inflate || slot.role.is_deflation())
+        };
+        self.requests
+            .iter()
+            .filter(ended)
+            .map(|slot| slot.len() as u64)
+            .sum()
     }
 
     /// What is wrong, if anything.
@@ -365,9 +381,9 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         }
     }
 
-    /// The books do not fit. Later finds do not hide the first.
+    /// The books do not fit. A fault of the device does not hide that, and later finds do not hide the first.
     pub(crate) fn damaged(&mut self, frames: u64) {
-        if self.fatal.is_none() {
+        if !matches!(self.fatal, Some(Fault::Books { .. })) {
             self.fatal = Some(Fault::Books { frames });
         }
     }

@@ -64,7 +64,17 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// A frame that was not isolated from this balloon is left alone.
     #[must_use = "a frame that is not on the list again is to be freed"]
     pub fn putback(&mut self, frame: Pfn) -> bool {
-        let mark = mark_of(self.books.word(frame)).unwrap_or(self.mark());
+        let is_ours = self.in_span(frame)
+            && self.books.state(frame) == FrameState::Isolated
+            && self.books.owner(frame) == Some(self.class);
+        if !is_ours {
+            return true;
+        }
+        let Some(mark) = mark_of(self.books.word(frame)) else {
+            // Somebody wrote over its word: nobody knows which device had it.
+            self.damaged(1);
+            return true;
+        };
         let is_current = mark == self.mark();
         let count = match is_current {
             true => &mut self.isolated,

@@ -13,6 +13,9 @@ use crate::books::Books;
 use crate::request::{Message, Phase, REQUESTS, RequestMemory, Role};
 use crate::{Fault, Features};
 
+/// How many forgotten frames go off the list in one call: others wait for the lock meanwhile.
+const DRAIN: usize = 256;
+
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// The device says that it cannot go on without a reset. Nothing is sent any more. Reset it and call
     /// [`device_reset`](Self::device_reset), then [`restart`](Self::restart).
@@ -36,7 +39,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// guest's again.
     ///
     /// What follows comes out through [`next_output`](Self::next_output): listed frames, and those of inflations and
-    /// deflations, as [`Output::Free`](crate::Output::Free), a message at a time; pairs of exchanges as
+    /// deflations, as [`Output::Free`](crate::Output::Free), at most 256 listed ones at a time; pairs of exchanges as
     /// [`Output::Settled`](crate::Output::Settled), `Refused` when the new frames were not acknowledged, else `Moved`.
     /// Frames that are isolated at this moment come back by [`putback`](Self::putback), which says that they are to be
     /// freed. Nothing is sent before [`restart`](Self::restart).
@@ -88,10 +91,10 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         self.down && self.list.len() > 0
     }
 
-    /// Takes forgotten frames off the list, as many as a message holds; whether there were any.
+    /// Takes forgotten frames off the list, up to [`DRAIN`] of them; whether there were any.
     pub(crate) fn drain(&mut self, message: &mut Message<N>) -> bool {
         message.clear();
-        while message.pfns().len() < N {
+        while message.pfns().len() < N.min(DRAIN) {
             let Some(frame) = self.take_newest() else {
                 break;
             };

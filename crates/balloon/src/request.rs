@@ -110,6 +110,8 @@ pub(crate) struct Slot {
     pub(crate) outcome: Outcome,
     /// Pairs of a finished exchange that have been handed out.
     pub(crate) handed_out: usize,
+    /// Deflations: how many of the frames were asked back for want of memory.
+    pub(crate) relief: u64,
     len: usize,
 }
 
@@ -122,6 +124,7 @@ impl Slot {
             sent_at: 0,
             outcome: Outcome::Todo,
             handed_out: 0,
+            relief: 0,
             len: 0,
         }
     }
@@ -133,6 +136,7 @@ impl Slot {
         self.attended = false;
         self.outcome = Outcome::Todo;
         self.handed_out = 0;
+        self.relief = 0;
         self.len = 0;
     }
 
