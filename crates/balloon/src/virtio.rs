@@ -3,8 +3,11 @@
 //! Three locks. `state` guards the books and is held for the length of one call of [`Balloon`]. `queues` guards the rings
 //! and their buffers, which lie in memory, and is held for one request or one look at the used rings. `wire` guards the
 //! transport: it is only ever tried, and who finds it taken leaves the job to its holder (`jobs.rs`). None of them is held
-//! while memory is allocated or freed (but DMA memory, while a device is set up), anybody waits, or a [`Settle`] runs. Order: `wire`, `queues`, `state`. The last two
-//! are held together where a request goes out or an answer comes in, so that a reset falls before it or after it.
+//! while memory is allocated or freed, anybody waits, or a [`Settle`] runs. The exception is `wire`: whoever resets a device
+//! or sets one up holds it while the device confirms the reset and while DMA memory comes and goes.
+//!
+//! Order: `wire`, `queues`, `state`. The last two are held together where a request goes out or an answer comes in, so that
+//! a reset falls before it or after it.
 //!
 //! The configuration space is left alone as far as that goes: each access stops a virtual CPU, and QEMU lets it go on
 //! only when it has served all requests that it knows of, so that it then stands idle until we have sent the next. Other
@@ -69,6 +72,39 @@ struct State<'a, H: Hal, const N: usize> {
     unmovable: Option<bool>,
     /// The device was to be reset and did not confirm it.
     adrift: bool,
+    /// How often `reset` or `shutdown` was called. Who was starting the device anew then gives up.
+    ends: u64,
+    /// Frames on their way from the balloon to the allocator.
+    returning: u64,
+    /// How many have arrived there so far.
+    given_back: u64,
+    /// Deflations undone, as far as `unmovable` takes them into account.
+    undone: u64,
+}
+
+impl<H: Hal, const N: usize> State<'_, H, N> {
+    /// Where the frames are, those in our hands included.
+    fn held(&self) -> Held {
+        let mut held = self.balloon.held();
+        held.returning += self.returning;
+        held
+    }
+
+    /// Whether `step` is to reset the device: it asks for it, and nobody has ended the balloon.
+    fn needs_repair(&self) -> bool {
+        self.balloon.fault() == Some(Fault::NeedsReset) && !self.balloon.is_stopping()
+    }
+
+    /// After a call that may have undone deflations: what came back to the list is movable in the ledger, so the next look at
+    /// it begins a new walk.
+    fn note_undone(&mut self) {
+        let undone = self.balloon.undone;
+        if core::mem::replace(&mut self.undone, undone) != undone
+            && self.unmovable != Some(false)
+        {
+            self.unmovable = None;
+        }
+    }
 }
 
 /// A balloon: books, device, and everything between.
@@ -106,7 +142,7 @@ pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize =
     state: Mutex<State<'a, H, N>>,
     queues: Mutex<Queues<H, N>>,
     /// Never waited for, only tried.
-    wire: Mutex<Wire<T>>,
+    wire: Mutex<Wire<'a, T, P>>,
     /// What is to be done with it.
     posts: Posts,
     /// The device has said since the target was last read that its configuration is another.
@@ -135,7 +171,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         // The settings first: a device that is not touched needs no reset.
         check::<_, N>(frames, class, &config)?;
         let numbers = Numbers::new()?;
-        let mut wire = Wire::new(transport);
+        let mut wire = Wire::new(transport, platform, config.reset_timeout_ns);
         let (features, mut queues) = Self::set_up(&mut wire, &config)?;
         let balloon = Balloon::in_memory(frames, class, features, config.clone(), numbers);
         let balloon = match balloon {
@@ -166,6 +202,10 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 restart_at: 0,
                 unmovable: Some(false),
                 adrift: false,
+                ends: 0,
+                returning: 0,
+                given_back: 0,
+                undone: 0,
             }),
             queues: Mutex::new(queues),
             wire: Mutex::new(wire),
@@ -199,7 +239,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
 
     /// Where the frames are.
     pub fn held(&self) -> Held {
-        self.state.lock().balloon.held()
+        self.state.lock().held()
     }
 
     /// Pairs that `migrate` left pending and that have not settled, and those of exchanges that run at this moment.

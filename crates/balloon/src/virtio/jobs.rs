@@ -6,7 +6,7 @@
 
 use bitflags::bitflags;
 use dirigible_frames::Platform;
-use dirigible_frames::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::{InterruptStatus, Transport};
 
@@ -32,7 +32,7 @@ bitflags! {
         const SIZE = 1 << 5;
         /// Look whether the device needs a reset.
         const STATUS = 1 << 6;
-        /// What keeps nobody: all that compaction does.
+        /// Those that leave the configuration space alone. Compaction does no others.
         const SWIFT = Self::INFLATE.bits() | Self::DEFLATE.bits() | Self::STATS.bits() | Self::ACKNOWLEDGE.bits();
     }
 }
@@ -55,6 +55,8 @@ pub(super) struct Posts {
     asked: AtomicU64,
     /// How many of them it has been read for.
     read: AtomicU64,
+    /// Jobs have been taken on and are not done.
+    at_work: AtomicBool,
 }
 
 impl Posts {
@@ -63,6 +65,7 @@ impl Posts {
             jobs: AtomicU32::new(0),
             asked: AtomicU64::new(0),
             read: AtomicU64::new(0),
+            at_work: AtomicBool::new(false),
         }
     }
 
@@ -98,11 +101,25 @@ impl Posts {
         self.read.store(asked, Ordering::Release);
     }
 
-    /// Takes the jobs among `kinds` on. With the transport in hand.
+    /// Takes the jobs among `kinds` off the board. With the transport in hand.
     pub(super) fn take(&self, kinds: Jobs) -> Jobs {
         // Pairs with `add`.
         let found = self.jobs.fetch_and(!kinds.bits(), Ordering::SeqCst);
         Jobs::from_bits_truncate(found) & kinds
+    }
+
+    /// The holder of the transport begins to take jobs, or has done what it took.
+    pub(super) fn set_at_work(&self, at_work: bool) {
+        // Pairs with `is_unfinished`: before the jobs are taken, and after what follows from them is posted.
+        self.at_work.store(at_work, Ordering::SeqCst);
+    }
+
+    /// Whether any job is posted, or is being done by somebody who may post another.
+    pub(super) fn is_unfinished(&self) -> bool {
+        // Pairs with `set_at_work`. A job that the first look misses was taken before it. Then either its taker is seen at
+        // work, or what followed from it was posted before the second look.
+        let any = || self.any(Jobs::all());
+        any() || self.at_work.load(Ordering::SeqCst) || any()
     }
 
     /// Whether there is a job among `kinds`.
@@ -116,7 +133,8 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// Does the jobs among `kinds` that are posted, others' too, and says which it did. If somebody is at the transport
     /// (perhaps ourselves, further up in `notify`), they stay posted: whoever has it looks again after letting go.
     ///
-    /// Who serves `SWIFT` only leaves the others posted, for the next that serves all: any interrupt, any step.
+    /// A caller that serves only `SWIFT` leaves the others posted. The next interrupt does them, or the next step, and a
+    /// step that finds some at its end asks to be called again soon.
     pub(super) fn serve(&self, kinds: Jobs) -> Jobs {
         let mut done = Jobs::empty();
         loop {
@@ -129,14 +147,16 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             let Some(mut wire) = self.wire.try_lock() else {
                 return done;
             };
+            self.posts.set_at_work(true);
             let jobs = self.posts.take(kinds);
             self.work(&mut wire, jobs);
+            self.posts.set_at_work(false);
             drop(wire);
             done |= jobs;
         }
     }
 
-    fn work(&self, wire: &mut Wire<T>, jobs: Jobs) {
+    fn work(&self, wire: &mut Wire<'_, T, P>, jobs: Jobs) {
         if jobs.contains(Jobs::ACKNOWLEDGE) {
             self.note_interrupt(wire.acknowledge());
         }

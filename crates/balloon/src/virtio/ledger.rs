@@ -66,7 +66,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 // `None`: the walk that is due comes to it.
                 Some(false) | None => FrameClass::Balloon,
             };
-            self.frames.reclass(frame, class);
+            if self.frames.class(frame) != class {
+                self.frames.reclass(frame, class);
+            }
         }
         if state.adrift {
             state.balloon.withhold(frame);

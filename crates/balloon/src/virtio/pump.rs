@@ -104,22 +104,30 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         // Both locks: a reset comes before a request is made or after it is in its queue.
         let mut queues = self.queues.lock();
         let mut state = self.state.lock();
-        let output = state.balloon.next_output(self.platform.now(), message)?;
-        if let Output::Send { queue, request } = output {
-            match queues.send(queue, request, message) {
+        let output = state.balloon.next_output(self.platform.now(), message);
+        match output {
+            Some(Output::Send { queue, request }) => match queues.send(queue, request, message) {
                 Ok(()) => self.posts.add(Jobs::bell(queue)),
                 Err(_) => state.balloon.send_failed(request),
-            }
+            },
+            Some(Output::Free) => state.returning += message.pfns().len() as u64,
+            _ => {}
         }
-        Some(output)
+        state.note_undone();
+        output
     }
 
-    /// Gives frames to the allocator that were the balloon's.
+    /// Gives frames to the allocator that were the balloon's and count as `returning`.
     pub(super) fn give_back(&self, frames: &[Pfn]) {
         self.count_as_balloon(frames);
-        if self.frames.free_bulk(self.platform.cpu(), frames).is_err() {
+        let freed = self.frames.free_bulk(self.platform.cpu(), frames);
+        let count = frames.len() as u64;
+        let mut state = self.state.lock();
+        state.returning = state.returning.saturating_sub(count);
+        state.given_back += count;
+        if freed.is_err() {
             // Frames that were ours and cannot be freed: somebody else freed them.
-            self.state.lock().balloon.damaged(frames.len() as u64);
+            state.balloon.damaged(count);
         }
     }
 
