@@ -99,9 +99,7 @@ impl<H: Hal, const N: usize> State<'_, H, N> {
     /// it begins a new walk.
     fn note_undone(&mut self) {
         let undone = self.balloon.undone;
-        if core::mem::replace(&mut self.undone, undone) != undone
-            && self.unmovable != Some(false)
-        {
+        if core::mem::replace(&mut self.undone, undone) != undone && self.unmovable != Some(false) {
             self.unmovable = None;
         }
     }
