@@ -74,9 +74,9 @@ pub struct ProtocolError;
 /// the device was reset: all of them ─> Owned
 /// ```
 ///
-/// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up to
-/// [`LARGE_PFNS`](crate::LARGE_PFNS)). The numbers are in `M`: in the balloon itself, or elsewhere when that is too large
-/// for the stack that it is built on.
+/// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up
+/// to [`LARGE_PFNS`](crate::LARGE_PFNS)). The numbers are in `M`: in the balloon itself, or elsewhere when that is
+/// too large for the stack that it is built on.
 #[derive(Debug)]
 pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = RequestMemory<N>> {
     pub(crate) books: &'a B,
@@ -117,7 +117,8 @@ impl<'a, B: Books + ?Sized, const N: usize> Balloon<'a, B, N> {
     /// An empty balloon. `features` are those negotiated.
     ///
     /// # Errors
-    /// [`Fault::Setting`] and [`Fault::Range`] for settings out of range, [`Fault::TooLarge`] when frames cannot be named.
+    /// [`Fault::Setting`] and [`Fault::Range`] for settings out of range, [`Fault::TooLarge`] when frames cannot be
+    /// named.
     pub fn new(
         books: &'a B,
         class: OwnerClass,
@@ -281,8 +282,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         self.in_use(|role| role == Role::Inflate || role.is_deflation())
     }
 
-    /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those after
-    /// it, and whether they were taken off the managed count.
+    /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those
+    /// after it, and whether they were taken off the managed count.
     pub(crate) fn mark(&self) -> u32 {
         self.epoch << 1 | u32::from(self.adjusts_managed())
     }

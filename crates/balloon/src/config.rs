@@ -40,15 +40,15 @@ pub struct BalloonConfig {
     pub request_timeout_ns: u64,
     /// How long an out-of-memory deflation waits for the host.
     pub wait_ns: u64,
-    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host, and a reset for
-    /// another CPU that is at the device.
+    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host, and a reset
+    /// for another CPU that is at the device.
     pub shutdown_timeout_ns: u64,
     /// How long a reset waits for the device to confirm it. A device that does so later keeps its frames until the next
     /// reset.
     pub reset_timeout_ns: u64,
-    /// How many times in a row, without a request answered in between, `step` resets and restarts a device that asks for
-    /// it ([`Fault::NeedsReset`]). When it asks once more it is reset a last time, for its memory, and left alone. With 0
-    /// `step` never resets a device.
+    /// How many times in a row, without a request answered in between, `step` resets and restarts a device that asks
+    /// for it ([`Fault::NeedsReset`]). When it asks once more it is reset a last time, for its memory, and left
+    /// alone. With 0 `step` never resets a device.
     pub restart_limit: u32,
 }
 
@@ -112,8 +112,8 @@ pub enum Fault {
         /// Age of the oldest request.
         waited_ns: u64,
     },
-    /// The device answered requests that do not exist. No further request is sent, unless it is reset and started again,
-    /// which only somebody else can decide.
+    /// The device answered requests that do not exist. No further request is sent, unless it is reset and started
+    /// again, which only somebody else can decide.
     #[error("the balloon device broke the protocol: {errors} answers that fit no request")]
     Protocol {
         /// How many.
@@ -149,7 +149,8 @@ pub enum Fault {
     /// The device was reset and not started again.
     #[error("the balloon device was removed")]
     Removed,
-    /// All frames are back, but the device has not confirmed its reset: it may still read the queues, whose memory is kept.
+    /// All frames are back, but the device has not confirmed its reset: it may still read the queues, whose memory is
+    /// kept.
     #[error("the balloon device does not confirm its reset")]
     NoReset,
 }
@@ -182,8 +183,8 @@ pub struct Held {
     pub entering: u64,
     /// Asked back from the host, not acknowledged. A reset that the device does not confirm asks all of them back.
     pub leaving: u64,
-    /// The guest's again, and not yet with the allocator. Those that [`Output::Free`](crate::Output::Free) has handed out
-    /// are counted by `VirtioBalloon` only.
+    /// The guest's again, and not yet with the allocator. Those that [`Output::Free`](crate::Output::Free) has handed
+    /// out are counted by `VirtioBalloon` only.
     pub returning: u64,
 }
 

@@ -1,7 +1,7 @@
 //! A device that fails, is reset, and starts anew.
 //!
-//! A device that has been reset has forgotten everything: all frames are the guest's. One that does not confirm its reset
-//! may still have them all, so nobody gets any.
+//! A device that has been reset has forgotten everything: all frames are the guest's. If it does not confirm its
+//! reset, it may still have them all, and none is given out.
 #![forbid(unsafe_code)]
 
 use core::borrow::BorrowMut;
@@ -110,8 +110,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         drained > 0
     }
 
-    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Owned. `None` when there
-    /// is none, or the list is damaged.
+    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Owned. `None` when
+    /// there is none, or the list is damaged.
     fn take_newest(&mut self) -> Option<Pfn> {
         loop {
             let Ok(newest) = self.list.newest(self.books) else {
@@ -154,8 +154,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     ///
     /// # Errors
     /// The fault that stays: [`Fault::Books`], or whatever there is when there was no
-    /// [`device_reset`](Self::device_reset); [`Fault::StillHeld`] when [`next_output`](Self::next_output) has not handed
-    /// out everything yet.
+    /// [`device_reset`](Self::device_reset); [`Fault::StillHeld`] when [`next_output`](Self::next_output) has not
+    /// handed out everything yet.
     pub fn restart(&mut self, features: Features) -> Result<(), Fault> {
         if let Some(fault) = self
             .fatal
@@ -183,9 +183,10 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         Ok(())
     }
 
-    /// The device did not confirm its reset, so this listed frame may be the host's for ever: it is asked back (`Listed` ->
-    /// `Leaving`) without a request. Then neither compaction nor another balloon takes it for one that it could have.
-    /// It stays on the list, and [`device_reset`](Self::device_reset) gives it back. Whether the frame was listed.
+    /// The device did not confirm its reset, so this listed frame may be the host's for ever: it is asked back
+    /// (`Listed` -> `Leaving`) without a request. Then neither compaction nor another balloon takes it for one that
+    /// it could have. It stays on the list, and [`device_reset`](Self::device_reset) gives it back. Whether the frame
+    /// was listed.
     pub fn withhold(&mut self, frame: Pfn) -> bool {
         let withheld = self.is_listed_here(frame)
             && self
@@ -196,8 +197,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         withheld
     }
 
-    /// The balloon goes away and its device did not confirm a reset: all its frames but the isolated ones become nobody's,
-    /// in state `Owned`, and are lost for good. `lost` hears of each.
+    /// The balloon goes away and its device did not confirm a reset: all its frames but the isolated ones become
+    /// nobody's, in state `Owned`, and are lost for good. `lost` hears of each.
     pub fn abandon(&mut self, mut lost: impl FnMut(Pfn)) {
         self.removed();
         while let Some(frame) = self.take_newest() {

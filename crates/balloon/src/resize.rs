@@ -61,8 +61,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// Begins to give frames (in state `Owned`) to the host, and says how many from the front it takes: fewer when the
     /// target has changed meanwhile. The others stay the caller's.
     ///
-    /// They join a request that [`next_output`](Self::next_output) has not handed out yet, as far as it has room: a large
-    /// request can be put together by several calls.
+    /// They join a request that [`next_output`](Self::next_output) has not handed out yet, as far as it has room: a
+    /// large request can be put together by several calls.
     pub fn begin_inflate(&mut self, frames: &[Pfn], now: u64) -> usize {
         let Work::Inflate(want) = self.plan(now) else {
             return 0;

@@ -120,7 +120,8 @@ impl Books for Sparse {
     }
 }
 
-/// 1 TiB and a hole for PCI below 4 GiB: a little more than 2^28 frames from first to last. And all that the wire can name.
+/// 1 TiB and a hole for PCI below 4 GiB: a little more than 2^28 frames from first to last. And all that the wire can
+/// name.
 #[test]
 fn a_guest_of_a_tebibyte_with_a_hole_has_a_balloon() {
     for (base, span) in [

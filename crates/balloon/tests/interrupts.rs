@@ -1,5 +1,5 @@
-//! The interrupt line, which must come down whatever the balloon does at that moment, and the configuration space, which
-//! is left alone while the host has work.
+//! The interrupt line, which must come down whatever the balloon does at that moment, and the configuration space,
+//! which is left alone while the host has work.
 
 mod support;
 
@@ -284,8 +284,8 @@ fn an_interrupt_that_says_nothing_may_mean_a_reset() {
     assert_eq!(guest.host.size(), 600);
 }
 
-/// Compaction is at the device, and takes the line down for another CPU. It does not read the target: whoever steps meanwhile
-/// is told to come back, though no further interrupt says so.
+/// Compaction is at the device, and takes the line down for another CPU. It does not read the target: whoever steps
+/// meanwhile is told to come back, though no further interrupt says so.
 #[test]
 fn jobs_left_with_compaction_are_not_forgotten() {
     let guest = Guest::new(8);

@@ -327,8 +327,8 @@ fn migrate_against_migrate() {
     check(test);
 }
 
-/// A bell that was left to another at the transport is rung: nobody calls the balloon afterwards, and still all that was
-/// sent is answered and all answers are taken.
+/// A bell that was left to another at the transport is rung: nobody calls the balloon afterwards, and still all that
+/// was sent is answered and all answers are taken.
 #[test]
 fn no_bell_is_lost_between_two_at_the_transport() {
     let test = || {
@@ -476,7 +476,8 @@ fn out_of_memory_against_interrupt() {
     check(test);
 }
 
-/// A deflation that is undone because the device has failed: its frames are back on the list, and unmovable as all of them.
+/// A deflation that is undone because the device has failed: its frames are back on the list, and unmovable as all of
+/// them.
 #[test]
 fn undone_deflation_against_ledger() {
     let test = || {

@@ -174,8 +174,8 @@ pub(super) struct Queues<H: Hal, const N: usize> {
     open: bool,
 }
 
-/// Memory that a device does not know of any more, to be given back by dropping it. Not under `queues` or `state`: others
-/// wait for these.
+/// Memory that a device does not know of any more, to be given back by dropping it. Not under `queues` or `state`:
+/// others wait for these.
 #[must_use = "giving memory back under a lock keeps others waiting"]
 pub(super) struct Forgotten<H: Hal, const N: usize>(#[expect(dead_code)] Option<Parts<H, N>>);
 
@@ -196,8 +196,8 @@ impl<H: Hal, const N: usize> Queues<H, N> {
 
     /// Sets the queues up for a device whose features are negotiated and which is not started yet.
     ///
-    /// If that fails half way, the device has the addresses of the rings that are here already. They stay here until it has
-    /// confirmed a reset ([`release`](Self::release)).
+    /// If that fails half way, the device has the addresses of the rings that are here already. They stay here until
+    /// it has confirmed a reset ([`release`](Self::release)).
     pub(super) fn set_up<T: Transport, P: Platform>(
         &mut self,
         wire: &mut Wire<'_, T, P>,

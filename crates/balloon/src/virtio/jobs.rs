@@ -1,7 +1,7 @@
-//! What is to be done at the transport, by whoever comes to it.
+//! Jobs at the transport.
 //!
-//! An access to the configuration space may take as long as the host takes for all requests that it knows of, and nobody
-//! else waits for it: what another CPU wants of the transport meanwhile is posted, and done by the one who is there.
+//! An access to the configuration space may take as long as the host takes for all requests that it knows of. No
+//! other CPU waits for that: it posts its job, and the CPU that holds the transport does it.
 #![forbid(unsafe_code)]
 
 use bitflags::bitflags;
@@ -48,7 +48,7 @@ impl Jobs {
     }
 }
 
-/// The jobs that nobody has taken on.
+/// The jobs that are posted and not begun.
 pub(super) struct Posts {
     jobs: AtomicU32,
     /// How often somebody has wanted the target read.
@@ -71,14 +71,15 @@ impl Posts {
 
     /// Leaves jobs; [`VirtioBalloon::serve`] is to follow.
     pub(super) fn add(&self, jobs: Jobs) {
-        // SeqCst, and the fence in `serve` behind it: whoever has the transport sees the job after letting go of it, or we
-        // see the transport free. Release is part of it and pairs with `take`: who rings sees the request.
+        // SeqCst, and the fence in `serve` behind it: the holder of the transport sees the job after letting go, or
+        // we see the transport free. Release is part of it and pairs with `take`: if the job is a bell, its request
+        // is seen.
         self.jobs.fetch_or(jobs.bits(), Ordering::SeqCst);
     }
 
     /// Wants the target read.
     pub(super) fn ask_target(&self) {
-        // Before the job, and both SeqCst: whoever reads for us has seen our asking.
+        // Before the job, and both SeqCst: the CPU that reads the target for us counts us in.
         self.asked.fetch_add(1, Ordering::SeqCst);
         self.add(Jobs::TARGET);
     }
@@ -95,7 +96,7 @@ impl Posts {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// The target is in the state, for all who had asked by then. With the transport in hand.
+    /// The target is in the state: `asked` requests for it are served. With the transport in hand.
     fn target_read(&self, asked: u64) {
         // Release pairs with `is_target_awaited`.
         self.read.store(asked, Ordering::Release);
@@ -116,8 +117,8 @@ impl Posts {
 
     /// Whether any job is posted, or is being done by somebody who may post another.
     pub(super) fn is_unfinished(&self) -> bool {
-        // Pairs with `set_at_work`. A job that the first look misses was taken before it. Then either its taker is seen at
-        // work, or what followed from it was posted before the second look.
+        // Pairs with `set_at_work`. A job that the first look misses was taken before it. Then either its taker is
+        // seen at work, or what followed from it was posted before the second look.
         let any = || self.any(Jobs::all());
         any() || self.at_work.load(Ordering::SeqCst) || any()
     }
@@ -130,16 +131,16 @@ impl Posts {
 }
 
 impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
-    /// Does the jobs among `kinds` that are posted, others' too, and says which it did. If somebody is at the transport
-    /// (perhaps ourselves, further up in `notify`), they stay posted: whoever has it looks again after letting go.
+    /// Does the posted jobs among `kinds`, other CPUs' too, and says which it did. If the transport is taken (perhaps
+    /// by ourselves, further up in `notify`), they stay posted, and its holder looks again after letting go.
     ///
-    /// A caller that serves only `SWIFT` leaves the others posted. The next interrupt does them, or the next step, and a
-    /// step that finds some at its end asks to be called again soon.
+    /// A caller that serves only `SWIFT` leaves the others posted. The next interrupt does them, or the next step,
+    /// and a step that finds some at its end asks to be called again soon.
     pub(super) fn serve(&self, kinds: Jobs) -> Jobs {
         let mut done = Jobs::empty();
         loop {
-            // Pairs with itself on another CPU: of one who posts and then finds the transport taken, and one who lets go and
-            // then looks, at least one sees what the other did.
+            // Pairs with itself on another CPU. One CPU posts and then tries the transport; the other lets go of the
+            // transport and then looks for jobs. At least one of them sees what the other did.
             fence(Ordering::SeqCst);
             if !self.posts.any(kinds) {
                 return done;
@@ -171,7 +172,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         if jobs.contains(Jobs::STATUS) && wire.needs_reset() {
             self.state.lock().balloon.needs_reset();
         }
-        // With the transport in hand: of two readers the later stores the later value, and so with writers.
+        // With the transport in hand, so the later of two reads or writes is the one that counts.
         if jobs.contains(Jobs::TARGET) {
             let asked = self.posts.asked();
             if wire.is_live() {
@@ -191,7 +192,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         }
     }
 
-    /// Draws the conclusions from what the device says about its interrupt.
+    /// Notes what the interrupt status says.
     pub(super) fn note_interrupt(&self, status: InterruptStatus) {
         if status.contains(InterruptStatus::DEVICE_CONFIGURATION_INTERRUPT) {
             // Pairs with the swap in `read_target`.

@@ -56,15 +56,15 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         }
     }
 
-    /// Resets the device, whatever it does at the moment, and says what it held.
+    /// Resets the device, even in the middle of its work, and says what it held.
     ///
-    /// A device that confirms it has forgotten everything: before this returns, listed frames and those in requests are back
-    /// with the allocator, pairs of exchanges have settled, and frames that are isolated go back to the allocator when they
-    /// are put back. [`restart`](Self::restart) starts it anew.
+    /// A device that confirms it has forgotten everything: before this returns, listed frames and those in requests
+    /// are back with the allocator, pairs of exchanges have settled, and frames that are isolated go back to the
+    /// allocator when they are put back. [`restart`](Self::restart) starts it anew.
     ///
-    /// Of a device that does not confirm it nobody knows what it still has: all frames stay on the books, where nobody ever
-    /// gets them, counted as unmovable. (Isolated ones can still be put back.) Another reset that is confirmed gives them
-    /// back.
+    /// If the device does not confirm it, it may still have everything: all frames stay on the books, counted as
+    /// unmovable, and are never given out. (Isolated ones can still be put back.) A later reset that is confirmed
+    /// gives them back.
     ///
     /// A [`step`](Self::step) or a [`restart`](Self::restart) that is starting the device at the moment gives up.
     pub fn reset(&self) -> Held {
@@ -83,8 +83,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
 
     /// Makes the device forget everything. A pump is to follow.
     ///
-    /// `None`, and nothing has changed: a restart or a repair did not get the transport, or there is nothing to repair any
-    /// more. A reset goes on without the transport, as one that is not confirmed.
+    /// `None`, and nothing has changed: a restart or a repair did not get the transport, or there is nothing to
+    /// repair any more. A reset goes on without the transport, as one that is not confirmed.
     fn take_down(&self, why: Why) -> Option<Down> {
         let mut wire = self.seize();
         if wire.is_none() && why != Why::Reset {
@@ -98,7 +98,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             && wire.is_live()
             && why != Why::Repair
         {
-            // Whoever took the last answer may not have come to writing it; after the reset there is nowhere to write.
+            // The size after the last answer may not be written yet, and after the reset it cannot be.
             let actual = self.state.lock().balloon.actual();
             wire.write_actual(actual as u32);
         }
@@ -135,8 +135,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         })
     }
 
-    /// The transport to ourselves, as soon as nobody else is at it: the one place where it is waited for, with a bound and
-    /// with [`Platform::relax`].
+    /// Takes the transport as soon as it is free. This is the one place where it is waited for, with a bound and with
+    /// [`Platform::relax`].
     fn seize(&self) -> Option<MutexGuard<'_, Wire<'a, T, P>>> {
         let mut wait = Wait::lasting(self.platform, self.config.shutdown_timeout_ns);
         loop {
@@ -149,15 +149,15 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         }
     }
 
-    /// Starts the device anew, resetting it before if that has not been done: features are negotiated, queues set up and
-    /// the target read as at the first time. The balloon is empty and grows with the next [`step`](Self::step)s.
+    /// Starts the device anew, resetting it before if that has not been done: features are negotiated, queues set up
+    /// and the target read as at the first time. The balloon is empty and grows with the next [`step`](Self::step)s.
     ///
-    /// Whoever is registered as its owner with a mobility stays so.
+    /// Its registration with a mobility stays valid.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`DeviceError::NoReset`] when the device does not confirm its reset; [`Fault::Books`] when the
-    /// books are damaged, which no device can mend; [`Fault::Removed`] when somebody calls [`reset`](Self::reset) or
-    /// [`shutdown`](Self::shutdown) meanwhile. It may be tried again.
+    /// As [`new`](Self::new); [`DeviceError::NoReset`] when the device does not confirm its reset; [`Fault::Books`]
+    /// when the books are damaged, which no device can mend; [`Fault::Removed`] when somebody calls
+    /// [`reset`](Self::reset) or [`shutdown`](Self::shutdown) meanwhile. It may be tried again.
     pub fn restart(&self) -> Result<(), BalloonError> {
         self.state.lock().restarts = 0;
         let started = self.start_anew(Why::Restart);
@@ -165,7 +165,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         started
     }
 
-    /// A pump is to follow: others may have left jobs while the transport was ours.
+    /// A pump is to follow: other CPUs may have left jobs while the transport was ours.
     fn start_anew(&self, why: Why) -> Result<(), BalloonError> {
         let Some(Down { is_quiet, ends, .. }) = self.take_down(why) else {
             return Err(DeviceError::NoReset.into());
@@ -184,7 +184,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         let restarted = {
             let mut queues = self.queues.lock();
             let mut state = self.state.lock();
-            // Whoever has ended the balloon meanwhile has been told so: only a later restart begins it again.
+            // A reset or a shutdown that came between stays in force: only a later restart undoes it.
             let is_wanted = match why {
                 Why::Repair => state.needs_repair(),
                 Why::Reset | Why::Restart => state.ends == ends,
@@ -214,8 +214,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         Ok(())
     }
 
-    /// Repairs a device that says that it needs a reset; what is to be said to the caller if the balloon cannot go on.
-    /// A pump is to follow.
+    /// Repairs a device that says that it needs a reset. `Some` when `step` ends with that. A pump is to follow.
     pub(super) fn repair(&self) -> Option<Step> {
         let now = self.platform.now();
         let limit = self.config.restart_limit;

@@ -57,7 +57,7 @@ impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
         ) {
             return Err(DeviceError::NotABalloon(kind));
         }
-        // Whoever had the device before may have left it running.
+        // An earlier driver may have left the device running.
         let idle = transport.get_status().is_empty();
         self.quiet &= idle;
         if self.reset().is_none() {
@@ -83,7 +83,7 @@ impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
         }
     }
 
-    /// It does not work out: says so, and makes the device forget what it was told.
+    /// The device cannot be used: tells it so, and resets it.
     pub(super) fn give_up(&mut self) -> Option<Quiet> {
         if let Some(transport) = self.transport.as_mut().filter(|_| !self.quiet) {
             transport.set_status(DeviceStatus::FAILED);

@@ -31,8 +31,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     ///
     /// A device that needs a reset is reset and started anew before that: at most
     /// [`restart_limit`](crate::BalloonConfig::restart_limit) times in a row, and once in every
-    /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns). If it fails once more, it is reset and left so: its frames
-    /// are the guest's, and the step says [`Fault::NeedsReset`].
+    /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns). If it fails once more, it is reset and left so: its
+    /// frames are the guest's, and the step says [`Fault::NeedsReset`].
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
         self.turn(Jobs::all());
         if let Some(step) = self.repair() {
@@ -55,8 +55,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         }
     }
 
-    /// Whether there will be something to do though no further interrupt says so: somebody else is at the device and reads the
-    /// target or the interrupt status for us, or has left a job that compaction does not do.
+    /// Whether there will be something to do though no further interrupt says so: somebody else is at the device and
+    /// reads the target or the interrupt status for us, or has left a job that compaction does not do.
     fn is_news_due(&self) -> bool {
         // The flag last. Pairs with the store in `note_interrupt`, which comes before the job there is done.
         self.posts.is_target_awaited()
@@ -145,8 +145,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         begun
     }
 
-    /// Begins to take up to `want` frames back by `begin`, those first whose return makes blocks whole soonest; gives how
-    /// many.
+    /// Begins to take up to `want` frames back by `begin`, those first whose return makes blocks whole soonest; gives
+    /// how many.
     fn ask_back(
         &self,
         want: usize,
@@ -190,9 +190,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             })
     }
 
-    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and says how many are with
-    /// the allocator. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target
-    /// or [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
+    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and says how many
+    /// are with the allocator. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target or
+    /// [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
     ///
     /// No lock of the balloon is held by an allocation, so this may be called from within
     /// [`FrameSource::take`].
@@ -207,7 +207,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         let mut begun = 0;
         loop {
             if begun == 0 {
-                // Out of requests, too, if another CPU has the one that is kept for this; it comes back with its answer.
+                // 0 also when another CPU has the request that is kept for this; its answer frees it.
                 begun = self.ask_back(want, |state, want, preferred| {
                     let now = self.platform.now();
                     state.balloon.begin_oom_deflate(want, preferred, now)
@@ -231,8 +231,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     ///
     /// # Errors
     /// [`Fault::StillHeld`] when frames are still out at the end of the wait, or the fault that prevents deflation.
-    /// The device is then left as it is: call again, or [`reset`](Self::reset). [`Fault::NoReset`] when all frames are back
-    /// and the device does not confirm the reset that follows.
+    /// The device is then left as it is: call again, or [`reset`](Self::reset). [`Fault::NoReset`] when all frames
+    /// are back and the device does not confirm the reset that follows.
     pub fn shutdown(&self) -> Result<(), Fault> {
         {
             let mut state = self.state.lock();
@@ -252,7 +252,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             match work {
                 // An answer may end this one.
                 Work::Failed(Fault::Silent { .. }) => {}
-                // What is left is isolated, and comes back.
+                // Only isolated frames and those being freed are left. Both come back.
                 Work::Failed(_) if self.state.lock().balloon.is_down() => {}
                 // Everything comes back, if the device can do this much.
                 Work::Failed(Fault::NeedsReset) => {
