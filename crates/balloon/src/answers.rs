@@ -60,9 +60,9 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// nothing.
     ///
     /// # Errors
-    /// [`ProtocolError`] when the answer fits no request. How many of them a device may give is the caller's to say: see
-    /// [`protocol_broken`](Self::protocol_broken). (`VirtioBalloon` never comes here with such an answer: an entry of the
-    /// used ring that fits no descriptor cannot be stepped over, and its first one is the last.)
+    /// [`ProtocolError`] when the answer fits no request. How many of them a device may give is the caller's to say:
+    /// see [`protocol_broken`](Self::protocol_broken). (`VirtioBalloon` never comes here with such an answer: an
+    /// entry of the used ring that fits no descriptor cannot be stepped over, and its first one is the last.)
     pub fn complete(&mut self, queue: Queue, request: RequestId) -> Result<(), ProtocolError> {
         let at = request.index();
         let fits = self
@@ -85,6 +85,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 let back = self.leave(at);
                 self.promised -= back.min(self.promised);
                 self.stats.deflated += back;
+                self.stats.oom_deflated += self.requests[at].relief.min(back);
                 self.requests[at].phase = Phase::Done;
             }
             Role::ExchangeIn(out) => self.exchange_arrived(at, usize::from(out)),
@@ -141,6 +142,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                     self.relist(frame, FrameState::Leaving);
                 }
                 self.requests[at].release();
+                self.undone += 1;
             }
             Role::ExchangeIn(_) => {
                 self.unclaim(at);
@@ -184,8 +186,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// The host has let go of the frames of slot `at`: Leaving -> Owned, still with our class, by which whoever frees
-    /// them knows whose they were. Gives how many.
+    /// The host has let go of the frames of slot `at`: Leaving -> Owned. They keep our class, so that the code that
+    /// frees them knows where they came from. Gives how many.
     pub(crate) fn leave(&mut self, at: usize) -> u64 {
         self.count_managed(at, 1);
         for n in 0..self.requests[at].len() {

@@ -74,9 +74,9 @@ pub struct ProtocolError;
 /// the device was reset: all of them ─> Owned
 /// ```
 ///
-/// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up to
-/// [`LARGE_PFNS`](crate::LARGE_PFNS)). The numbers are in `M`: in the balloon itself, or elsewhere when that is too large
-/// for the stack that it is built on.
+/// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up
+/// to [`LARGE_PFNS`](crate::LARGE_PFNS)). The numbers are in `M`: in the balloon itself, or elsewhere when that is
+/// too large for the stack that it is built on.
 #[derive(Debug)]
 pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = RequestMemory<N>> {
     pub(crate) books: &'a B,
@@ -109,13 +109,16 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) stats: BalloonStats,
     /// Pairs settled through outputs or taken by `finish_exchange`.
     pub(crate) settled: u64,
+    /// Deflations that were undone before the host heard of them: their frames are on the list again.
+    pub(crate) undone: u64,
 }
 
 impl<'a, B: Books + ?Sized, const N: usize> Balloon<'a, B, N> {
     /// An empty balloon. `features` are those negotiated.
     ///
     /// # Errors
-    /// [`Fault::Setting`] and [`Fault::Range`] for settings out of range, [`Fault::TooLarge`] when frames cannot be named.
+    /// [`Fault::Setting`] and [`Fault::Range`] for settings out of range, [`Fault::TooLarge`] when frames cannot be
+    /// named.
     pub fn new(
         books: &'a B,
         class: OwnerClass,
@@ -162,6 +165,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             stopping: false,
             stats: BalloonStats::default(),
             settled: 0,
+            undone: 0,
         })
     }
 
@@ -207,7 +211,20 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             isolated: self.isolated + self.orphans,
             entering: self.in_requests(Role::Inflate) + self.in_requests(Role::ExchangeIn(0)),
             leaving: self.in_deflations() + self.in_requests(Role::ExchangeOut(0)) + self.withheld,
+            returning: self.to_be_freed(),
         }
+    }
+
+    /// Frames that the host has let go of and [`next_output`](Self::next_output) has not handed out yet.
+    fn to_be_freed(&self) -> u64 {
+        let ended = |slot: &&Slot| {
+            slot.phase == Phase::Done && (slot.role == Role::Inflate || slot.role.is_deflation())
+        };
+        self.requests
+            .iter()
+            .filter(ended)
+            .map(|slot| slot.len() as u64)
+            .sum()
     }
 
     /// What is wrong, if anything.
@@ -265,8 +282,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         self.in_use(|role| role == Role::Inflate || role.is_deflation())
     }
 
-    /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those after
-    /// it, and whether they were taken off the managed count.
+    /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those
+    /// after it, and whether they were taken off the managed count.
     pub(crate) fn mark(&self) -> u32 {
         self.epoch << 1 | u32::from(self.adjusts_managed())
     }
@@ -365,9 +382,9 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         }
     }
 
-    /// The books do not fit. Later finds do not hide the first.
+    /// The books do not fit. A fault of the device does not hide that, and later finds do not hide the first.
     pub(crate) fn damaged(&mut self, frames: u64) {
-        if self.fatal.is_none() {
+        if !matches!(self.fatal, Some(Fault::Books { .. })) {
             self.fatal = Some(Fault::Books { frames });
         }
     }

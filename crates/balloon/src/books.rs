@@ -27,8 +27,8 @@ pub trait Books: Sync {
     fn word(&self, frame: Pfn) -> u64;
     /// Sets the frame's word.
     fn set_word(&self, frame: Pfn, word: u64);
-    /// Adds `delta` for each of `frames` to the managed frames of its zone; a whole request's frames come at once. Kernels
-    /// that do not count them do nothing.
+    /// Adds `delta` for each of `frames` to the managed frames of its zone; a whole request's frames come at once.
+    /// Kernels that do not count them do nothing.
     fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
         let _ = (frames, delta);
     }
@@ -81,12 +81,12 @@ const NIL: u32 = u32::MAX;
 /// The previous frame of one that is on no list: a frame unlinked twice is noticed.
 const UNLINKED: u32 = NIL - 1;
 
-/// The most frames, holes included, that a balloon's list can span: 16 TiB less two frames. Frame numbers on the wire have
-/// 32 bits too, so no balloon could name more.
+/// The most frames, holes included, that a balloon's list can span: 16 TiB less two frames. Frame numbers on the wire
+/// have 32 bits too, so no balloon could name more.
 pub const MAX_SPAN: u64 = UNLINKED as u64;
 
-/// The owner word of a balloon frame: previous and next frame in 32 bits each, both one higher than they are, so that a word
-/// of zeroes links to nothing.
+/// The owner word of a balloon frame: previous and next frame in 32 bits each, both one higher than they are, so that
+/// a word of zeroes links to nothing.
 ///
 /// Whose frame it is stands in its owner class alone, so each balloon of a machine has a class of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -40,11 +40,15 @@ pub struct BalloonConfig {
     pub request_timeout_ns: u64,
     /// How long an out-of-memory deflation waits for the host.
     pub wait_ns: u64,
-    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host, and a reset for
-    /// another CPU that is at the device.
+    /// How long [`shutdown`](crate::VirtioBalloon::shutdown) waits for isolated frames and for the host, and a reset
+    /// for another CPU that is at the device.
     pub shutdown_timeout_ns: u64,
-    /// How many times in a row, without a request answered in between, `step` resets and restarts a device that asks for
-    /// it ([`Fault::NeedsReset`]); with 0 it never does.
+    /// How long a reset waits for the device to confirm it. A device that does so later keeps its frames until the next
+    /// reset.
+    pub reset_timeout_ns: u64,
+    /// How many times in a row, without a request answered in between, `step` resets and restarts a device that asks
+    /// for it ([`Fault::NeedsReset`]). When it asks once more it is reset a last time, for its memory, and left
+    /// alone. With 0 `step` never resets a device.
     pub restart_limit: u32,
 }
 
@@ -62,6 +66,7 @@ impl Default for BalloonConfig {
             request_timeout_ns: 5_000_000_000,
             wait_ns: 50_000_000,
             shutdown_timeout_ns: 5_000_000_000,
+            reset_timeout_ns: 500_000_000,
             restart_limit: 4,
         }
     }
@@ -107,8 +112,8 @@ pub enum Fault {
         /// Age of the oldest request.
         waited_ns: u64,
     },
-    /// The device answered requests that do not exist. No further request is sent, unless it is reset and started again,
-    /// which only somebody else can decide.
+    /// The device answered requests that do not exist. No further request is sent, unless it is reset and started
+    /// again, which only somebody else can decide.
     #[error("the balloon device broke the protocol: {errors} answers that fit no request")]
     Protocol {
         /// How many.
@@ -144,6 +149,10 @@ pub enum Fault {
     /// The device was reset and not started again.
     #[error("the balloon device was removed")]
     Removed,
+    /// All frames are back, but the device has not confirmed its reset: it may still read the queues, whose memory is
+    /// kept.
+    #[error("the balloon device does not confirm its reset")]
+    NoReset,
 }
 
 /// How a call of `step` ended.
@@ -174,12 +183,15 @@ pub struct Held {
     pub entering: u64,
     /// Asked back from the host, not acknowledged. A reset that the device does not confirm asks all of them back.
     pub leaving: u64,
+    /// The guest's again, and not yet with the allocator. Those that [`Output::Free`](crate::Output::Free) has handed
+    /// out are counted by `VirtioBalloon` only.
+    pub returning: u64,
 }
 
 impl Held {
     /// All of them.
     pub const fn total(&self) -> u64 {
-        self.listed + self.isolated + self.entering + self.leaving
+        self.listed + self.isolated + self.entering + self.leaving + self.returning
     }
 }
 
@@ -206,7 +218,7 @@ pub struct BalloonStats {
     pub migrate_messages: u64,
     /// Inflations put off because no frame was to be had.
     pub retries: u64,
-    /// Frames taken back because the guest was out of memory (a part of `deflated` once acknowledged).
+    /// Frames taken back because the guest was out of memory (acknowledged): a part of `deflated`.
     pub oom_deflated: u64,
     /// Targets above what the guest has; they were lowered to it.
     pub targets_clamped: u64,

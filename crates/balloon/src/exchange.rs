@@ -24,7 +24,8 @@ pub struct ExchangeId(u8);
 pub enum Begin {
     /// Do what [`Balloon::next_output`] says, then call [`Balloon::finish_exchange`].
     Started(ExchangeId),
-    /// All request slots for exchanges are in use and nothing has changed, the pairs neither; try again when one has ended.
+    /// All request slots for exchanges are in use and nothing has changed, the pairs neither; try again when one has
+    /// ended.
     NoRoom,
     /// Nothing can be moved: no pair was fit, or the device is broken. The pairs are refused.
     Refused,
@@ -59,19 +60,29 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         true
     }
 
-    /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was isolated,
-    /// the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with [`Output::Free`].
-    /// A frame that was not isolated from this balloon is left alone.
+    /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was
+    /// isolated, the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with
+    /// [`Output::Free`]. A frame that was not isolated from this balloon is left alone.
     #[must_use = "a frame that is not on the list again is to be freed"]
     pub fn putback(&mut self, frame: Pfn) -> bool {
-        let mark = mark_of(self.books.word(frame)).unwrap_or(self.mark());
+        let is_ours = self.in_span(frame)
+            && self.books.state(frame) == FrameState::Isolated
+            && self.books.owner(frame) == Some(self.class);
+        if !is_ours {
+            return true;
+        }
+        let Some(mark) = mark_of(self.books.word(frame)) else {
+            // Its word was written over, so it cannot be told which device had it.
+            self.damaged(1);
+            return true;
+        };
         let is_current = mark == self.mark();
         let count = match is_current {
             true => &mut self.isolated,
             false => &mut self.orphans,
         };
         let Some(rest) = count.checked_sub(1) else {
-            // None of ours is out: whosever it is, it is not this balloon's.
+            // No frame of this balloon is out, so this is another's.
             return true;
         };
         *count = rest;

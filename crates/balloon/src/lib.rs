@@ -1,10 +1,10 @@
 //! A virtio-balloon driver for guests whose ballooned memory stays movable.
 //!
 //! A balloon takes page frames from its guest and gives them to the host. Frames that nobody can move then lie about
-//! in physical memory for as long as the host wants them, and huge pages become rare. The frames of this balloon can be
-//! moved at any time: it *exchanges* them, new frames for old, up to 256 at a time with two messages to the host and
-//! no copy. Compaction asks for it through [`MovableOwner`](dirigible_mobility::MovableOwner), as it asks anybody who has
-//! movable memory.
+//! in physical memory for as long as the host wants them, and huge pages become rare. The frames of this balloon can
+//! be moved at any time: it *exchanges* them, new frames for old, up to 256 at a time with two messages to the host
+//! and no copy. Compaction asks for it through [`MovableOwner`](dirigible_mobility::MovableOwner), as it asks anybody
+//! who has movable memory.
 //!
 //! # Three ways to use it
 //!
@@ -47,8 +47,8 @@
 //!
 //! # The core, with a host of fifteen lines
 //!
-//! [`Balloon`] does no I/O, takes no lock, allocates nothing and waits for nothing. It is told what happens and says what
-//! is to be done.
+//! [`Balloon`] does no I/O, takes no lock, allocates nothing and waits for nothing. It is told what happens and says
+//! what is to be done.
 //!
 //! ```
 //! use std::collections::BTreeSet;
@@ -127,27 +127,28 @@
 //!
 //! # What keeps memory safe
 //!
-//! - A frame is reused only after the host has acknowledged its deflation, whatever features were negotiated, or its device
-//!   has confirmed a reset; it is asked back only after its inflation was acknowledged.
+//! - A frame is reused only after the host has acknowledged its deflation, whatever features were negotiated, or its
+//!   device has confirmed a reset; it is asked back only after its inflation was acknowledged.
 //! - The lock of the books is held while books are kept and at no other time, and nobody waits for a CPU that is in the
 //!   device's configuration space. So moving a frame never has to be refused
 //!   for it, and an allocation inside inflation may compact, reclaim, or call for deflation.
 //! - Each request has its own frame numbers, in memory of its own.
-//! - Nothing that the host says is believed: tokens, counts and targets are checked; a host that answers what nobody asked
-//!   is sent nothing more, one that does not answer is reported. Neither loses a frame: they stay on the books, in the
-//!   states *Entering*, *Leaving* and *Isolated*, where nobody takes them.
-//! - A device that was reset has forgotten every frame: all of them are the guest's again, and the balloon can start anew
-//!   ([`Balloon::device_reset`], [`Balloon::restart`]). One that does not confirm its reset keeps them, and the memory of its
-//!   queues too.
+//! - Nothing that the host says is believed: tokens, counts and targets are checked; a host that answers what nobody
+//!   asked is sent nothing more, one that does not answer is reported. Neither loses a frame: they stay on the books,
+//!   in the states *Entering*, *Leaving* and *Isolated*, where nobody takes them.
+//! - A device that was reset has forgotten every frame: all of them are the guest's again, and the balloon can start
+//!   anew ([`Balloon::device_reset`], [`Balloon::restart`]). One that does not confirm its reset keeps them, and the
+//!   memory of its queues too.
 //! - Frames that are missing from the books are noticed at the next step and reported ([`Fault::Books`]).
 //!
 //! # What it works with
 //!
-//! The rules for queue numbers, message sizes and features are those that QEMU, Firecracker, Cloud Hypervisor, crosvm and
-//! alioth agree on: one readable descriptor of at most 256 ascending numbers for each request, queues of 16, no indirect
-//! descriptors, no event index; see [`Features::accepted`] and [`Queue::number`]. A guest that knows its host to be QEMU
-//! may choose requests of up to [`LARGE_PFNS`] numbers, by the balloon's type and [`BalloonConfig::batch`]. Statistics are answered with what
-//! [`stats::Tag`] lists. Free page hints are never given; reporting and poison are not negotiated.
+//! The rules for queue numbers, message sizes and features are those that QEMU, Firecracker, Cloud Hypervisor, crosvm
+//! and alioth agree on: one readable descriptor of at most 256 ascending numbers for each request, queues of 16, no
+//! indirect descriptors, no event index; see [`Features::accepted`] and [`Queue::number`]. A guest that knows its
+//! host to be QEMU may choose requests of up to [`LARGE_PFNS`] numbers, by the balloon's type and
+//! [`BalloonConfig::batch`]. Statistics reports have the entries that [`stats::Tag`] lists. Free page hints are never
+//! given; reporting and poison are not negotiated.
 #![no_std]
 #![cfg_attr(not(feature = "virtio-drivers"), forbid(unsafe_code))]
 #![deny(unsafe_code)]

@@ -1,7 +1,7 @@
 //! A device that fails, is reset, and starts anew.
 //!
-//! A device that has been reset has forgotten everything: all frames are the guest's. One that does not confirm its reset
-//! may still have them all, so nobody gets any.
+//! A device that has been reset has forgotten everything: all frames are the guest's. If it does not confirm its
+//! reset, it may still have them all, and none is given out.
 #![forbid(unsafe_code)]
 
 use core::borrow::BorrowMut;
@@ -12,6 +12,9 @@ use crate::balloon::Balloon;
 use crate::books::Books;
 use crate::request::{Message, Phase, REQUESTS, RequestMemory, Role};
 use crate::{Fault, Features};
+
+/// How many forgotten frames go off the list in one call: others wait for the lock meanwhile.
+const DRAIN: usize = 256;
 
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// The device says that it cannot go on without a reset. Nothing is sent any more. Reset it and call
@@ -36,7 +39,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// guest's again.
     ///
     /// What follows comes out through [`next_output`](Self::next_output): listed frames, and those of inflations and
-    /// deflations, as [`Output::Free`](crate::Output::Free), a message at a time; pairs of exchanges as
+    /// deflations, as [`Output::Free`](crate::Output::Free), at most 256 listed ones at a time; pairs of exchanges as
     /// [`Output::Settled`](crate::Output::Settled), `Refused` when the new frames were not acknowledged, else `Moved`.
     /// Frames that are isolated at this moment come back by [`putback`](Self::putback), which says that they are to be
     /// freed. Nothing is sent before [`restart`](Self::restart).
@@ -88,10 +91,10 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         self.down && self.list.len() > 0
     }
 
-    /// Takes forgotten frames off the list, as many as a message holds; whether there were any.
+    /// Takes forgotten frames off the list, up to [`DRAIN`] of them; whether there were any.
     pub(crate) fn drain(&mut self, message: &mut Message<N>) -> bool {
         message.clear();
-        while message.pfns().len() < N {
+        while message.pfns().len() < N.min(DRAIN) {
             let Some(frame) = self.take_newest() else {
                 break;
             };
@@ -107,8 +110,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         drained > 0
     }
 
-    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Owned. `None` when there
-    /// is none, or the list is damaged.
+    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Owned. `None` when
+    /// there is none, or the list is damaged.
     fn take_newest(&mut self) -> Option<Pfn> {
         loop {
             let Ok(newest) = self.list.newest(self.books) else {
@@ -151,8 +154,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     ///
     /// # Errors
     /// The fault that stays: [`Fault::Books`], or whatever there is when there was no
-    /// [`device_reset`](Self::device_reset); [`Fault::StillHeld`] when [`next_output`](Self::next_output) has not handed
-    /// out everything yet.
+    /// [`device_reset`](Self::device_reset); [`Fault::StillHeld`] when [`next_output`](Self::next_output) has not
+    /// handed out everything yet.
     pub fn restart(&mut self, features: Features) -> Result<(), Fault> {
         if let Some(fault) = self
             .fatal
@@ -180,9 +183,10 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         Ok(())
     }
 
-    /// The device did not confirm its reset, so this listed frame may be the host's for ever: it is asked back (`Listed` ->
-    /// `Leaving`) without a request. Then neither compaction nor another balloon takes it for one that it could have.
-    /// It stays on the list, and [`device_reset`](Self::device_reset) gives it back. Whether the frame was listed.
+    /// The device did not confirm its reset, so this listed frame may be the host's for ever: it is asked back
+    /// (`Listed` -> `Leaving`) without a request. Then neither compaction nor another balloon takes it for one that
+    /// it could have. It stays on the list, and [`device_reset`](Self::device_reset) gives it back. Whether the frame
+    /// was listed.
     pub fn withhold(&mut self, frame: Pfn) -> bool {
         let withheld = self.is_listed_here(frame)
             && self
@@ -193,8 +197,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         withheld
     }
 
-    /// The balloon goes away and its device did not confirm a reset: all its frames but the isolated ones become nobody's,
-    /// in state `Owned`, and are lost for good. `lost` hears of each.
+    /// The balloon goes away and its device did not confirm a reset: all its frames but the isolated ones become
+    /// nobody's, in state `Owned`, and are lost for good. `lost` hears of each.
     pub fn abandon(&mut self, mut lost: impl FnMut(Pfn)) {
         self.removed();
         while let Some(frame) = self.take_newest() {

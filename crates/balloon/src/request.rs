@@ -110,6 +110,8 @@ pub(crate) struct Slot {
     pub(crate) outcome: Outcome,
     /// Pairs of a finished exchange that have been handed out.
     pub(crate) handed_out: usize,
+    /// Deflations: how many of the frames were asked back for want of memory.
+    pub(crate) relief: u64,
     len: usize,
 }
 
@@ -122,6 +124,7 @@ impl Slot {
             sent_at: 0,
             outcome: Outcome::Todo,
             handed_out: 0,
+            relief: 0,
             len: 0,
         }
     }
@@ -133,6 +136,7 @@ impl Slot {
         self.attended = false;
         self.outcome = Outcome::Todo;
         self.handed_out = 0;
+        self.relief = 0;
         self.len = 0;
     }
 
@@ -146,7 +150,8 @@ impl Slot {
     }
 }
 
-/// All slots, and the memory for their numbers: apart, so that whoever has large requests decides where that is.
+/// All slots, and the memory for their numbers. The memory is apart, because large requests are too big for some
+/// stacks.
 #[derive(Debug)]
 pub(crate) struct Requests<const N: usize, M> {
     slots: [Slot; REQUESTS],
@@ -263,8 +268,8 @@ impl<const N: usize> Message<N> {
             .map(|&number| Pfn::new(u64::from(number)))
     }
 
-    /// Writes the numbers as the device reads them, little-endian, as far as they fit, and gives how many bytes that is:
-    /// four for each number.
+    /// Writes the numbers as the device reads them, little-endian, as far as they fit, and gives how many bytes that
+    /// is: four for each number.
     pub fn encode(&self, bytes: &mut [u8]) -> usize {
         let (places, _) = bytes.as_chunks_mut::<4>();
         for (place, number) in places.iter_mut().zip(self.pfns()) {

@@ -61,8 +61,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// Begins to give frames (in state `Owned`) to the host, and says how many from the front it takes: fewer when the
     /// target has changed meanwhile. The others stay the caller's.
     ///
-    /// They join a request that [`next_output`](Self::next_output) has not handed out yet, as far as it has room: a large
-    /// request can be put together by several calls.
+    /// They join a request that [`next_output`](Self::next_output) has not handed out yet, as far as it has room: a
+    /// large request can be put together by several calls.
     pub fn begin_inflate(&mut self, frames: &[Pfn], now: u64) -> usize {
         let Work::Inflate(want) = self.plan(now) else {
             return 0;
@@ -96,18 +96,19 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// They join a request that has not been handed out, as in [`begin_inflate`](Self::begin_inflate).
     pub fn begin_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
         match self.plan(now) {
-            Work::Deflate(planned) => self.take_back(Role::Deflate, want.min(planned), preferred),
+            Work::Deflate(planned) => self
+                .take_back(Role::Deflate, want.min(planned), preferred)
+                .map_or(0, |(begun, _)| begun),
             _ => 0,
         }
     }
 
-    fn take_back(&mut self, role: Role, want: usize, preferred: &[Pfn]) -> usize {
+    /// How many frames were taken, and the slot that has them.
+    fn take_back(&mut self, role: Role, want: usize, preferred: &[Pfn]) -> Option<(usize, usize)> {
         if self.fault().is_some() {
-            return 0;
+            return None;
         }
-        let Some(slot) = self.open(role) else {
-            return 0;
-        };
+        let slot = self.open(role)?;
         let before = self.requests[slot].len();
         let full = self.config.batch.min(before.saturating_add(want));
         for &frame in preferred {
@@ -127,7 +128,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
         let begun = self.requests[slot].len() - before;
         self.close(slot);
-        begun
+        (begun > 0).then_some((begun, slot))
     }
 
     /// Deflates up to `want` frames because the guest is out of memory, and lets inflation rest. 0 without
@@ -144,8 +145,11 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             0 => Role::Deflate,
             _ => Role::Relief,
         };
-        let begun = self.take_back(role, want, preferred);
-        self.stats.oom_deflated += begun as u64;
+        let Some((begun, slot)) = self.take_back(role, want, preferred) else {
+            return 0;
+        };
+        // Counted when the host has let go of them.
+        self.requests[slot].relief += begun as u64;
         begun
     }
 

@@ -1,14 +1,18 @@
 //! The balloon over virtio-drivers' `Transport` and `VirtQueue`.
 //!
-//! Three locks. `state` guards the books and is held for the length of one call of [`Balloon`]. `queues` guards the rings
-//! and their buffers, which lie in memory, and is held for one request or one look at the used rings. `wire` guards the
-//! transport: it is only ever tried, and who finds it taken leaves the job to its holder (`jobs.rs`). None of them is held
-//! while memory is allocated or freed (but DMA memory, while a device is set up), anybody waits, or a [`Settle`] runs. Order: `wire`, `queues`, `state`. The last two
-//! are held together where a request goes out or an answer comes in, so that a reset falls before it or after it.
+//! Three locks. `state` guards the books and is held for the length of one call of [`Balloon`]. `queues` guards the
+//! rings and their buffers, which lie in memory, and is held for one request or one look at the used rings. `wire`
+//! guards the transport: it is only ever tried. If it is taken, the job is left to its holder (`jobs.rs`). None of
+//! them is held while memory is allocated or freed, anybody waits, or a [`Settle`] runs. The exception is `wire`:
+//! whoever resets a device or sets one up holds it while the device confirms the reset and while DMA memory comes and
+//! goes.
 //!
-//! The configuration space is left alone as far as that goes: each access stops a virtual CPU, and QEMU lets it go on
-//! only when it has served all requests that it knows of, so that it then stands idle until we have sent the next. Other
-//! CPUs do not wait for that one, and compaction never touches it.
+//! Order: `wire`, `queues`, `state`. The last two are held together where a request goes out or an answer comes in,
+//! so that a reset falls before it or after it.
+//!
+//! The configuration space is accessed as rarely as possible. Each access stops a virtual CPU, and QEMU lets it go on
+//! only when all requests that it knows of are served, so the host then idles until we have sent the next. Other CPUs
+//! do not wait for that one, and compaction never touches the configuration space.
 
 mod device;
 mod dma;
@@ -69,6 +73,37 @@ struct State<'a, H: Hal, const N: usize> {
     unmovable: Option<bool>,
     /// The device was to be reset and did not confirm it.
     adrift: bool,
+    /// How often `reset` or `shutdown` was called. A restart or a repair that is under way then gives up.
+    ends: u64,
+    /// Frames on their way from the balloon to the allocator.
+    returning: u64,
+    /// How many have arrived there so far.
+    given_back: u64,
+    /// Deflations undone, as far as `unmovable` takes them into account.
+    undone: u64,
+}
+
+impl<H: Hal, const N: usize> State<'_, H, N> {
+    /// Where the frames are, those in our hands included.
+    fn held(&self) -> Held {
+        let mut held = self.balloon.held();
+        held.returning += self.returning;
+        held
+    }
+
+    /// Whether `step` is to reset the device: it asks for it, and nobody has ended the balloon.
+    fn needs_repair(&self) -> bool {
+        self.balloon.fault() == Some(Fault::NeedsReset) && !self.balloon.is_stopping()
+    }
+
+    /// After a call that may have undone deflations: what came back to the list is movable in the ledger, so the next
+    /// look at it begins a new walk.
+    fn note_undone(&mut self) {
+        let undone = self.balloon.undone;
+        if core::mem::replace(&mut self.undone, undone) != undone && self.unmovable != Some(false) {
+            self.unmovable = None;
+        }
+    }
 }
 
 /// A balloon: books, device, and everything between.
@@ -81,22 +116,23 @@ struct State<'a, H: Hal, const N: usize> {
 /// every notification the used rings are looked at.
 ///
 /// `N` is the most frame numbers in a message. A guest that knows that its host takes more than 256 (QEMU does,
-/// Firecracker drops them) writes `VirtioBalloon<'_, H, T, P, 4096>`, at most [`LARGE_PFNS`](crate::LARGE_PFNS), and says
-/// in its settings how many of them to use ([`batch`](BalloonConfig::batch),
-/// [`exchange_batch`](BalloonConfig::exchange_batch)). The numbers are in DMA memory; a large balloon takes no more of
-/// the stack than a small one, but for one message (16 KiB) while requests are sent.
+/// Firecracker drops them) writes `VirtioBalloon<'_, H, T, P, 4096>`, at most [`LARGE_PFNS`](crate::LARGE_PFNS), and
+/// says in its settings how many of them to use ([`batch`](BalloonConfig::batch),
+/// [`exchange_batch`](BalloonConfig::exchange_batch)). The numbers are in DMA memory; a large balloon takes no more
+/// of the stack than a small one, but for one message (16 KiB) while requests are sent.
 ///
 /// # When the device fails
 ///
-/// A device that says so is reset and started again by [`step`](Self::step), and the balloon grows anew toward the host's
-/// target; a device that was [`reset`](Self::reset) can be [`restart`](Self::restart)ed. A confirmed reset gives all
-/// frames back to the guest. As long as there is a [`fault`](Self::fault), the balloon's frames count as unmovable in the
-/// allocator's ledger, so that compaction does not try for their blocks: a dead device costs memory and nothing else.
+/// A device that says so is reset and started again by [`step`](Self::step), and the balloon grows anew toward the
+/// host's target; a device that was [`reset`](Self::reset) can be [`restart`](Self::restart)ed. A confirmed reset
+/// gives all frames back to the guest. As long as there is a [`fault`](Self::fault), the balloon's frames count as
+/// unmovable in the allocator's ledger, so that compaction does not try for their blocks: a dead device costs memory
+/// and nothing else.
 ///
-/// Dropping the balloon resets the device. When it confirms that, what the balloon held goes back to the allocator. When
-/// not, the host may have it for ever: these frames become nobody's, unmovable, and are lost for good, and so are the queues'
-/// memory and the transport, which are leaked. A balloon that is registered with a mobility that it refers to itself cannot be
-/// dropped, as each would outlive the other; [`reset`](Self::reset) it instead.
+/// Dropping the balloon resets the device. If the device confirms that, the frames go back to the allocator. If it
+/// does not, the host may have them for ever: they are lost for good, as unmovable frames of no owner, and the
+/// queues' memory and the transport are leaked. A balloon that is registered with a mobility that it refers to itself
+/// cannot be dropped, as each would outlive the other; [`reset`](Self::reset) it instead.
 pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize = MAX_PFNS> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
@@ -106,8 +142,8 @@ pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize =
     state: Mutex<State<'a, H, N>>,
     queues: Mutex<Queues<H, N>>,
     /// Never waited for, only tried.
-    wire: Mutex<Wire<T>>,
-    /// What is to be done with it.
+    wire: Mutex<Wire<'a, T, P>>,
+    /// The jobs that wait for it.
     posts: Posts,
     /// The device has said since the target was last read that its configuration is another.
     reconfigured: AtomicBool,
@@ -135,7 +171,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         // The settings first: a device that is not touched needs no reset.
         check::<_, N>(frames, class, &config)?;
         let numbers = Numbers::new()?;
-        let mut wire = Wire::new(transport);
+        let mut wire = Wire::new(transport, platform, config.reset_timeout_ns);
         let (features, mut queues) = Self::set_up(&mut wire, &config)?;
         let balloon = Balloon::in_memory(frames, class, features, config.clone(), numbers);
         let balloon = match balloon {
@@ -166,6 +202,10 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 restart_at: 0,
                 unmovable: Some(false),
                 adrift: false,
+                ends: 0,
+                returning: 0,
+                given_back: 0,
+                undone: 0,
             }),
             queues: Mutex::new(queues),
             wire: Mutex::new(wire),
@@ -199,7 +239,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
 
     /// Where the frames are.
     pub fn held(&self) -> Held {
-        self.state.lock().balloon.held()
+        self.state.lock().held()
     }
 
     /// Pairs that `migrate` left pending and that have not settled, and those of exchanges that run at this moment.

@@ -321,8 +321,8 @@ fn any_order<const N: usize>(ops: Vec<Op>, heal: bool, batch: usize, exchange_ba
     world.empty();
 }
 
-/// A host that lies loses its balloon, not the guest its memory: no panic, no frame lost from the books or freed without
-/// an answer.
+/// A host that lies loses its balloon, not the guest its memory: no panic, no frame lost from the books or freed
+/// without an answer.
 fn any_lie<const N: usize>(ops: Vec<Op>) {
     let config = BalloonConfig {
         batch: N,

@@ -120,7 +120,8 @@ impl Books for Sparse {
     }
 }
 
-/// 1 TiB and a hole for PCI below 4 GiB: a little more than 2^28 frames from first to last. And all that the wire can name.
+/// 1 TiB and a hole for PCI below 4 GiB: a little more than 2^28 frames from first to last. And all that the wire can
+/// name.
 #[test]
 fn a_guest_of_a_tebibyte_with_a_hole_has_a_balloon() {
     for (base, span) in [
@@ -197,4 +198,28 @@ fn the_core_says_what_follows_from_a_reset() {
     );
     assert!(matches!(balloon.plan(0), Work::Inflate(_)));
     balloon.verify().unwrap();
+}
+
+/// The device needs a reset, and one of the frames on the list is not the balloon's any more.
+#[test]
+fn damage_shows_behind_a_fault_of_the_device() {
+    let table = Table::new();
+    let config = BalloonConfig::default();
+    let mut balloon: Balloon<'_, _> =
+        Balloon::new(&table, CLASS, Features::empty(), config).unwrap();
+    balloon.set_target(100, FRAMES);
+    let frames: Vec<_> = (0..100).map(|at| Pfn::new(BASE + at)).collect();
+    frames
+        .iter()
+        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Owned));
+    balloon.begin_inflate(&frames, 0);
+    serve(&mut balloon);
+    table.with(frames[50], |entry| entry.0 = FrameState::Owned);
+    balloon.needs_reset();
+    balloon.device_reset();
+    assert_eq!(serve(&mut balloon), 99);
+    let damaged = Fault::Books { frames: 1 };
+    assert_eq!(balloon.fault(), Some(damaged));
+    balloon.removed();
+    assert_eq!(balloon.restart(Features::empty()), Err(damaged));
 }

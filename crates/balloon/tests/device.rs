@@ -7,7 +7,7 @@ use dirigible_balloon::{
 };
 use dirigible_frames::{AllocRequest, CpuId, FrameState};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
-use support::host::{FakeHal, FakeTransport, Host, Manner, VERSION_1};
+use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner, VERSION_1};
 use support::{CLASS, Clock, Guest, NO_SETTLE, all_frames, count, memory};
 use virtio_drivers::transport::DeviceType;
 
@@ -361,4 +361,19 @@ fn answers_in_a_thread_of_its_own() {
     device.join().unwrap();
     guest.check();
     guest.frames.verify().unwrap();
+}
+
+/// The second queue cannot be set up, and the device knows where the first one is.
+#[test]
+fn memory_of_a_set_up_that_fails_waits_for_the_reset() {
+    for never_resets in [false, true] {
+        let host = Host::new();
+        host.inner().sizes = [128, 8, 128, 128, 128];
+        host.inner().never_resets = never_resets;
+        let before = GIVEN_BACK.get();
+        assert!(attempt(&host).is_err());
+        // The frame numbers, of which no device knows; a ring of two parts, and the buffers.
+        let given_back = if never_resets { 1 } else { 4 };
+        assert_eq!(GIVEN_BACK.get() - before, given_back);
+    }
 }

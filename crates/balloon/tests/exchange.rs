@@ -5,9 +5,9 @@ mod support;
 use dirigible_balloon::{BalloonConfig, Fault, Step};
 use dirigible_frames::{Event, FrameState, Order};
 use dirigible_mobility::{MovableOwner, Outcome};
-use support::host::Manner;
+use support::host::{Host, Manner};
 use support::moves::{pairs, relocate, settling};
-use support::{Guest, count};
+use support::{CLASS, Guest, NO_SETTLE, OTHER, count};
 
 #[test]
 fn pitfall_11_one_frame_moves_a_thousand_times() {
@@ -350,4 +350,49 @@ fn a_move_without_a_free_slot_is_busy_at_once() {
     guest.free(&from);
     guest.check();
     assert_eq!(guest.host.size(), 1500);
+}
+
+/// Of another balloon, of nobody, and not isolated at all: each is left as it is, though one of ours is out.
+#[test]
+fn a_frame_that_is_not_ours_cannot_be_put_back() {
+    let (guest, _) = settling(8, BalloonConfig::default());
+    let config = BalloonConfig::default();
+    let other = Guest::on(
+        guest.clock,
+        guest.frames,
+        Host::new(),
+        NO_SETTLE,
+        config,
+        OTHER,
+    );
+    guest.to(100);
+    other.to(100);
+    let owner = |frame| guest.frames.frame(frame).unwrap().owner;
+    let of = |class| guest.listed().into_iter().find(|&at| owner(at) == class);
+    let (ours, theirs) = (of(CLASS).unwrap(), of(OTHER).unwrap());
+    assert!(guest.balloon.isolate(ours) && other.balloon.isolate(theirs));
+    let foreign = [
+        theirs,
+        of(OTHER).unwrap(),
+        of(CLASS).unwrap(),
+        guest.targets(1)[0],
+    ];
+    for frame in foreign {
+        let look = || {
+            (
+                guest.frames.state(frame),
+                guest.frames.owner_word(frame),
+                guest.balloon.held(),
+            )
+        };
+        let before = look();
+        guest.balloon.putback(frame);
+        assert_eq!(look(), before);
+    }
+    guest.balloon.putback(ours);
+    other.balloon.putback(theirs);
+    assert_eq!(guest.balloon.held().listed, 100);
+    assert_eq!(guest.balloon.stats().returned, 1);
+    guest.check();
+    other.check();
 }

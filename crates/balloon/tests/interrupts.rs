@@ -1,14 +1,16 @@
-//! The interrupt line, which must come down whatever the balloon does at that moment, and the configuration space, which
-//! is left alone while the host has work.
+//! The interrupt line, which must come down whatever the balloon does at that moment, and the configuration space,
+//! which is left alone while the host has work.
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use dirigible_balloon::{BalloonConfig, Fault, Step};
+use dirigible_mobility::MovableOwner;
 use support::host::{Host, ISR_CONFIG, ISR_QUEUE, Manner, VERSION_1};
-use support::{Guest, NO_SETTLE, memory};
+use support::moves::pairs;
+use support::{Guest, NO_SETTLE, Source, memory};
 use virtio_drivers::transport::InterruptStatus;
 
 /// What a level-triggered line does to the CPU: the handler is called again and again until the line is down.
@@ -280,4 +282,36 @@ fn an_interrupt_that_says_nothing_may_mean_a_reset() {
     assert_eq!(guest.run(), Step::Idle);
     assert_eq!(guest.balloon.stats().restarts, 1);
     assert_eq!(guest.host.size(), 600);
+}
+
+/// Compaction is at the device, and takes the line down for another CPU. It does not read the target: whoever steps
+/// meanwhile is told to come back, though no further interrupt says so.
+#[test]
+fn jobs_left_with_compaction_are_not_forgotten() {
+    let guest = Guest::new(8);
+    guest.to(300);
+    guest.host.set_manner(Manner::OnDemand);
+    assert_eq!(guest.to(600), Step::Waiting);
+    let from = guest.listed()[0];
+    let to = guest.targets(1);
+    let (balloon, source) = (guest.balloon, Source::new(guest.frames));
+    let heard: &'static Mutex<Vec<Step>> = Box::leak(Box::default());
+    guest.host.inner().on_notify = Some(Box::new(move |inner| {
+        inner.target = 900;
+        inner.isr |= ISR_CONFIG;
+        balloon.handle_interrupt();
+        heard.lock().unwrap().push(balloon.step(&source, 4));
+    }));
+    assert!(guest.balloon.isolate(from));
+    let mut moves = pairs(&[from], &to);
+    guest.balloon.migrate(&mut moves);
+    guest.host.inner().on_notify = None;
+    let heard = heard.lock().unwrap();
+    assert!(
+        matches!(heard[..], [Step::RetryAt(_)]),
+        "with nothing to come: {heard:?}"
+    );
+    guest.clock.pass(1_000_000);
+    guest.balloon.step(&guest.source, 4);
+    assert_eq!(guest.balloon.requested(), 900);
 }

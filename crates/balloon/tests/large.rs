@@ -3,9 +3,10 @@
 mod support;
 
 use dirigible_balloon::{
-    Balloon, BalloonConfig, Deflate, Fault, Features, LARGE_PFNS, MAX_PFNS, Step,
+    Balloon, BalloonConfig, Deflate, Fault, Features, LARGE_PFNS, MAX_PFNS, Message, Output,
+    REQUESTS, RequestMemory, Step,
 };
-use dirigible_frames::{AllocRequest, CpuId, FrameState, Pfn};
+use dirigible_frames::{AllocRequest, BalloonPlacement, CpuId, FrameState, Pfn, Watermark};
 use dirigible_mobility::Outcome;
 use support::host::{Host, Manner, VERSION_1};
 use support::moves::relocate;
@@ -231,4 +232,37 @@ fn a_kernel_stack_suffices() {
         .unwrap()
         .join()
         .unwrap();
+}
+
+/// Others wait for the lock under which the list is taken apart.
+#[test]
+fn what_a_reset_gives_back_comes_in_small_pieces() {
+    let frames = memory(&[4]);
+    let memory = Box::new([[0; LARGE_PFNS]; REQUESTS]);
+    let features = Features::empty();
+    let mut balloon = Balloon::<_, LARGE_PFNS, Box<RequestMemory<LARGE_PFNS>>>::in_memory(
+        frames,
+        CLASS,
+        features,
+        large(),
+        memory,
+    )
+    .unwrap();
+    let mut taken = vec![Pfn::default(); 1000];
+    let how = BalloonPlacement::Ordinary;
+    frames.alloc_balloon(CPU, how, Watermark::None, &mut taken);
+    balloon.set_target(1000, 2048);
+    assert_eq!(balloon.begin_inflate(&taken, 0), 1000);
+    let mut message = Box::new(Message::new());
+    while let Some(output) = balloon.next_output(0, &mut message) {
+        if let Output::Send { queue, request } = output {
+            balloon.complete(queue, request).unwrap();
+        }
+    }
+    balloon.device_reset();
+    let mut pieces = Vec::new();
+    while let Some(Output::Free) = balloon.next_output(0, &mut message) {
+        pieces.push(message.pfns().len());
+    }
+    assert_eq!(pieces, [256, 256, 256, 232]);
 }

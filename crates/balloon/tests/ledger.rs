@@ -175,3 +175,42 @@ fn a_pinned_balloon_is_left_alone() {
     guest.balloon.verify().unwrap();
     guest.frames.verify().unwrap();
 }
+
+/// Isolates a frame when it hears of a move, as compaction may at any time.
+#[derive(Default)]
+struct Grabber {
+    balloon: std::sync::OnceLock<&'static support::FakeBalloon>,
+    wanted: std::sync::Mutex<Option<Pfn>>,
+}
+
+impl Settle for Grabber {
+    fn settled(&self, _from: Pfn, _to: Pfn, _outcome: Outcome) {
+        let wanted = self.wanted.lock().unwrap().unwrap();
+        assert!(self.balloon.get().unwrap().isolate(wanted));
+    }
+}
+
+/// The device has answered, and the ledger does not know it yet.
+#[test]
+fn a_frame_isolated_while_it_was_unmovable_comes_back_movable() {
+    let grabber: &'static Grabber = Box::leak(Box::default());
+    let guest = Guest::with(memory(&[8]), Host::new(), grabber, BalloonConfig::default());
+    assert!(grabber.balloon.set(guest.balloon).is_ok());
+    guest.to(500);
+    let listed = guest.listed();
+    *grabber.wanted.lock().unwrap() = Some(listed[100]);
+    guest.host.set_manner(Manner::OnDemand);
+    assert!(guest.balloon.isolate(listed[0]));
+    let mut moves = support::moves::pairs(&listed[..1], &guest.targets(1));
+    guest.balloon.migrate(&mut moves);
+    assert!(guest.host.answer_one());
+    guest.balloon.handle_interrupt();
+    guest.clock.pass(6_000_000_000);
+    assert!(matches!(guest.run(), Step::Failed(Fault::Silent { .. })));
+    assert!(guest.is_class(listed[100], FrameClass::Unmovable));
+    assert!(guest.host.answer_one());
+    guest.balloon.handle_interrupt();
+    assert_eq!(guest.frames.state(listed[100]), FrameState::Isolated);
+    guest.balloon.putback(listed[100]);
+    assert_eq!(counted(&guest).1, 500);
+}

@@ -45,6 +45,7 @@ fn out_of_memory_is_served_while_four_inflations_are_unanswered() {
         waits.join().unwrap()
     });
     assert_eq!(back, 64);
+    assert_eq!(guest.balloon.stats().oom_deflated, 64);
     assert_eq!(guest.frames.free_frames(), free + 64);
     assert_eq!(guest.host.inner().waiting.len(), 4, "none of them answered");
     guest.check();
@@ -65,6 +66,11 @@ fn out_of_memory_ends_in_bounded_time_with_a_silent_host() {
         assert!((wait..2 * wait).contains(&waited), "{waited} ns");
     }
     assert_eq!(guest.balloon.held().leaving, 64);
+    // Asked for, and not given back.
+    assert_eq!(guest.balloon.stats().oom_deflated, 0);
+    answer_deflations(&guest);
+    guest.balloon.handle_interrupt();
+    assert_eq!(guest.balloon.stats().oom_deflated, 64);
 }
 
 #[test]

@@ -104,8 +104,13 @@ fn restarts_are_bounded_and_keep_their_distance() {
     }
     guest.clock.pass(RETRY_NS);
     assert_eq!(breaks(&guest), Step::Failed(Fault::NeedsReset));
+    // It has been reset once more, for what it had.
+    assert_eq!(guest.balloon.held(), Held::default());
+    assert_eq!(guest.frames.free_frames(), 8 * 512);
+    let resets = guest.host.inner().resets;
     guest.clock.pass(1 << 40);
     assert_eq!(breaks(&guest), Step::Failed(Fault::NeedsReset));
+    assert_eq!(guest.host.inner().resets, resets);
     // Somebody who knows better may try it again. With an answer the count begins anew.
     guest.host.set_manner(Manner::AtOnce);
     guest.balloon.restart().unwrap();
@@ -354,4 +359,74 @@ fn a_balloon_that_was_shut_down_starts_again() {
     let to = guest.targets(20);
     let outcomes = relocate(&guest, &from, &to);
     assert!(outcomes.iter().all(|&outcome| outcome == Outcome::Moved));
+}
+
+/// It needs a few milliseconds, and reads of its status cost nothing.
+#[test]
+fn a_reset_that_takes_its_time_is_waited_for() {
+    let guest = Guest::new(8);
+    let free = guest.frames.free_frames();
+    guest.to(600);
+    guest.host.inner().reset_takes = 5000;
+    guest.balloon.reset();
+    assert_eq!(guest.balloon.held(), Held::default());
+    assert_eq!(guest.frames.free_frames(), free);
+    guest.host.inner().reset_takes = 0;
+    guest.balloon.restart().unwrap();
+    assert_eq!(guest.to(200), Step::Idle);
+}
+
+#[test]
+fn a_shutdown_says_that_the_reset_was_not_confirmed() {
+    let guest = Guest::new(8);
+    guest.to(600);
+    guest.host.inner().never_resets = true;
+    assert_eq!(guest.balloon.shutdown(), Err(Fault::NoReset));
+    assert_eq!(guest.balloon.held(), Held::default());
+    assert_eq!(guest.host.size(), 0);
+    guest.host.inner().never_resets = false;
+    assert_eq!(guest.balloon.shutdown(), Ok(()));
+}
+
+/// While the device is being set up, another CPU resets it and cannot get at it: the set-up is given up, and what comes
+/// later is a balloon like any other.
+#[test]
+fn a_reset_without_the_transport_ends_a_start() {
+    for is_repair in [false, true] {
+        let config = BalloonConfig {
+            shutdown_timeout_ns: 10_000_000,
+            ..BalloonConfig::default()
+        };
+        let guest = Guest::configured(8, config);
+        guest.to(300);
+        if is_repair {
+            guest.host.need_reset();
+            guest.balloon.handle_interrupt();
+            guest.host.set_manner(Manner::AtOnce);
+        } else {
+            guest.balloon.reset();
+        }
+        let balloon = guest.balloon;
+        let mut is_first = true;
+        guest.host.inner().on_config = Some(Box::new(move || {
+            if core::mem::take(&mut is_first) {
+                balloon.reset();
+            }
+        }));
+        if is_repair {
+            let step = guest.balloon.step(&guest.source, 4);
+            assert_eq!(step, Step::Failed(Fault::Removed));
+        } else {
+            let ended = Err(BalloonError::Fault(Fault::Removed));
+            assert_eq!(guest.balloon.restart(), ended);
+        }
+        assert_eq!(guest.balloon.fault(), Some(Fault::Removed));
+        assert_eq!(guest.host.inner().status, 0);
+        guest.balloon.restart().unwrap();
+        assert_eq!(guest.run(), Step::Idle);
+        guest.balloon.handle_interrupt();
+        assert_eq!(guest.balloon.held().listed, 300);
+        assert_eq!(guest.listed().len(), 300);
+        assert_eq!(guest.to(0), Step::Idle);
+    }
 }

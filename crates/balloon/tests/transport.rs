@@ -48,7 +48,8 @@ fn pitfall_05_nobody_waits_for_a_cpu_in_the_configuration_space() {
         });
         has_begun.recv_timeout(LONG).unwrap();
         let accesses = guest.host.config_accesses();
-        // An exchange, from beginning to end; the host looks at its queues by itself, as the bell is left to the reader.
+        // An exchange, from beginning to end; the host looks at its queues by itself, as the bell is left to the
+        // reader.
         let from = guest.listed()[..500].to_vec();
         let to = guest.targets(500);
         assert!(from.iter().all(|&frame| guest.balloon.isolate(frame)));
@@ -126,7 +127,8 @@ fn pitfall_05_answers_are_taken_during_a_configuration_access() {
     assert!(!guest.host.line_is_up());
 }
 
-/// In each call of the host all locks that anybody waits for are free: another CPU does at that moment whatever it likes.
+/// In each call of the host all locks that anybody waits for are free: another CPU does at that moment whatever it
+/// likes.
 #[test]
 fn pitfall_04_no_lock_is_held_in_any_call_of_the_host() {
     let (guest, _) = settling(16, BalloonConfig::default());
@@ -197,8 +199,8 @@ fn pitfall_04_a_wait_for_moves_makes_no_configuration_access() {
     assert_eq!(guest.host.actual(), 1000);
 }
 
-/// A host that answers from a thread of its own and takes long for each access to the configuration space, three CPUs at
-/// the balloon.
+/// A host that answers from a thread of its own and takes long for each access to the configuration space, three CPUs
+/// at the balloon.
 #[test]
 fn many_cpus_and_a_slow_configuration_space() {
     let (guest, _) = settling(16, BalloonConfig::default());

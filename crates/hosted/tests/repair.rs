@@ -168,6 +168,10 @@ fn a_device_that_breaks_down_each_time_is_given_up_and_costs_nothing() {
         };
         assert_eq!(fault, DriverFault::NeedsReset);
         assert_eq!(guest.balloon.stats().restarts, 4);
+        // What it had is the guest's, without anybody's help.
+        let free = guest.frames.free_frames() + guest.frames.cached_frames();
+        assert_eq!((free, guest.frames.managed_frames()), (managed, managed));
+        assert_eq!(guest.balloon.held().total(), 0);
         guest.host().set_fault(None);
         guest.balloon.restart().unwrap();
         assert_eq!(guest.settle(), Step::Idle);

@@ -2,6 +2,7 @@
 
 use alloc::{format, string::String};
 
+use dirigible_balloon::{BalloonStats, Held};
 use dirigible_frames::Platform;
 use dirigible_mobility::Mobility;
 
@@ -46,12 +47,10 @@ pub(crate) fn give_all_back<P: Platform>(
     filler.drop_all();
     let stats = balloon.stats();
     let held = balloon.held();
-    if stats.inflated.checked_sub(stats.deflated)
-        != Some(held.listed + held.isolated + held.leaving)
-    {
+    if !balances(&stats, &held) {
         return Err(format!(
-            "balloon: inflated {} - deflated {} is not {held:?}",
-            stats.inflated, stats.deflated
+            "balloon: inflated {} - deflated {} - forgotten {} is not {held:?}",
+            stats.inflated, stats.deflated, stats.forgotten
         ));
     }
     balloon.verify().map_err(|error| text("balloon", &error))?;
@@ -85,6 +84,12 @@ pub(crate) fn give_all_back<P: Platform>(
     Ok(())
 }
 
+/// Whether the host has what it was given and has neither given back nor, in a reset of its device, forgotten.
+fn balances(stats: &BalloonStats, held: &Held) -> bool {
+    let gone = stats.deflated + stats.forgotten;
+    stats.inflated.checked_sub(gone) == Some(held.listed + held.isolated + held.leaving)
+}
+
 /// Contents that were wrong make the run fail.
 ///
 /// # Errors
@@ -97,5 +102,28 @@ pub(crate) fn content_verdict(contents: &ContentLog) -> Result<(), String> {
             "{} pages had wrong contents, first {first:?}",
             contents.errors()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_balloon_whose_device_was_repaired_balances() {
+        let stats = BalloonStats {
+            inflated: 900,
+            deflated: 200,
+            forgotten: 300,
+            ..BalloonStats::default()
+        };
+        let mut held = Held {
+            listed: 390,
+            leaving: 10,
+            ..Held::default()
+        };
+        assert!(balances(&stats, &held));
+        held.listed += 300;
+        assert!(!balances(&stats, &held));
     }
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use arrayvec::ArrayVec;
+use dirigible_frames::Platform;
 use virtio_drivers::Hal;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceType, Transport};
@@ -156,13 +157,13 @@ impl Answers {
     }
 }
 
-/// The rings with their buffers.
+/// The rings with their buffers. From its set-up on the device has a ring's address.
 struct Parts<H: Hal, const N: usize> {
-    inflate: Ring<H>,
-    deflate: Ring<H>,
+    inflate: Option<Ring<H>>,
+    deflate: Option<Ring<H>>,
     stats: Option<Ring<H>>,
     /// Set up because it is negotiated, and left empty: no hint is ever given.
-    _hint: Option<Ring<H>>,
+    hint: Option<Ring<H>>,
     buffers: Buffers<H, N>,
 }
 
@@ -173,42 +174,61 @@ pub(super) struct Queues<H: Hal, const N: usize> {
     open: bool,
 }
 
-/// Memory that a device does not know of any more, to be given back by dropping it, with no lock held.
+/// Memory that a device does not know of any more, to be given back by dropping it. Not under `queues` or `state`:
+/// others wait for these.
 #[must_use = "giving memory back under a lock keeps others waiting"]
 pub(super) struct Forgotten<H: Hal, const N: usize>(#[expect(dead_code)] Option<Parts<H, N>>);
 
 impl<H: Hal, const N: usize> Queues<H, N> {
-    /// Sets the queues up for a device whose features are negotiated and which is not started yet.
-    pub(super) fn set_up<T: Transport>(
-        wire: &mut Wire<T>,
-        features: Features,
-    ) -> Result<Self, DeviceError> {
-        let buffers = Buffers::new()?;
-        let missing = |queue| DeviceError::Queue {
-            queue,
-            error: virtio_drivers::Error::Unsupported,
-        };
-        let transport = wire.transport()?;
-        let mut ring = |queue| Ring::new(transport, queue, features);
-        let inflate = ring(Queue::Inflate)?.ok_or(missing(Queue::Inflate))?;
-        let deflate = ring(Queue::Deflate)?.ok_or(missing(Queue::Deflate))?;
-        let stats = ring(Queue::Stats)?;
-        let hint = ring(Queue::FreePageHint)?;
-        wire.set_bells([
-            inflate.number,
-            deflate.number,
-            stats.as_ref().map_or(0, |ring| ring.number),
-        ]);
+    /// The memory for requests, without rings.
+    pub(super) fn new() -> Result<Self, DeviceError> {
         Ok(Self {
             parts: Some(Parts {
-                inflate,
-                deflate,
-                stats,
-                _hint: hint,
-                buffers,
+                inflate: None,
+                deflate: None,
+                stats: None,
+                hint: None,
+                buffers: Buffers::new()?,
             }),
-            open: true,
+            open: false,
         })
+    }
+
+    /// Sets the queues up for a device whose features are negotiated and which is not started yet.
+    ///
+    /// If that fails half way, the device has the addresses of the rings that are here already. They stay here until
+    /// it has confirmed a reset ([`release`](Self::release)).
+    pub(super) fn set_up<T: Transport, P: Platform>(
+        &mut self,
+        wire: &mut Wire<'_, T, P>,
+        features: Features,
+    ) -> Result<(), DeviceError> {
+        let parts = self.parts.as_mut().ok_or(DeviceError::NoDmaMemory)?;
+        let mut bells = [0; 3];
+        let transport = wire.transport()?;
+        for (which, (queue, place)) in [
+            (Queue::Inflate, &mut parts.inflate),
+            (Queue::Deflate, &mut parts.deflate),
+            (Queue::Stats, &mut parts.stats),
+            (Queue::FreePageHint, &mut parts.hint),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            *place = Ring::new(transport, queue, features)?;
+            if let (Some(bell), Some(ring)) = (bells.get_mut(which), place) {
+                *bell = ring.number;
+            }
+        }
+        if parts.inflate.is_none() || parts.deflate.is_none() {
+            return Err(DeviceError::Queue {
+                queue: Queue::Inflate,
+                error: virtio_drivers::Error::Unsupported,
+            });
+        }
+        wire.set_bells(bells);
+        self.open = true;
+        Ok(())
     }
 
     fn open(&mut self) -> Option<&mut Parts<H, N>> {
@@ -231,6 +251,7 @@ impl<H: Hal, const N: usize> Queues<H, N> {
             Queue::Deflate => &mut parts.deflate,
             _ => return Err(virtio_drivers::Error::Unsupported),
         };
+        let ring = ring.as_mut().ok_or(virtio_drivers::Error::InvalidParam)?;
         if ring.bogus || place >= REQUESTS || message.pfns().is_empty() {
             return Err(virtio_drivers::Error::InvalidParam);
         }
@@ -251,6 +272,9 @@ impl<H: Hal, const N: usize> Queues<H, N> {
             (Queue::Inflate, &mut parts.inflate),
             (Queue::Deflate, &mut parts.deflate),
         ] {
+            let Some(ring) = ring else {
+                continue;
+            };
             while !answers.requests.is_full() {
                 match ring.pop(&mut parts.buffers) {
                     Ok(Some(place)) => {

@@ -48,8 +48,9 @@ impl<H: Hal> Pages<H> {
 
 impl<H: Hal> Drop for Pages<H> {
     fn drop(&mut self) {
-        // SAFETY: these are the values of the one `dma_alloc`. If a device was told of them, it has confirmed a reset
-        // (`Queues::release` takes the proof, and `Queues::drop` leaks what was not released), or it was never started.
+        // SAFETY: these are the values of the one `dma_alloc`. If a device was told of them, it has confirmed a reset:
+        // `Queues` holds the buffers from before the first ring is set up, `Queues::release` takes the proof, and
+        // `Queues::drop` leaks what was not released. No device is told of `Numbers`.
         unsafe { H::dma_dealloc(self.paddr, self.vaddr, self.count) };
     }
 }

@@ -1,4 +1,4 @@
-//! What the allocator's ledger says of the balloon's frames: movable while the device does its part, unmovable while not.
+//! The balloon's frames in the allocator's ledger: movable while the device answers, unmovable while it does not.
 #![forbid(unsafe_code)]
 
 use dirigible_frames::{BlockId, FrameClass, FrameState, Pfn, Platform};
@@ -9,8 +9,8 @@ use super::{State, VirtioBalloon};
 
 impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
     /// Brings the ledger up to date after a fault has begun or ended: a block with frames that cannot be moved is no
-    /// candidate of compaction. Walks all blocks then, and costs one look at the state otherwise. Not for `isolate`, which
-    /// others wait for.
+    /// candidate of compaction. Walks all blocks then, and costs one look at the state otherwise. Not for `isolate`,
+    /// which others wait for.
     pub(super) fn keep_ledger(&self) {
         let (unmovable, adrift) = {
             let mut state = self.state.lock();
@@ -58,7 +58,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         true
     }
 
-    /// Counts a listed frame as what it is now.
+    /// Gives a listed frame the class that it should have now.
     pub(super) fn keep_frame(&self, state: &mut State<'a, H, N>, frame: Pfn) {
         if self.config.mobility {
             let class = match state.unmovable {
@@ -66,14 +66,16 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 // `None`: the walk that is due comes to it.
                 Some(false) | None => FrameClass::Balloon,
             };
-            self.frames.reclass(frame, class);
+            if self.frames.class(frame) != class {
+                self.frames.reclass(frame, class);
+            }
         }
         if state.adrift {
             state.balloon.withhold(frame);
         }
     }
 
-    /// Counts frames on their way to the allocator as what they were when they came.
+    /// Gives frames on their way to the allocator the class back with which they came.
     pub(super) fn count_as_balloon(&self, frames: &[Pfn]) {
         if self.config.mobility {
             for &frame in frames {

@@ -1,7 +1,7 @@
 //! The balloon as an owner of movable frames.
 #![forbid(unsafe_code)]
 
-use dirigible_frames::{FrameState, Pfn, Platform};
+use dirigible_frames::{Pfn, Platform};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
@@ -53,8 +53,10 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> MovableOwner
         let is_listed = {
             let mut state = self.state.lock();
             let is_listed = state.balloon.putback(frame);
-            let is_ours = self.frames.state(frame) == FrameState::Listed;
-            if is_listed && is_ours && (state.unmovable != Some(false) || state.adrift) {
+            if !is_listed {
+                state.returning += 1;
+            } else if state.balloon.is_listed_here(frame) {
+                // Whatever the ledger says at the moment: it may have been isolated while that was something else.
                 self.keep_frame(&mut state, frame);
             }
             is_listed

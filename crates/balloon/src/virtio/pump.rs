@@ -26,23 +26,24 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// It may be called from any thread, and from within `Transport::notify`. It takes the balloon's locks, so an
     /// interrupt handler that may have interrupted the balloon on its own CPU must leave the call to a bottom half.
     ///
-    /// While somebody else is at the transport, the line comes down when that is over. A handler on which the line calls
-    /// without pause reads the status itself and calls [`handle_interrupt_with`](Self::handle_interrupt_with).
+    /// If another CPU is at the transport, the line comes down when that one is done. Where a line that stays up would
+    /// interrupt without pause, the handler reads the status itself and calls
+    /// [`handle_interrupt_with`](Self::handle_interrupt_with).
     pub fn handle_interrupt(&self) {
         self.posts.add(Jobs::ACKNOWLEDGE);
         self.pump();
     }
 
-    /// The same for a handler that has read the interrupt status (and thereby taken the line down): no lock is needed for
-    /// that. Under MSI-X the status is always empty: then the target is read again in the course of the work, as it may have
-    /// changed, but no more often than every 100 ms.
+    /// The same for a handler that has read the interrupt status and thereby taken the line down, which needs no
+    /// lock. Under MSI-X the status is always empty, so the target may have changed: it is read again in the course
+    /// of the work, but no more often than every 100 ms.
     pub fn handle_interrupt_with(&self, status: InterruptStatus) {
         self.note_interrupt(status);
         self.pump();
     }
 
-    /// Does all outputs, takes all answers, until there is neither; then tells the device, the vm events and the allocator
-    /// of it.
+    /// Does all outputs, takes all answers, until there is neither; then tells the device, the vm events and the
+    /// allocator of it.
     pub(super) fn pump(&self) {
         loop {
             self.turn(Jobs::all());
@@ -59,7 +60,8 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         self.keep_ledger();
     }
 
-    /// The same without telling anybody: for more than one message at a time. At the transport it does jobs among `kinds`.
+    /// The same without telling anybody: for more than one message at a time. At the transport it does jobs among
+    /// `kinds`.
     pub(super) fn turn(&self, kinds: Jobs) {
         let mut message = Message::new();
         let mut stats_due = true;
@@ -104,22 +106,30 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         // Both locks: a reset comes before a request is made or after it is in its queue.
         let mut queues = self.queues.lock();
         let mut state = self.state.lock();
-        let output = state.balloon.next_output(self.platform.now(), message)?;
-        if let Output::Send { queue, request } = output {
-            match queues.send(queue, request, message) {
+        let output = state.balloon.next_output(self.platform.now(), message);
+        match output {
+            Some(Output::Send { queue, request }) => match queues.send(queue, request, message) {
                 Ok(()) => self.posts.add(Jobs::bell(queue)),
                 Err(_) => state.balloon.send_failed(request),
-            }
+            },
+            Some(Output::Free) => state.returning += message.pfns().len() as u64,
+            _ => {}
         }
-        Some(output)
+        state.note_undone();
+        output
     }
 
-    /// Gives frames to the allocator that were the balloon's.
+    /// Gives frames to the allocator that were the balloon's and count as `returning`.
     pub(super) fn give_back(&self, frames: &[Pfn]) {
         self.count_as_balloon(frames);
-        if self.frames.free_bulk(self.platform.cpu(), frames).is_err() {
+        let freed = self.frames.free_bulk(self.platform.cpu(), frames);
+        let count = frames.len() as u64;
+        let mut state = self.state.lock();
+        state.returning = state.returning.saturating_sub(count);
+        state.given_back += count;
+        if freed.is_err() {
             // Frames that were ours and cannot be freed: somebody else freed them.
-            self.state.lock().balloon.damaged(frames.len() as u64);
+            state.balloon.damaged(count);
         }
     }
 
@@ -185,8 +195,9 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// Reads the target, if there is reason to.
     ///
     /// A worker that `begins` a piece of work reads it, unless the host is busy with our requests and it was read not
-    /// long ago. In the middle of the work it is read only when the device has said that it is another one, or may have
-    /// said so and it was read long ago. If another CPU is at the transport, that one reads it. Whether there was reason.
+    /// long ago. In the middle of the work it is read only when the device has said that it is another one, or may
+    /// have said so and it was read long ago. If another CPU is at the transport, that one reads it. Whether there
+    /// was reason.
     pub(super) fn read_target(&self, begins: bool) -> bool {
         let now = self.platform.now();
         // Both pair with the stores in `note_interrupt`.
@@ -203,7 +214,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         if !(reconfigured || is_due) {
             return false;
         }
-        // What was said without a word may have been that it needs a reset.
+        // The interrupt without a status may have meant that the device needs a reset.
         if self.unsure.swap(false, Ordering::SeqCst) {
             self.posts.add(Jobs::STATUS);
         }

@@ -13,45 +13,92 @@ use super::wire::Wire;
 use super::{BalloonError, VirtioBalloon};
 use crate::{BalloonConfig, Fault, Features, Held, Step};
 
-impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
+/// Who takes the device down.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// A caller that wants it gone.
+    Reset,
+    /// A caller that starts it again.
+    Restart,
+    /// The worker, because the device asks for it.
+    Repair,
+}
+
+/// What taking the device down has come to.
+struct Down {
+    /// What it held.
+    held: Held,
+    /// It has confirmed the reset.
+    is_quiet: bool,
+    /// `State::ends` at that moment.
+    ends: u64,
+}
+
+impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
     /// Negotiates features and sets the queues up. The device is not started yet.
     pub(super) fn set_up(
-        wire: &mut Wire<T>,
+        wire: &mut Wire<'_, T, P>,
         config: &BalloonConfig,
     ) -> Result<(Features, Queues<H, N>), DeviceError> {
-        let set_up = wire
+        let mut queues = Queues::new()?;
+        let negotiated = wire
             .negotiate(Features::accepted(config.deflate_on_oom))
-            .and_then(|features| Ok((features, Queues::set_up(wire, features)?)));
-        if set_up.is_err() {
-            wire.give_up();
+            .and_then(|features| queues.set_up(wire, features).map(|()| features));
+        match negotiated {
+            Ok(features) => Ok((features, queues)),
+            Err(error) => {
+                // The device may have addresses of ours. Without the proof that it has forgotten them they are leaked.
+                if let Some(quiet) = wire.give_up() {
+                    drop(queues.release(&quiet));
+                }
+                Err(error)
+            }
         }
-        set_up
     }
 
-    /// Resets the device, whatever it does at the moment, and says what it held.
+    /// Resets the device, even in the middle of its work, and says what it held.
     ///
-    /// A device that confirms it has forgotten everything: before this returns, listed frames and those in requests are back
-    /// with the allocator, pairs of exchanges have settled, and frames that are isolated go back to the allocator when they
-    /// are put back. [`restart`](Self::restart) starts it anew.
+    /// A device that confirms it has forgotten everything: before this returns, listed frames and those in requests
+    /// are back with the allocator, pairs of exchanges have settled, and frames that are isolated go back to the
+    /// allocator when they are put back. [`restart`](Self::restart) starts it anew.
     ///
-    /// Of a device that does not confirm it nobody knows what it still has: all frames stay on the books, where nobody ever
-    /// gets them, counted as unmovable. (Isolated ones can still be put back.) Another reset that is confirmed gives them
-    /// back.
+    /// If the device does not confirm it, it may still have everything: all frames stay on the books, counted as
+    /// unmovable, and are never given out. (Isolated ones can still be put back.) A later reset that is confirmed
+    /// gives them back.
+    ///
+    /// A [`step`](Self::step) or a [`restart`](Self::restart) that is starting the device at the moment gives up.
     pub fn reset(&self) -> Held {
-        let (held, _) = self.take_down(true);
-        self.pump();
-        held
+        self.end().0
     }
 
-    /// Makes the device forget everything; what it held, and whether it confirmed. `for_good`: nobody means to start it
-    /// again. A pump is to follow.
-    fn take_down(&self, for_good: bool) -> (Held, bool) {
+    /// Resets the device; what it held, and whether it has confirmed that.
+    pub(super) fn end(&self) -> (Held, bool) {
+        let down = self.take_down(Why::Reset);
+        self.pump();
+        // Other CPUs may still be freeing what they were handed out.
+        let mut wait = Wait::lasting(self.platform, self.config.shutdown_timeout_ns);
+        while self.held().returning > 0 && wait.go_on() {}
+        down.map_or((Held::default(), false), |down| (down.held, down.is_quiet))
+    }
+
+    /// Makes the device forget everything. A pump is to follow.
+    ///
+    /// `None`, and nothing has changed: a restart or a repair did not get the transport, or there is nothing to
+    /// repair any more. A reset goes on without the transport, as one that is not confirmed.
+    fn take_down(&self, why: Why) -> Option<Down> {
         let mut wire = self.seize();
+        if wire.is_none() && why != Why::Reset {
+            return None;
+        }
+        if why == Why::Repair && !self.state.lock().needs_repair() {
+            // Somebody has reset the device, or has repaired it already.
+            return None;
+        }
         if let Some(wire) = &mut wire
             && wire.is_live()
-            && for_good
+            && why != Why::Repair
         {
-            // Whoever took the last answer may not have come to writing it; after the reset there is nowhere to write.
+            // The size after the last answer may not be written yet, and after the reset it cannot be.
             let actual = self.state.lock().balloon.actual();
             wire.write_actual(actual as u32);
         }
@@ -59,12 +106,13 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         let mut queues = self.queues.lock();
         // Nothing goes out from here on, and no answer comes in.
         queues.close();
-        let held = {
+        let (held, ends) = {
             let mut state = self.state.lock();
-            let held = state.balloon.held();
-            if for_good {
+            let held = state.held();
+            if why != Why::Repair {
                 state.balloon.removed();
             }
+            state.ends += u64::from(why == Why::Reset);
             if quiet.is_some() {
                 state.balloon.device_reset();
             }
@@ -73,19 +121,23 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
                 state.unmovable = None;
             }
             state.adrift = quiet.is_none();
-            held
+            (held, state.ends)
         };
         let forgotten = quiet.as_ref().map(|quiet| queues.release(quiet));
         drop(queues);
         drop(forgotten);
         // Bells of rings that are gone.
         self.posts.take(Jobs::INFLATE | Jobs::DEFLATE | Jobs::STATS);
-        (held, quiet.is_some())
+        Some(Down {
+            held,
+            is_quiet: quiet.is_some(),
+            ends,
+        })
     }
 
-    /// The transport to ourselves, as soon as nobody else is at it: the one place where it is waited for, with a bound and
-    /// with [`Platform::relax`].
-    fn seize(&self) -> Option<MutexGuard<'_, Wire<T>>> {
+    /// Takes the transport as soon as it is free. This is the one place where it is waited for, with a bound and with
+    /// [`Platform::relax`].
+    fn seize(&self) -> Option<MutexGuard<'_, Wire<'a, T, P>>> {
         let mut wait = Wait::lasting(self.platform, self.config.shutdown_timeout_ns);
         loop {
             if let Some(wire) = self.wire.try_lock() {
@@ -97,24 +149,27 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         }
     }
 
-    /// Starts the device anew, resetting it before if that has not been done: features are negotiated, queues set up and
-    /// the target read as at the first time. The balloon is empty and grows with the next [`step`](Self::step)s.
+    /// Starts the device anew, resetting it before if that has not been done: features are negotiated, queues set up
+    /// and the target read as at the first time. The balloon is empty and grows with the next [`step`](Self::step)s.
     ///
-    /// Whoever is registered as its owner with a mobility stays so.
+    /// Its registration with a mobility stays valid.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`DeviceError::NoReset`] when the device does not confirm its reset; [`Fault::Books`] when the
-    /// books are damaged, which no device can mend. It may be tried again.
+    /// As [`new`](Self::new); [`DeviceError::NoReset`] when the device does not confirm its reset; [`Fault::Books`]
+    /// when the books are damaged, which no device can mend; [`Fault::Removed`] when somebody calls
+    /// [`reset`](Self::reset) or [`shutdown`](Self::shutdown) meanwhile. It may be tried again.
     pub fn restart(&self) -> Result<(), BalloonError> {
         self.state.lock().restarts = 0;
-        let started = self.start_anew(true);
+        let started = self.start_anew(Why::Restart);
         self.pump();
         started
     }
 
-    /// A pump is to follow: others may have left jobs while the transport was ours.
-    fn start_anew(&self, for_good: bool) -> Result<(), BalloonError> {
-        let (_, is_quiet) = self.take_down(for_good);
+    /// A pump is to follow: other CPUs may have left jobs while the transport was ours.
+    fn start_anew(&self, why: Why) -> Result<(), BalloonError> {
+        let Some(Down { is_quiet, ends, .. }) = self.take_down(why) else {
+            return Err(DeviceError::NoReset.into());
+        };
         // Hands everything out that it had.
         self.pump();
         if !is_quiet {
@@ -125,49 +180,78 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             // Somebody else was faster.
             return Ok(());
         }
-        let (features, set_up) = Self::set_up(&mut wire, &self.config)?;
-        let (restarted, former) = {
+        let (features, mut set_up) = Self::set_up(&mut wire, &self.config)?;
+        let restarted = {
             let mut queues = self.queues.lock();
             let mut state = self.state.lock();
-            let restarted = state.balloon.restart(features);
-            state.read_at = None;
-            (restarted, core::mem::replace(&mut *queues, set_up))
-        };
-        drop(former);
-        match restarted {
-            Ok(()) => wire.start(),
-            Err(_) => {
-                let quiet = wire.give_up();
-                let forgotten = quiet.map(|quiet| self.queues.lock().release(&quiet));
-                drop(forgotten);
+            // A reset or a shutdown that came between stays in force: only a later restart undoes it.
+            let is_wanted = match why {
+                Why::Repair => state.needs_repair(),
+                Why::Reset | Why::Restart => state.ends == ends,
+            };
+            let restarted = match is_wanted {
+                true => state.balloon.restart(features),
+                false => Err(Fault::Removed),
+            };
+            if restarted.is_ok() {
+                state.read_at = None;
+                // The device has confirmed a reset, and nobody has had the transport since.
+                state.adrift = false;
+                core::mem::swap(&mut *queues, &mut set_up);
             }
+            restarted
+        };
+        if let Err(fault) = restarted {
+            if let Some(quiet) = wire.give_up() {
+                drop(set_up.release(&quiet));
+                self.state.lock().adrift = false;
+            }
+            return Err(fault.into());
         }
-        restarted?;
+        wire.start();
         // Pairs with the swap in `read_target`: the next step reads the host's target, whatever it was.
         self.reconfigured.store(true, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Repairs a device that says that it needs a reset; what is to be said to the caller if the balloon cannot go on.
-    /// A pump is to follow.
+    /// Repairs a device that says that it needs a reset. `Some` when `step` ends with that. A pump is to follow.
     pub(super) fn repair(&self) -> Option<Step> {
         let now = self.platform.now();
-        let at = {
+        let limit = self.config.restart_limit;
+        let (at, is_last) = {
             let mut state = self.state.lock();
-            if state.balloon.fault() != Some(Fault::NeedsReset) || state.balloon.is_stopping() {
+            if !state.needs_repair() {
                 return None;
             }
-            if state.restarts >= self.config.restart_limit {
-                return Some(Step::Failed(Fault::NeedsReset));
+            let is_last = state.restarts >= limit;
+            if is_last {
+                // Once, or until the device confirms it.
+                let is_done = state.balloon.is_down() || state.adrift && now < state.restart_at;
+                if is_done || limit == 0 {
+                    return Some(Step::Failed(Fault::NeedsReset));
+                }
+            } else {
+                if now < state.restart_at {
+                    return Some(Step::RetryAt(state.restart_at));
+                }
+                state.restarts += 1;
             }
-            if now < state.restart_at {
-                return Some(Step::RetryAt(state.restart_at));
-            }
-            state.restarts += 1;
             state.restart_at = now.saturating_add(self.config.retry_delay_ns);
-            state.restart_at
+            (state.restart_at, is_last)
         };
-        self.start_anew(false).err().map(|_| Step::RetryAt(at))
+        if is_last {
+            // A device that stays broken gives back what it has.
+            self.take_down(Why::Repair);
+            return self
+                .state
+                .lock()
+                .needs_repair()
+                .then_some(Step::Failed(Fault::NeedsReset));
+        }
+        self.start_anew(Why::Repair).err()?;
+        // Or somebody has ended the balloon meanwhile.
+        let is_still_broken = self.state.lock().needs_repair();
+        is_still_broken.then_some(Step::RetryAt(at))
     }
 }
 

@@ -1,23 +1,26 @@
 //! The transport: features, status, bells, configuration space.
 #![forbid(unsafe_code)]
 
+use dirigible_frames::Platform;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 
 use super::device::DeviceError;
+use super::wait::Wait;
 use crate::Features;
 use crate::features::config_space;
-
-/// How many times a reset asks whether the device has finished it.
-const RESET_LOOKS: usize = 1000;
 
 /// Proof that a device has confirmed its reset: it touches no memory of ours and has forgotten every frame.
 pub(super) struct Quiet(());
 
 /// A device's transport. It is dropped only while the device is quiet; otherwise it is leaked, for transports there are
 /// whose `drop` waits without a bound for the device (that of virtio-drivers over PCI does).
-pub(super) struct Wire<T: Transport> {
+pub(super) struct Wire<'a, T: Transport, P: Platform> {
     /// `None` only inside `drop`.
     transport: Option<T>,
+    /// Has the clock by which a reset is waited for.
+    platform: &'a P,
+    /// How long.
+    reset_timeout_ns: u64,
     /// Numbers of the inflate, deflate and statistics queues.
     bells: [u16; 3],
     /// The device has not been touched yet, or has confirmed its last reset.
@@ -26,11 +29,13 @@ pub(super) struct Wire<T: Transport> {
     live: bool,
 }
 
-impl<T: Transport> Wire<T> {
+impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
     /// Of a device that nobody has touched.
-    pub(super) const fn new(transport: T) -> Self {
+    pub(super) const fn new(transport: T, platform: &'a P, reset_timeout_ns: u64) -> Self {
         Self {
             transport: Some(transport),
+            platform,
+            reset_timeout_ns,
             bells: [0; 3],
             quiet: true,
             live: false,
@@ -52,7 +57,7 @@ impl<T: Transport> Wire<T> {
         ) {
             return Err(DeviceError::NotABalloon(kind));
         }
-        // Whoever had the device before may have left it running.
+        // An earlier driver may have left the device running.
         let idle = transport.get_status().is_empty();
         self.quiet &= idle;
         if self.reset().is_none() {
@@ -78,7 +83,7 @@ impl<T: Transport> Wire<T> {
         }
     }
 
-    /// It does not work out: says so, and makes the device forget what it was told.
+    /// The device cannot be used: tells it so, and resets it.
     pub(super) fn give_up(&mut self) -> Option<Quiet> {
         if let Some(transport) = self.transport.as_mut().filter(|_| !self.quiet) {
             transport.set_status(DeviceStatus::FAILED);
@@ -139,20 +144,28 @@ impl<T: Transport> Wire<T> {
         }
     }
 
-    /// Makes the device forget everything; `None` when it does not confirm that. It ends either way.
+    /// Makes the device forget everything and waits until it says so; `None` when it does not in time.
     pub(super) fn reset(&mut self) -> Option<Quiet> {
         self.live = false;
         let transport = self.transport.as_mut()?;
         if !self.quiet {
             // Not queue by queue: virtio-drivers waits without a bound for a queue to say that it is off.
             transport.set_status(DeviceStatus::empty());
-            self.quiet = (0..RESET_LOOKS).any(|_| transport.get_status().is_empty());
+            let mut wait = Wait::lasting(self.platform, self.reset_timeout_ns);
+            self.quiet = loop {
+                if transport.get_status().is_empty() {
+                    break true;
+                }
+                if !wait.go_on() {
+                    break false;
+                }
+            };
         }
         self.quiet.then_some(Quiet(()))
     }
 }
 
-impl<T: Transport> Drop for Wire<T> {
+impl<T: Transport, P: Platform> Drop for Wire<'_, T, P> {
     fn drop(&mut self) {
         let quiet = self.reset().is_some();
         if let Some(transport) = self.transport.take()

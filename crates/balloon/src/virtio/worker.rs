@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use arrayvec::ArrayVec;
+use dirigible_frames::sync::Ordering;
 use dirigible_frames::{BlockId, FrameClass, FrameState, Pfn, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
@@ -16,7 +17,7 @@ use crate::{Deflate, Fault, Features, MAX_PFNS, Step};
 
 /// The most blocks that a healing deflation looks at for one message.
 const HEALING_LOOK: usize = 64;
-/// When to look again for a target that another CPU is reading.
+/// When to look again for what another CPU is doing at the device.
 const CONFIG_LOOK_NS: u64 = 1_000_000;
 
 impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
@@ -30,7 +31,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     ///
     /// A device that needs a reset is reset and started anew before that: at most
     /// [`restart_limit`](crate::BalloonConfig::restart_limit) times in a row, and once in every
-    /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns).
+    /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns). If it fails once more, it is reset and left so: its
+    /// frames are the guest's, and the step says [`Fault::NeedsReset`].
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
         self.turn(Jobs::all());
         if let Some(step) = self.repair() {
@@ -47,11 +49,19 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         self.pump();
         let soon = self.platform.now().saturating_add(CONFIG_LOOK_NS);
         match step {
-            // Somebody else is at the device and reads the target for us: it will be another one, perhaps.
-            Step::Idle if self.posts.is_target_awaited() => Step::RetryAt(soon),
-            Step::RetryAt(at) if self.posts.is_target_awaited() => Step::RetryAt(at.min(soon)),
+            Step::Idle | Step::Waiting if self.is_news_due() => Step::RetryAt(soon),
+            Step::RetryAt(at) if self.is_news_due() => Step::RetryAt(at.min(soon)),
             step => step,
         }
+    }
+
+    /// Whether there will be something to do though no further interrupt says so: somebody else is at the device and
+    /// reads the target or the interrupt status for us, or has left a job that compaction does not do.
+    fn is_news_due(&self) -> bool {
+        // The flag last. Pairs with the store in `note_interrupt`, which comes before the job there is done.
+        self.posts.is_target_awaited()
+            || self.posts.is_unfinished()
+            || self.reconfigured.load(Ordering::SeqCst)
     }
 
     fn approach(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
@@ -135,8 +145,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         begun
     }
 
-    /// Begins to take up to `want` frames back by `begin`, those first whose return makes blocks whole soonest; gives how
-    /// many.
+    /// Begins to take up to `want` frames back by `begin`, those first whose return makes blocks whole soonest; gives
+    /// how many.
     fn ask_back(
         &self,
         want: usize,
@@ -180,9 +190,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             })
     }
 
-    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and says how many of
-    /// them the host has let go of. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target
-    /// or [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
+    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and says how many
+    /// are with the allocator. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target or
+    /// [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
     ///
     /// No lock of the balloon is held by an allocation, so this may be called from within
     /// [`FrameSource::take`].
@@ -191,19 +201,21 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         if want == 0 || !self.features().contains(Features::DEFLATE_ON_OOM) {
             return 0;
         }
-        let before = self.stats().deflated;
+        let given_back = || self.state.lock().given_back;
+        let before = given_back();
         let mut wait = Wait::lasting(self.platform, self.config.wait_ns);
         let mut begun = 0;
         loop {
             if begun == 0 {
-                // Out of requests, too, if another CPU has the one that is kept for this; it comes back with its answer.
+                // 0 also when another CPU has the request that is kept for this; its answer frees it.
                 begun = self.ask_back(want, |state, want, preferred| {
                     let now = self.platform.now();
                     state.balloon.begin_oom_deflate(want, preferred, now)
                 });
             }
             self.pump();
-            let back = (self.stats().deflated - before) as usize;
+            // Not those acknowledged: another CPU may have them in its hands.
+            let back = (given_back() - before) as usize;
             let can_come = begun > 0 || self.held().listed > 0 && self.fault().is_none();
             let is_over = !can_come || begun > 0 && back >= begun;
             if is_over || !wait.go_on() {
@@ -219,9 +231,14 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     ///
     /// # Errors
     /// [`Fault::StillHeld`] when frames are still out at the end of the wait, or the fault that prevents deflation.
-    /// The device is then left as it is: call again, or [`reset`](Self::reset).
+    /// The device is then left as it is: call again, or [`reset`](Self::reset). [`Fault::NoReset`] when all frames
+    /// are back and the device does not confirm the reset that follows.
     pub fn shutdown(&self) -> Result<(), Fault> {
-        self.state.lock().balloon.stop();
+        {
+            let mut state = self.state.lock();
+            state.balloon.stop();
+            state.ends += 1;
+        }
         let mut wait = Wait::lasting(self.platform, self.config.shutdown_timeout_ns);
         loop {
             self.pump();
@@ -235,7 +252,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             match work {
                 // An answer may end this one.
                 Work::Failed(Fault::Silent { .. }) => {}
-                // What is left is isolated, and comes back.
+                // Only isolated frames and those being freed are left. Both come back.
                 Work::Failed(_) if self.state.lock().balloon.is_down() => {}
                 // Everything comes back, if the device can do this much.
                 Work::Failed(Fault::NeedsReset) => {
@@ -259,7 +276,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         if let Some(fault @ Fault::Books { .. }) = self.fault() {
             return Err(fault);
         }
-        self.reset();
-        Ok(())
+        match self.end() {
+            (_, true) => Ok(()),
+            (_, false) => Err(Fault::NoReset),
+        }
     }
 }

@@ -117,6 +117,10 @@ pub struct Inner {
     pub resets: u64,
     /// It takes no reset.
     pub never_resets: bool,
+    /// After a reset the status is read so often before it says so.
+    pub reset_takes: u32,
+    /// How often it is still to be read.
+    resetting: u32,
     /// Frames that it had at its resets.
     pub forgotten: u64,
     pub status_reads: u64,
@@ -239,6 +243,18 @@ impl Inner {
             ((at.device + 2) as *mut u16).write_volatile(at.used);
         }
         self.isr |= ISR_QUEUE;
+    }
+
+    fn reset(&mut self) {
+        self.status = 0;
+        self.resets += 1;
+        // A device that was reset knows of no frame.
+        self.forgotten += self.has.len() as u64;
+        self.has.clear();
+        self.queues = Default::default();
+        self.waiting.clear();
+        self.stats_out.clear();
+        // The line stays as it is: some other part of the machine may be slow to take it down.
     }
 
     /// Returns the statistics buffer: the host wants to know.
@@ -399,6 +415,12 @@ impl Transport for FakeTransport {
     fn get_status(&self) -> DeviceStatus {
         let mut inner = self.inner();
         inner.status_reads += 1;
+        if inner.resetting > 0 {
+            inner.resetting -= 1;
+            if inner.resetting == 0 {
+                inner.reset();
+            }
+        }
         let mut status = DeviceStatus::from_bits_retain(inner.status);
         if inner.refuses_features {
             status.remove(DeviceStatus::FEATURES_OK);
@@ -410,6 +432,10 @@ impl Transport for FakeTransport {
         if status.is_empty() && inner.never_resets {
             return;
         }
+        if status.is_empty() && inner.reset_takes > 0 {
+            inner.resetting = inner.reset_takes;
+            return;
+        }
         let needs_reset = inner.status & DeviceStatus::DEVICE_NEEDS_RESET.bits();
         inner.status = status.bits();
         if !status.is_empty() {
@@ -417,14 +443,7 @@ impl Transport for FakeTransport {
             inner.status |= needs_reset;
         }
         if status.is_empty() {
-            inner.resets += 1;
-            // A device that was reset knows of no frame.
-            inner.forgotten += inner.has.len() as u64;
-            inner.has.clear();
-            inner.queues = Default::default();
-            inner.waiting.clear();
-            inner.stats_out.clear();
-            // The line stays as it is: some other part of the machine may be slow to take it down.
+            inner.reset();
         }
     }
     fn set_guest_page_size(&mut self, _guest_page_size: u32) {}
