@@ -23,7 +23,7 @@ pub struct ClassCounts {
 /// What `/proc/pagetypeinfo` tells, and what it does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PageTypeInfo {
-    /// Blocks of each migratetype, in the order of [`Migratetype::ALL`].
+    /// Blocks of each migratetype, in the order of [`Migratetype::ALL`](crate::Migratetype::ALL).
     pub blocks: [u32; 3],
     /// Free runs of each order in blocks of each type.
     pub free: [[u32; 11]; 3],
