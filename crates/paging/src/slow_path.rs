@@ -12,8 +12,11 @@ use dirigible_mobility::{CompactResult, Mobility};
 /// A run of more frames than this is costly: nothing is given up for it.
 const COSTLY: usize = 8;
 
-/// How often a request that waits for compaction looks, however slowly time passes.
-const LOOKS: u32 = 10_000;
+/// How often a request that waits for compaction looks where time hardly passes: a virtual clock may stand still while
+/// nothing is charged.
+const LOOKS: u64 = 10_000;
+/// A look takes longer than so many nanoseconds where time is real.
+const LOOK_NS: u64 = 100;
 
 /// The constants of the slow path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -224,15 +227,24 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         if request.order.frames() > COSTLY || !is_held() {
             return Err(OutOfMemory);
         }
-        let until = self.platform.now().saturating_add(self.config.settle_ns);
-        for _ in 0..LOOKS {
-            // Each time: what one CPU gives back another may have taken, and the sum shows neither.
-            if let Ok(frame) = self.break_reserve(request) {
-                return Ok(frame);
-            }
-            if !is_held() || self.platform.now() >= until {
+        let begun = self.platform.now();
+        let (mut looks, mut seen) = (0, None);
+        loop {
+            let passed = self.platform.now().saturating_sub(begun);
+            let stands_still = looks >= LOOKS && passed < looks * LOOK_NS;
+            if !is_held() || passed >= self.config.settle_ns || stands_still {
                 break;
             }
+            // An attempt empties the caches of all CPUs: not for nothing. The sum alone does not tell of frames that another
+            // CPU took in between, so now and then it is made all the same.
+            let free = Some(self.frames.free_frames());
+            if (free != seen || looks % 256 == 0)
+                && let Ok(frame) = self.break_reserve(request)
+            {
+                return Ok(frame);
+            }
+            seen = free;
+            looks += 1;
             self.platform.relax();
         }
         self.once_more(request, effort)
