@@ -228,26 +228,45 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             return Err(OutOfMemory);
         }
         let begun = self.platform.now();
-        let (mut looks, mut seen) = (0, None);
+        let mut looks = 0;
+        // What comes back others may take first: then the next evacuation's frames are waited for.
+        loop {
+            match self.look_for_frames(request, begun, &mut looks) {
+                Some(frame) => return Ok(frame),
+                None if !is_held() => {
+                    let result = self.once_more(request, effort);
+                    if result.is_ok() || !is_held() {
+                        return result;
+                    }
+                }
+                // The time is over.
+                None => return self.once_more(request, effort),
+            }
+        }
+    }
+
+    /// Looks for a frame until no block is being emptied, or the time is over that began at `begun`.
+    fn look_for_frames(&self, request: AllocRequest, begun: u64, looks: &mut u64) -> Option<Pfn> {
+        let mut seen = None;
         loop {
             let passed = self.platform.now().saturating_sub(begun);
-            let stands_still = looks >= LOOKS && passed < looks * LOOK_NS;
-            if !is_held() || passed >= self.config.settle_ns || stands_still {
-                break;
+            let stands_still = *looks >= LOOKS && passed < *looks * LOOK_NS;
+            let is_over = passed >= self.config.settle_ns || stands_still;
+            if is_over || self.frames.isolated_blocks() == 0 {
+                return None;
             }
             // An attempt empties the caches of all CPUs: not for nothing. The sum alone does not tell of frames that another
             // CPU took in between, so now and then it is made all the same.
             let free = Some(self.frames.free_frames());
-            if (free != seen || looks % 256 == 0)
+            if (free != seen || looks.is_multiple_of(256))
                 && let Ok(frame) = self.break_reserve(request)
             {
-                return Ok(frame);
+                return Some(frame);
             }
             seen = free;
-            looks += 1;
+            *looks += 1;
             self.platform.relax();
         }
-        self.once_more(request, effort)
     }
 
     /// The last means: frames that were promised to somebody else.
