@@ -245,7 +245,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             self.examine(block);
             let (attempts, used) = self.begin_blocks(search.cpu, lease, &[block], search.watermark);
             for attempt in &attempts {
-                search.budget -= usize::from(attempt.cost_work);
+                search.budget -= usize::from(attempt.worked_on);
                 search.last = attempt.error.unwrap_or(search.last);
             }
             if attempts.iter().any(Attempt::is_alive) {

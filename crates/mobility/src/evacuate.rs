@@ -70,7 +70,7 @@ pub(crate) struct Attempt {
     pub(crate) token: Option<IsolatedBlock>,
     pub(crate) error: Option<EvacuateError>,
     /// Whether frames of it were isolated: what came to nothing before that was cheap.
-    pub(crate) cost_work: bool,
+    pub(crate) worked_on: bool,
     /// One past the last of its pairs, as collected.
     end: usize,
 }
@@ -172,7 +172,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 block,
                 token: None,
                 error,
-                cost_work: false,
+                worked_on: false,
                 end: 0,
             });
         }
@@ -323,7 +323,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             attempt.error = Some(EvacuateError::NoTargets);
             return;
         }
-        attempt.cost_work = true;
+        attempt.worked_on = true;
         let start = *used;
         let mut counts = [0u64; 2];
         for at in range.clone() {

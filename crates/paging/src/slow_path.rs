@@ -231,28 +231,28 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         let mut looks = 0;
         // What comes back others may take first: then the next evacuation's frames are waited for.
         loop {
-            match self.look_for_frames(request, begun, &mut looks) {
-                Some(frame) => return Ok(frame),
-                None if !is_held() => {
-                    let result = self.once_more(request, effort);
-                    if result.is_ok() || !is_held() {
-                        return result;
-                    }
-                }
-                // The time is over.
-                None => return self.once_more(request, effort),
+            if let Some(frame) = self.look_for_frames(request, begun, &mut looks) {
+                return Ok(frame);
+            }
+            let result = self.once_more(request, effort);
+            if result.is_ok() || !is_held() || self.is_over(begun, looks) {
+                return result;
             }
         }
+    }
+
+    /// Whether the time to wait for compaction is over that began at `begun`, after so many looks.
+    fn is_over(&self, begun: u64, looks: u64) -> bool {
+        let passed = self.platform.now().saturating_sub(begun);
+        let stands_still = looks >= LOOKS && passed < looks * LOOK_NS;
+        passed >= self.config.settle_ns || stands_still
     }
 
     /// Looks for a frame until no block is being emptied, or the time is over that began at `begun`.
     fn look_for_frames(&self, request: AllocRequest, begun: u64, looks: &mut u64) -> Option<Pfn> {
         let mut seen = None;
         loop {
-            let passed = self.platform.now().saturating_sub(begun);
-            let stands_still = *looks >= LOOKS && passed < *looks * LOOK_NS;
-            let is_over = passed >= self.config.settle_ns || stands_still;
-            if is_over || self.frames.isolated_blocks() == 0 {
+            if self.is_over(begun, *looks) || self.frames.isolated_blocks() == 0 {
                 return None;
             }
             // An attempt empties the caches of all CPUs: not for nothing. The sum alone does not tell of frames that another
