@@ -40,7 +40,7 @@ impl Books for FrameAllocator<'_> {
     }
 
     fn span(&self) -> u64 {
-        (self.blocks().len() * FRAMES_PER_BLOCK) as u64
+        (self.block_count() * FRAMES_PER_BLOCK) as u64
     }
 
     fn state(&self, frame: Pfn) -> FrameState {
@@ -321,6 +321,7 @@ pub(crate) mod tests {
             cpus: 1,
             placement: Placement::LowestFirst,
             fallback: Fallback::Steal,
+            ..Config::default()
         };
         let metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
         let frames = FrameAllocator::new(&config, metadata.leak()).unwrap();

@@ -68,6 +68,7 @@
 //!     cpus: 1,
 //!     placement: Placement::FullestFirst,
 //!     fallback: Fallback::Evacuate,
+//!     ..Config::default()
 //! };
 //! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config)?];
 //! let frames = FrameAllocator::new(&config, &mut metadata)?;

@@ -41,7 +41,9 @@ impl AccessSection {
         // Relaxed: written by this CPU alone.
         let value = self.epoch.load(Ordering::Relaxed);
         debug_assert!(value.is_multiple_of(2), "access sections do not nest");
-        self.epoch.store(value + 1, Ordering::Relaxed);
+        // Release: a waiter that reads this epoch, and not that of the `leave` before, must see what came before that, too; a
+        // store of the same CPU does not continue the release sequence of an earlier one.
+        self.epoch.store(value + 1, Ordering::Release);
         // Dekker, with the fence in `observe`: this side stores its epoch, then reads page-table entries; the other has
         // stored an entry, then reads epochs. With a SeqCst fence between both pairs at least one side sees the other's
         // store: either we find the new entry, or the other finds us inside and waits.

@@ -5,31 +5,27 @@ use crate::{
     sync::{AtomicU64, Ordering, spin_hint},
 };
 
-/// Takes `count` set bits out of `field`, lowest first, and stores `first` plus their position.
+/// Takes `count` set bits out of `field`, lowest first; gives them as masks, one for each word.
 ///
 /// The caller has lowered the ledger by `count`, so that many bits are its own; a bit that another taker holds for a
 /// moment comes back, hence the loop.
-pub(crate) fn take_bits(field: &Field, count: usize, out: &mut [u32], first: u32) {
-    let mut taken = 0;
-    while taken < count {
-        for (number, word) in field.0.iter().enumerate() {
-            // AcqRel: pairs with the release of the freer that set the bits, and of the taker that put some back.
+pub(crate) fn take_bits(field: &Field, count: usize) -> [u64; WORDS] {
+    let mut masks = [0; WORDS];
+    let mut left = count;
+    loop {
+        for (mask, word) in masks.iter_mut().zip(&field.0) {
+            // AcqRel in `take_word`: pairs with the release of the freer that set the bits, and of the taker that put some back.
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            let mut found = take_word(word, count - taken);
-            while found != 0 {
-                out[taken] = first + number as u32 * 64 + found.trailing_zeros();
-                taken += 1;
-                found &= found - 1;
-            }
-            if taken == count {
-                return;
+            let found = take_word(word, left);
+            *mask |= found;
+            left -= found.count_ones() as usize;
+            if left == 0 {
+                return masks;
             }
         }
-        if taken < count {
-            spin_hint();
-        }
+        spin_hint();
     }
 }
 
@@ -110,6 +106,58 @@ pub(crate) fn has_run(field: &Field, order: u8) -> bool {
     })
 }
 
+/// The lowest position at which `count` bits in a row are set that begins at a multiple of `align`, 1 to 512.
+pub(crate) fn find_span(field: &Field, count: usize, align: usize) -> Option<u32> {
+    let words: [u64; WORDS] = core::array::from_fn(|word| field.0[word].load(Ordering::Relaxed));
+    let bits = WORDS * 64;
+    // How far set, or clear, bits go on from `at`.
+    let stretch = |at: usize, set: bool| {
+        let mut end = at;
+        while end < bits {
+            let word = words[end / 64] ^ if set { u64::MAX } else { 0 };
+            let more = (word >> (end % 64)).trailing_zeros() as usize;
+            let more = more.min(64 - end % 64);
+            end += more;
+            if end % 64 != 0 || more == 0 {
+                break;
+            }
+        }
+        end
+    };
+    let mut at = 0;
+    while at + count <= bits {
+        let end = stretch(at, true);
+        let first = at.next_multiple_of(align);
+        if first + count <= end {
+            return Some(first as u32);
+        }
+        at = stretch(end, false).max(at + 1);
+    }
+    None
+}
+
+/// Takes the `count` bits from `at` on, or none; whether it did.
+pub(crate) fn take_span(field: &Field, at: u32, count: usize) -> bool {
+    let end = at as usize + count;
+    let mask_of = |word: usize| {
+        let (from, to) = ((at as usize).max(word * 64), end.min(word * 64 + 64));
+        (u64::MAX >> (64 - (to - from))) << (from % 64)
+    };
+    let words = at as usize / 64..end.div_ceil(64);
+    for word in words.clone() {
+        let mask = mask_of(word);
+        let old = field.0[word].fetch_and(!mask, Ordering::AcqRel);
+        if old & mask != mask {
+            field.0[word].fetch_or(old & mask, Ordering::AcqRel);
+            for word in words.start..word {
+                field.0[word].fetch_or(mask_of(word), Ordering::AcqRel);
+            }
+            return false;
+        }
+    }
+    true
+}
+
 const fn run_mask(order: u8) -> u64 {
     if order >= 6 {
         u64::MAX
@@ -178,6 +226,40 @@ mod tests {
         assert_eq!(find_run(u64::MAX << 32, 5), Some(32));
         assert_eq!(find_run(u64::MAX << 1, 6), None);
         assert_eq!(find_run(1 << 63, 0), Some(63));
+    }
+
+    #[test]
+    fn spans_are_found_as_bit_by_bit() {
+        let mut state = 3u64;
+        let mut next = |below: usize| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) as usize % below
+        };
+        for _ in 0..3000 {
+            let field = Field(core::array::from_fn(|_| AtomicU64::new(u64::MAX)));
+            for _ in 0..next(9) {
+                field.0[next(WORDS)].fetch_and(!(1 << next(64)), Ordering::Relaxed);
+            }
+            if next(4) == 0 {
+                field.0[next(WORDS)].store(0, Ordering::Relaxed);
+            }
+            let (count, align) = (1 + next(512), 1 << next(10));
+            let set = |at: usize| field.0[at / 64].load(Ordering::Relaxed) >> (at % 64) & 1 == 1;
+            let fits = |at: &usize| at + count <= 512 && (*at..at + count).all(set);
+            let expected = (0..512).step_by(align).find(fits).map(|at| at as u32);
+            let found = find_span(&field, count, align);
+            assert_eq!(found, expected, "{count} at {align}: {field:?}");
+            if let Some(at) = found {
+                let before: std::vec::Vec<bool> = (0..512).map(set).collect();
+                assert!(take_span(&field, at, count));
+                let taken = at as usize..at as usize + count;
+                assert!((0..512).all(|b| set(b) == (before[b] && !taken.contains(&b))));
+                assert!(!take_span(&field, at, count), "they are gone");
+                assert!((0..512).all(|b| set(b) == (before[b] && !taken.contains(&b))));
+            }
+        }
     }
 
     #[test]

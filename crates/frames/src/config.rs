@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use crate::{FRAMES_PER_BLOCK, Pfn};
+use crate::{FRAMES_PER_BLOCK, Interrupts, Ledger, Pfn, metadata::Sizes};
 
 /// Free-memory marks of a zone, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -46,7 +46,18 @@ pub enum Fallback {
     Evacuate,
 }
 
+/// What emptying a block costs, in copied frames (0 to 512): from its ledger and its
+/// [tally](crate::FrameAllocator::block_tally), and from nothing else. Called at each change of a ledger.
+pub type CostFn = fn(Ledger, u64) -> u32;
+
 /// Everything that makes an allocator.
+///
+/// ```
+/// use dirigible_frames::{Config, Fallback};
+///
+/// let config = Config { cpus: 4, fallback: Fallback::Steal, ..Config::default() };
+/// assert!(config.zones.is_empty(), "zones are the least that is still to be said");
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
     /// One to [`MAX_ZONES`] zones. Requests try the last one first.
@@ -59,11 +70,37 @@ pub struct Config<'a> {
     pub placement: Placement,
     /// What requests for immovable memory do in need.
     pub fallback: Fallback,
+    /// Whole pageblocks by which each zone may grow later, in the order of the zones; none for those that are not named. See
+    /// [`add_range`](crate::FrameAllocator::add_range).
+    pub later: &'a [u32],
+    /// Who masks interrupts while a CPU's own tables are in use; needed where handlers allocate or free.
+    pub interrupts: Option<&'static dyn Interrupts>,
+    /// What emptying a block costs; `None`: a movable frame one, a balloon frame an eighth.
+    pub cost: Option<CostFn>,
 }
+
+impl Default for Config<'_> {
+    /// No zone yet; one CPU, [`Placement::FullestFirst`], [`Fallback::Evacuate`].
+    fn default() -> Self {
+        Self {
+            zones: &[],
+            reserved: &[],
+            cpus: 1,
+            placement: Placement::FullestFirst,
+            fallback: Fallback::Evacuate,
+            later: &[],
+            interrupts: None,
+            cost: None,
+        }
+    }
+}
+
+/// The most segments that added memory can make beside those of the beginning.
+const LATER_SEGMENTS: usize = 64;
 
 /// The most zones that an allocator can have.
 pub const MAX_ZONES: usize = 4;
-/// The most pageblocks that an allocator can span (a block less than 16 TiB).
+/// The most pageblocks that an allocator can have (a block less than 16 TiB).
 pub const MAX_BLOCKS: u64 = (1 << 23) - 1;
 // Frames are counted in 32 bits, the end of the last block included.
 const _: () = assert!(MAX_BLOCKS * FRAMES_PER_BLOCK as u64 <= u32::MAX as u64);
@@ -108,8 +145,8 @@ pub enum ConfigError {
     /// No processor.
     #[error("an allocator needs at least one processor")]
     NoCpu,
-    /// From the lowest frame to the highest there are more than [`MAX_BLOCKS`] pageblocks.
-    #[error("the ranges span {0} pageblocks, more than {MAX_BLOCKS}")]
+    /// The ranges and what may be added to them have more than [`MAX_BLOCKS`] pageblocks.
+    #[error("the ranges have {0} pageblocks, more than {MAX_BLOCKS}")]
     TooLarge(u64),
     /// The metadata memory is smaller than [`metadata_bytes`](crate::FrameAllocator::metadata_bytes).
     #[error("{given} bytes of metadata memory given, {needed} needed")]
@@ -122,38 +159,74 @@ pub enum ConfigError {
 }
 
 impl Config<'_> {
-    /// The base frame (block-aligned) and the number of blocks, after all checks.
-    pub(crate) fn span(&self) -> Result<(Pfn, usize), ConfigError> {
+    /// How large the tables are, after all checks.
+    pub(crate) fn sizes(&self) -> Result<Sizes, ConfigError> {
         if self.zones.is_empty() || self.zones.len() > MAX_ZONES {
             return Err(ConfigError::ZoneCount(self.zones.len()));
         }
         if self.cpus == 0 {
             return Err(ConfigError::NoCpu);
         }
-        let (mut low, mut high) = (u64::MAX, 0);
         for (number, zone) in self.zones.iter().enumerate() {
             let marks = zone.watermarks;
             if marks.min > marks.low || marks.low > marks.high {
                 return Err(ConfigError::Watermarks(number));
             }
-            if zone.ranges.is_empty() {
+            if zone.ranges.is_empty() || zone.ranges.iter().any(|r| r.start >= r.end) {
                 return Err(ConfigError::EmptyRange(number));
-            }
-            for range in zone.ranges {
-                if range.start >= range.end {
-                    return Err(ConfigError::EmptyRange(number));
-                }
-                low = low.min(range.start.get());
-                high = high.max(range.end.get());
             }
         }
         self.check_overlap()?;
-        let base = Pfn::new(low).block_base();
-        let blocks = (high - base.get()).div_ceil(FRAMES_PER_BLOCK as u64);
-        if blocks > MAX_BLOCKS {
-            return Err(ConfigError::TooLarge(blocks));
+        let mut zones = [(0, 0); MAX_ZONES];
+        let (mut all, mut segments) = (0u64, 0);
+        for (number, sizes) in zones.iter_mut().enumerate().take(self.zones.len()) {
+            let mut now = 0;
+            self.for_each_stretch(number, &mut |_, blocks| {
+                segments += 1;
+                now += blocks;
+            });
+            let later = self.later.get(number).copied().unwrap_or(0);
+            segments += LATER_SEGMENTS.min(later as usize);
+            all = all.saturating_add(now).saturating_add(u64::from(later));
+            if all > MAX_BLOCKS {
+                return Err(ConfigError::TooLarge(all));
+            }
+            *sizes = (now as u32, later);
         }
-        Ok((base, blocks as usize))
+        Ok(Sizes {
+            cpus: self.cpus as usize,
+            segments,
+            zones,
+        })
+    }
+
+    /// Calls `each` with the stretches of a zone that have no hole of a whole block, ascending: the first frame, aligned to a
+    /// block, and the number of blocks. Ranges need not be sorted; they are few.
+    pub(crate) fn for_each_stretch(&self, zone: usize, each: &mut dyn FnMut(Pfn, u64)) {
+        const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
+        let blocks = |range: &Range<Pfn>| {
+            let (start, end) = (range.start.get() / BLOCK, range.end.get().div_ceil(BLOCK));
+            (start, end)
+        };
+        let mut done = 0;
+        loop {
+            let rest = self.zones[zone].ranges.iter().map(blocks);
+            let next = rest.filter(|(_, end)| *end > done).min();
+            let Some((start, mut end)) = next else { return };
+            // Ranges that begin inside or right behind are part of it.
+            let touching = |end: u64| {
+                let ranges = self.zones[zone].ranges.iter().map(blocks);
+                ranges
+                    .filter(|(other, stop)| *other <= end && *stop > end)
+                    .map(|(_, stop)| stop)
+                    .max()
+            };
+            while let Some(further) = touching(end) {
+                end = further;
+            }
+            each(Pfn::new(start.max(done) * BLOCK), end - start.max(done));
+            done = end;
+        }
     }
 
     /// Ranges are few, so every pair is compared.

@@ -60,7 +60,7 @@ impl Events<'_> {
 impl FrameAllocator<'_> {
     /// Counts frames that were allocated or freed past the CPU's cache. By its lock, as the fast paths count them.
     pub(crate) fn count_frames(&self, cpu: CpuId, event: Event, frames: usize) {
-        let guard = self.cpu(cpu).lock();
+        let guard = self.lock(cpu);
         add_locked(&guard.slot.events[event as usize], frames as u64);
     }
 }

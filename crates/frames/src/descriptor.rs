@@ -1,19 +1,20 @@
-//! Frame descriptors: 16 bytes for each frame, all atomics.
+//! Frame descriptors: a state word of 4 bytes and an owner's word of 8 for each frame, in tables of their own.
 
 use bitfield_struct::bitfield;
 
 use crate::{
-    FrameClass,
-    sync::{AtomicU64, Ordering},
+    FrameClass, Order,
+    sync::{AtomicU32, AtomicU64, Ordering},
 };
 
-/// Where a frame is in its life. DESIGN: Free ⇄ Cached → Owned → Entering → Listed → Isolated → Leaving → Owned → Free.
+/// Where a frame is in its life: Free ⇄ Cached → Owned → Entering → Listed → Isolated → Leaving → Owned → Free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
 pub enum FrameState {
     /// In its block's field.
     Free = 0,
-    /// In a CPU's cache.
+    /// In a CPU's cache, or on its way from there to its field. Not stored: a frame whose word says *Free* and whose bit is
+    /// clear is one of these.
     Cached = 1,
     /// Handed out; on nobody's books as movable.
     Owned = 2,
@@ -72,9 +73,12 @@ impl OwnerClass {
     /// No owner.
     pub const NONE: Self = Self(0);
 
-    /// Owner number `number`, 1 to 255; `None` for 0.
+    /// The largest number of an owner.
+    pub const MAX: u8 = 31;
+
+    /// Owner number `number`, 1 to [`MAX`](Self::MAX); `None` for any other.
     pub const fn new(number: u8) -> Option<Self> {
-        if number == 0 {
+        if number == 0 || number > Self::MAX {
             None
         } else {
             Some(Self(number))
@@ -89,7 +93,7 @@ impl OwnerClass {
 
 /// Marks on a frame, as a set of bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
-pub struct FrameFlags(u8);
+pub struct FrameFlags(u16);
 
 impl FrameFlags {
     /// No mark.
@@ -103,14 +107,17 @@ impl FrameFlags {
     /// Being written to disk.
     pub const WRITEBACK: Self = Self(1 << 3);
 
+    /// Marks that a frame has room for.
+    pub const MASK: u16 = (1 << 9) - 1;
+
     /// The bits.
-    pub const fn bits(self) -> u8 {
+    pub const fn bits(self) -> u16 {
         self.0
     }
 
-    /// The set with these bits.
-    pub const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+    /// The set with these bits; the lowest nine count.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits & Self::MASK)
     }
 
     /// Whether all marks of `other` are in this set.
@@ -124,8 +131,11 @@ impl FrameFlags {
     }
 }
 
-/// The state word of a descriptor.
-#[bitfield(u64)]
+/// The most references that a frame can have beside its owner's.
+pub(crate) const MAX_REFS: u8 = 31;
+
+/// The state word of a frame.
+#[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub(crate) struct Word {
     #[bits(4, from = FrameState::from_bits, into = FrameState::into_bits)]
@@ -136,19 +146,43 @@ pub(crate) struct Word {
     pub order: u8,
     #[bits(3)]
     pub generation: u8,
-    #[bits(8)]
-    pub flags: u8,
-    #[bits(8)]
+    #[bits(9)]
+    pub flags: u16,
+    #[bits(5)]
     pub owner: u8,
-    #[bits(3)]
-    __: u8,
-    #[bits(16)]
-    pub refcount: u16,
-    #[bits(16)]
-    __: u16,
+    #[bits(5)]
+    pub refcount: u8,
 }
 
 impl Word {
+    /// What must be as in [`owned`](Self::owned) for a frame to be freed: state, order, pin and references.
+    const FREEABLE: u32 = Self::new()
+        .with_state_bits(0xf)
+        .with_order(0xf)
+        .with_flags(FrameFlags::PINNED.bits())
+        .with_refcount(MAX_REFS)
+        .into_bits();
+
+    const fn with_state_bits(self, bits: u32) -> Self {
+        Self::from_bits(self.into_bits() & !0xf | bits)
+    }
+
+    /// An allocation of `order` that was just handed out.
+    #[inline]
+    pub const fn owned(class: FrameClass, order: Order) -> Self {
+        Self::new()
+            .with_state(FrameState::Owned)
+            .with_class_bits(class as u8)
+            .with_order(order.get())
+    }
+
+    /// Whether it is an allocation of `order` that its holder may free.
+    #[inline]
+    pub const fn is_freeable(self, order: Order) -> bool {
+        let free = Self::owned(FrameClass::Unmovable, order).into_bits();
+        self.into_bits() & Self::FREEABLE == free & Self::FREEABLE
+    }
+
     pub fn class(self) -> FrameClass {
         FrameClass::from_bits(self.class_bits())
     }
@@ -172,33 +206,25 @@ impl Word {
 
     /// Whether somebody holds the allocation that the frame heads.
     pub fn is_held(self) -> bool {
-        use FrameState::{Cached, Free, Reserved, Tail};
-        !matches!(self.state(), Free | Cached | Reserved | Tail)
+        use FrameState::{Free, Reserved, Tail};
+        !matches!(self.state(), Free | Reserved | Tail)
     }
 }
 
-/// What the allocator knows of one frame. Four share a cache line.
+/// What the allocator knows of one frame. The words of 16 frames share a cache line; that of a block's first frame, which
+/// heads the block's huge page, lies with the block's ledger.
 ///
 /// Orderings: a holder publishes a frame by a release store or CAS of `word` (Owned → Listed); whoever takes it by an
 /// acquiring CAS (Listed → Isolated, Leaving, Owned) sees the owner word that was stored before.
-#[derive(Debug)]
-#[cfg_attr(
-    not(shuttle),
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout)
-)]
-#[cfg_attr(shuttle, derive(Default))]
-#[repr(C)]
-pub(crate) struct Descriptor {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Descriptor<'m> {
     /// [`Word`].
-    word: AtomicU64,
+    pub word: &'m AtomicU32,
     /// The owner's: where the frame is mapped, or which slot of which balloon it is.
-    pub owner: AtomicU64,
+    pub owner: &'m AtomicU64,
 }
 
-#[cfg(not(shuttle))]
-const _: () = assert!(size_of::<Descriptor>() == 16);
-
-impl Descriptor {
+impl Descriptor<'_> {
     #[inline]
     pub fn load(&self) -> Word {
         // Acquire: pairs with the release of the transition that made this state.
@@ -242,34 +268,29 @@ mod tests {
     ];
 
     #[test]
-    fn sixteen_bytes_and_no_more() {
-        assert_eq!((size_of::<Descriptor>(), align_of::<Descriptor>()), (16, 8));
-    }
-
-    #[test]
     fn the_parts_of_a_word_keep_apart() {
         let word = Word::new()
             .with_state(FrameState::Tail)
             .with_class(FrameClass::Balloon)
             .with_order(10)
             .with_generation(7)
-            .with_flags(0xff)
-            .with_owner(0xff)
-            .with_refcount(0xffff);
+            .with_flags(0x1ff)
+            .with_owner(31)
+            .with_refcount(31);
         assert_eq!(
             (word.state(), word.class(), word.order()),
             (FrameState::Tail, FrameClass::Balloon, 10)
         );
         assert_eq!(
             (word.generation(), word.flags(), word.owner()),
-            (7, 0xff, 0xff)
+            (7, 0x1ff, 31)
         );
-        assert_eq!(word.refcount(), 0xffff);
+        assert_eq!(word.refcount(), 31);
         for state in STATES {
             let changed = word.with_state(state);
             assert_eq!(
                 (changed.state(), changed.refcount(), changed.order()),
-                (state, 0xffff, 10)
+                (state, 31, 10)
             );
         }
         assert_eq!(
@@ -278,6 +299,28 @@ mod tests {
             "memory of zeroes is free frames"
         );
         assert_eq!(Word::new().state(), FrameState::Free);
+    }
+
+    #[test]
+    fn only_what_nobody_uses_can_be_freed() {
+        let word = Word::owned(FrameClass::Movable, Order::BASE);
+        assert!(word.is_freeable(Order::BASE) && !word.is_freeable(Order::HUGE));
+        assert!(Word::owned(FrameClass::Balloon, Order::MAX).is_freeable(Order::MAX));
+        let still = [
+            word.with_owner(3),
+            word.with_generation(7),
+            word.with_flags(FrameFlags::DIRTY.bits()),
+        ];
+        assert!(still.into_iter().all(|word| word.is_freeable(Order::BASE)));
+        let not = [
+            word.with_flags(FrameFlags::PINNED.bits()),
+            word.with_refcount(1),
+            word.with_refcount(16),
+            word.with_state(FrameState::Listed),
+            word.with_state(FrameState::Tail),
+            Word::new(),
+        ];
+        assert!(!not.into_iter().any(|word| word.is_freeable(Order::BASE)));
     }
 
     #[test]
@@ -314,9 +357,10 @@ mod tests {
 
     #[test]
     fn an_update_that_is_refused_changes_nothing() {
+        let (word, owner) = (AtomicU32::new(0), AtomicU64::new(0));
         let descriptor = Descriptor {
-            word: AtomicU64::new(0),
-            owner: AtomicU64::new(0),
+            word: &word,
+            owner: &owner,
         };
         descriptor.store(Word::new().with_refcount(3));
         assert_eq!(
@@ -336,5 +380,7 @@ mod tests {
         assert!(!both.contains(both.union(FrameFlags::REFERENCED)));
         assert_eq!(FrameFlags::from_bits(both.bits()), both);
         assert_eq!((OwnerClass::new(0), OwnerClass::NONE.get()), (None, 0));
+        assert_eq!(OwnerClass::new(31).map(OwnerClass::get), Some(31));
+        assert_eq!(OwnerClass::new(32), None);
     }
 }

@@ -3,7 +3,8 @@
 use crate::{
     BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
     OwnerClass, Pfn, Refusal,
-    descriptor::{Descriptor, Word},
+    descriptor::{Descriptor, MAX_REFS, Word},
+    metadata::WORDS,
     sync::Ordering,
 };
 
@@ -20,42 +21,47 @@ pub struct FrameInfo {
     pub owner: OwnerClass,
     /// Marks.
     pub flags: FrameFlags,
-    /// References beside the owner's.
-    pub refcount: u16,
+    /// References beside the owner's, 0 to 31.
+    pub refcount: u8,
     /// Age, 0 to 7.
     pub generation: u8,
-    /// The owner's word.
+    /// The owner's word. Means nothing before the frame's owner has set it.
     pub word: u64,
 }
 
 impl FrameAllocator<'_> {
-    fn descriptor(&self, pfn: Pfn) -> Option<&Descriptor> {
-        self.frame_index(pfn)
-            .map(|frame| &self.descriptors[frame as usize])
+    fn descriptor(&self, pfn: Pfn) -> Option<Descriptor<'_>> {
+        self.frame_index(pfn).map(|frame| self.descriptor_at(frame))
     }
 
-    /// The state of `pfn`; *Reserved* outside the span.
+    /// The state of `pfn`; *Reserved* where this allocator has no memory.
     pub fn state(&self, pfn: Pfn) -> FrameState {
         self.frame_index(pfn)
             .map_or(FrameState::Reserved, |frame| self.state_at(frame))
     }
 
     pub(crate) fn state_at(&self, frame: u32) -> FrameState {
-        let word = self.descriptors[frame as usize].load();
-        if word.state() == FrameState::Free {
-            // Inside a huge page only the head's descriptor is written.
-            let block = Self::block_of_index(frame);
-            if self.ledger(block).state() == BlockState::Huge {
-                return FrameState::Tail;
-            }
+        let state = self.descriptor_at(frame).load().state();
+        if state != FrameState::Free {
+            return state;
         }
-        word.state()
+        let block = Self::block_of_index(frame);
+        if self.ledger(block).state() == BlockState::Huge {
+            // Inside a huge page only the head's word is written.
+            return FrameState::Tail;
+        }
+        // Acquire: pairs with the release of whoever set the bit.
+        let word = &self.fields[block.index()].0[frame as usize / 64 % WORDS];
+        match word.load(Ordering::Acquire) >> (frame % 64) & 1 {
+            0 => FrameState::Cached,
+            _ => FrameState::Free,
+        }
     }
 
-    /// All that is known of `pfn`; `None` outside the span.
+    /// All that is known of `pfn`; `None` where this allocator has no memory.
     pub fn frame(&self, pfn: Pfn) -> Option<FrameInfo> {
         let frame = self.frame_index(pfn)?;
-        let descriptor = &self.descriptors[frame as usize];
+        let descriptor = self.descriptor_at(frame);
         let word = descriptor.load();
         Some(FrameInfo {
             state: self.state_at(frame),
@@ -192,7 +198,8 @@ impl FrameAllocator<'_> {
         let Some(frame) = self.frame_index(pfn) else {
             return false;
         };
-        let changed = self.descriptors[frame as usize]
+        let changed = self
+            .descriptor_at(frame)
             .update(|word| word.is_held().then(|| change(word)).flatten());
         let Ok(old) = changed else {
             return false;
@@ -209,7 +216,9 @@ impl FrameAllocator<'_> {
         let count = frames.min(FRAMES_PER_BLOCK) as u16;
         for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
             let block = crate::BlockId::new(block as u32);
-            let changed = self.change(block, |ledger| Some(ledger.recounted(from, to, count)));
+            let changed = self.change(block, None, &|ledger| {
+                Some(ledger.recounted(from, to, count))
+            });
             if changed.is_ok_and(|change| change.new.refusal() != Refusal::None) {
                 self.forgive_offender(block, &[frame]);
             }
@@ -217,12 +226,16 @@ impl FrameAllocator<'_> {
         true
     }
 
-    /// Adds a reference; false if the count is full (nothing was changed).
+    /// Adds a reference to an allocation that somebody holds; false if nobody does, or if there are 31 already (nothing was
+    /// changed). What has references cannot be freed.
     #[must_use]
     pub fn get_ref(&self, pfn: Pfn) -> bool {
         self.descriptor(pfn).is_some_and(|d| {
-            d.update(|word| Some(word.with_refcount(word.refcount().checked_add(1)?)))
-                .is_ok()
+            d.update(|word| {
+                let more = word.is_held() && word.refcount() < MAX_REFS;
+                more.then(|| word.with_refcount(word.refcount() + 1))
+            })
+            .is_ok()
         })
     }
 

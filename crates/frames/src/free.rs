@@ -1,12 +1,8 @@
 //! Freeing: into the CPU's cache, or straight into the field.
 
 use crate::{
-    BlockState, CpuId, Event, FrameAllocator, FrameClass, FrameState, FreeError, Migratetype,
-    Order, Pfn,
-    counters::add_locked,
-    cpu::{BATCH, CpuGuard},
-    descriptor::Word,
-    sync::Ordering,
+    CpuId, Event, FrameAllocator, FrameClass, FrameState, FreeError, Order, Pfn, cache::BATCH,
+    counters::add_locked, descriptor::Word,
 };
 
 impl FrameAllocator<'_> {
@@ -14,25 +10,33 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already.
+    /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already. Of two CPUs that free
+    /// the same frame in the same moment both may be told that they did; [`verify`](Self::verify) then reports it.
     #[inline]
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let frame = self.frame_index(pfn).ok_or(FreeError::Unknown(pfn))?;
         if order != Order::BASE {
             return self.free_large(cpu, pfn, frame, order);
         }
-        let guard = self.cpu(cpu).lock();
-        let class = match self.disown(frame, Order::BASE, FrameState::Cached) {
-            Ok(class) => class,
-            Err(word) => return Err(self.refuse_free(pfn, word)),
-        };
+        let guard = self.lock(cpu);
+        let descriptor = self.descriptor_at(frame);
+        let word = descriptor.load();
+        if !word.is_freeable(Order::BASE) {
+            return Err(refuse_free(pfn, word));
+        }
+        // A plain store: with the lock held this CPU alone takes it for a freed one, and its holder gave it up.
+        descriptor.store(Word::new());
         add_locked(&guard.slot.events[Event::PgFree as usize], 1);
-        let migratetype = class.migratetype();
+        let class = word.class();
         if class == FrameClass::Balloon || self.in_isolated_block(frame) {
-            self.uncache(&[frame], class);
-        } else if !guard.push(migratetype, frame) {
-            self.flush(&guard, migratetype, class);
-            let room = guard.push(migratetype, frame);
+            self.uncache(&[frame], class, &guard);
+            return Ok(());
+        }
+        guard.note_block(Self::block_of_index(frame));
+        let cache = guard.cache(class.migratetype());
+        if !cache.push(frame) {
+            self.flush(&guard, class.migratetype());
+            let room = cache.push(frame);
             debug_assert!(room, "a flush makes room");
         }
         Ok(())
@@ -44,31 +48,10 @@ impl FrameAllocator<'_> {
     /// # Errors
     ///
     /// The word found, if the frame is no such allocation.
-    #[inline]
-    fn disown(&self, frame: u32, order: Order, to: FrameState) -> Result<FrameClass, Word> {
-        self.descriptors[frame as usize]
-            .update(|word| {
-                let fits = word.state() == FrameState::Owned
-                    && word.order() == order.get()
-                    && !word.is_pinned();
-                let left = Word::new().with_state(to);
-                fits.then(|| match to {
-                    FrameState::Free => left,
-                    _ => left.with_class(word.class()),
-                })
-            })
+    pub(crate) fn disown(&self, frame: u32, order: Order) -> Result<FrameClass, Word> {
+        self.descriptor_at(frame)
+            .update(|word| word.is_freeable(order).then(Word::new))
             .map(Word::class)
-    }
-
-    #[cold]
-    fn refuse_free(&self, pfn: Pfn, word: Word) -> FreeError {
-        if word.state() != FrameState::Owned {
-            FreeError::NotOwned(pfn)
-        } else if word.is_pinned() {
-            FreeError::Pinned(pfn)
-        } else {
-            FreeError::WrongOrder(pfn)
-        }
     }
 
     /// Gives back single frames in one go, past the cache; neighbours should stand together.
@@ -77,8 +60,7 @@ impl FrameAllocator<'_> {
     ///
     /// The first frame that is not the caller's; those before it are free, those after it are not.
     pub fn free_bulk(&self, cpu: CpuId, pfns: &[Pfn]) -> Result<(), FreeError> {
-        let mut batch = [0u32; BATCH];
-        let (mut count, mut class) = (0, FrameClass::Movable);
+        let mut bulk = Bulk::new(self);
         let mut result = Ok(());
         let mut freed = 0;
         for &pfn in pfns {
@@ -86,95 +68,90 @@ impl FrameAllocator<'_> {
                 result = Err(FreeError::Unknown(pfn));
                 break;
             };
-            let its_class = match self.disown(frame, Order::BASE, FrameState::Free) {
-                Ok(its_class) => its_class,
+            match self.disown(frame, Order::BASE) {
+                Ok(class) => bulk.add(frame, class),
                 Err(word) => {
-                    result = Err(self.refuse_free(pfn, word));
+                    result = Err(refuse_free(pfn, word));
                     break;
                 }
-            };
-            if count == BATCH || (count > 0 && its_class != class) {
-                self.put_into_field(&batch[..count], class);
-                count = 0;
             }
-            class = its_class;
-            batch[count] = frame;
-            count += 1;
             freed += 1;
         }
-        self.put_into_field(&batch[..count], class);
+        bulk.finish();
         self.count_frames(cpu, Event::PgFree, freed);
         result
     }
 
-    /// Empties all CPUs' caches and reservations into the blocks.
-    pub fn drain_cpu_caches(&self) {
-        for slot in self.cpus {
-            let guard = slot.lock();
-            for migratetype in Migratetype::ALL {
-                while guard.len(migratetype) > 0 {
-                    self.flush(&guard, migratetype, class_of(migratetype));
-                }
-                guard.set_reserved(migratetype, crate::cpu::NO_BLOCK);
-            }
-        }
-    }
-
-    /// Moves a batch from the cache to the field, oldest first.
-    fn flush(&self, guard: &CpuGuard<'_>, migratetype: Migratetype, class: FrameClass) {
-        let mut batch = [0u32; BATCH];
-        let count = guard.take_oldest(migratetype, &mut batch);
-        self.uncache(&batch[..count], class);
-    }
-
-    /// Cached → Free, for frames that were just taken out of a cache.
-    pub(crate) fn uncache(&self, frames: &[u32], class: FrameClass) {
-        for frame in frames {
-            self.descriptors[*frame as usize].store(Word::new());
-        }
-        self.put_into_field(frames, class);
-    }
-
-    /// Whether the frame must not be cached. Called with the CPU's lock held.
-    ///
-    /// An isolator raises the count first, changes the ledger, then takes each CPU's lock to empty the caches. Who has the
-    /// lock before it will be emptied; who gets it after sees the count, by that lock.
-    #[inline]
-    fn in_isolated_block(&self, frame: u32) -> bool {
-        self.isolated_blocks.load(Ordering::Relaxed) > 0
-            && self.ledger(Self::block_of_index(frame)).state() == BlockState::Isolated
-    }
-
     fn free_large(&self, cpu: CpuId, pfn: Pfn, head: u32, order: Order) -> Result<(), FreeError> {
+        if order == Order::HUGE {
+            return self.free_huge(cpu, pfn, head);
+        }
         let class = self
-            .disown(head, order, FrameState::Free)
-            .map_err(|word| self.refuse_free(pfn, word))?;
-        if order >= Order::HUGE {
+            .disown(head, order)
+            .map_err(|word| refuse_free(pfn, word))?;
+        if order > Order::HUGE {
             self.free_blocks_of(head, order, class);
         } else {
-            let mut batch = [0u32; BATCH];
+            let mut bulk = Bulk::new(self);
             let all = head..head + order.frames() as u32;
             for tail in all.clone().skip(1) {
-                self.descriptors[tail as usize].store(Word::new());
+                self.descriptor_at(tail).store(Word::new());
             }
-            for start in all.step_by(BATCH) {
-                let count = BATCH.min(order.frames());
-                for (place, frame) in batch.iter_mut().zip(start..) {
-                    *place = frame;
-                }
-                self.put_into_field(&batch[..count], class);
-            }
+            all.for_each(|frame| bulk.add(frame, class));
+            bulk.finish();
         }
         self.count_frames(cpu, Event::PgFree, order.frames());
         Ok(())
     }
 }
 
-/// The class of the frames in the cache of `migratetype`.
-pub(crate) fn class_of(migratetype: Migratetype) -> FrameClass {
-    match migratetype {
-        Migratetype::Unmovable => FrameClass::Unmovable,
-        Migratetype::Movable => FrameClass::Movable,
-        Migratetype::Reclaimable => FrameClass::Reclaimable,
+#[cold]
+pub(crate) fn refuse_free(pfn: Pfn, word: Word) -> FreeError {
+    if word.state() != FrameState::Owned {
+        FreeError::NotOwned(pfn)
+    } else if word.is_pinned() {
+        FreeError::Pinned(pfn)
+    } else if word.refcount() > 0 {
+        FreeError::Referenced(pfn)
+    } else {
+        FreeError::WrongOrder(pfn)
+    }
+}
+
+/// Disowned frames on their way to their fields, in batches of one class.
+pub(crate) struct Bulk<'a, 'm> {
+    allocator: &'a FrameAllocator<'m>,
+    batch: [u32; BATCH],
+    count: usize,
+    class: FrameClass,
+}
+
+impl<'a, 'm> Bulk<'a, 'm> {
+    pub fn new(allocator: &'a FrameAllocator<'m>) -> Self {
+        Self {
+            allocator,
+            batch: [0; BATCH],
+            count: 0,
+            class: FrameClass::Movable,
+        }
+    }
+
+    pub fn add(&mut self, frame: u32, class: FrameClass) {
+        if self.count == BATCH || self.count > 0 && class != self.class {
+            self.flush();
+        }
+        self.class = class;
+        self.batch[self.count] = frame;
+        self.count += 1;
+    }
+
+    fn flush(&mut self) {
+        self.allocator
+            .put_into_field(&self.batch[..self.count], self.class, None);
+        self.count = 0;
+    }
+
+    pub fn finish(mut self) {
+        self.flush();
     }
 }

@@ -1,191 +1,357 @@
-//! The occupancy index: blocks findable by what is in them, without a walk over memory.
+//! The occupancy index: the blocks of a zone findable by what is in them, without a walk over memory.
 //!
-//! Blocks are sorted into classes, each a bitmap over blocks with a summary above it. The index is a hint, the ledger
-//! decides. When nothing is under way, each block is in the class that its ledger asks for.
+//! Blocks are sorted into *rows*, each a bitmap over the zone's blocks with two levels of summary above it. The words of all
+//! rows for the same 64 blocks, a *group*, lie together, so that CPUs that work in different groups share no cache line. The
+//! index is a hint, the ledger decides. When nothing is under way, each block is in the row that its ledger asks for.
+//!
+//! # How changes race
+//!
+//! Who changes a ledger sets the bit of the new row and clears that of the old one, in this order, so that the block can be
+//! found all the while. Two changers may come to a bit in the wrong order; so each re-reads the ledger *after* its
+//! read-modify-write of the bit, and goes on until both agree. Acquire and release suffice: the last writer of a bit has read,
+//! by the chain of read-modify-writes, from every earlier one, so it sees the ledgers that those had seen changed, and leaves the
+//! bit as the last ledger wants it. A change that came later brings its changer here in turn. The summaries follow their words by
+//! the same rule, touched only when a word becomes empty or ceases to be.
 
 use crate::{
     BlockId,
-    sync::{AtomicU32, AtomicU64, Ordering, spin_hint},
+    sync::{AtomicU64, Ordering, spin_hint},
 };
 
-/// Classes in each category.
-pub(crate) const CLASSES: usize = 18;
-const NOWHERE: u32 = 0;
-const BUSY: u32 = 1 << 31;
-const DIRTY: u32 = 1 << 30;
+/// Blocks in a group.
+pub(crate) const GROUP: usize = 64;
 
-/// Where a block belongs: category and class, or nowhere.
+/// Where a block belongs: a row, or nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Place(u32);
 
 impl Place {
-    pub const NONE: Self = Self(NOWHERE);
+    pub const NONE: Self = Self(0);
 
-    pub fn new(category: usize, class: usize) -> Self {
-        Self((category * CLASSES + class.min(CLASSES - 1)) as u32 + 1)
+    pub const fn row(row: usize) -> Self {
+        Self(row as u32 + 1)
     }
 }
 
-/// One way of sorting blocks.
-#[derive(Debug)]
-pub(crate) struct ClassIndex<'m> {
-    /// Per block: the place it is in, and the two marks of an update under way.
-    slots: &'m [AtomicU32],
+/// One way of sorting the blocks of a zone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Index<'m> {
+    /// The zone's first block.
+    first: u32,
+    rows: usize,
+    /// By group, then by row.
     bits: &'m [AtomicU64],
+    /// A bit for each word of `bits` that is not empty: by 64 groups, then by row.
     summary: &'m [AtomicU64],
-    words: usize,
-    summary_words: usize,
+    /// A bit for each word of `summary` that is not empty: by row, then by 64 times 64 groups.
+    top: &'m [AtomicU64],
 }
 
-/// Words that an index over `blocks` blocks needs: slots (u32), bits, summary (u64).
-pub(crate) fn sizes(blocks: usize, categories: usize) -> (usize, usize, usize) {
-    let words = blocks.div_ceil(64);
-    (
-        blocks,
-        categories * CLASSES * words,
-        categories * CLASSES * words.div_ceil(64),
-    )
+/// Words of the three levels for `blocks` blocks.
+pub(crate) fn sizes(blocks: usize, rows: usize) -> [usize; 3] {
+    let groups = blocks.div_ceil(GROUP);
+    let summaries = groups.div_ceil(64);
+    [
+        groups * rows,
+        summaries * rows,
+        summaries.div_ceil(64) * rows,
+    ]
 }
 
-impl<'m> ClassIndex<'m> {
-    pub fn new(
-        slots: &'m [AtomicU32],
-        bits: &'m [AtomicU64],
-        summary: &'m [AtomicU64],
-        blocks: usize,
-    ) -> Self {
-        let words = blocks.div_ceil(64);
+impl<'m> Index<'m> {
+    /// An index over the blocks from `first` on, with tables of the [`sizes`] for them, all zero.
+    pub fn new(first: u32, rows: usize, tables: [&'m [AtomicU64]; 3]) -> Self {
+        let [bits, summary, top] = tables;
         Self {
-            slots,
+            first,
+            rows,
             bits,
             summary,
-            words,
-            summary_words: words.div_ceil(64),
+            top,
         }
     }
 
-    /// Brings the block to where `wanted` says, which reads the ledger anew each time.
-    ///
-    /// One thread at a time moves a block; one that comes meanwhile leaves a mark, and the mover looks again. So the last
-    /// change of the ledger is always seen by somebody.
-    pub fn update(&self, block: BlockId, wanted: impl Fn() -> Place) {
-        let slot = &self.slots[block.index()];
-        // Acquire and release: the winner sees the bitmaps as the last mover left them.
-        let mut now = slot.load(Ordering::Acquire);
-        loop {
-            let (next, mine) = if now & BUSY != 0 {
-                (now | DIRTY, false)
-            } else {
-                (now | BUSY, true)
-            };
-            match slot.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if mine => break,
-                Ok(_) => return,
-                Err(found) => now = found,
-            }
-        }
-        let mut place = now;
-        loop {
-            let to = wanted().0;
-            if to != place {
-                if place != NOWHERE {
-                    self.clear(place - 1, block);
-                }
-                if to != NOWHERE {
-                    self.set(to - 1, block);
-                }
-                place = to;
-            }
-            // Release: pairs with the acquire above. Fails only if somebody left the mark.
-            let held = now & !(BUSY | DIRTY) | BUSY;
-            match slot.compare_exchange(held, place, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return,
-                Err(_) => {
-                    // A swap, not a store: it acquires what the leaver of the mark did before.
-                    slot.swap(place | BUSY, Ordering::AcqRel);
-                    now = place;
-                    spin_hint();
-                }
+    fn position(&self, block: BlockId) -> (usize, u64) {
+        let at = block.index() - self.first as usize;
+        (at / GROUP, 1 << (at % GROUP))
+    }
+
+    fn word(&self, row: usize, group: usize) -> &AtomicU64 {
+        &self.bits[group * self.rows + row]
+    }
+
+    /// Moves `block` from place `old` to place `new` after its ledger changed that way. `wanted` reads the ledger anew.
+    pub fn moved(&self, block: BlockId, old: Place, new: Place, wanted: &dyn Fn() -> Place) {
+        for place in [new, old] {
+            if place != Place::NONE {
+                self.settle(block, place, place == new, wanted);
             }
         }
     }
 
-    /// Whether the block is filed at `place` and nobody is moving it.
+    /// Files `block` at `place`, where its ledger wants it, if it is not there: whoever changed the ledger to that has not come to
+    /// it yet.
+    #[inline]
+    pub fn ensure(&self, block: BlockId, place: Place, wanted: &dyn Fn() -> Place) {
+        if place != Place::NONE && !self.holds(block, place) {
+            self.settle(block, place, true, wanted);
+        }
+    }
+
+    /// Whether `block` is filed at `place`.
+    #[inline]
     pub fn holds(&self, block: BlockId, place: Place) -> bool {
-        // Acquire: pairs with the mover's last step, so the bitmaps are seen as it left them.
-        self.slots[block.index()].load(Ordering::Acquire) == place.0
+        let (group, mask) = self.position(block);
+        // Acquire: who finds a block finds the ledger for which it was filed, or a later one.
+        self.word(place.0 as usize - 1, group)
+            .load(Ordering::Acquire)
+            & mask
+            != 0
     }
 
-    fn set(&self, row: u32, block: BlockId) {
-        let (row, word) = (row as usize, block.index() / 64);
-        self.bits[row * self.words + word].fetch_or(1 << (block.index() % 64), Ordering::AcqRel);
-        // After the bit: whoever clears the summary looks at the word again.
-        self.summary[row * self.summary_words + word / 64]
-            .fetch_or(1 << (word % 64), Ordering::AcqRel);
-    }
-
-    fn clear(&self, row: u32, block: BlockId) {
-        let (row, word) = (row as usize, block.index() / 64);
-        let bits = &self.bits[row * self.words + word];
-        let mask = 1 << (block.index() % 64);
-        if bits.fetch_and(!mask, Ordering::AcqRel) & !mask != 0 {
-            return;
-        }
-        let summary = &self.summary[row * self.summary_words + word / 64];
-        summary.fetch_and(!(1 << (word % 64)), Ordering::AcqRel);
-        // A bit set between the two steps must not stay hidden; pairs with the order in `set`.
-        if bits.load(Ordering::Acquire) != 0 {
-            summary.fetch_or(1 << (word % 64), Ordering::AcqRel);
+    fn settle(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
+        let (group, mask) = self.position(block);
+        let row = place.0 as usize - 1;
+        let mut inside = inside;
+        loop {
+            self.write(row, group, mask, inside);
+            if (wanted() == place) == inside {
+                return;
+            }
+            inside = !inside;
+            spin_hint();
         }
     }
 
-    /// The blocks of one class, lowest number first, from block `start` on.
-    pub fn blocks(
-        &self,
-        category: usize,
-        class: usize,
-        start: usize,
-    ) -> impl Iterator<Item = BlockId> + '_ {
-        let row = category * CLASSES + class;
-        let mut word = start / 64;
-        let mut left = if word < self.words {
-            self.bits[row * self.words + word].load(Ordering::Acquire) & (u64::MAX << (start % 64))
+    /// Puts all blocks of `mask`, in the group of `block`, into a row, or takes them out. The caller then looks at each one's
+    /// ledger again, as [`moved`](Self::moved) does.
+    pub fn write_group(&self, place: Place, block: BlockId, mask: u64, inside: bool) {
+        let (group, _) = self.position(block);
+        self.write(place.0 as usize - 1, group, mask, inside);
+    }
+
+    fn write(&self, row: usize, group: usize, mask: u64, inside: bool) {
+        let word = self.word(row, group);
+        // AcqRel: see the module's head.
+        let edge = if inside {
+            word.fetch_or(mask, Ordering::AcqRel) == 0
+        } else {
+            let old = word.fetch_and(!mask, Ordering::AcqRel);
+            old & !mask == 0 && old != 0
+        };
+        if edge {
+            let summary = &self.summary[group / 64 * self.rows + row];
+            if summarise(word, summary, group % 64) {
+                let tops = self.top.len() / self.rows;
+                let top = &self.top[row * tops + group / 4096];
+                summarise(summary, top, group / 64 % 64);
+            }
+        }
+    }
+
+    /// The blocks of one row, lowest first, from `start` on; a `start` below the zone is its first block.
+    pub fn blocks(&self, row: usize, start: usize) -> Blocks<'_> {
+        let at = start.saturating_sub(self.first as usize);
+        let group = at / GROUP;
+        let left = if group * self.rows < self.bits.len() {
+            self.word(row, group).load(Ordering::Acquire) & (u64::MAX << (at % GROUP))
         } else {
             0
         };
-        core::iter::from_fn(move || {
-            while left == 0 {
-                word = self.next_word(row, word + 1)?;
-                left = self.bits[row * self.words + word].load(Ordering::Acquire);
-            }
-            let block = word * 64 + left.trailing_zeros() as usize;
-            left &= left - 1;
-            Some(BlockId::new(block as u32))
+        Blocks {
+            index: *self,
+            row,
+            group,
+            left,
+        }
+    }
+
+    /// The first group from the one of block `start` on that has blocks in the row: its first block, and which of the 64.
+    pub fn group(&self, row: usize, start: usize) -> Option<(BlockId, u64)> {
+        let mut blocks = self.blocks(row, start);
+        blocks.next()?;
+        let first = self.first as usize + blocks.group * GROUP;
+        let mask = self.word(row, blocks.group).load(Ordering::Acquire);
+        (mask != 0).then_some((BlockId::new(first as u32), mask))
+    }
+
+    /// For `verify()`: whether the bitmaps have the block where `expected` says and nowhere else.
+    pub fn check(&self, block: BlockId, expected: Place) -> bool {
+        let (group, mask) = self.position(block);
+        (0..self.rows).all(|row| {
+            let set = self.word(row, group).load(Ordering::Acquire) & mask != 0;
+            set == (expected == Place::row(row))
         })
     }
 
-    fn next_word(&self, row: usize, from: usize) -> Option<usize> {
-        let mut at = from;
-        while at < self.words {
-            let summary = self.summary[row * self.summary_words + at / 64].load(Ordering::Acquire)
-                & (u64::MAX << (at % 64));
-            if summary != 0 {
-                return Some(at / 64 * 64 + summary.trailing_zeros() as usize);
+    /// For `verify()`: whether the summaries have a bit for each word that is not empty, and no other.
+    pub fn check_summaries(&self) -> bool {
+        let set =
+            |word: &AtomicU64, bit: usize| word.load(Ordering::Acquire) >> (bit % 64) & 1 == 1;
+        let full = |word: &AtomicU64| word.load(Ordering::Acquire) != 0;
+        let groups = self.bits.len().checked_div(self.rows).unwrap_or(0);
+        let tops = self.top.len().checked_div(self.rows).unwrap_or(0);
+        (0..self.rows).all(|row| {
+            let summary = |group: usize| &self.summary[group / 64 * self.rows + row];
+            let words =
+                (0..groups).all(|group| set(summary(group), group) == full(self.word(row, group)));
+            let summaries = (0..groups).step_by(64).all(|group| {
+                set(&self.top[row * tops + group / 4096], group / 64) == full(summary(group))
+            });
+            words && summaries
+        })
+    }
+}
+
+/// Sets or clears the bit of `word` in its summary, as the word is; whether the summary became empty or ceased to be.
+fn summarise(word: &AtomicU64, summary: &AtomicU64, bit: usize) -> bool {
+    let mask = 1 << bit;
+    let mut edge = false;
+    loop {
+        let empty = word.load(Ordering::Acquire) == 0;
+        edge |= if empty {
+            summary.fetch_and(!mask, Ordering::AcqRel) & !mask == 0
+        } else {
+            summary.fetch_or(mask, Ordering::AcqRel) == 0
+        };
+        if (word.load(Ordering::Acquire) == 0) == empty {
+            return edge;
+        }
+        spin_hint();
+    }
+}
+
+/// The blocks of a row, ascending, as they are at the time of the look.
+#[derive(Debug)]
+pub(crate) struct Blocks<'a> {
+    index: Index<'a>,
+    row: usize,
+    group: usize,
+    left: u64,
+}
+
+impl Blocks<'_> {
+    /// The next group from `from` on that has a block in the row.
+    fn next_group(&self, from: usize) -> Option<usize> {
+        let Index {
+            rows, summary, top, ..
+        } = self.index;
+        let groups = self.index.bits.len() / rows;
+        if from >= groups {
+            return None;
+        }
+        let word = summary[from / 64 * rows + self.row].load(Ordering::Acquire)
+            & (u64::MAX << (from % 64));
+        if word != 0 {
+            return Some(from / 64 * 64 + word.trailing_zeros() as usize);
+        }
+        let (tops, summaries) = (top.len() / rows, summary.len() / rows);
+        let mut at = from / 64 + 1;
+        while at < summaries {
+            let above =
+                top[self.row * tops + at / 64].load(Ordering::Acquire) & (u64::MAX << (at % 64));
+            if above == 0 {
+                at = (at / 64 + 1) * 64;
+                continue;
             }
-            at = (at / 64 + 1) * 64;
+            at = at / 64 * 64 + above.trailing_zeros() as usize;
+            let word = summary[at * rows + self.row].load(Ordering::Acquire);
+            if word != 0 {
+                return Some(at * 64 + word.trailing_zeros() as usize);
+            }
+            at += 1;
         }
         None
     }
+}
 
-    /// For `verify()`: where the block is filed, and whether the bitmaps say the same.
-    pub fn check(&self, block: BlockId, expected: Place) -> bool {
-        let slot = self.slots[block.index()].load(Ordering::Acquire);
-        let rows = self.bits.len() / self.words.max(1);
-        let (word, mask) = (block.index() / 64, 1u64 << (block.index() % 64));
-        slot == expected.0
-            && (0..rows).all(|row| {
-                let set = self.bits[row * self.words + word].load(Ordering::Acquire) & mask != 0;
-                set == (slot == row as u32 + 1)
-            })
+impl Iterator for Blocks<'_> {
+    type Item = BlockId;
+
+    fn next(&mut self) -> Option<BlockId> {
+        while self.left == 0 {
+            if self.index.rows == 0 {
+                return None;
+            }
+            self.group = self.next_group(self.group + 1)?;
+            let word = &self.index.bits[self.group * self.index.rows + self.row];
+            self.left = word.load(Ordering::Acquire);
+        }
+        let block =
+            self.index.first as usize + self.group * GROUP + self.left.trailing_zeros() as usize;
+        self.left &= self.left - 1;
+        Some(BlockId::new(block as u32))
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::{collections::BTreeSet, vec::Vec};
+
+    use super::*;
+
+    fn table(words: usize) -> &'static [AtomicU64] {
+        Vec::leak((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Two rows over so many blocks that all three levels have several words.
+    #[test]
+    fn blocks_are_found_through_every_level() {
+        const BLOCKS: usize = 64 * 64 * 64 + 5000;
+        let index = Index::new(7, 2, sizes(BLOCKS, 2).map(table));
+        let mut model = BTreeSet::new();
+        let mut state = 1u64;
+        for step in 0..6000 {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            // Few places, far apart, so that words empty and fill.
+            let far = [0, 1, 63, 64, 4095, 4096, 262_143, 262_144, BLOCKS - 1];
+            let at = match state >> 60 {
+                0..8 => far[(state >> 33) as usize % far.len()],
+                _ => (state >> 33) as usize % BLOCKS,
+            };
+            let block = BlockId::new(7 + at as u32);
+            let (old, new) = if model.contains(&at) {
+                model.remove(&at);
+                (Place::row(1), Place::NONE)
+            } else {
+                model.insert(at);
+                (Place::NONE, Place::row(1))
+            };
+            index.moved(block, old, new, &|| new);
+            assert_eq!(index.holds(block, Place::row(1)), new != Place::NONE);
+            assert!(index.check(block, new));
+            if step % 100 == 0 {
+                assert!(index.check_summaries());
+                let found: Vec<usize> = index.blocks(1, 0).map(|b| b.index() - 7).collect();
+                assert!(found.iter().eq(model.iter()), "step {step}");
+                let from: Vec<usize> = index.blocks(1, 7 + at).map(|b| b.index() - 7).collect();
+                assert!(from.iter().eq(model.range(at..)), "from {at}");
+                assert_eq!(index.blocks(0, 0).next(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_is_written_at_once() {
+        let index = Index::new(0, 1, sizes(200, 1).map(table));
+        index.write_group(Place::row(0), BlockId::new(70), 0b1001 << 6, true);
+        assert_eq!(index.group(0, 0), Some((BlockId::new(64), 0b1001 << 6)));
+        assert_eq!(index.group(0, 74), None);
+        index.write_group(Place::row(0), BlockId::new(100), 0b1001 << 6, false);
+        assert_eq!(index.group(0, 0), None);
+        assert!(index.check_summaries());
+    }
+
+    #[test]
+    fn a_block_that_is_not_filed_is_helped() {
+        let index = Index::new(0, 3, sizes(3, 3).map(table));
+        let (block, place) = (BlockId::new(2), Place::row(2));
+        index.ensure(block, place, &|| place);
+        assert!(index.holds(block, place) && index.check(block, place));
+        // It left meanwhile: the last look decides.
+        index.ensure(BlockId::new(1), place, &|| Place::NONE);
+        assert!(index.check(BlockId::new(1), Place::NONE) && index.check_summaries());
     }
 }

@@ -1,13 +1,8 @@
 //! Isolating a block, so that nothing is taken from it while it is emptied, and what may follow.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Migratetype, Pfn, Refusal,
-    Watermark,
-    alloc::{mark, owned},
-    cpu::{BATCH, NO_BLOCK},
-    free::class_of,
-    huge::huge,
-    sync::Ordering,
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Ledger, Migratetype, Order,
+    Pfn, Refusal, Watermark, descriptor::Word, huge::huge, sums::Part, sync::Ordering,
 };
 
 /// Blocks that are isolated together.
@@ -68,13 +63,16 @@ impl FrameAllocator<'_> {
         // In pieces, so that the answers have a place.
         for piece in blocks.chunks(PIECE) {
             let mut results = [const { Err(IsolateError::Unknown) }; PIECE];
-            let mut isolated = false;
+            let (mut closed, mut count) = ([BlockId::new(0); PIECE], 0);
             for (place, &block) in results.iter_mut().zip(piece) {
                 *place = self.close(block, watermark).map(IsolatedBlock);
-                isolated |= place.is_ok();
+                if place.is_ok() {
+                    closed[count] = block;
+                    count += 1;
+                }
             }
-            if isolated {
-                self.uncache_blocks(piece, &results);
+            if count > 0 {
+                self.uncache_blocks(&closed[..count]);
             }
             for (&block, result) in piece.iter().zip(results) {
                 each(block, result);
@@ -84,75 +82,50 @@ impl FrameAllocator<'_> {
 
     /// Open → Isolated, in the ledger alone.
     fn close(&self, block: BlockId, watermark: Watermark) -> Result<BlockId, IsolateError> {
-        if block.index() >= self.blocks().len() {
+        if !self.has_block(block) {
             return Err(IsolateError::Unknown);
         }
         // The state first: a block that is taken already lacks no room.
-        let ledger = self.ledger(block);
-        if ledger.state() == BlockState::Huge {
-            return Err(IsolateError::Huge);
+        let mut ledger = self.ledger(block);
+        while ledger.state() == BlockState::Spare {
+            // The CPU that keeps it may take it as a huge page meanwhile, or keep it anew.
+            self.drain_spares();
+            ledger = self.ledger(block);
         }
-        if ledger.state() != BlockState::Open {
-            return Err(IsolateError::Isolated);
-        }
-        let zone = self.block_zone(block);
-        let booked = match watermark {
+        refusal_of(ledger)?;
+        let zone = self.zone_of_block(block).index();
+        let frames = match watermark {
             Watermark::None => 0,
-            _ => u64::from(ledger.free()),
+            _ => usize::from(ledger.free()),
         };
-        if !zone.book_all(booked, mark(zone, watermark)) {
+        let booked = frames == 0 || self.book(zone, None, frames, Part::All, watermark) > 0;
+        if !booked {
             return Err(IsolateError::BelowWatermark);
         }
-        // Before the ledger and the locks: see `in_isolated_block`, which pairs by the CPU's lock.
-        self.isolated_blocks.fetch_add(1, Ordering::AcqRel);
-        let changed = self.change(block, |ledger| {
+        self.count_isolated(block, true);
+        let changed = self.change(block, None, &|ledger| {
             (ledger.state() == BlockState::Open).then(|| ledger.with_state(BlockState::Isolated))
         });
         match changed {
             Ok(change) => {
-                zone.add_free(change.freed() + booked as i64);
+                self.pay_in(zone, None, change.freed() + frames as i64);
                 Ok(block)
             }
             Err(ledger) => {
-                self.isolated_blocks.fetch_sub(1, Ordering::AcqRel);
-                zone.add_free(booked as i64);
-                Err(match ledger.state() {
-                    BlockState::Huge => IsolateError::Huge,
-                    _ => IsolateError::Isolated,
-                })
+                self.count_isolated(block, false);
+                self.pay_in(zone, None, frames as i64);
+                Err(refusal_of(ledger).err().unwrap_or(IsolateError::Huge))
             }
         }
     }
 
-    /// Takes the frames of the blocks that were just isolated out of all CPUs' caches and reservations.
-    fn uncache_blocks(
-        &self,
-        blocks: &[BlockId],
-        isolated: &[Result<IsolatedBlock, IsolateError>; PIECE],
-    ) {
-        let ours = |block: BlockId| {
-            let mut pairs = blocks.iter().zip(isolated);
-            pairs.any(|(&named, result)| named == block && result.is_ok())
-        };
-        for slot in self.cpus {
-            let guard = slot.lock();
-            for migratetype in Migratetype::ALL {
-                let reserved = guard.reserved(migratetype);
-                if reserved != NO_BLOCK && ours(BlockId::new(reserved - 1)) {
-                    guard.set_reserved(migratetype, NO_BLOCK);
-                }
-                let mut batch = [0u32; BATCH];
-                loop {
-                    let count = guard.extract(migratetype, &mut batch, |frame| {
-                        ours(Self::block_of_index(frame))
-                    });
-                    self.uncache(&batch[..count], class_of(migratetype));
-                    if count < BATCH {
-                        break;
-                    }
-                }
-            }
-        }
+    /// Counts an isolated block: before its ledger says so and before the CPUs are looked at, see
+    /// [`in_isolated_block`](Self::in_isolated_block), and after it does no more.
+    fn count_isolated(&self, block: BlockId, isolated: bool) {
+        let amount = if isolated { 1 } else { u32::MAX };
+        // SeqCst: one half of Dekker's argument in `CpuSlot::is_clear_of`. Both counts wrap.
+        self.isolated[block.index() % 64].fetch_add(amount, Ordering::SeqCst);
+        self.isolated_blocks.fetch_add(amount, Ordering::SeqCst);
     }
 
     /// Opens the block again as it is.
@@ -166,7 +139,7 @@ impl FrameAllocator<'_> {
     }
 
     pub(crate) fn open(&self, block: BlockId, migratetype: Option<Migratetype>, refusal: Refusal) {
-        let opened = self.change(block, |ledger| {
+        let opened = self.change(block, None, &|ledger| {
             // Of a block that is wholly free nothing can be refused.
             let refusal = match ledger.free() as usize {
                 FRAMES_PER_BLOCK => Refusal::None,
@@ -176,9 +149,9 @@ impl FrameAllocator<'_> {
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
         });
         if let Ok(change) = opened {
-            self.block_zone(block).add_free(change.freed());
+            self.pay_in(self.zone_of_block(block).index(), None, change.freed());
         }
-        self.isolated_blocks.fetch_sub(1, Ordering::AcqRel);
+        self.count_isolated(block, false);
     }
 
     /// Makes an allocation of the whole block and hands it to the caller: nobody can come between.
@@ -192,16 +165,28 @@ impl FrameAllocator<'_> {
         class: FrameClass,
     ) -> Result<Pfn, IsolatedBlock> {
         let block = isolated.0;
-        let taken = self.change(block, |ledger| {
+        let taken = self.change(block, None, &|ledger| {
             (ledger.free() as usize == FRAMES_PER_BLOCK).then(|| huge(ledger, class))
         });
         if taken.is_err() {
             return Err(isolated);
         }
-        self.clear_field(block);
-        self.isolated_blocks.fetch_sub(1, Ordering::AcqRel);
-        let head = self.block_start(block);
-        self.descriptors[block.index() * FRAMES_PER_BLOCK].store(owned(class, crate::Order::HUGE));
-        Ok(head)
+        self.count_isolated(block, false);
+        let word = Word::owned(class, Order::HUGE);
+        // Release: as `Descriptor::store`.
+        self.record(block)
+            .word
+            .store(word.into_bits(), Ordering::Release);
+        Ok(self.block_start(block))
+    }
+}
+
+/// Why a block with this ledger cannot be isolated, if so.
+fn refusal_of(ledger: Ledger) -> Result<(), IsolateError> {
+    match ledger.state() {
+        BlockState::Open => Ok(()),
+        BlockState::Isolated => Err(IsolateError::Isolated),
+        // A spare one is about to become a huge page, if it was not given back when it was asked for.
+        BlockState::Huge | BlockState::Spare => Err(IsolateError::Huge),
     }
 }

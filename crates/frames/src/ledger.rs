@@ -5,7 +5,10 @@ use bitfield_struct::bitfield;
 use crate::{FRAMES_PER_BLOCK, FrameClass, Migratetype};
 
 /// The bits of a version.
-const VERSION_MASK: u32 = (1 << 18) - 1;
+#[cfg(test)]
+const VERSION_MASK: u32 = (1 << 17) - 1;
+/// Where the version stands.
+const VERSION_SHIFT: u32 = 47;
 
 /// What may be done with a pageblock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -17,6 +20,9 @@ pub enum BlockState {
     Isolated = 1,
     /// One allocation holds all of it.
     Huge = 2,
+    /// Wholly free, and kept by a CPU for its next huge page. It counts as free; isolation and whoever finds no whole block
+    /// elsewhere make the CPU give it back first.
+    Spare = 3,
 }
 
 impl BlockState {
@@ -24,6 +30,8 @@ impl BlockState {
         match bits {
             0 => Self::Open,
             1 => Self::Isolated,
+            3 => Self::Spare,
+            // The others are not in use yet: nothing is taken from such a block.
             _ => Self::Huge,
         }
     }
@@ -65,7 +73,7 @@ impl Refusal {
 /// A value of the ledger word. The four counts always sum to 512.
 ///
 /// Reserved frames, holes and pinned frames count as unmovable; cached and isolated frames keep their class. The version
-/// moves at each change of the word (it wraps after 262,144).
+/// moves at each change of the word (it wraps after 131,072).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Ledger {
@@ -84,14 +92,14 @@ pub struct Ledger {
     #[bits(2)]
     pub(crate) type_bits: u8,
     /// What may be done with the block.
-    #[bits(2, from = BlockState::from_bits, into = BlockState::into_bits)]
+    #[bits(3, from = BlockState::from_bits, into = BlockState::into_bits)]
     pub state: BlockState,
     /// Whether compaction leaves the block alone for a time; see
     /// [`refuse_block`](crate::FrameAllocator::refuse_block).
     #[bits(2, from = Refusal::from_bits, into = Refusal::into_bits)]
     pub refusal: Refusal,
     /// Moves at each change.
-    #[bits(18)]
+    #[bits(17)]
     pub version: u32,
 }
 
@@ -109,6 +117,20 @@ impl Ledger {
     /// Whether it is open and wholly free: a free huge page.
     pub fn is_whole(self) -> bool {
         self.free() as usize == FRAMES_PER_BLOCK && self.state() == BlockState::Open
+    }
+
+    /// Whether it counts as a free huge page: wholly free, and open or kept by a CPU.
+    pub(crate) fn counts_as_whole(self) -> bool {
+        self.free() as usize == FRAMES_PER_BLOCK
+            && matches!(self.state(), BlockState::Open | BlockState::Spare)
+    }
+
+    /// Frames of the block that count as free in its zone.
+    pub(crate) fn available(self) -> i64 {
+        match self.state() {
+            BlockState::Open | BlockState::Spare => i64::from(self.free()),
+            BlockState::Isolated | BlockState::Huge => 0,
+        }
     }
 
     pub(crate) fn with_type(self, migratetype: Migratetype) -> Self {
@@ -131,19 +153,31 @@ impl Ledger {
         }
     }
 
-    /// `count` frames go from free to `class`.
-    pub(crate) fn taken(self, class: FrameClass, count: u16) -> Self {
-        self.with_free(self.free() - count)
-            .with_class_count(class, self.class_count(class) + count)
+    /// Where the count of `class` stands.
+    const fn shift(class: FrameClass) -> u32 {
+        match class {
+            FrameClass::Movable => 10,
+            FrameClass::Balloon => 20,
+            FrameClass::Unmovable | FrameClass::Reclaimable => 30,
+        }
     }
 
-    /// `count` frames go from `class` to free. In a block that is wholly free nothing stands in the way any more.
+    /// `count` frames go from free to `class`. There are as many free.
+    #[inline]
+    pub(crate) fn taken(self, class: FrameClass, count: u16) -> Self {
+        debug_assert!(count <= self.free());
+        let count = u64::from(count);
+        Self::from_bits(self.into_bits() + (count << Self::shift(class)) - count)
+    }
+
+    /// `count` frames go from `class` to free; there are as many. In a block that is wholly free nothing stands in the way any
+    /// more.
+    #[inline]
     pub(crate) fn given(self, class: FrameClass, count: u16) -> Self {
-        let free = self.free() + count;
-        let ledger = self
-            .with_class_count(class, self.class_count(class) - count)
-            .with_free(free);
-        if free as usize == FRAMES_PER_BLOCK {
+        debug_assert!(count <= self.class_count(class));
+        let count = u64::from(count);
+        let ledger = Self::from_bits(self.into_bits() - (count << Self::shift(class)) + count);
+        if ledger.free() as usize == FRAMES_PER_BLOCK {
             ledger.with_refusal(Refusal::None)
         } else {
             ledger
@@ -158,7 +192,8 @@ impl Ledger {
 
     /// The same with the next version.
     pub(crate) fn bumped(self) -> Self {
-        self.with_version(self.version().wrapping_add(1) & VERSION_MASK)
+        // It stands highest, so that what overflows is gone.
+        Self::from_bits(self.into_bits().wrapping_add(1 << VERSION_SHIFT))
     }
 }
 
@@ -199,8 +234,8 @@ mod tests {
             bits(Ledger::new().with_balloon(1023)),
             bits(Ledger::new().with_unmovable(1023)),
             bits(Ledger::new().with_type_bits(3)),
-            bits(Ledger::from_bits(3 << 42)),
-            bits(Ledger::from_bits(3 << 44)),
+            bits(Ledger::from_bits(7 << 42)),
+            bits(Ledger::from_bits(3 << 45)),
             bits(Ledger::new().with_version(VERSION_MASK)),
         ];
         assert_eq!(fields.iter().fold(0, |all, field| all ^ field), u64::MAX);
@@ -237,6 +272,14 @@ mod tests {
         assert!(ledger.is_whole());
         assert!(!ledger.with_state(BlockState::Isolated).is_whole());
         assert!(!ledger.taken(FrameClass::Balloon, 1).is_whole());
+        let spare = ledger.with_state(BlockState::Spare);
+        assert!(!spare.is_whole() && spare.counts_as_whole());
+        assert_eq!((spare.available(), ledger.available()), (512, 512));
+        let isolated = ledger.with_state(BlockState::Isolated);
+        assert_eq!(
+            (isolated.available(), isolated.counts_as_whole()),
+            (0, false)
+        );
     }
 
     #[test]

@@ -15,13 +15,7 @@
 //! let ranges = [Pfn::new(256)..Pfn::new(256 + 16384)];
 //! let watermarks = Watermarks { min: 64, low: 80, high: 96 };
 //! let zones = [ZoneConfig { name: "Normal", ranges: &ranges, watermarks, reserve_blocks: 0 }];
-//! let config = Config {
-//!     zones: &zones,
-//!     reserved: &[],
-//!     cpus: 1,
-//!     placement: Placement::FullestFirst,
-//!     fallback: Fallback::Steal,
-//! };
+//! let config = Config { zones: &zones, cpus: 1, ..Config::default() };
 //! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config)?];
 //! let frames = FrameAllocator::new(&config, &mut metadata)?;
 //!
@@ -52,26 +46,38 @@ mod access;
 mod alloc;
 mod allocator;
 mod bits;
+mod boot;
+mod cache;
+mod change;
 mod class;
 mod config;
 mod counters;
 mod cpu;
 mod descriptor;
+mod drain;
 mod event;
 mod frame;
 mod free;
+mod grow;
 mod huge;
 mod index;
 mod isolate;
 mod ledger;
 mod metadata;
 mod pfn;
+mod place;
 mod placement;
 mod platform;
 mod query;
+mod range;
 mod refusal;
 mod request;
+mod search;
+mod segment;
+mod spare;
+mod sums;
 pub mod sync;
+mod take;
 mod verify;
 mod zone;
 
@@ -79,17 +85,20 @@ pub use access::AccessSection;
 pub use allocator::FrameAllocator;
 pub use class::{FrameClass, Migratetype};
 pub use config::{
-    Config, ConfigError, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks, ZoneConfig, ZoneId,
+    Config, ConfigError, CostFn, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks,
+    ZoneConfig, ZoneId,
 };
 pub use counters::Events;
 pub use descriptor::{FrameFlags, FrameState, OwnerClass};
 pub use event::Event;
 pub use frame::FrameInfo;
+pub use grow::GrowError;
 pub use isolate::{IsolateError, IsolatedBlock};
 pub use ledger::{BlockState, Ledger, Refusal};
 pub use pfn::{BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn};
 pub use placement::BalloonPlacement;
-pub use platform::{Cost, LINES_PER_FRAME, Platform, WORDS_PER_LINE};
+pub use platform::{Cost, Interrupts, LINES_PER_FRAME, Platform, WORDS_PER_LINE};
 pub use query::{ClassCounts, PageTypeInfo};
+pub use range::AllocAtError;
 pub use request::{AllocError, AllocRequest, FreeError, Watermark};
 pub use verify::VerifyError;

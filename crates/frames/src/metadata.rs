@@ -2,10 +2,11 @@
 
 use crate::{
     ConfigError, FRAMES_PER_BLOCK,
-    allocator::{cost, heal},
+    config::MAX_ZONES,
     cpu::CpuSlot,
-    descriptor::Descriptor,
-    index,
+    index::{self, Index},
+    place::{COST_ROWS, HEAL_ROWS, ROOM_ROWS},
+    segment::Segment,
     sync::{AtomicU32, AtomicU64},
 };
 
@@ -21,86 +22,138 @@ pub(crate) const WORDS: usize = FRAMES_PER_BLOCK / 64;
 #[repr(C, align(64))]
 pub(crate) struct Field(pub [AtomicU64; WORDS]);
 
-/// Categories of the allocation index in each zone: three types, movable that cannot become whole, wholly free.
-pub(crate) const KINDS: usize = 5;
+/// What there is of a block beside its field, in one cache line, with the descriptor of its first frame: a huge page is taken
+/// and given back in this line alone.
+#[derive(Debug)]
+#[cfg_attr(
+    not(shuttle),
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::KnownLayout)
+)]
+#[cfg_attr(shuttle, derive(Default))]
+#[repr(C, align(64))]
+pub(crate) struct Record {
+    /// [`Ledger`](crate::Ledger).
+    pub ledger: AtomicU64,
+    /// The word of whoever compacts.
+    pub note: AtomicU64,
+    /// The word of whoever reclaims.
+    pub tally: AtomicU64,
+    /// The first frame's owner word.
+    pub owner: AtomicU64,
+    /// The first frame's state word.
+    pub word: AtomicU32,
+    /// The zone, how many frames are reserved or no memory, and which one compaction was refused; see `info_word`.
+    pub info: AtomicU32,
+    pad: [u64; 3],
+}
+
+#[cfg(not(shuttle))]
+const _: () = assert!(size_of::<Record>() == 64 && size_of::<Field>() == 64);
 
 /// All tables of an allocator.
 #[derive(Debug)]
 pub(crate) struct Metadata<'m> {
-    pub descriptors: &'m [Descriptor],
-    pub fields: &'m [Field],
+    pub segments: &'m [Segment],
     pub cpus: &'m [CpuSlot],
-    pub ledgers: &'m [AtomicU64],
-    /// Per block: the zone, how many frames are reserved or no memory, and which one compaction was refused.
-    pub info: &'m [AtomicU32],
-    /// Per block: the word of whoever compacts.
-    pub notes: &'m [AtomicU64],
-    pub by_room: IndexTables<'m>,
-    pub by_cost: IndexTables<'m>,
-    pub by_heal: IndexTables<'m>,
-}
-
-/// The tables of one index.
-#[derive(Debug)]
-pub(crate) struct IndexTables<'m> {
-    pub slots: &'m [AtomicU32],
-    pub bits: &'m [AtomicU64],
-    pub summary: &'m [AtomicU64],
+    pub fields: &'m [Field],
+    pub records: &'m [Record],
+    /// State words by frame. Those of blocks' first frames are not in use: they stand in the records.
+    pub words: &'m [AtomicU32],
+    /// Owner words by frame, in the same way. Not zeroed: an owner's word means something after its owner has set it.
+    pub owners: &'m [AtomicU64],
+    /// Of each zone: by room, by cost, by what a balloon's block still holds.
+    pub indexes: [[Index<'m>; 3]; MAX_ZONES],
 }
 
 /// How large everything is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
-    pub blocks: usize,
     pub cpus: usize,
-    pub zones: usize,
+    pub segments: usize,
+    /// Of each zone: blocks now, and blocks that may be added later.
+    pub zones: [(u32, u32); MAX_ZONES],
 }
 
 impl Sizes {
-    fn frames(&self) -> usize {
-        self.blocks * FRAMES_PER_BLOCK
+    /// The zone's first block in the tables, and how many it may have.
+    pub fn zone(&self, zone: usize) -> (u32, u32) {
+        let all = |(now, later): &(u32, u32)| now + later;
+        let first = self.zones[..zone].iter().map(all).sum();
+        (first, all(&self.zones[zone]))
     }
 
-    fn categories(&self) -> [usize; 3] {
-        [
-            self.zones * KINDS,
-            self.zones * cost::COUNT,
-            heal::BEGUN + self.zones,
-        ]
+    pub fn blocks(&self) -> usize {
+        let (first, last) = self.zone(MAX_ZONES - 1);
+        (first + last) as usize
+    }
+
+    fn frames(&self) -> usize {
+        self.blocks() * FRAMES_PER_BLOCK
+    }
+
+    /// Words of an index level, over all zones.
+    fn index_words(&self) -> usize {
+        let of_zone = |zone| {
+            let blocks = self.zone(zone).1 as usize;
+            ROWS.iter()
+                .map(|rows| index::sizes(blocks, *rows).iter().sum::<usize>())
+                .sum::<usize>()
+        };
+        (0..MAX_ZONES).map(of_zone).sum()
     }
 
     /// Bytes of all tables, with room to align the first.
     pub fn bytes(&self) -> usize {
-        // A ledger and a note for each block.
-        let mut words = 2 * self.blocks;
-        let mut halves = self.blocks;
-        for categories in self.categories() {
-            let (slots, bits, summary) = index::sizes(self.blocks, categories);
-            halves += slots;
-            words += bits + summary;
-        }
         64 + self.cpus * size_of::<CpuSlot>()
-            + self.blocks * size_of::<Field>()
-            + self.frames() * 16
-            + words * 8
-            + halves * 4
+            + self.blocks() * (size_of::<Field>() + size_of::<Record>())
+            + self.frames() * (4 + 8)
+            + self.index_words() * 8
+            + self.segments * size_of::<Segment>()
     }
+}
+
+/// Rows of the three indexes.
+const ROWS: [usize; 3] = [ROOM_ROWS, COST_ROWS, HEAL_ROWS];
+
+/// The three indexes of each zone, their levels given by `table`.
+fn indexes<'m, E>(
+    sizes: &Sizes,
+    mut table: impl FnMut(usize) -> Result<&'m [AtomicU64], E>,
+) -> Result<[[Index<'m>; 3]; MAX_ZONES], E> {
+    let mut all = [[Index::default(); 3]; MAX_ZONES];
+    for (zone, of_zone) in all.iter_mut().enumerate() {
+        let (first, blocks) = sizes.zone(zone);
+        for (place, rows) in of_zone.iter_mut().zip(ROWS) {
+            let [bits, summary, top] = index::sizes(blocks as usize, rows);
+            *place = Index::new(first, rows, [table(bits)?, table(summary)?, table(top)?]);
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(not(shuttle))]
 impl<'m> Metadata<'m> {
-    /// Zeroes the memory and lays the tables into it, those with the largest alignment first.
-    pub fn carve(sizes: Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {
+    /// Lays the tables into the memory, those with the largest alignment first, and zeroes what must be zero of the blocks that
+    /// there are now.
+    pub fn carve(sizes: &Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {
         use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-        fn take<'m, T>(memory: &mut &'m mut [u8], count: usize) -> Option<&'m [T]>
+        fn take<'m, T>(memory: &mut &'m mut [u8], count: usize) -> Option<&'m mut [T]>
         where
             T: FromBytes + IntoBytes + KnownLayout,
         {
             let whole = core::mem::take(memory);
             let (table, rest) = whole.split_at_mut_checked(count * size_of::<T>())?;
             *memory = rest;
-            let table = <[T]>::mut_from_bytes(table).ok()?;
+            <[T]>::mut_from_bytes(table).ok()
+        }
+
+        fn zeroed<'m, T>(memory: &mut &'m mut [u8], count: usize) -> Option<&'m [T]>
+        where
+            T: FromBytes + IntoBytes + KnownLayout,
+        {
+            let table = take::<T>(memory, count)?;
+            table.as_mut_bytes().fill(0);
             Some(table)
         }
 
@@ -112,51 +165,39 @@ impl<'m> Metadata<'m> {
         }
         let slack = memory.as_ptr().align_offset(64).min(given);
         let mut rest = &mut memory[slack..];
-        let lay = |rest: &mut &'m mut [u8]| -> Option<Self> {
-            let used = needed - 64;
-            let whole = core::mem::take(rest);
-            let (mine, left) = whole.split_at_mut_checked(used)?;
-            mine.fill(0);
-            *rest = left;
-            let mut mine = mine;
-            let cpus = take(&mut mine, sizes.cpus)?;
-            let fields = take(&mut mine, sizes.blocks)?;
-            let descriptors = take(&mut mine, sizes.frames())?;
-            let ledgers = take(&mut mine, sizes.blocks)?;
-            let notes = take(&mut mine, sizes.blocks)?;
-            let [room, cost, heal] = sizes.categories().map(|c| index::sizes(sizes.blocks, c));
-            let mut wide = |(_, bits, summary): (usize, usize, usize)| {
-                Some((take(&mut mine, bits)?, take(&mut mine, summary)?))
-            };
-            let (room_words, cost_words, heal_words) = (wide(room)?, wide(cost)?, wide(heal)?);
-            let info = take(&mut mine, sizes.blocks)?;
-            let mut tables = |slots, (bits, summary)| {
-                Some(IndexTables {
-                    slots: take(&mut mine, slots)?,
-                    bits,
-                    summary,
-                })
-            };
+        let mut lay = || -> Option<Self> {
+            let memory = &mut rest;
+            let cpus = zeroed(memory, sizes.cpus)?;
+            let fields = zeroed(memory, sizes.blocks())?;
+            let records = zeroed(memory, sizes.blocks())?;
+            let owners = take(memory, sizes.frames())?;
+            let segments = zeroed(memory, sizes.segments)?;
+            let indexes = indexes(sizes, |words| zeroed(memory, words).ok_or(())).ok()?;
+            let words: &mut [AtomicU32] = take(memory, sizes.frames())?;
+            // Blocks that may be added later are not touched before.
+            for (zone, &(now, _)) in sizes.zones.iter().enumerate() {
+                let first = sizes.zone(zone).0 as usize * FRAMES_PER_BLOCK;
+                let end = first + now as usize * FRAMES_PER_BLOCK;
+                words[first..end].as_mut_bytes().fill(0);
+            }
             Some(Self {
-                descriptors,
-                fields,
+                segments,
                 cpus,
-                ledgers,
-                info,
-                notes,
-                by_room: tables(room.0, room_words)?,
-                by_cost: tables(cost.0, cost_words)?,
-                by_heal: tables(heal.0, heal_words)?,
+                fields,
+                records,
+                words,
+                owners,
+                indexes,
             })
         };
-        lay(&mut rest).ok_or(too_small)
+        lay().ok_or(too_small)
     }
 }
 
 /// Model-checked atomics are no plain memory, so they live on the heap and are leaked; tests are short.
 #[cfg(shuttle)]
 impl<'m> Metadata<'m> {
-    pub fn carve(sizes: Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {
+    pub fn carve(sizes: &Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {
         fn table<'m, T>(count: usize, one: impl Fn() -> T) -> &'m [T]
         where
             T: 'm,
@@ -168,26 +209,15 @@ impl<'m> Metadata<'m> {
         if given < needed {
             return Err(ConfigError::Metadata { given, needed });
         }
-        let halves = |count| table(count, || AtomicU32::new(0));
         let words = |count| table(count, || AtomicU64::new(0));
-        let [by_room, by_cost, by_heal] = sizes.categories().map(|categories| {
-            let (slots, bits, summary) = index::sizes(sizes.blocks, categories);
-            IndexTables {
-                slots: halves(slots),
-                bits: words(bits),
-                summary: words(summary),
-            }
-        });
         Ok(Self {
-            descriptors: table(sizes.frames(), Descriptor::default),
-            fields: table(sizes.blocks, Field::default),
+            segments: table(sizes.segments, Segment::default),
             cpus: table(sizes.cpus, CpuSlot::default),
-            ledgers: words(sizes.blocks),
-            info: halves(sizes.blocks),
-            notes: words(sizes.blocks),
-            by_room,
-            by_cost,
-            by_heal,
+            fields: table(sizes.blocks(), Field::default),
+            records: table(sizes.blocks(), Record::default),
+            words: table(sizes.frames(), || AtomicU32::new(0)),
+            owners: words(sizes.frames()),
+            indexes: indexes(sizes, |count| Ok::<_, ConfigError>(words(count)))?,
         })
     }
 }

@@ -2,12 +2,12 @@
 
 use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
-    Ledger, Migratetype, Pfn, Refusal, Watermark,
-    alloc::{Search, SearchOrder, kinds_of, mark},
-    allocator::{cost, heal, is_begun, kind},
-    cpu::BATCH,
-    index::CLASSES,
-    metadata::KINDS,
+    FrameState, Ledger, Migratetype, Pfn, Refusal, Watermark, ZoneId,
+    cache::BATCH,
+    change::Taken,
+    place::{BEGUN_ROW, CLASSES, is_begun, kind, room_row},
+    search::{Search, SearchOrder, kinds_of},
+    sums::Part,
 };
 
 /// Where a balloon takes its frames.
@@ -56,10 +56,9 @@ impl FrameAllocator<'_> {
         let mut count = 0;
         let mut drained = false;
         while count < out.len() {
-            let mut batch = [0u32; BATCH];
             let want = BATCH.min(out.len() - count);
-            let taken = self.take_for_balloon(cpu, placement, watermark, &mut batch[..want]);
-            if taken == 0 {
+            let taken = self.take_for_balloon(cpu, placement, watermark, want);
+            if taken.count == 0 {
                 if drained {
                     break;
                 }
@@ -67,14 +66,21 @@ impl FrameAllocator<'_> {
                 drained = true;
                 continue;
             }
-            self.hand_out(&batch[..taken], FrameClass::Balloon);
-            for (place, frame) in out[count..].iter_mut().zip(&batch[..taken]) {
-                *place = self.pfn(*frame);
-            }
-            count += taken;
+            count += self.hand_out_to(&taken, FrameClass::Balloon, &mut out[count..]);
         }
         self.count_frames(cpu, Event::PgAlloc, count);
         count
+    }
+
+    /// Makes frames that were just taken from their block the caller's, and writes their numbers to `out`; gives how many.
+    fn hand_out_to(&self, taken: &Taken, class: FrameClass, out: &mut [Pfn]) -> usize {
+        self.hand_out(taken, class);
+        let start = self.block_start(taken.block);
+        let base = (taken.block.index() * FRAMES_PER_BLOCK) as u32;
+        for (place, frame) in out.iter_mut().zip(taken.frames()) {
+            *place = start.plus(u64::from(frame - base));
+        }
+        taken.count
     }
 
     fn take_for_balloon(
@@ -82,57 +88,45 @@ impl FrameAllocator<'_> {
         cpu: CpuId,
         placement: BalloonPlacement,
         watermark: Watermark,
-        out: &mut [u32],
-    ) -> usize {
-        for zone_number in (0..self.zones().count()).rev() {
-            let zone = &self.zones[zone_number];
-            let booked = zone.book(out.len(), mark(zone, watermark));
+        want: usize,
+    ) -> Taken {
+        let mut taken = Taken::nothing();
+        for zone_number in self.zone_order() {
+            let booked = self.book(zone_number, None, want, Part::Any, watermark);
             if booked == 0 {
                 continue;
             }
-            let out = &mut out[..booked];
-            let holes = |out: &mut [u32]| {
+            let holes = |taken: &mut Taken| {
                 let order = match placement {
                     BalloonPlacement::Ordinary => self.movable_order(),
                     _ => SearchOrder::Fullest,
                 };
-                self.take_movable(zone_number, order, None, FrameClass::Balloon, out)
+                self.take_movable(zone_number, order, None, FrameClass::Balloon, booked, taken)
             };
-            let whole = |out: &mut [u32]| {
-                let take = || match self.take_whole(zone_number, FrameClass::Balloon, out) {
-                    0 => None,
-                    taken => Some(taken),
-                };
-                let taken = zone.sparing(|| zone.whole(), take).unwrap_or(0);
+            let whole = |taken: &mut Taken| {
+                let found = self.sparing(zone_number, &mut || {
+                    self.take_whole(zone_number, FrameClass::Balloon, booked, taken)
+                });
                 self.events()
-                    .add(cpu, Event::BlockClaimed, u64::from(taken > 0));
-                taken
+                    .add(cpu, Event::BlockClaimed, u64::from(found));
+                found
             };
-            let taken = self.settled(zone, || {
-                let taken = if placement == BalloonPlacement::WholeBlocks {
+            self.settled(zone_number, &mut || {
+                if placement == BalloonPlacement::WholeBlocks {
                     // A block begun is finished before the next is broken.
-                    match self.finish_balloon_block(zone_number, out) {
-                        0 => match whole(out) {
-                            0 => holes(out),
-                            taken => taken,
-                        },
-                        taken => taken,
-                    }
+                    self.finish_balloon_block(zone_number, booked, &mut taken)
+                        || whole(&mut taken)
+                        || holes(&mut taken)
                 } else {
-                    match holes(out) {
-                        0 => whole(out),
-                        taken => taken,
-                    }
-                };
-                (taken > 0).then_some(taken)
+                    holes(&mut taken) || whole(&mut taken)
+                }
             });
-            let taken = taken.unwrap_or(0);
-            zone.add_free((booked - taken) as i64);
-            if taken > 0 {
-                return taken;
+            self.pay_in(zone_number, None, (booked - taken.count) as i64);
+            if taken.count > 0 {
+                break;
             }
         }
-        0
+        taken
     }
 
     /// Takes from one movable block with room.
@@ -142,8 +136,9 @@ impl FrameAllocator<'_> {
         order: SearchOrder,
         avoid: Option<BlockId>,
         class: FrameClass,
-        out: &mut [u32],
-    ) -> usize {
+        max: usize,
+        taken: &mut Taken,
+    ) -> bool {
         let search = Search {
             kinds: kinds_of(Migratetype::Movable),
             order,
@@ -151,41 +146,39 @@ impl FrameAllocator<'_> {
         };
         let usable =
             |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == Migratetype::Movable;
-        self.search(zone_number, &search, |block| {
-            if Some(block) == avoid {
-                return None;
-            }
-            let taken = self.take_from(block, class, out.len(), None, usable, out);
-            (taken > 0).then_some(taken)
+        self.search(zone_number, &search, &mut |block| {
+            Some(block) != avoid && self.take_from(block, None, class, max, None, &usable, taken)
         })
-        .unwrap_or(0)
     }
 
-    fn take_whole(&self, zone_number: usize, class: FrameClass, out: &mut [u32]) -> usize {
-        let search = Search {
-            kinds: &[kind::WHOLE],
-            order: SearchOrder::Lowest,
-            room: 0,
-        };
-        self.search(zone_number, &search, |block| {
-            let usable = |ledger: Ledger| ledger.is_whole();
-            let retype = Some(Migratetype::Movable);
-            let taken = self.take_from(block, class, out.len(), retype, usable, out);
-            (taken > 0).then_some(taken)
+    fn take_whole(
+        &self,
+        zone_number: usize,
+        class: FrameClass,
+        max: usize,
+        taken: &mut Taken,
+    ) -> bool {
+        let usable = |ledger: Ledger| ledger.is_whole();
+        let retype = Some(Migratetype::Movable);
+        self.search_whole(zone_number, 0, &mut |block| {
+            self.take_from(block, None, class, max, retype, &usable, taken)
         })
-        .unwrap_or(0)
     }
 
     /// Takes from a block that holds nothing but balloon frames and room.
-    fn finish_balloon_block(&self, zone_number: usize, out: &mut [u32]) -> usize {
-        self.by_heal
-            .blocks(heal::BEGUN + zone_number, 0, 0)
-            .find_map(|block| {
-                let taken =
-                    self.take_from(block, FrameClass::Balloon, out.len(), None, is_begun, out);
-                (taken > 0).then_some(taken)
-            })
-            .unwrap_or(0)
+    fn finish_balloon_block(&self, zone_number: usize, max: usize, taken: &mut Taken) -> bool {
+        let mut begun = self.zones[zone_number].by_heal.blocks(BEGUN_ROW, 0);
+        begun.any(|block| {
+            self.take_from(
+                block,
+                None,
+                FrameClass::Balloon,
+                max,
+                None,
+                &is_begun,
+                taken,
+            )
+        })
     }
 
     /// Takes up to `out.len()` movable frames to move others to, from movable blocks other than `avoid`, after the rules of
@@ -195,34 +188,25 @@ impl FrameAllocator<'_> {
     /// frame that moves to it in the end, the requests of others must succeed until then.
     pub fn take_targets(&self, avoid: BlockId, watermark: Watermark, out: &mut [Pfn]) -> usize {
         let home = self.zone_of_block(avoid).index();
-        let others = (0..self.zones().count()).rev().filter(|zone| *zone != home);
+        let others = self.zone_order().filter(|zone| *zone != home);
         let mut count = 0;
         for zone_number in core::iter::once(home).chain(others) {
-            let zone = &self.zones[zone_number];
             while count < out.len() {
-                let mut batch = [0u32; BATCH];
-                let booked = zone.book(BATCH.min(out.len() - count), mark(zone, watermark));
+                let want = BATCH.min(out.len() - count);
+                let booked = self.book(zone_number, None, want, Part::Any, watermark);
                 if booked == 0 {
                     break;
                 }
-                let order = self.movable_order();
-                let taken = self.settled(zone, || {
-                    let (batch, class) = (&mut batch[..booked], FrameClass::Movable);
-                    match self.take_movable(zone_number, order, Some(avoid), class, batch) {
-                        0 => None,
-                        taken => Some(taken),
-                    }
+                let (order, class) = (self.movable_order(), FrameClass::Movable);
+                let mut taken = Taken::nothing();
+                self.settled(zone_number, &mut || {
+                    self.take_movable(zone_number, order, Some(avoid), class, booked, &mut taken)
                 });
-                let taken = taken.unwrap_or(0);
-                zone.add_free((booked - taken) as i64);
-                if taken == 0 {
+                self.pay_in(zone_number, None, (booked - taken.count) as i64);
+                if taken.count == 0 {
                     break;
                 }
-                self.hand_out(&batch[..taken], FrameClass::Movable);
-                for (place, frame) in out[count..].iter_mut().zip(&batch[..taken]) {
-                    *place = self.pfn(*frame);
-                }
-                count += taken;
+                count += self.hand_out_to(&taken, class, &mut out[count..]);
             }
         }
         count
@@ -236,17 +220,17 @@ impl FrameAllocator<'_> {
     /// are 512 n.
     pub fn target_frames(&self, enough: usize) -> usize {
         let mut found = 0;
-        for zone_number in (0..self.zones().count()).rev() {
+        for zone_number in self.zone_order() {
             let search = Search {
                 kinds: kinds_of(Migratetype::Movable),
                 order: SearchOrder::Emptiest,
                 room: 1,
             };
-            let _ = self.search(zone_number, &search, |block| {
+            self.search(zone_number, &search, &mut |block| {
                 if found < enough {
                     found += self.ledger(block).free() as usize;
                 }
-                (found >= enough).then_some(())
+                found >= enough
             });
         }
         found.min(enough)
@@ -258,66 +242,71 @@ impl FrameAllocator<'_> {
     /// The candidates of [`cheapest_blocks`](Self::cheapest_blocks) that need the fewest targets: a balloon's full blocks
     /// are cheap to move and yet need 512.
     pub fn emptiest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
-        let wanted = |number: &usize| zone.is_none_or(|zone| zone.index() == *number);
         // Class by class over the zones, so that one zone's full blocks do not crowd out another's empty ones. Blocks
         // with a lasting refusal are filed elsewhere; those with a momentary one are few.
-        (0..CLASSES)
-            .rev()
-            .flat_map(|class| (0..self.zones().count()).map(move |number| (class, number)))
-            .filter(|(_, number)| wanted(number))
-            .flat_map(|(class, number)| {
-                self.by_room
-                    .blocks(number * KINDS + kind::MOVABLE, class, 0)
-            })
-            .filter(|&block| self.ledger(block).refusal() == Refusal::None)
-            .zip(out)
-            .map(|(block, place)| *place = block)
-            .count()
+        let mut count = 0;
+        for class in (0..CLASSES).rev() {
+            for zone in self.zones_of(zone) {
+                let row = room_row(kind::MOVABLE, class);
+                for block in self.zones[zone].by_room.blocks(row, 0) {
+                    let Some(place) = out.get_mut(count) else {
+                        return count;
+                    };
+                    if self.ledger(block).refusal() == Refusal::None {
+                        *place = block;
+                        count += 1;
+                    }
+                }
+            }
+        }
+        count
+    }
+
+    /// The numbers of one zone or of all.
+    fn zones_of(&self, zone: Option<ZoneId>) -> core::ops::Range<usize> {
+        zone.map_or(0..self.zone_count, |zone| zone.index()..zone.index() + 1)
     }
 
     /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many, at most 64.
     ///
     /// Candidates are open, of movable type, hold at least one frame and none that cannot move, and compaction has not
-    /// been refused them ([`refuse_block`](Self::refuse_block)). A moved frame costs 1, a balloon frame an eighth. The
-    /// index sorts to 32 frames; what is returned is sorted exactly.
-    pub fn cheapest_blocks(&self, zone: Option<crate::ZoneId>, out: &mut [BlockId]) -> usize {
-        let wanted = |number: &usize| zone.is_none_or(|zone| zone.index() == *number);
+    /// been refused them ([`refuse_block`](Self::refuse_block)). Unless [`Config::cost`](crate::Config::cost) says otherwise a
+    /// moved frame costs 1, a balloon frame an eighth. The index sorts to 32 frames; what is returned is sorted exactly.
+    pub fn cheapest_blocks(&self, zone: Option<ZoneId>, out: &mut [BlockId]) -> usize {
+        let most = out.len().min(MAX_SORTED);
+        let out = &mut out[..most];
         // Class by class over the zones, so that one zone's expensive blocks do not crowd out another's cheap ones.
-        let count = (0..CLASSES)
-            .flat_map(|class| (0..self.zones().count()).map(move |number| (class, number)))
-            .filter(|(_, number)| wanted(number))
-            .flat_map(|(class, number)| {
-                self.by_cost
-                    .blocks(number * cost::COUNT + cost::CANDIDATES, class, 0)
-            })
-            .zip(out.iter_mut().take(MAX_SORTED))
-            .map(|(block, place)| *place = block)
-            .count();
-        sort_by_one_look(&mut out[..count], |block| {
-            (
-                crate::allocator::evacuation_cost(self.ledger(block)) as u32,
-                0,
-            )
+        let mut count = 0;
+        for class in 0..CLASSES {
+            for zone in self.zones_of(zone) {
+                let blocks = self.zones[zone].by_cost.blocks(class, 0);
+                count += fill(&mut out[count..], blocks);
+            }
+        }
+        sort_by_one_look(&mut out[..count], &|block| {
+            (self.cost_of(block, self.ledger(block)) as u32, 0)
         });
         count
     }
 
-    /// What emptying `block` costs, in copied frames: a balloon frame is an eighth of one.
+    /// What emptying `block` costs, in copied frames: a balloon frame is an eighth of one, unless
+    /// [`Config::cost`](crate::Config::cost) says otherwise.
     pub fn evacuation_cost(&self, block: BlockId) -> usize {
-        crate::allocator::evacuation_cost(self.ledger(block))
+        self.cost_of(block, self.ledger(block))
     }
 
     /// Fills `out` with blocks that hold balloon frames, those first that become whole with the fewest others gone; gives how
     /// many, at most 64.
     pub fn healing_blocks(&self, out: &mut [BlockId]) -> usize {
-        let begun = (0..self.zones().count())
-            .flat_map(|number| self.by_heal.blocks(heal::BEGUN + number, 0, 0));
-        let count = begun
-            .chain((0..CLASSES).flat_map(|class| self.by_heal.blocks(heal::ALL, class, 0)))
-            .zip(out.iter_mut().take(MAX_SORTED))
-            .map(|(block, place)| *place = block)
-            .count();
-        sort_by_one_look(&mut out[..count], |block| {
+        let most = out.len().min(MAX_SORTED);
+        let out = &mut out[..most];
+        let mut count = 0;
+        for row in core::iter::once(BEGUN_ROW).chain(0..CLASSES) {
+            for zone in &self.zones[..self.zone_count] {
+                count += fill(&mut out[count..], zone.by_heal.blocks(row, 0));
+            }
+        }
+        sort_by_one_look(&mut out[..count], &|block| {
             let ledger = self.ledger(block);
             (u32::from(ledger.unmovable()), u32::from(ledger.movable()))
         });
@@ -340,12 +329,22 @@ impl FrameAllocator<'_> {
     /// The frames of `block` that are not free, without the reserved ones, ascending, as they are at the time of the look.
     pub fn used_frames(&self, block: BlockId) -> impl Iterator<Item = Pfn> + '_ {
         let first = (block.index() * FRAMES_PER_BLOCK) as u32;
-        (first..first + FRAMES_PER_BLOCK as u32).filter_map(|frame| {
-            use crate::FrameState::{Cached, Free, Reserved};
-            let state = self.state_at(frame);
-            (!matches!(state, Free | Cached | Reserved)).then(|| self.pfn(frame))
+        let huge = self.ledger(block).state() == BlockState::Huge;
+        let start = self.block_start(block);
+        (0..FRAMES_PER_BLOCK as u32).filter_map(move |offset| {
+            let state = self.descriptor_at(first + offset).load().state();
+            let used = huge || !matches!(state, FrameState::Free | FrameState::Reserved);
+            used.then(|| start.plus(u64::from(offset)))
         })
     }
+}
+
+/// Fills `out`; gives how many there were.
+fn fill(out: &mut [BlockId], blocks: impl Iterator<Item = BlockId>) -> usize {
+    out.iter_mut()
+        .zip(blocks)
+        .map(|(place, block)| *place = block)
+        .count()
 }
 
 /// The most blocks that are sorted at once.
@@ -353,7 +352,7 @@ const MAX_SORTED: usize = 64;
 
 /// Sorts at most [`MAX_SORTED`] blocks by `key`, then by number. The ledgers change meanwhile, so each block's key is read once:
 /// a sort that reads it anew for each comparison meets an order that contradicts itself, and panics.
-fn sort_by_one_look(blocks: &mut [BlockId], key: impl Fn(BlockId) -> (u32, u32)) {
+fn sort_by_one_look(blocks: &mut [BlockId], key: &dyn Fn(BlockId) -> (u32, u32)) {
     let mut keyed = [((0, 0), BlockId::new(0)); MAX_SORTED];
     let keyed = &mut keyed[..blocks.len()];
     for (place, &block) in keyed.iter_mut().zip(blocks.iter()) {

@@ -29,6 +29,18 @@ pub enum Cost {
     Reclaim(u32),
 }
 
+/// Masks interrupts on the CPU that calls.
+///
+/// Kernels free frames in interrupt handlers. A handler that interrupts its own CPU inside the allocator would wait for a lock
+/// that the interrupted code holds; so the allocator masks interrupts for the few instructions, at most some microseconds, for
+/// which it holds one.
+pub trait Interrupts: Sync + core::fmt::Debug {
+    /// Masks them; gives whether they were on before.
+    fn mask(&self) -> bool;
+    /// Brings them back to what [`mask`](Self::mask) found.
+    fn restore(&self, before: bool);
+}
+
 /// The machine below the memory manager.
 ///
 /// Frame contents are reached by number and position, never by reference: another CPU, or the host, may change them at

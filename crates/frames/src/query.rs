@@ -38,17 +38,15 @@ pub struct PageTypeInfo {
 }
 
 impl FrameAllocator<'_> {
-    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count.
+    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count. Exact while nothing is under way;
+    /// each CPU's part of the sum is looked at.
     pub fn free_frames(&self) -> u64 {
-        self.zones
-            .iter()
-            .map(|zone| zone.free().max(0) as u64)
-            .sum()
+        self.zones().map(|zone| self.zone_free_frames(zone)).sum()
     }
 
     /// The same of one zone.
     pub fn zone_free_frames(&self, zone: ZoneId) -> u64 {
-        self.zones[zone.index()].free().max(0) as u64
+        self.free_in(zone.index()).max(0) as u64
     }
 
     /// Frames in CPU caches, as they are at the time of the look. Takes no lock.
@@ -63,17 +61,14 @@ impl FrameAllocator<'_> {
         self.isolated_blocks.load(Ordering::Acquire)
     }
 
-    /// Wholly free blocks.
+    /// Wholly free blocks, those that CPUs keep for their next huge pages among them.
     pub fn free_blocks(&self) -> u64 {
-        self.zones
-            .iter()
-            .map(|zone| zone.whole().max(0) as u64)
-            .sum()
+        self.zones().map(|zone| self.zone_free_blocks(zone)).sum()
     }
 
     /// The same of one zone.
     pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
-        self.zones[zone.index()].whole().max(0) as u64
+        self.whole_in(zone.index()).max(0) as u64
     }
 
     /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).
@@ -150,23 +145,29 @@ impl FrameAllocator<'_> {
     /// Maximal aligned free runs of order 0 to 10 in open blocks, as `/proc/buddyinfo` counts them. Walks all blocks.
     pub fn buddyinfo(&self) -> [u32; 11] {
         let mut counts = [0; 11];
-        // The zone of the block below, if that one could be the lower half of an order-10 run.
-        let mut below = None;
+        // Where the block above must begin for both to be a run of order 10.
+        let mut upper = None;
         for block in self.blocks() {
             let ledger = self.ledger(block);
-            if ledger.is_whole() {
+            if ledger.counts_as_whole() {
+                let start = self.block_start(block);
                 let zone = self.zone_of_block(block);
-                if below == Some(zone) {
+                if upper == Some((zone, start)) {
                     counts[9] -= 1;
                     counts[10] += 1;
                 } else {
                     counts[9] += 1;
                 }
-                let lower = self.block_start(block).is_aligned(Order::MAX);
-                below = lower.then_some(zone);
+                let lower = start.is_aligned(Order::MAX);
+                upper = lower.then(|| {
+                    (
+                        zone,
+                        Pfn::new(start.get().wrapping_add(FRAMES_PER_BLOCK as u64)),
+                    )
+                });
                 continue;
             }
-            below = None;
+            upper = None;
             if ledger.state() == BlockState::Open {
                 count_runs(&self.words(block), &mut counts);
             }
@@ -184,11 +185,13 @@ impl FrameAllocator<'_> {
             match ledger.state() {
                 BlockState::Isolated => info.isolated += 1,
                 BlockState::Huge => info.huge += 1,
-                BlockState::Open if ledger.is_whole() => {
+                _ if ledger.counts_as_whole() => {
                     info.whole += 1;
                     info.free[row][9] += 1;
                 }
-                BlockState::Open => count_runs(&self.words(block), &mut info.free[row]),
+                BlockState::Open | BlockState::Spare => {
+                    count_runs(&self.words(block), &mut info.free[row]);
+                }
             }
             info.hybrid += u32::from(self.is_hybrid(block));
         }

@@ -6,8 +6,7 @@
 
 use crate::{
     BlockId, BlockState, FrameAllocator, FrameState, IsolatedBlock, Ledger, Pfn, Refusal, ZoneId,
-    allocator::{cost, info_word},
-    sync::Ordering,
+    allocator::info_word, place::REFUSED_ROW, sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
@@ -39,7 +38,7 @@ impl FrameAllocator<'_> {
     /// The frame for which `block` was refused last, if it was known.
     pub fn offender(&self, block: BlockId) -> Option<Pfn> {
         // Relaxed: a hint.
-        let info = self.info[block.index()].load(Ordering::Relaxed);
+        let info = self.record(block).info.load(Ordering::Relaxed);
         let offset = info >> info_word::OFFENDER & info_word::OFFENDER_MASK;
         let offset = offset.checked_sub(1)?;
         Some(self.block_start(block).plus(u64::from(offset)))
@@ -51,10 +50,10 @@ impl FrameAllocator<'_> {
             .map_or(0, |frame| frame.offset_in_block() as u32 + 1);
         let field = info_word::OFFENDER_MASK << info_word::OFFENDER;
         // Relaxed: published by the change of the ledger that follows; who finds the mark finds the offender.
-        let _ =
-            self.info[block.index()].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |info| {
-                Some(info & !field | offset << info_word::OFFENDER)
-            });
+        let info = &self.record(block).info;
+        let _ = info.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |info| {
+            Some(info & !field | offset << info_word::OFFENDER)
+        });
     }
 
     /// After the mark was set: the offender may be gone. If it was freed meanwhile, either that change of the ledger came
@@ -73,7 +72,7 @@ impl FrameAllocator<'_> {
 
     fn mark_refusal(&self, block: BlockId, refusal: Refusal) {
         // Nothing that can be taken changes, so no sum does.
-        let _ = self.change(block, |ledger: Ledger| {
+        let _ = self.change(block, None, &|ledger: Ledger| {
             let changes = ledger.state() == BlockState::Open && ledger.refusal() != refusal;
             changes.then(|| ledger.with_refusal(refusal))
         });
@@ -97,19 +96,19 @@ impl FrameAllocator<'_> {
         refusal: Refusal,
         start: BlockId,
     ) -> impl Iterator<Item = BlockId> + '_ {
-        let category = zone.index() * cost::COUNT + cost::REFUSED;
-        self.by_cost
-            .blocks(category, refusal as usize, start.index())
+        self.zones[zone.index()]
+            .by_cost
+            .blocks(REFUSED_ROW + refusal as usize, start.index())
     }
 
     /// The note of `block`: a word for whoever compacts, 0 at first.
     pub fn block_note(&self, block: BlockId) -> u64 {
         // Relaxed: a hint that nothing else hangs on.
-        self.notes[block.index()].load(Ordering::Relaxed)
+        self.record(block).note.load(Ordering::Relaxed)
     }
 
     /// Replaces the note of `block`.
     pub fn set_block_note(&self, block: BlockId, note: u64) {
-        self.notes[block.index()].store(note, Ordering::Relaxed);
+        self.record(block).note.store(note, Ordering::Relaxed);
     }
 }

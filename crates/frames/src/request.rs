@@ -102,4 +102,7 @@ pub enum FreeError {
     /// The frame is pinned: whoever pinned it may still use it. Remove the mark first.
     #[error("frame {0} is pinned; unpin it before it is freed")]
     Pinned(Pfn),
+    /// The frame has references: whoever holds them may still use it. Drop them first.
+    #[error("frame {0} has references; drop them before it is freed")]
+    Referenced(Pfn),
 }

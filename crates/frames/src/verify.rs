@@ -2,11 +2,7 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameState, Migratetype,
-    Order, Pfn,
-    allocator::{cost_place, heal_place, room_place},
-    config::MAX_ZONES,
-    free::class_of,
-    sync::Ordering,
+    Order, Pfn, config::MAX_ZONES, cpu::residue, drain::class_of, metadata::WORDS, sync::Ordering,
 };
 
 /// What does not fit together. Always a fault of this crate, or of a caller that changed frames it did not hold.
@@ -41,6 +37,22 @@ pub enum VerifyError {
     /// An index has the block in the wrong place.
     #[error("{0:?} is in the wrong place of the index by {1}")]
     Index(BlockId, &'static str),
+    /// A summary of an index has a bit too many or too few.
+    #[error("a summary of the index by {0} is wrong")]
+    Summary(&'static str),
+    /// A CPU keeps more of a sum to itself than it may, or has moved blocks and not said that it is done.
+    #[error("CPU {cpu} keeps {what} of {kept}")]
+    Cpu {
+        /// The CPU.
+        cpu: usize,
+        /// What.
+        what: &'static str,
+        /// How much.
+        kept: i64,
+    },
+    /// A frame was freed by two at once.
+    #[error("{0} frames were freed by two CPUs at the same time")]
+    FreedTwice(u64),
     /// A sum of a zone is wrong.
     #[error("zone {zone}: {what} is {kept}, should be {found}")]
     Zone {
@@ -53,8 +65,9 @@ pub enum VerifyError {
         /// What was found.
         found: i64,
     },
-    /// A cache holds a frame whose descriptor says otherwise, or of an isolated block, or there are others cached.
-    #[error("the CPU caches and the descriptors disagree about frame {0}")]
+    /// A free frame is in no field and no cache, or in two, or in the cache of a CPU that does not know of its block, or of an
+    /// isolated block.
+    #[error("frame {0} is free, and not in exactly one place")]
     Cache(Pfn),
     /// A free block's type or a huge page's head is not as it should be.
     #[error("{0:?} is no well-formed huge page")]
@@ -78,33 +91,45 @@ impl FrameAllocator<'_> {
     pub fn verify(&self) -> Result<(), VerifyError> {
         let mut free = [0i64; MAX_ZONES];
         let mut whole = [0i64; MAX_ZONES];
-        let (mut cached, mut isolated) = (0, 0);
+        let mut isolated = 0;
         for block in self.blocks() {
             let ledger = self.ledger(block);
             let zone = self.zone_of_block(block);
             match ledger.state() {
                 BlockState::Huge => self.verify_huge(block)?,
-                _ => cached += self.verify_frames(block)?,
+                _ => self.verify_frames(block)?,
             }
-            if ledger.state() == BlockState::Open {
-                free[zone.index()] += i64::from(ledger.free());
+            if (ledger.state() == BlockState::Spare) != (self.keepers(block) > 0)
+                || self.keepers(block) > 1
+            {
+                return Err(VerifyError::Huge(block));
             }
-            whole[zone.index()] += i64::from(ledger.is_whole());
+            free[zone.index()] += ledger.available();
+            whole[zone.index()] += i64::from(ledger.counts_as_whole());
             isolated += u32::from(ledger.state() == BlockState::Isolated);
-            for (index, place, name) in [
-                (&self.by_room, room_place(zone, ledger), "room"),
-                (&self.by_cost, cost_place(zone, ledger), "cost"),
-                (&self.by_heal, heal_place(zone, ledger), "heal"),
-            ] {
+            let of_zone = &self.zones[zone.index()];
+            let indexes = [&of_zone.by_room, &of_zone.by_cost, &of_zone.by_heal];
+            for ((index, place), name) in indexes.into_iter().zip(self.places(block)).zip(INDEXES) {
                 if !index.check(block, place) {
                     return Err(VerifyError::Index(block, name));
                 }
             }
         }
         for (number, zone) in self.zones.iter().enumerate() {
+            let indexes = [&zone.by_room, &zone.by_cost, &zone.by_heal];
+            for (index, name) in indexes.into_iter().zip(INDEXES) {
+                if !index.check_summaries() {
+                    return Err(VerifyError::Summary(name));
+                }
+            }
             for (what, kept, found) in [
-                ("free frames", zone.free(), free[number]),
-                ("free blocks", zone.whole(), whole[number]),
+                ("free frames", self.free_in(number), free[number]),
+                ("free blocks", self.whole_in(number), whole[number]),
+                (
+                    "moves ended",
+                    i64::from(self.moves_ended(number)),
+                    i64::from(self.moves_begun(number)),
+                ),
             ] {
                 if kept != found {
                     return Err(VerifyError::Zone {
@@ -116,31 +141,124 @@ impl FrameAllocator<'_> {
                 }
             }
         }
+        self.verify_cpus()?;
         let kept = self.isolated_blocks.load(Ordering::Acquire);
-        if kept != isolated {
-            return Err(VerifyError::Isolated {
-                kept,
-                found: isolated,
-            });
+        let by_residue: u32 = self
+            .isolated
+            .iter()
+            .map(|count| count.load(Ordering::Acquire))
+            .sum();
+        for kept in [kept, by_residue] {
+            if kept != isolated {
+                return Err(VerifyError::Isolated {
+                    kept,
+                    found: isolated,
+                });
+            }
         }
-        self.verify_caches(cached)
+        match self.double_frees.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            frames => Err(VerifyError::FreedTwice(frames)),
+        }
     }
 
-    /// Counts the frames of a block that is no huge page; gives how many are cached.
-    fn verify_frames(&self, block: BlockId) -> Result<u64, VerifyError> {
+    /// The parts of the sums that CPUs keep, and what their caches hold.
+    fn verify_cpus(&self) -> Result<(), VerifyError> {
+        for (cpu, slot) in self.cpus.iter().enumerate() {
+            for (number, zone) in self.zones.iter().enumerate() {
+                let kept = slot.delta(number);
+                if kept.abs() > zone.drift() {
+                    let what = "a part of the free frames";
+                    return Err(VerifyError::Cpu { cpu, what, kept });
+                }
+            }
+            let guard = self.lock_slot(slot);
+            let mut wrong = None;
+            for migratetype in Migratetype::ALL {
+                guard.cache(migratetype).for_each(&mut |frame| {
+                    let block = Self::block_of_index(frame);
+                    let bit = self.fields[block.index()].0[frame as usize / 64 % WORDS]
+                        .load(Ordering::Acquire)
+                        >> (frame % 64)
+                        & 1;
+                    let word = self.descriptor_at(frame).load();
+                    let fits = bit == 0
+                        && word.state() == FrameState::Free
+                        && self.ledger(block).state() == BlockState::Open
+                        && !slot.is_clear_of_by_filter(residue(block));
+                    if !fits {
+                        wrong = Some(frame);
+                    }
+                });
+            }
+            if let Some(frame) = wrong {
+                return Err(VerifyError::Cache(self.pfn(frame)));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many CPUs keep `block` as a spare one.
+    fn keepers(&self, block: BlockId) -> usize {
+        let mut count = 0;
+        for slot in self.cpus {
+            let guard = self.lock_slot(slot);
+            guard.for_each_spare(&mut |spare| count += usize::from(spare == block));
+        }
+        count
+    }
+
+    /// Frames of `block` in CPU caches by class, as bits.
+    fn cached_in(&self, block: BlockId) -> Result<[[u64; WORDS]; 4], VerifyError> {
+        let mut masks = [[0u64; WORDS]; 4];
+        let mut twice = None;
+        for slot in self.cpus {
+            if slot.is_clear_of_by_filter(residue(block)) {
+                continue;
+            }
+            let guard = self.lock_slot(slot);
+            for migratetype in Migratetype::ALL {
+                let class = class_of(migratetype) as usize;
+                guard.cache(migratetype).for_each(&mut |frame| {
+                    if Self::block_of_index(frame) != block {
+                        return;
+                    }
+                    let (word, bit) = (frame as usize / 64 % WORDS, 1 << (frame % 64));
+                    if masks.iter().any(|mask| mask[word] & bit != 0) {
+                        twice = Some(frame);
+                    }
+                    masks[class][word] |= bit;
+                });
+            }
+        }
+        match twice {
+            Some(frame) => Err(VerifyError::Cache(self.pfn(frame))),
+            None => Ok(masks),
+        }
+    }
+
+    /// Counts the frames of a block that is no huge page.
+    fn verify_frames(&self, block: BlockId) -> Result<(), VerifyError> {
         let ledger = self.ledger(block);
-        let (mut counts, mut free, mut cached) = ([0u16; 4], 0u16, 0);
-        // The class of the allocation that the frame is in, and how many frames of it are to come.
-        let (mut class, mut tails) = (FrameClass::Unmovable, 0);
+        let cached = self.cached_in(block)?;
+        let mut counts = [0u16; 4];
+        let mut free = 0;
+        let (mut tails, mut class) = (0, FrameClass::Unmovable);
         for offset in 0..FRAMES_PER_BLOCK {
-            let frame = block.index() * FRAMES_PER_BLOCK + offset;
-            let bit = self.fields[block.index()].0[offset / 64].load(Ordering::Acquire)
-                >> (offset % 64)
-                & 1
-                == 1;
-            let word = self.descriptors[frame].load();
-            let (pfn, state) = (self.pfn(frame as u32), word.state());
-            if bit != (state == FrameState::Free) {
+            let (at, shift) = (offset / 64, offset % 64);
+            let set = |word: u64| word >> shift & 1 == 1;
+            let bit = set(self.fields[block.index()].0[at].load(Ordering::Acquire));
+            let frame = (block.index() * FRAMES_PER_BLOCK + offset) as u32;
+            let word = self.descriptor_at(frame).load();
+            let (pfn, state) = (self.pfn(frame), word.state());
+            let in_cache = (0..4).find(|&class| set(cached[class][at]));
+            if bit && state != FrameState::Free {
+                return Err(VerifyError::Bit { pfn, bit, state });
+            }
+            if (state == FrameState::Free) != (bit != in_cache.is_some()) {
+                return Err(VerifyError::Cache(pfn));
+            }
+            if state == FrameState::Free && word != crate::descriptor::Word::new() {
                 return Err(VerifyError::Bit { pfn, bit, state });
             }
             if (state == FrameState::Tail) != (tails > 0) {
@@ -148,16 +266,32 @@ impl FrameAllocator<'_> {
             }
             if state == FrameState::Tail {
                 tails -= 1;
-            } else {
-                class = word.counted_class();
-                tails = (1usize << word.order()) - 1;
-            }
-            cached += u64::from(state == FrameState::Cached);
-            if bit {
-                free += 1;
-            } else {
                 counts[class as usize] += 1;
+                continue;
             }
+            // A head stands at a multiple of its size; the last tail ends before the block does.
+            let size = 1usize << word.order();
+            if !offset.is_multiple_of(size) {
+                return Err(VerifyError::Tail(pfn));
+            }
+            class = word.counted_class();
+            tails = size - 1;
+            match in_cache {
+                Some(class) => counts[class] += 1,
+                None if bit => free += 1,
+                None => counts[class as usize] += 1,
+            }
+        }
+        if tails > 0 {
+            return Err(VerifyError::Tail(self.block_start(block)));
+        }
+        if self.reserved_in(block) > ledger.unmovable() {
+            return Err(VerifyError::Count {
+                block,
+                what: "reserved",
+                ledger: ledger.unmovable(),
+                found: self.reserved_in(block),
+            });
         }
         let immovable =
             counts[FrameClass::Unmovable as usize] + counts[FrameClass::Reclaimable as usize];
@@ -184,61 +318,51 @@ impl FrameAllocator<'_> {
                 });
             }
         }
-        Ok(cached)
+        Ok(())
     }
 
     fn verify_huge(&self, block: BlockId) -> Result<(), VerifyError> {
-        let ledger = self.ledger(block);
-        let start = self.block_start(block);
+        let wrong = Err(VerifyError::Huge(block));
+        let (ledger, start) = (self.ledger(block), self.block_start(block));
         let head = self.head(start);
-        let word = self
-            .frame_index(head)
-            .map(|frame| self.descriptors[frame as usize].load())
-            .ok_or(VerifyError::Huge(block))?;
-        let is_head = !matches!(
-            word.state(),
-            FrameState::Free | FrameState::Cached | FrameState::Reserved | FrameState::Tail
-        ) && word.order() >= Order::HUGE.get();
-        let bits_clear = self.fields[block.index()]
+        let Some(frame) = self.frame_index(head) else {
+            return wrong;
+        };
+        let word = self.descriptor_at(frame).load();
+        let is_head = word.is_held() && word.order() >= Order::HUGE.get();
+        // The second half of an order-10 allocation has no head of its own, and the first one is huge, too.
+        let pair = word.order() == Order::MAX.get();
+        let fits = if pair {
+            let (lower, upper) = (Self::block_of_index(frame), self.block_above_of(frame));
+            head.is_aligned(Order::MAX)
+                && [Some(lower), upper].iter().flatten().count() == 2
+                && (head == start || upper == Some(block))
+                && upper.is_some_and(|upper| self.ledger(upper).state() == BlockState::Huge)
+        } else {
+            head == start
+        };
+        // They stay set while the block is one allocation.
+        let bits_set = self.fields[block.index()]
             .0
             .iter()
-            .all(|bits| bits.load(Ordering::Acquire) == 0);
+            .all(|bits| bits.load(Ordering::Acquire) == u64::MAX);
         let tails_untouched = (0..FRAMES_PER_BLOCK).all(|offset| {
-            let frame = block.index() * FRAMES_PER_BLOCK + offset;
-            self.pfn(frame as u32) == head
-                || self.descriptors[frame].load().state() == FrameState::Free
+            let frame = (block.index() * FRAMES_PER_BLOCK + offset) as u32;
+            let at_head = offset == 0 && head == start;
+            at_head || self.descriptor_at(frame).load() == crate::descriptor::Word::new()
         });
         let counted = ledger.class_count(word.counted_class()) as usize == FRAMES_PER_BLOCK;
-        if is_head && bits_clear && tails_untouched && counted {
+        if is_head && fits && bits_set && tails_untouched && counted {
             Ok(())
         } else {
-            Err(VerifyError::Huge(block))
+            wrong
         }
     }
 
-    fn verify_caches(&self, cached: u64) -> Result<(), VerifyError> {
-        let mut found = 0;
-        for slot in self.cpus {
-            let guard = slot.lock();
-            for migratetype in Migratetype::ALL {
-                for position in 0..guard.len(migratetype) {
-                    let frame = guard.peek(migratetype, position);
-                    let word = self.descriptors[frame as usize].load();
-                    let block = Self::block_of_index(frame);
-                    let fits = word.state() == FrameState::Cached
-                        && word.class() == class_of(migratetype)
-                        && self.ledger(block).state() != BlockState::Isolated;
-                    if !fits {
-                        return Err(VerifyError::Cache(self.pfn(frame)));
-                    }
-                    found += 1;
-                }
-            }
-        }
-        if found == cached {
-            Ok(())
-        } else {
-            Err(VerifyError::Cache(self.base()))
-        }
+    fn block_above_of(&self, frame: u32) -> Option<BlockId> {
+        self.block_above(Self::block_of_index(frame))
     }
 }
+
+/// The names of a zone's indexes.
+const INDEXES: [&str; 3] = ["room", "cost", "heal"];

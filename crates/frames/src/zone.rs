@@ -1,148 +1,132 @@
-//! Zones: watermarks, the whole-block reserve, and the sums that both are tested against.
+//! Zones: their blocks, watermarks, the whole-block reserve, and their own share of the sums.
 
 use crate::{
-    Watermarks,
+    BlockId, FrameAllocator, Ledger, Pfn, Watermark, Watermarks, ZoneId,
     config::ZoneConfig,
-    sync::{AtomicU64, Mutex, Ordering},
+    cpu::CpuGuard,
+    index::{Index, Place},
+    place::{cost_place, evacuation_cost, heal_place, room_place},
+    sync::{AtomicU32, AtomicU64, Ordering},
 };
 
-/// A zone's sums. Relaxed, but for the moves: each is a number on its own, and the ledgers decide.
-#[derive(Debug)]
+/// A zone's own share of its sums, see [`sums`](crate::sums). In a cache line apart from what is only read.
+#[derive(Debug, Default)]
 #[repr(align(64))]
-pub(crate) struct Zone {
+pub(crate) struct Share {
     /// Frames that can be taken, in open blocks. Signed, since a freer may be late.
-    free: AtomicU64,
-    /// Wholly free open blocks.
-    whole: AtomicU64,
-    managed: AtomicU64,
-    /// Moves of blocks in the room index that were begun.
-    begun: AtomicU64,
+    pub free: AtomicU64,
+    /// Wholly free blocks. Signed.
+    pub whole: AtomicU64,
+    pub managed: AtomicU64,
+    /// Moves of blocks in the room index that were begun by those who hold no CPU's lock.
+    pub begun: AtomicU64,
     /// And those among them that have ended.
-    ended: AtomicU64,
+    pub ended: AtomicU64,
+}
+
+/// Memory with marks of its own.
+#[derive(Debug)]
+pub(crate) struct Zone<'m> {
+    pub share: Share,
+    /// The first block, and how many there are.
+    pub first: u32,
+    present: AtomicU32,
+    /// How many there may be.
+    pub capacity: u32,
+    pub reserve: u32,
     min: AtomicU64,
     low: AtomicU64,
     high: AtomicU64,
-    pub reserve: u32,
-    /// Held while a block is claimed that must not be one of the reserve.
-    claiming: Mutex<()>,
+    /// The most that a CPU keeps of the sum of free frames to itself, and that for all CPUs.
+    drift: AtomicU64,
+    slack: AtomicU64,
+    pub by_room: Index<'m>,
+    pub by_cost: Index<'m>,
+    pub by_heal: Index<'m>,
     pub name: &'static str,
 }
 
-impl Zone {
-    pub fn new(config: &ZoneConfig<'_>) -> Self {
-        let marks = config.watermarks;
-        Self {
-            min: AtomicU64::new(marks.min),
-            low: AtomicU64::new(marks.low),
-            high: AtomicU64::new(marks.high),
+/// A mark beyond this is this: sums are signed.
+const HIGHEST_MARK: u64 = i64::MAX as u64 / 4;
+
+impl<'m> Zone<'m> {
+    pub fn new(
+        config: &ZoneConfig<'_>,
+        first: u32,
+        capacity: u32,
+        indexes: [Index<'m>; 3],
+    ) -> Self {
+        let [by_room, by_cost, by_heal] = indexes;
+        let zone = Self {
+            first,
+            capacity,
             reserve: config.reserve_blocks,
+            by_room,
+            by_cost,
+            by_heal,
             name: config.name,
             ..Self::absent()
-        }
+        };
+        zone.set_marks(config.watermarks);
+        zone
     }
 
     pub fn absent() -> Self {
         Self {
-            free: AtomicU64::new(0),
-            whole: AtomicU64::new(0),
-            managed: AtomicU64::new(0),
-            begun: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
+            share: Share::default(),
+            first: 0,
+            present: AtomicU32::new(0),
+            capacity: 0,
+            reserve: 0,
             min: AtomicU64::new(0),
             low: AtomicU64::new(0),
             high: AtomicU64::new(0),
-            reserve: 0,
-            claiming: Mutex::new(()),
+            drift: AtomicU64::new(0),
+            slack: AtomicU64::new(0),
+            by_room: Index::default(),
+            by_cost: Index::default(),
+            by_heal: Index::default(),
             name: "",
         }
     }
 
-    pub fn free(&self) -> i64 {
-        self.free.load(Ordering::Relaxed) as i64
+    /// How many blocks there are, from `first` on.
+    pub fn present(&self) -> u32 {
+        // Acquire: pairs with `set_present`.
+        self.present.load(Ordering::Acquire)
     }
 
-    pub fn whole(&self) -> i64 {
-        self.whole.load(Ordering::Relaxed) as i64
+    pub fn set_present(&self, blocks: u32) {
+        // Release: who counts a block finds its tables.
+        self.present.store(blocks, Ordering::Release);
     }
 
     pub fn managed(&self) -> i64 {
-        self.managed.load(Ordering::Relaxed) as i64
-    }
-
-    pub fn add_free(&self, frames: i64) {
-        if frames != 0 {
-            self.free.fetch_add(frames as u64, Ordering::Relaxed);
-        }
-    }
-
-    pub fn add_whole(&self, blocks: i64) {
-        self.whole.fetch_add(blocks as u64, Ordering::Relaxed);
-    }
-
-    /// Runs `claim`, which takes a whole block, unless that would leave fewer of the `whole` ones than the reserve keeps.
-    pub fn sparing<R>(
-        &self,
-        whole: impl FnOnce() -> i64,
-        claim: impl FnOnce() -> Option<R>,
-    ) -> Option<R> {
-        if self.reserve == 0 {
-            // The sum follows the ledgers late; where nothing is kept the search alone decides.
-            return claim();
-        }
-        // One after the other, so that two CPUs do not both take the last block to spare. Nothing else is locked inside.
-        let _claiming = self.claiming.lock();
-        if whole() <= i64::from(self.reserve) {
-            return None;
-        }
-        claim()
-    }
-
-    /// Before the bitmaps of the room index change. Relaxed: who sees a change of them, by their acquire, sees this.
-    pub fn begin_move(&self) {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// After the bitmaps changed. Release: pairs with [`moves_ended`](Self::moves_ended).
-    pub fn end_move(&self) {
-        self.ended.fetch_add(1, Ordering::Release);
-    }
-
-    pub fn moves_begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Acquire: all moves counted are in the bitmaps that the caller looks at next.
-    pub fn moves_ended(&self) -> u64 {
-        self.ended.load(Ordering::Acquire)
+        self.share.managed.load(Ordering::Relaxed) as i64
     }
 
     pub fn add_managed(&self, frames: i64) {
-        self.managed.fetch_add(frames as u64, Ordering::Relaxed);
+        // Relaxed: a number on its own.
+        self.share
+            .managed
+            .fetch_add(frames as u64, Ordering::Relaxed);
     }
 
-    /// Books up to `want` frames, leaving `mark`; what is not taken from a block must be given back by [`Self::add_free`].
-    pub fn book(&self, want: usize, mark: u64) -> usize {
-        let mut granted = 0;
-        let _ = self
-            .free
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
-                let above = (free as i64).saturating_sub(mark as i64).max(0) as u64;
-                granted = above.min(want as u64);
-                (granted > 0).then(|| free.wrapping_sub(granted))
-            });
-        granted as usize
+    /// Divides what may drift among `cpus`, for so many frames of the zone.
+    pub fn set_drift(&self, frames: u64, cpus: usize) {
+        let drift = (frames / (64 * cpus as u64)).min(4096);
+        self.drift.store(drift, Ordering::Relaxed);
+        self.slack.store(drift * cpus as u64, Ordering::Relaxed);
     }
 
-    /// Books all of `frames`, leaving `mark`, or none; whether it did.
-    pub fn book_all(&self, frames: u64, mark: u64) -> bool {
-        frames == 0
-            || self
-                .free
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
-                    let above = (free as i64).saturating_sub(mark as i64);
-                    (above >= frames as i64).then(|| free.wrapping_sub(frames))
-                })
-                .is_ok()
+    #[inline]
+    pub fn drift(&self) -> i64 {
+        self.drift.load(Ordering::Relaxed) as i64
+    }
+
+    #[inline]
+    pub fn slack(&self) -> i64 {
+        self.slack.load(Ordering::Relaxed) as i64
     }
 
     pub fn marks(&self) -> Watermarks {
@@ -157,5 +141,160 @@ impl Zone {
         self.min.store(marks.min, Ordering::Relaxed);
         self.low.store(marks.low, Ordering::Relaxed);
         self.high.store(marks.high, Ordering::Relaxed);
+    }
+
+    /// What a request must leave.
+    #[inline]
+    pub fn mark(&self, watermark: Watermark) -> i64 {
+        let mark = match watermark {
+            Watermark::None => return 0,
+            Watermark::Min => &self.min,
+            Watermark::Low => &self.low,
+            Watermark::High => &self.high,
+        };
+        mark.load(Ordering::Relaxed).min(HIGHEST_MARK) as i64
+    }
+}
+
+impl<'m> FrameAllocator<'m> {
+    /// How many zones there are.
+    pub fn zones(&self) -> impl Iterator<Item = ZoneId> + use<> {
+        (0..self.zone_count as u8).map(ZoneId::new)
+    }
+
+    /// Zone numbers in the order in which requests try them.
+    pub(crate) fn zone_order(&self) -> core::iter::Rev<core::ops::Range<usize>> {
+        (0..self.zone_count).rev()
+    }
+
+    /// The zone of `pfn`'s block; `None` where this allocator has no memory.
+    pub fn zone_of(&self, pfn: Pfn) -> Option<ZoneId> {
+        self.block_of(pfn).map(|block| self.zone_of_block(block))
+    }
+
+    /// All blocks, zone by zone in the order of [`Config::zones`](crate::Config::zones), in each ascending.
+    pub fn blocks(&self) -> impl DoubleEndedIterator<Item = BlockId> + use<> {
+        let present = |zone: &Zone<'_>| (zone.first, zone.first + zone.present());
+        let zones: [(u32, u32); crate::MAX_ZONES] =
+            core::array::from_fn(|z| present(&self.zones[z]));
+        zones
+            .into_iter()
+            .flat_map(|(first, end)| (first..end).map(BlockId::new))
+    }
+
+    /// How many blocks there are.
+    pub fn block_count(&self) -> usize {
+        self.zones.iter().map(|zone| zone.present() as usize).sum()
+    }
+
+    /// Whether there is such a block.
+    pub fn has_block(&self, block: BlockId) -> bool {
+        let inside = |zone: &Zone<'_>| {
+            (block.index() as u32)
+                .checked_sub(zone.first)
+                .is_some_and(|at| at < zone.present())
+        };
+        self.zones.iter().any(inside)
+    }
+
+    #[inline]
+    pub(crate) fn zone_at(&self, block: BlockId) -> &Zone<'m> {
+        &self.zones[self.zone_of_block(block).index()]
+    }
+
+    /// What compaction pays for `block`.
+    #[inline]
+    pub(crate) fn cost_of(&self, block: BlockId, ledger: Ledger) -> usize {
+        match self.cost {
+            None => evacuation_cost(ledger),
+            Some(cost) => cost(ledger, self.block_tally(block)) as usize,
+        }
+    }
+
+    #[inline]
+    fn cost_place_of(&self, block: BlockId, ledger: Ledger) -> Place {
+        cost_place(ledger, self.cost_of(block, ledger))
+    }
+
+    /// Where the three indexes should have `block`.
+    pub(crate) fn places(&self, block: BlockId) -> [Place; 3] {
+        let ledger = self.ledger(block);
+        [
+            room_place(ledger),
+            self.cost_place_of(block, ledger),
+            heal_place(ledger),
+        ]
+    }
+
+    /// Moves the block in the indexes whose order it left when its ledger changed from `old` to `new`.
+    pub(crate) fn reindex(
+        &self,
+        block: BlockId,
+        guard: Option<&CpuGuard<'_>>,
+        old: Ledger,
+        new: Ledger,
+    ) {
+        let zone = self.zone_at(block);
+        let (from, to) = (room_place(old), room_place(new));
+        if from != to {
+            self.move_by_room(block, guard, from, to);
+        } else {
+            // Whoever brought the block to this place may not have come to file it yet, and what it freed is ours to find.
+            zone.by_room
+                .ensure(block, to, &|| room_place(self.ledger(block)));
+        }
+        let (from, to) = (
+            self.cost_place_of(block, old),
+            self.cost_place_of(block, new),
+        );
+        if from != to {
+            self.move_by_cost(block, from, to);
+        }
+        let (from, to) = (heal_place(old), heal_place(new));
+        if from != to {
+            zone.by_heal
+                .moved(block, from, to, &|| heal_place(self.ledger(block)));
+        }
+    }
+
+    fn move_by_cost(&self, block: BlockId, from: Place, to: Place) {
+        let wanted = || self.cost_place_of(block, self.ledger(block));
+        self.zone_at(block).by_cost.moved(block, from, to, &wanted);
+    }
+
+    /// Files `block` by its cost after its tally changed from `old`.
+    pub(crate) fn refile_by_cost(&self, block: BlockId, old: u64) {
+        if let Some(cost) = self.cost {
+            let ledger = self.ledger(block);
+            let from = cost_place(ledger, cost(ledger, old) as usize);
+            let to = self.cost_place_of(block, ledger);
+            if from != to {
+                self.move_by_cost(block, from, to);
+            }
+        }
+    }
+
+    pub(crate) fn move_by_room(
+        &self,
+        block: BlockId,
+        guard: Option<&CpuGuard<'_>>,
+        from: Place,
+        to: Place,
+    ) {
+        let zone = self.zone_of_block(block).index();
+        self.begin_move(zone, guard);
+        self.zones[zone]
+            .by_room
+            .moved(block, from, to, &|| room_place(self.ledger(block)));
+        self.end_move(zone, guard);
+    }
+
+    /// Moves a block that a search found in row `found` although its ledger says otherwise: the one that changed the ledger
+    /// has not come to it yet.
+    pub(crate) fn refile(&self, block: BlockId, found: usize) {
+        let (found, right) = (Place::row(found), room_place(self.ledger(block)));
+        if found != right {
+            self.move_by_room(block, None, found, right);
+        }
     }
 }

@@ -33,6 +33,7 @@ fn with(test: impl FnOnce(&FrameAllocator<'_>)) {
         cpus: 2,
         placement: Placement::LowestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).expect("sound")];
     let frames = FrameAllocator::new(&config, &mut metadata).expect("enough metadata memory");
@@ -52,19 +53,14 @@ fn marks_and_references_of_a_frame() {
         frames.set_generation(pfn, 13);
         assert_eq!(frames.generation(pfn), 13 & 7);
         assert!(!frames.put_ref(pfn), "there was none");
-        for count in 1..=u16::MAX {
+        for count in 1..=31 {
             assert!(frames.get_ref(pfn));
-            if count % 9999 == 0 {
-                assert_eq!(frames.frame(pfn).map(|info| info.refcount), Some(count));
-            }
+            assert_eq!(frames.frame(pfn).map(|info| info.refcount), Some(count));
         }
         assert!(!frames.get_ref(pfn), "the count is full");
         assert!(frames.put_ref(pfn));
         let info = frames.frame(pfn).expect("inside");
-        assert_eq!(
-            (info.refcount, info.flags),
-            (u16::MAX - 1, FrameFlags::DIRTY)
-        );
+        assert_eq!((info.refcount, info.flags), (30, FrameFlags::DIRTY));
         assert_eq!(info.state, FrameState::Owned, "nothing spilt over");
     });
 }
@@ -312,6 +308,6 @@ fn zones_by_their_numbers() {
             }
         );
         assert_eq!(frames.block_start(BlockId::new(3)), START.plus(3 * 512));
-        assert_eq!((frames.cpu_count(), frames.blocks().len()), (2, 4));
+        assert_eq!((frames.cpu_count(), frames.block_count()), (2, 4));
     });
 }

@@ -49,6 +49,7 @@ fn explore_with_reserve(blocks: u64, reserve_blocks: u32, test: fn(&FrameAllocat
             cpus: 2,
             placement: Placement::FullestFirst,
             fallback: Fallback::Evacuate,
+            ..Config::default()
         };
         let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
         let frames = FrameAllocator::new(&config, &mut metadata).unwrap();

@@ -24,6 +24,7 @@ fn with_blocks(used: &[usize], test: impl FnOnce(&FrameAllocator<'_>)) {
         cpus: 1,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();

@@ -137,7 +137,7 @@ impl Worker<'_> {
     }
 
     fn block(&mut self) -> BlockId {
-        BlockId::new(self.below(self.arena.frames.blocks().len() as u64) as u32)
+        BlockId::new(self.below(self.arena.frames.block_count() as u64) as u32)
     }
 
     fn free_many(&mut self) {
@@ -314,11 +314,12 @@ fn hammer(cpu_of: &[u16], cpus: u16, placement: Placement, fallback: Fallback, s
         cpus,
         placement,
         fallback,
+        ..Config::default()
     };
     let mut metadata =
         vec![0; FrameAllocator::metadata_bytes(&config).expect("a sound configuration")];
     let frames = FrameAllocator::new(&config, &mut metadata).expect("enough metadata memory");
-    let span = frames.blocks().len() * FRAMES_PER_BLOCK;
+    let span = frames.block_count() * FRAMES_PER_BLOCK;
     let arena = Arena {
         frames: &frames,
         held: (0..span).map(|_| AtomicBool::new(false)).collect(),
@@ -407,6 +408,7 @@ fn blocks_are_sorted_while_they_change() {
         cpus: 2,
         placement: Placement::LowestFirst,
         fallback: Fallback::Steal,
+        ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();

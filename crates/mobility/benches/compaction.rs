@@ -103,6 +103,7 @@ fn with_memory(gib: usize, test: impl FnOnce(&FrameAllocator<'_>)) {
         cpus: 1,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     };
     let bytes = FrameAllocator::metadata_bytes(&config).expect("a good configuration");
     let mut metadata = vec![0; bytes];
@@ -112,7 +113,7 @@ fn with_memory(gib: usize, test: impl FnOnce(&FrameAllocator<'_>)) {
 
 /// Every block keeps [`USED`] frames; in one of `every` blocks the first is not given up.
 fn fill(frames: &FrameAllocator<'_>, every: usize) -> usize {
-    let mut all = vec![Pfn::default(); frames.blocks().len() * FRAMES_PER_BLOCK];
+    let mut all = vec![Pfn::default(); frames.block_count() * FRAMES_PER_BLOCK];
     let count = frames.alloc_bulk(CPU, AllocRequest::movable(), &mut all);
     assert_eq!(count, all.len());
     let mut kept = 0;

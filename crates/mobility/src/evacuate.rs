@@ -231,7 +231,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Why a block is not begun, by its ledger and its frames; takes its used frames off `room`.
     fn unfit(&self, block: BlockId, room: &mut usize) -> Option<EvacuateError> {
-        if block.index() >= self.frames.blocks().len() {
+        if !self.frames.has_block(block) {
             return Some(EvacuateError::Isolate(IsolateError::Unknown));
         }
         let ledger = self.frames.ledger(block);

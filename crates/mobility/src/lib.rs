@@ -113,6 +113,7 @@
 //!     cpus: 1,
 //!     placement: Placement::FullestFirst,
 //!     fallback: Fallback::Evacuate,
+//!     ..Config::default()
 //! };
 //! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&layout)?];
 //! let frames = FrameAllocator::new(&layout, &mut metadata)?;

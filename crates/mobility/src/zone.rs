@@ -57,7 +57,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         &self,
         blocks: &[BlockId],
     ) -> Option<ArrayVec<ZoneGuard<'_>, MAX_ZONES>> {
-        let known = |block: &&BlockId| block.index() < self.frames.blocks().len();
+        let known = |block: &&BlockId| self.frames.has_block(**block);
         let mut guards = ArrayVec::new();
         for zone in self.frames.zones() {
             let mut known = blocks.iter().filter(known);

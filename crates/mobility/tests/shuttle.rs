@@ -149,6 +149,7 @@ impl World {
             cpus: 3,
             placement: Placement::LowestFirst,
             fallback: Fallback::Steal,
+            ..Config::default()
         };
         let bytes = FrameAllocator::metadata_bytes(&config).unwrap();
         let frames: &'static _ = Box::leak(Box::new(

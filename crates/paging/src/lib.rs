@@ -53,6 +53,7 @@
 //!     cpus: guest::CPUS,
 //!     placement: Placement::FullestFirst,
 //!     fallback: Fallback::Evacuate,
+//!     ..Config::default()
 //! };
 //! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config)?];
 //! let frames = FrameAllocator::new(&config, &mut metadata)?;

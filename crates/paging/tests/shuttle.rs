@@ -139,6 +139,7 @@ impl World {
             cpus: CPUS,
             placement: Placement::LowestFirst,
             fallback: Fallback::Steal,
+            ..Config::default()
         };
         let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
         let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());

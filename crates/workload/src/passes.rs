@@ -244,6 +244,7 @@ impl PassBook {
             let kind = match ledger.state() {
                 BlockState::Huge => &mut census.huge,
                 BlockState::Isolated => &mut census.isolated,
+                BlockState::Spare => &mut census.free,
                 BlockState::Open if reserved => &mut census.reserved,
                 BlockState::Open if ledger.unmovable() == 0 && !movable => &mut census.free,
                 BlockState::Open if ledger.unmovable() == 0 => &mut census.movable,

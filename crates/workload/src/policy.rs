@@ -34,6 +34,7 @@ impl ColumnPolicy {
             cpus,
             placement: self.placement,
             fallback: self.fallback,
+            ..Config::default()
         }
     }
 

@@ -81,6 +81,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
         cpus: CPUS,
         placement: Placement::LowestFirst,
         fallback: Fallback::Steal,
+        ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();

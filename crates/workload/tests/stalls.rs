@@ -37,6 +37,7 @@ fn starved(fallback: Fallback, given: usize, request: AllocRequest) -> u64 {
         cpus: CPUS,
         placement: Placement::LowestFirst,
         fallback,
+        ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();

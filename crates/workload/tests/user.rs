@@ -131,6 +131,7 @@ fn with_machine<R>(
         cpus: guest::CPUS,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();

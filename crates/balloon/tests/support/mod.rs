@@ -104,6 +104,7 @@ pub fn memory(zones: &[u64]) -> &'static FrameAllocator<'static> {
         cpus: 1,
         placement: Placement::LowestFirst,
         fallback: Fallback::Steal,
+        ..Config::default()
     };
     let metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     Box::leak(Box::new(

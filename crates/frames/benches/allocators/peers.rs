@@ -57,6 +57,7 @@ impl Dirigible {
             cpus: cpus as u16,
             placement: Placement::FullestFirst,
             fallback: Fallback::Evacuate,
+            ..FramesConfig::default()
         })
     }
 }

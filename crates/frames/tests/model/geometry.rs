@@ -129,6 +129,7 @@ impl Geometry {
             cpus: self.cpus,
             placement: self.placement,
             fallback: self.fallback,
+            ..Config::default()
         };
         let bytes = FrameAllocator::metadata_bytes(&config).expect("a sound configuration");
         // Old contents must not matter.

@@ -5,7 +5,7 @@ use dirigible_frames::{
     FrameClass, FrameState, Migratetype, Order, Pfn, Watermark, Watermarks, ZoneId,
 };
 
-use crate::geometry::Geometry;
+use crate::{geometry::Geometry, model::all_frames};
 
 /// One moment of an allocator.
 pub struct Oracle<'a> {
@@ -16,9 +16,8 @@ pub struct Oracle<'a> {
 
 impl<'a> Oracle<'a> {
     pub fn new(geometry: &'a Geometry, frames: &'a FrameAllocator<'a>) -> Self {
-        let pfn = |index: usize| frames.base().plus(index as u64);
-        let free = (0..frames.blocks().len() * FRAMES_PER_BLOCK)
-            .map(|index| frames.state(pfn(index)) == FrameState::Free)
+        let free = all_frames(frames)
+            .map(|pfn| frames.state(pfn) == FrameState::Free)
             .collect();
         Self {
             geometry,
@@ -62,11 +61,13 @@ impl<'a> Oracle<'a> {
 
     /// Whether the lower of two whole blocks could be the head of an order-10 allocation.
     fn pair(&self, block: BlockId) -> bool {
-        let next = BlockId::new(block.index() as u32 + 1);
+        let whole = |block: BlockId| {
+            let ledger = self.frames.ledger(block);
+            ledger.is_whole() || ledger.state() == BlockState::Spare
+        };
         self.frames.block_start(block).is_aligned(Order::MAX)
-            && next.index() < self.frames.blocks().len()
-            && self.frames.zone_of_block(next) == self.frames.zone_of_block(block)
-            && [block, next].map(|b| self.frames.ledger(b).is_whole()) == [true; 2]
+            && whole(block)
+            && self.frames.block_above(block).is_some_and(whole)
     }
 
     /// Whether `block` could have served `request`, watermarks aside.
@@ -171,16 +172,16 @@ impl<'a> Oracle<'a> {
             match ledger.state() {
                 BlockState::Isolated => isolated += 1,
                 BlockState::Huge => huge += 1,
-                BlockState::Open => {
+                BlockState::Open | BlockState::Spare => {
                     let first = block.index() * FRAMES_PER_BLOCK;
-                    whole += u32::from(ledger.is_whole());
+                    whole += u32::from(ledger.free() as usize == FRAMES_PER_BLOCK);
                     self.runs(first, 9, &mut by_type[row]);
                     if upper == Some(block) {
                         continue;
                     }
                     if self.pair(block) {
                         buddies[10] += 1;
-                        upper = Some(BlockId::new(block.index() as u32 + 1));
+                        upper = frames.block_above(block);
                     } else {
                         self.runs(first, 9, &mut buddies);
                     }
@@ -248,14 +249,14 @@ impl<'a> Oracle<'a> {
         assert_eq!(found[..count], expected);
     }
 
-    /// Frames of `class` by the descriptors, cached ones included and reserved ones left out.
+    /// Frames of `class` by the descriptors; cached and reserved ones are left out.
     pub fn count(&self, class: FrameClass) -> u64 {
-        let pfns = (0..self.free.len()).map(|index| self.frames.base().plus(index as u64));
+        let pfns = all_frames(self.frames);
         let counts = |pfn: &Pfn| {
             let head = self.frames.head(*pfn);
             let used = !matches!(
                 self.frames.state(*pfn),
-                FrameState::Free | FrameState::Reserved
+                FrameState::Free | FrameState::Cached | FrameState::Reserved
             );
             used && self.frames.class(head) == class
         };

@@ -67,6 +67,7 @@ impl Machine {
             cpus: self.cpus,
             placement: self.placement,
             fallback: self.fallback,
+            ..Config::default()
         };
         let bytes = FrameAllocator::metadata_bytes(&config).expect("a sound configuration");
         let mut metadata = vec![0; bytes];

@@ -28,7 +28,7 @@ fn pitfall_10_an_owner_word_of_another_kind_is_not_followed() {
             let class = 1 + random.below(3) as u8;
             // Garbage in the word, and everything else at random.
             frames.set_owner(pfn, owner(class), random.below(usize::MAX) as u64);
-            frames.set_flags(pfn, FrameFlags::from_bits(random.below(16) as u8));
+            frames.set_flags(pfn, FrameFlags::from_bits(random.below(16) as u16));
             let state = states[random.below(states.len())];
             for step in path(state) {
                 frames
@@ -142,8 +142,8 @@ fn assert_blank(frames: &FrameAllocator<'_>, pfn: Pfn) {
 
 /// Leaves all marks that a frame can have.
 fn mark(frames: &FrameAllocator<'_>, pfn: Pfn) {
-    frames.set_owner(pfn, owner(200), u64::MAX);
-    frames.set_flags(pfn, FrameFlags::from_bits(u8::MAX));
+    frames.set_owner(pfn, owner(31), u64::MAX);
+    frames.set_flags(pfn, FrameFlags::from_bits(u16::MAX));
     // What is pinned cannot be freed.
     assert_eq!(
         frames.free(A, pfn, frames.order(pfn)),
@@ -151,7 +151,13 @@ fn mark(frames: &FrameAllocator<'_>, pfn: Pfn) {
     );
     frames.clear_flags(pfn, FrameFlags::PINNED);
     frames.set_generation(pfn, 7);
+    // Nor what others refer to.
     assert!(frames.get_ref(pfn));
+    assert_eq!(
+        frames.free(A, pfn, frames.order(pfn)),
+        Err(FreeError::Referenced(pfn))
+    );
+    assert!(frames.put_ref(pfn));
 }
 
 #[test]

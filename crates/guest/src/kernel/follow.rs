@@ -52,6 +52,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         cpus: guest.cpus,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     };
     let bytes = FrameAllocator::metadata_bytes(&config).map_err(|error| text(&error))?;
     let frames =

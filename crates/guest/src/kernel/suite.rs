@@ -152,6 +152,7 @@ fn with_config<T>(guest: &Guest, run: impl FnOnce(&Config<'_>) -> T) -> T {
         cpus: guest.cpus,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     })
 }
 

@@ -87,6 +87,7 @@ pub fn guest_that_keeps(
         cpus: platform.cpus(),
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        ..Config::default()
     };
     let metadata = machine.ram().metadata_slice().unwrap();
     assert!(FrameAllocator::metadata_bytes(&config_frames).unwrap() <= metadata.len());

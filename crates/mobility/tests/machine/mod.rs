@@ -342,6 +342,7 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
         cpus: 2,
         placement: Placement::FullestFirst,
         fallback: Fallback::Steal,
+        ..Config::default()
     };
     let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
     let frames: &'static _ = Box::leak(Box::new(FrameAllocator::new(&layout, metadata).unwrap()));

@@ -134,6 +134,7 @@ fn build(
         cpus: CPUS,
         placement,
         fallback,
+        ..Config::default()
     };
     let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
     let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());

@@ -379,7 +379,7 @@ pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) 
         smp::on_all(&|cpu| {
             if cpu.index() == 0 {
                 let mut at = 0;
-                let blocks: u64 = manager.frames.blocks().len() as u64;
+                let blocks: u64 = manager.frames.block_count() as u64;
                 while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
                     at = (at + 1) % blocks;
                     let block = dirigible_frames::BlockId::new(at as u32);

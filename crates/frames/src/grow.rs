@@ -1,0 +1,119 @@
+//! Adding memory later: a zone grows by whole blocks, into tables that were laid out for them at the beginning.
+
+use core::ops::Range;
+
+use crate::{
+    BlockId, FRAMES_PER_BLOCK, FrameAllocator, Order, Pfn, Placement, ZoneId,
+    sync::{AtomicBool, Ordering},
+};
+
+/// Why memory was not added. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GrowError {
+    /// There is no such zone.
+    #[error("there is no zone {}", .0.index())]
+    Zone(ZoneId),
+    /// The range is empty, or does not begin and end at a multiple of 512 frames.
+    #[error("memory is added by whole pageblocks: align both ends to {FRAMES_PER_BLOCK} frames")]
+    Alignment,
+    /// The allocator has this memory already.
+    #[error("frame {0} is this allocator's already")]
+    Overlap(Pfn),
+    /// The zone was not laid out for as many blocks; see [`Config::later`](crate::Config::later).
+    #[error("the zone has tables for {0} more pageblocks; name more in the configuration")]
+    TooLarge(u32),
+    /// The memory has too many holes between what was added.
+    #[error("the allocator has no place for another stretch of memory")]
+    TooManyStretches,
+    /// Another CPU is adding memory now.
+    #[error("another CPU is adding memory; ask again")]
+    Busy,
+}
+
+/// Ends the exclusion of others that add memory.
+struct Growing<'a>(&'a AtomicBool);
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the swap in `add_range`.
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl FrameAllocator<'_> {
+    /// Adds the frames of `range` to `zone`, all free and managed. Watermarks stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// See [`GrowError`].
+    pub fn add_range(&self, zone: ZoneId, range: Range<Pfn>) -> Result<(), GrowError> {
+        if zone.index() >= self.zone_count {
+            return Err(GrowError::Zone(zone));
+        }
+        let aligned = range.start.is_aligned(Order::HUGE) && range.end.is_aligned(Order::HUGE);
+        if range.start >= range.end || !aligned {
+            return Err(GrowError::Alignment);
+        }
+        if self.growing.swap(true, Ordering::Acquire) {
+            return Err(GrowError::Busy);
+        }
+        let _growing = Growing(&self.growing);
+        for segment in self.segments() {
+            let first = segment.pfn();
+            let blocks = u64::from(segment.blocks()) * FRAMES_PER_BLOCK as u64;
+            let end = Pfn::new(first.get().saturating_add(blocks));
+            if range.start < end && first < range.end {
+                return Err(GrowError::Overlap(range.start.max(first)));
+            }
+        }
+        let number = zone.index();
+        let zone = &self.zones[number];
+        let (begin, room) = (zone.first + zone.present(), zone.capacity - zone.present());
+        let blocks = (range.end.get() - range.start.get()) / FRAMES_PER_BLOCK as u64;
+        if blocks > u64::from(room) {
+            return Err(GrowError::TooLarge(room));
+        }
+        let blocks = blocks as u32;
+        // Where it follows the zone's last stretch both in memory and in the tables, that one grows.
+        let last = self.segments().iter().find(|segment| {
+            let frames = u64::from(segment.blocks()) * FRAMES_PER_BLOCK as u64;
+            let end = segment.pfn().get().checked_add(frames);
+            segment.block() + segment.blocks() == begin && end == Some(range.start.get())
+        });
+        let count = self.segments().len();
+        if last.is_none() && count == self.segments.len() {
+            return Err(GrowError::TooManyStretches);
+        }
+        for block in begin..begin + blocks {
+            self.clear_tables(BlockId::new(block));
+        }
+        self.prepare_blocks(number, begin..begin + blocks);
+        match last {
+            Some(last) => last.grow(blocks),
+            None => {
+                self.segments[count].set(range.start, begin, blocks);
+                // Release: pairs with the acquire in `segments`.
+                self.segment_count
+                    .store(count as u32 + 1, Ordering::Release);
+            }
+        }
+        zone.set_present(begin - zone.first + blocks);
+        self.open_blocks(number, begin..begin + blocks);
+        if self.placement == Placement::FullestFirst {
+            self.spread_cpus();
+        }
+        Ok(())
+    }
+
+    /// The tables of a block that was not there: all frames free, no word set.
+    fn clear_tables(&self, block: BlockId) {
+        // Relaxed throughout: nobody can name the block before it is published.
+        for word in &self.fields[block.index()].0 {
+            word.store(u64::MAX, Ordering::Relaxed);
+        }
+        let first = (block.index() * FRAMES_PER_BLOCK) as u32;
+        for frame in first..first + FRAMES_PER_BLOCK as u32 {
+            self.descriptor_at(frame).word.store(0, Ordering::Relaxed);
+        }
+    }
+}

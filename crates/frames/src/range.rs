@@ -1,0 +1,447 @@
+//! Any number of frames in a row, at any place or a named one, given back in any pieces.
+//!
+//! A range is single frames that happen to stand side by side: each is an order-0 allocation of its own afterwards. So a stack, a
+//! DMA buffer or a user's segment costs no rounding up, and may shrink or be given back piece by piece.
+
+use crate::{
+    AllocError, AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, Fallback,
+    FrameAllocator, FrameClass, FrameState, FreeError, Ledger, Migratetype, Order, Pfn,
+    descriptor::Word,
+    free::{Bulk, refuse_free},
+    metadata::WORDS,
+    sums::Part,
+    sync::Ordering,
+    take::Take,
+};
+
+/// Why the frames at a named place cannot be had. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AllocAtError {
+    /// Not all of them are memory of one zone without a hole, or there is none.
+    #[error("the range is not memory of one zone")]
+    NoMemory,
+    /// Free memory would fall below the watermark: reclaim first.
+    #[error("free memory is at the watermark; reclaim some")]
+    BelowWatermark,
+    /// One of them is in use, reserved, or in a block that somebody is emptying; evacuate first.
+    #[error("a frame of the range is in use")]
+    InUse,
+}
+
+const BLOCK: u32 = FRAMES_PER_BLOCK as u32;
+
+impl FrameAllocator<'_> {
+    /// Takes `count` frames in a row, the first a multiple of 2^`align` frames (the order of `request` is ignored). Each of them
+    /// is a single frame in state *Owned*; they are given back one by one, or by [`free_range`](Self::free_range) in any
+    /// pieces. A `count` of 0 is taken as 1.
+    ///
+    /// Up to 512 frames are looked for inside one block, after the rules of placement and fallback. A longer range, and one
+    /// that fits in no block, is looked for block by block over the zone. Such a range may take the whole-block reserve, as a
+    /// huge page may.
+    ///
+    /// # Errors
+    ///
+    /// See [`AllocError`]. Mobility's variant moves others out of the way.
+    pub fn alloc_range(
+        &self,
+        cpu: CpuId,
+        count: usize,
+        align: Order,
+        request: AllocRequest,
+    ) -> Result<Pfn, AllocError> {
+        let request = AllocRequest {
+            order: Order::BASE,
+            ..request
+        };
+        let count = count.max(1);
+        let first = self
+            .range_once(cpu, count, align, request)
+            .or_else(|error| {
+                if !self.may_drain(cpu) {
+                    return Err(error);
+                }
+                self.drain_cpu_caches();
+                let result = self.range_once(cpu, count, align, request);
+                self.drained_for(cpu, result.is_ok());
+                result
+            })?;
+        self.count_frames(cpu, Event::PgAlloc, count);
+        Ok(self.pfn(first))
+    }
+
+    fn range_once(
+        &self,
+        cpu: CpuId,
+        count: usize,
+        align: Order,
+        request: AllocRequest,
+    ) -> Result<u32, AllocError> {
+        let mut error = AllocError::BelowWatermark;
+        for zone_number in self.zone_order() {
+            if self.book(zone_number, None, count, Part::All, request.watermark) == 0 {
+                continue;
+            }
+            let mut found = None;
+            self.settled(zone_number, &mut || {
+                if count <= FRAMES_PER_BLOCK && align <= Order::HUGE {
+                    let take = Take {
+                        allocator: self,
+                        cpu,
+                        guard: None,
+                        zone_number,
+                        request,
+                        frames: count,
+                        align,
+                    };
+                    found = take.run();
+                }
+                if found.is_none() {
+                    found = self.claim_over_blocks(cpu, zone_number, count as u32, align, request);
+                }
+                found.is_some()
+            });
+            if let Some(first) = found {
+                for frame in first..first + count as u32 {
+                    self.descriptor_at(frame)
+                        .store(Word::owned(request.class, Order::BASE));
+                }
+                return Ok(first);
+            }
+            self.pay_in(zone_number, None, count as i64);
+            error = AllocError::Fragmented;
+        }
+        Err(error)
+    }
+
+    /// Takes `count` frames from `first` on, wherever that is, as single frames (the order of `request` is ignored).
+    ///
+    /// # Errors
+    ///
+    /// See [`AllocAtError`].
+    pub fn alloc_at(
+        &self,
+        cpu: CpuId,
+        first: Pfn,
+        count: usize,
+        request: AllocRequest,
+    ) -> Result<(), AllocAtError> {
+        let frame = self.row_of(first, count).ok_or(AllocAtError::NoMemory)?;
+        let zone = self.zone_of_block(Self::block_of_index(frame)).index();
+        let mut result = self.claim_booked(cpu, zone, frame, count, request);
+        if result.is_err() && self.may_drain(cpu) {
+            self.drain_cpu_caches();
+            result = self.claim_booked(cpu, zone, frame, count, request);
+            self.drained_for(cpu, result.is_ok());
+        }
+        result?;
+        for frame in frame..frame + count as u32 {
+            self.descriptor_at(frame)
+                .store(Word::owned(request.class, Order::BASE));
+        }
+        self.count_frames(cpu, Event::PgAlloc, count);
+        Ok(())
+    }
+
+    /// The position of `count` frames that are one stretch of one zone.
+    fn row_of(&self, first: Pfn, count: usize) -> Option<u32> {
+        let further = (count as u64).checked_sub(1)?;
+        let last = Pfn::new(first.get().checked_add(further)?);
+        let (first, last) = (self.frame_index(first)?, self.frame_index(last)?);
+        let zone = |frame| self.zone_of_block(Self::block_of_index(frame));
+        (u64::from(last.checked_sub(first)?) == further && zone(first) == zone(last))
+            .then_some(first)
+    }
+
+    fn claim_booked(
+        &self,
+        cpu: CpuId,
+        zone: usize,
+        first: u32,
+        count: usize,
+        request: AllocRequest,
+    ) -> Result<(), AllocAtError> {
+        if self.book(zone, None, count, Part::All, request.watermark) == 0 {
+            return Err(AllocAtError::BelowWatermark);
+        }
+        if self.claim_frames(cpu, first, count as u32, request.class) {
+            return Ok(());
+        }
+        self.pay_in(zone, None, count as i64);
+        Err(AllocAtError::InUse)
+    }
+
+    /// Claims exactly these frames, of one block after the other, or none. The zone's free frames are the caller's to book.
+    fn claim_frames(&self, cpu: CpuId, first: u32, count: u32, class: FrameClass) -> bool {
+        let end = first + count;
+        let mut at = first;
+        while at < end {
+            let stop = end.min((at / BLOCK + 1) * BLOCK);
+            if !self.claim_piece(cpu, at, stop, class) {
+                self.unclaim(first, at, class);
+                return false;
+            }
+            at = stop;
+        }
+        true
+    }
+
+    fn claim_piece(&self, cpu: CpuId, begin: u32, end: u32, class: FrameClass) -> bool {
+        let block = Self::block_of_index(begin);
+        let masks = masks(begin, end);
+        let field = &self.fields[block.index()];
+        let all_set = |bits: &[u64; WORDS]| bits.iter().zip(masks).all(|(b, m)| b & m == m);
+        let now = core::array::from_fn(|word| field.0[word].load(Ordering::Relaxed));
+        if !all_set(&now) {
+            return false;
+        }
+        let count = (end - begin) as u16;
+        let mine = class.migratetype();
+        let taken = self.change(block, None, &|ledger| {
+            let fits = ledger.state() == BlockState::Open && ledger.free() >= count;
+            let whole = ledger.is_whole();
+            let ledger = fits.then(|| ledger.taken(class, count))?;
+            Some(if whole {
+                ledger.with_type(mine)
+            } else {
+                ledger
+            })
+        });
+        let Ok(taken) = taken else {
+            return false;
+        };
+        let mut cleared = [0; WORDS];
+        for ((word, mask), done) in field.0.iter().zip(masks).zip(&mut cleared) {
+            if mask != 0 {
+                // AcqRel: as in `bits`.
+                *done = word.fetch_and(!mask, Ordering::AcqRel) & mask;
+            }
+        }
+        if cleared != masks {
+            // Others took some of them between the look and the ledger. Their place is taken by bits elsewhere in the block, which
+            // the ledger keeps for us: what we have goes back, and our share with it.
+            for (word, done) in field.0.iter().zip(cleared) {
+                word.fetch_or(done, Ordering::AcqRel);
+            }
+            let _ = self.change(block, None, &|ledger| Some(ledger.given(class, count)));
+            return false;
+        }
+        if taken.old.is_whole() {
+            self.events().add(cpu, Event::BlockClaimed, 1);
+        }
+        true
+    }
+
+    /// The reverse, for frames whose words were not written yet.
+    fn unclaim(&self, first: u32, end: u32, class: FrameClass) {
+        let mut at = first;
+        while at < end {
+            let stop = end.min((at / BLOCK + 1) * BLOCK);
+            let block = Self::block_of_index(at);
+            for (word, mask) in masks(at, stop).into_iter().enumerate() {
+                if mask != 0 {
+                    self.set_bits(block, word, mask);
+                }
+            }
+            // The booking of the zone's free frames stays the caller's.
+            self.raise(block, None, class, (stop - at) as u16, &[]);
+            at = stop;
+        }
+    }
+
+    /// Looks for `count` free frames in a row over the blocks of a zone and claims them; the first.
+    fn claim_over_blocks(
+        &self,
+        cpu: CpuId,
+        zone_number: usize,
+        count: u32,
+        align: Order,
+        request: AllocRequest,
+    ) -> Option<u32> {
+        let step = align.frames() as u64;
+        let steals = request.fall_back && self.fallback == Fallback::Steal;
+        let mine = request.class.migratetype();
+        let usable = |ledger: Ledger| {
+            let foreign = ledger.migratetype() != mine
+                && !(self.fallback == Fallback::Evacuate
+                    && mine != Migratetype::Movable
+                    && ledger.migratetype() != Migratetype::Movable);
+            ledger.state() == BlockState::Open && (ledger.is_whole() || !foreign || steals)
+        };
+        for segment in self.segments() {
+            let first_block = BlockId::new(segment.block());
+            if self.zone_of_block(first_block).index() != zone_number {
+                continue;
+            }
+            let base = segment.block() * BLOCK;
+            // The first frame of the free stretch that ends where the look is, moved up to a multiple of the alignment.
+            let aligned = |frame: u32| {
+                let pfn = segment.pfn().get() + u64::from(frame - base);
+                u64::from(frame) + (pfn.next_multiple_of(step) - pfn)
+            };
+            let end = base + segment.blocks() * BLOCK;
+            let (mut begin, mut at) = (base, base);
+            while at < end {
+                let ledger = self.ledger(Self::block_of_index(at));
+                if at % BLOCK == 0 && (ledger.is_whole() || ledger.free() == 0 || !usable(ledger)) {
+                    at += BLOCK;
+                    if !ledger.is_whole() {
+                        begin = at;
+                    }
+                } else {
+                    let word =
+                        &self.fields[at as usize / FRAMES_PER_BLOCK].0[at as usize / 64 % WORDS];
+                    let bits = word.load(Ordering::Acquire) >> (at % 64);
+                    let free = bits.trailing_ones().min(64 - at % 64);
+                    at += free;
+                    if free == 0 {
+                        let used = bits.trailing_zeros().min(64 - at % 64);
+                        at += used;
+                        begin = at;
+                    }
+                }
+                while aligned(begin) + u64::from(count) <= u64::from(at) {
+                    let first = aligned(begin) as u32;
+                    if self.claim_frames(cpu, first, count, request.class) {
+                        return Some(first);
+                    }
+                    // Others took some of it.
+                    begin = at;
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives back `count` frames from `first` on that the caller holds in state *Owned*, whatever they were allocated as: single
+    /// frames, whole allocations of any order, and pieces of such, whose rest becomes single frames.
+    ///
+    /// # Errors
+    ///
+    /// The first frame that is not the caller's; those before it are free, those from it on are not.
+    pub fn free_range(&self, cpu: CpuId, first: Pfn, count: usize) -> Result<(), FreeError> {
+        let mut bulk = Bulk::new(self);
+        let (mut done, mut freed) = (0, 0);
+        let mut result = Ok(());
+        while done < count {
+            let pfn = first.plus(done as u64);
+            let Some(frame) = self.frame_index(pfn) else {
+                result = Err(FreeError::Unknown(pfn));
+                break;
+            };
+            if let Ok(class) = self.disown(frame, Order::BASE) {
+                bulk.add(frame, class);
+                done += 1;
+                freed += 1;
+                continue;
+            }
+            match self.free_part(cpu, pfn, count - done) {
+                Ok(frames) => done += frames,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        bulk.finish();
+        self.count_frames(cpu, Event::PgFree, freed);
+        result
+    }
+
+    /// Frees the allocation of several frames that begins at `pfn`, if it has at most `most`; else makes single frames of the one
+    /// that holds `pfn`. Gives how many frames were freed.
+    fn free_part(&self, cpu: CpuId, pfn: Pfn, most: usize) -> Result<usize, FreeError> {
+        let head = self.head(pfn);
+        let frame = self.frame_index(head).ok_or(FreeError::Unknown(head))?;
+        let word = self.descriptor_at(frame).load();
+        let order = Order::new(word.order()).unwrap_or_default();
+        if order == Order::BASE || !word.is_freeable(order) {
+            return Err(refuse_free(pfn, word));
+        }
+        if head == pfn && order.frames() <= most {
+            self.free(cpu, pfn, order)?;
+            return Ok(order.frames());
+        }
+        self.split_allocation(frame, word);
+        Ok(0)
+    }
+
+    /// Makes single frames of an allocation of order 1 to 10 in state *Owned*, named by its first frame. All get its class, owner,
+    /// marks and owner word. Each can be freed on its own then.
+    ///
+    /// # Errors
+    ///
+    /// If the caller holds no such allocation, or it has references.
+    pub fn split(&self, head: Pfn) -> Result<(), FreeError> {
+        let frame = self.frame_index(head).ok_or(FreeError::Unknown(head))?;
+        let word = self.descriptor_at(frame).load();
+        let order = Order::new(word.order()).unwrap_or_default();
+        let marked = word.with_flags(0);
+        if order == Order::BASE || !marked.is_freeable(order) {
+            return Err(refuse_free(head, marked));
+        }
+        self.split_allocation(frame, word);
+        Ok(())
+    }
+
+    fn split_allocation(&self, frame: u32, word: Word) {
+        let single = word.with_order(0);
+        let first = self.descriptor_at(frame);
+        let owner = first.owner.load(Ordering::Relaxed);
+        if word.order() < Order::HUGE.get() {
+            for tail in frame + 1..frame + (1 << word.order()) {
+                let descriptor = self.descriptor_at(tail);
+                debug_assert_eq!(descriptor.load().state(), FrameState::Tail);
+                descriptor.owner.store(owner, Ordering::Relaxed);
+                descriptor.store(single);
+            }
+            first.store(single);
+            return;
+        }
+        let lower = Self::block_of_index(frame);
+        if word.order() == Order::MAX.get() {
+            // The upper half first: while it is huge the head tells of both.
+            let upper = BlockId::new(lower.index() as u32 + 1);
+            self.record(upper).owner.store(owner, Ordering::Relaxed);
+            self.split_block(upper, single);
+        }
+        self.split_block(lower, single);
+    }
+}
+
+/// The bits of frames `begin` to `end`, which are in one block, by word.
+fn masks(begin: u32, end: u32) -> [u64; WORDS] {
+    let (begin, end) = (begin % BLOCK, (end - 1) % BLOCK + 1);
+    core::array::from_fn(|word| {
+        let (low, high) = (word as u32 * 64, word as u32 * 64 + 64);
+        let (from, to) = (begin.max(low), end.min(high));
+        if from >= to {
+            0
+        } else {
+            (u64::MAX >> (64 - (to - from))) << (from - low)
+        }
+    })
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_cover_exactly_the_frames() {
+        for (begin, end) in [
+            (0, 512),
+            (512, 513),
+            (1023, 1024),
+            (70, 200),
+            (63, 65),
+            (64, 128),
+        ] {
+            let masks = masks(begin, end);
+            for frame in 0..BLOCK {
+                let inside = (begin % BLOCK..begin % BLOCK + (end - begin)).contains(&frame);
+                let set = masks[frame as usize / 64] >> (frame % 64) & 1 == 1;
+                assert_eq!(set, inside, "{begin} to {end}: {frame}");
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Huge pages from what a CPU keeps: a short stack of whole blocks.
+//!
+//! A *spare* block is wholly free and counts as that in every sum, but it stands in no index: its CPU took it out, with others of
+//! the same group at once, and gives it back in the same way. Taking one and giving one back then touches the CPU's own lines and
+//! the block's record, and no word that another CPU writes. Only blocks of the zone that requests try first are kept, and only
+//! while whole blocks are plenty and the zone is far above its marks.
+
+use crate::{
+    AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
+    FreeError, Ledger, Migratetype, Order, Pfn, Watermark,
+    counters::add_locked,
+    cpu::CpuGuard,
+    descriptor::Word,
+    free::refuse_free,
+    huge::{huge, whole},
+    index::Place,
+    place::{WHOLE_ROW, room_place},
+    sync::Ordering,
+};
+
+/// Places in a stack.
+pub(crate) const SPARES: usize = 16;
+/// Blocks that a CPU keeps at most, and that come and go together.
+const MAX_DEPTH: usize = 14;
+const BATCH: usize = 8;
+
+impl FrameAllocator<'_> {
+    /// A huge page out of what the CPU keeps; its first frame. `None` where that is nothing, and near the watermark.
+    #[inline]
+    pub(crate) fn alloc_spare(&self, cpu: CpuId, request: AllocRequest) -> Option<u32> {
+        let guard = self.lock(cpu);
+        let zone = self.zone_count - 1;
+        if guard.slot.spare_count.load(Ordering::Relaxed) == 0 {
+            self.refill_spares(&guard, zone)?;
+        }
+        if !self.book_far(zone, &guard, FRAMES_PER_BLOCK, request.watermark) {
+            // Near the mark nothing is kept.
+            self.flush_spares(&guard, 0);
+            return None;
+        }
+        let block = guard.pop_spare()?;
+        // Nobody else changes the ledger of a spare block: its lock is ours.
+        self.set_ledger(block, |ledger| huge(ledger, FrameClass::Movable));
+        self.count_whole(zone, Some(&guard), -1);
+        // The field's bits stay set: with nothing free by the ledger nobody looks at them, and they are right again when the block
+        // comes free.
+        let record = self.record(block);
+        let word = Word::owned(FrameClass::Movable, Order::HUGE);
+        record.word.store(word.into_bits(), Ordering::Release);
+        add_locked(
+            &guard.slot.events[Event::PgAlloc as usize],
+            FRAMES_PER_BLOCK as u64,
+        );
+        Some((block.index() * FRAMES_PER_BLOCK) as u32)
+    }
+
+    /// Gives a huge page back.
+    pub(crate) fn free_huge(&self, cpu: CpuId, pfn: Pfn, head: u32) -> Result<(), FreeError> {
+        let guard = self.lock(cpu);
+        let descriptor = self.descriptor_at(head);
+        let word = descriptor.load();
+        if !word.is_freeable(Order::HUGE) {
+            return Err(refuse_free(pfn, word));
+        }
+        // A plain store, as for single frames.
+        descriptor.store(Word::new());
+        let block = Self::block_of_index(head);
+        let zone = self.zone_of_block(block).index();
+        let kept = zone + 1 == self.zone_count && word.class() == FrameClass::Movable;
+        let depth = if kept {
+            self.spare_depth(&guard, zone)
+        } else {
+            0
+        };
+        if depth > 0 {
+            if guard.slot.spare_count.load(Ordering::Relaxed) as usize >= depth {
+                self.flush_spares(&guard, depth.saturating_sub(BATCH));
+            }
+            self.set_ledger(block, |ledger| {
+                whole(ledger, FrameClass::Movable).with_state(BlockState::Spare)
+            });
+            self.count_whole(zone, Some(&guard), 1);
+            self.pay_in(zone, Some(&guard), FRAMES_PER_BLOCK as i64);
+            guard.push_spare(block);
+        } else {
+            let freed = self.release(block, Some(&guard), word.class());
+            self.pay_in(zone, Some(&guard), freed);
+        }
+        let freed = &guard.slot.events[Event::PgFree as usize];
+        add_locked(freed, FRAMES_PER_BLOCK as u64);
+        Ok(())
+    }
+
+    /// How many blocks the CPU may keep now.
+    #[inline]
+    fn spare_depth(&self, guard: &CpuGuard<'_>, zone_number: usize) -> usize {
+        let zone = &self.zones[zone_number];
+        let kept = (MAX_DEPTH * FRAMES_PER_BLOCK) as i64;
+        if self.far(zone_number, guard) - kept < zone.mark(Watermark::High) {
+            return 0;
+        }
+        // Relaxed: a hint. Other CPUs' parts are small.
+        let whole = zone.share.whole.load(Ordering::Relaxed) as i64 + guard.slot.whole(zone_number);
+        let each = (whole - i64::from(zone.reserve)) / (16 * self.cpus.len() as i64);
+        each.clamp(0, MAX_DEPTH as i64) as usize
+    }
+
+    /// Takes up to a batch of blocks out of one group of the index; `None` if it got none.
+    #[inline(never)]
+    fn refill_spares(&self, guard: &CpuGuard<'_>, zone_number: usize) -> Option<()> {
+        let want = self.spare_depth(guard, zone_number).min(BATCH);
+        if want == 0 {
+            return None;
+        }
+        let index = &self.zones[zone_number].by_room;
+        let home = guard.slot.home(zone_number);
+        let (first, mut bits) = index
+            .group(WHOLE_ROW, home)
+            .or_else(|| index.group(WHOLE_ROW, 0))?;
+        // What is behind the beginning of the home stays for whoever comes round; lowest first.
+        if home > first.index() && bits >> (home - first.index()) != 0 {
+            bits &= u64::MAX << (home - first.index());
+        }
+        let (mut blocks, mut count, mut mask) = ([BlockId::new(0); BATCH], 0, 0u64);
+        while bits != 0 && count < want {
+            let bit = bits.trailing_zeros();
+            bits &= bits - 1;
+            let block = BlockId::new(first.index() as u32 + bit);
+            let spare = |ledger: Ledger| ledger.is_whole().then(|| spare_of(ledger));
+            if self.exchange(block, &spare).is_ok() {
+                blocks[count] = block;
+                count += 1;
+                mask |= 1 << bit;
+            }
+        }
+        if count == 0 {
+            return None;
+        }
+        index.write_group(Place::row(WHOLE_ROW), first, mask, false);
+        // Highest first, so that the lowest goes out first.
+        for &block in blocks[..count].iter().rev() {
+            self.check_whole(block, Some(guard));
+            guard.push_spare(block);
+        }
+        Some(())
+    }
+
+    /// Gives the oldest of the CPU's spare blocks back until `keep` are left.
+    #[inline(never)]
+    pub(crate) fn flush_spares(&self, guard: &CpuGuard<'_>, keep: usize) {
+        let mut blocks = [BlockId::new(0); SPARES];
+        let count = guard.take_spares(keep, &mut blocks);
+        let blocks = &blocks[..count];
+        let Some(&first) = blocks.first() else {
+            return;
+        };
+        let zone_number = self.zone_of_block(first).index();
+        let zone = &self.zones[zone_number];
+        self.begin_move(zone_number, Some(guard));
+        for &block in blocks {
+            self.set_ledger(block, |ledger| ledger.with_state(BlockState::Open));
+        }
+        let group = |block: BlockId| (block.index() - zone.first as usize) / 64;
+        for (number, &block) in blocks.iter().enumerate() {
+            // One step for all of a group, at the first of them.
+            if blocks[..number].iter().any(|&b| group(b) == group(block)) {
+                continue;
+            }
+            let same = blocks[number..]
+                .iter()
+                .filter(|&&b| group(b) == group(block));
+            let bit = |b: &BlockId| 1u64 << ((b.index() - zone.first as usize) % 64);
+            let mask = same.fold(0, |mask, b| mask | bit(b));
+            zone.by_room
+                .write_group(Place::row(WHOLE_ROW), block, mask, true);
+        }
+        for &block in blocks {
+            self.check_whole(block, Some(guard));
+        }
+        self.end_move(zone_number, Some(guard));
+    }
+
+    /// After a write of the index for many blocks: takes one out again that is whole no more, or puts it in.
+    fn check_whole(&self, block: BlockId, guard: Option<&CpuGuard<'_>>) {
+        let row = Place::row(WHOLE_ROW);
+        let place = room_place(self.ledger(block));
+        let filed = self.zone_at(block).by_room.holds(block, row);
+        if filed != (place == row) {
+            let (from, to) = if filed {
+                (row, Place::NONE)
+            } else {
+                (Place::NONE, row)
+            };
+            self.move_by_room(block, guard, from, to);
+        }
+    }
+
+    /// Changes the ledger of a block that is this CPU's alone: a spare one, or one that its holder is giving back.
+    #[inline]
+    fn set_ledger(&self, block: BlockId, change: impl Fn(Ledger) -> Ledger) {
+        let word = self.ledger_word(block);
+        let new = change(Ledger::from_bits(word.load(Ordering::Acquire))).bumped();
+        // Release: as in `change`. A store will do: whoever else changes ledgers does it from one that is open or isolated, or
+        // holds the allocation.
+        word.store(new.into_bits(), Ordering::Release);
+    }
+
+    /// Makes all CPUs give back their spare blocks; whether there were any.
+    pub(crate) fn drain_spares(&self) -> bool {
+        let mut any = false;
+        for slot in self.cpus {
+            if slot.spare_count.load(Ordering::Acquire) > 0 {
+                let guard = self.lock_slot(slot);
+                self.flush_spares(&guard, 0);
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+fn spare_of(ledger: Ledger) -> Ledger {
+    ledger
+        .with_state(BlockState::Spare)
+        .with_type(Migratetype::Movable)
+}
+
+impl CpuGuard<'_> {
+    fn spare(&self, at: usize) -> BlockId {
+        BlockId::new(self.slot.spares[at].load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn pop_spare(&self) -> Option<BlockId> {
+        let last = self
+            .slot
+            .spare_count
+            .load(Ordering::Relaxed)
+            .checked_sub(1)?;
+        self.slot.spare_count.store(last, Ordering::Relaxed);
+        Some(self.spare(last as usize))
+    }
+
+    /// There must be a place left.
+    #[inline]
+    fn push_spare(&self, block: BlockId) {
+        let count = self.slot.spare_count.load(Ordering::Relaxed);
+        self.slot.spares[count as usize].store(block.index() as u32, Ordering::Relaxed);
+        self.slot.spare_count.store(count + 1, Ordering::Release);
+    }
+
+    /// Takes the oldest until `keep` are left; gives how many.
+    fn take_spares(&self, keep: usize, out: &mut [BlockId; SPARES]) -> usize {
+        let all = self.slot.spare_count.load(Ordering::Relaxed) as usize;
+        let count = all.saturating_sub(keep);
+        for (place, at) in out[..count].iter_mut().zip(0..) {
+            *place = self.spare(at);
+        }
+        for at in count..all {
+            self.slot.spares[at - count].store(self.spare(at).index() as u32, Ordering::Relaxed);
+        }
+        self.slot
+            .spare_count
+            .store((all - count) as u32, Ordering::Relaxed);
+        count
+    }
+
+    /// Calls `each` with every spare block.
+    pub fn for_each_spare(&self, each: &mut dyn FnMut(BlockId)) {
+        for at in 0..self.slot.spare_count.load(Ordering::Relaxed) as usize {
+            each(self.spare(at));
+        }
+    }
+}
