@@ -25,7 +25,8 @@ Usage: cargo xtask <chore>
   guest                   builds the guest kernel
   qemu COMMAND …          builds it and runs one of the command's commands on it: guest-hello, guest-test, balloon-speed,
                           balloon-moves, stress-highalloc
-  bench                   the allocator beside its peers, and what compaction's choice of a block costs
+  bench [-- OPTIONS]      the allocator beside its peers, and what compaction's choice of a block costs; of the former,
+                          `-- --only LIST` runs some of speed, latency, refused, aging, boot, metadata (docs/allocator-bench.md)
   soak [--seconds N] [--columns LIST] [--answer-ms LIST] [--schedule LIST] [--fresh] [--out DIR]
                           two threads of load in real time, memory full, the columns steered and movable, the balloon held (or
                           cycle), the host answering after 0, 1 and 20 ms, and once a balloon that deflates when memory ends;

@@ -1,8 +1,8 @@
 //! Section `aging`: how many whole 2 MiB blocks are left when memory has been freed and taken again for long.
 //!
-//! LLFree's workload: memory is filled, then in each round a random tenth of the held frames is freed and as many are taken
-//! again. What is whole is counted from the frames that the load holds, by the same code for all allocators. One thread,
-//! seeded: the same in each run.
+//! LLFree's workload: memory is filled, then in each round a random tenth of the held frames is freed and as many are
+//! taken again. What is whole is counted from the frames that the load holds, by the same code for all allocators. One
+//! thread, seeded: the same in each run.
 
 use std::fmt;
 use std::time::Instant;
@@ -18,14 +18,14 @@ use crate::report::{Report, short};
 
 const ROUNDS: usize = 100;
 const BLOCK: usize = 512;
-/// Up to here memory is filled in either case, per cent.
-const FILLED: usize = 90;
-/// What is held while memory ages, per cent: the rest is freed at random first.
-const HELD: [usize; 2] = [90, 50];
+/// Up to where memory is filled, and what is held of it while it ages, per cent: the rest is freed at random first.
+/// LLFree's published run is half full; the last case has no whole block to begin with and little room to make one.
+const CASES: [(usize, usize); 3] = [(90, 90), (90, 50), (100, 90)];
 
 /// One run of one allocator.
 struct Aging {
     frames: usize,
+    filled: usize,
     held: usize,
 }
 
@@ -55,32 +55,28 @@ impl Scenario for Aging {
 
     fn run<P: Peer>(&self, peer: &P) -> Outcome {
         let mut random = Random::new(0);
-        let mut refused = 0;
         let mut held = Vec::with_capacity(self.frames);
-        let mut take = |held: &mut Vec<u64>, count| {
-            for _ in 0..count {
-                match peer.alloc(0, 0) {
-                    Some(frame) => held.push(frame),
-                    None => refused += 1,
-                }
-            }
+        let take = |held: &mut Vec<u64>, count| {
+            held.extend(std::iter::from_fn(|| peer.alloc(0, 0)).take(count));
         };
         let mut give = |held: &mut Vec<u64>, count| {
             random.draw(held, count);
             held.drain(held.len() - count..)
                 .for_each(|frame| peer.free(0, frame, 0));
         };
-        take(&mut held, self.frames * FILLED / 100);
+        take(&mut held, self.frames * self.filled / 100);
         let surplus = held.len().saturating_sub(self.frames * self.held / 100);
         give(&mut held, surplus);
         let before = self.whole(peer, &held);
         let start = Instant::now();
-        let mut exchanged = 0;
+        let (mut exchanged, mut refused) = (0, 0);
         for _ in 0..ROUNDS {
             let tenth = held.len() / 10;
             give(&mut held, tenth);
+            let wanted = held.len() + tenth;
             take(&mut held, tenth);
             exchanged += tenth;
+            refused += wanted - held.len();
         }
         let exchange = start.elapsed().as_nanos() as f64 / exchanged as f64;
         let after = self.whole(peer, &held);
@@ -111,20 +107,37 @@ impl Aging {
     }
 }
 
-/// What all allocators had left, by what was held.
+struct Row {
+    filled: usize,
+    held: usize,
+    contestant: Contestant,
+    outcome: Outcome,
+}
+
+/// What all allocators had left.
 pub struct Aged {
     blocks: usize,
-    rows: Vec<(usize, Contestant, Outcome)>,
+    rows: Vec<Row>,
 }
 
 /// Ages all allocators.
 pub fn run(run: &Run) -> Aged {
     let frames = run.scale.frames();
     let mut rows = Vec::new();
-    for held in HELD {
+    for (filled, held) in CASES {
         for &contestant in &run.contestants {
             progress::show(&format!("aging: {held} %, {}", contestant.name()));
-            rows.push((held, contestant, contestant.run(&Aging { frames, held })));
+            let outcome = contestant.run(&Aging {
+                frames,
+                filled,
+                held,
+            });
+            rows.push(Row {
+                filled,
+                held,
+                contestant,
+                outcome,
+            });
         }
     }
     Aged {
@@ -137,28 +150,40 @@ impl fmt::Display for Aged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "aging: whole 2 MiB blocks of {} before and after {ROUNDS} rounds in which a random 10 % of the held frames are freed and taken",
+            "aging: whole 2 MiB blocks of {}, before and after {ROUNDS} rounds in each of which a random",
             self.blocks
         )?;
         writeln!(
             f,
-            "again; filled to {FILLED} %, then a random part freed until as much is held as the first column says"
+            "10 % of the held frames are freed and as many taken. It is filled, then freed at random to what is held."
         )?;
+        let per_cent =
+            |after: u64, possible: u64| short(after as f64 * 100.0 / possible.max(1) as f64);
         writeln!(
             f,
-            "{:5} {:36} {:>7} {:>7} {:>9} {:>8} {:>8} {:>16}",
-            "held", "", "before", "after", "possible", "% of it", "refused", "ns (free, alloc)"
+            "{:6} {:5} {:36} {:>7} {:>7} {:>9} {:>8} {:>8} {:>14}",
+            "filled",
+            "held",
+            "",
+            "before",
+            "after",
+            "possible",
+            "% of it",
+            "refused",
+            "ns (free+take)"
         )?;
-        for (held, contestant, o) in &self.rows {
+        for row in &self.rows {
+            let o = &row.outcome;
             writeln!(
                 f,
-                "{:5} {:36} {:>7} {:>7} {:>9} {:>8} {:>8} {:>16}",
-                format!("{held} %"),
-                contestant.name(),
+                "{:6} {:5} {:36} {:>7} {:>7} {:>9} {:>8} {:>8} {:>14}",
+                format!("{} %", row.filled),
+                format!("{} %", row.held),
+                row.contestant.name(),
                 o.before,
                 o.after,
                 o.possible,
-                short(o.after as f64 * 100.0 / o.possible.max(1) as f64),
+                per_cent(o.after as u64, o.possible as u64),
                 o.refused,
                 short(o.exchange),
             )?;
@@ -167,10 +192,11 @@ impl fmt::Display for Aged {
             let possible = llfree::AGING_POSSIBLE;
             writeln!(
                 f,
-                "{:5} {:36} {before:>7} {after:>7} {possible:>9} {:>8}",
+                "{:6} {:5} {:36} {before:>7} {after:>7} {possible:>9} {:>8}",
+                "",
                 "50 %",
                 format!("{name}, published, 128 GiB (**)"),
-                short(after as f64 * 100.0 / possible as f64),
+                per_cent(after, possible),
             )?;
         }
         writeln!(
@@ -182,24 +208,38 @@ impl fmt::Display for Aged {
 
 impl Report for Aged {
     fn json(&self) -> Value {
-        let result = |(held, contestant, o): &(usize, Contestant, Outcome)| {
+        let result = |row: &Row| {
+            let o = &row.outcome;
             json!({
-                "allocator": contestant.name(), "held_per_cent": held, "before": o.before, "after": o.after,
-                "possible": o.possible, "refused": o.refused, "ns_per_exchange": o.exchange,
+                "allocator": row.contestant.name(), "filled_per_cent": row.filled, "held_per_cent": row.held,
+                "before": o.before, "after": o.after, "possible": o.possible,
+                "refused": o.refused, "ns_per_exchange": o.exchange,
             })
         };
-        let published = |(name, before, after): (&str, u64, u64)| json!({ "allocator": name, "held_per_cent": 50, "before": before, "after": after, "possible": llfree::AGING_POSSIBLE });
+        let possible = llfree::AGING_POSSIBLE;
+        let published = llfree::AGING.map(|(name, before, after)| {
+            json!({
+                "allocator": name, "held_per_cent": 50,
+                "before": before, "after": after, "possible": possible,
+            })
+        });
         json!({
-            "blocks": self.blocks, "rounds": ROUNDS,
+            "blocks": self.blocks, "rounds": ROUNDS, "published": published,
             "results": self.rows.iter().map(result).collect::<Vec<_>>(),
-            "published": llfree::AGING.map(published),
         })
     }
 
     fn check(&self) {
-        for (_, _, o) in &self.rows {
-            assert!(o.before <= o.possible && o.after <= o.possible);
-            assert_eq!(o.refused, 0, "a tenth of the memory is free");
+        for Outcome {
+            before,
+            after,
+            possible,
+            refused,
+            ..
+        } in self.rows.iter().map(|row| row.outcome)
+        {
+            assert!(before <= possible && after <= possible);
+            assert_eq!(refused, 0, "as much is taken as was freed");
         }
     }
 }

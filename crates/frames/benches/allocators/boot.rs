@@ -134,12 +134,9 @@ impl fmt::Display for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "boot: ms for FrameAllocator::new, medians of up to {REPEATS}; fresh: metadata memory that the host hands over page by page meanwhile;"
+            "boot: ms for FrameAllocator::new, medians of up to {REPEATS}; fresh: its memory comes by page faults;"
         )?;
-        writeln!(
-            f,
-            "again: the same memory once more, so without page faults"
-        )?;
+        writeln!(f, "again: the same memory once more, without them")?;
         writeln!(
             f,
             "{:28} {:>12} {:>12} {:>10} {:>10} {:>16} {:>16}",

@@ -1,4 +1,5 @@
-//! Threads that do the same thing at the same time: pinning, a barrier that releases sharply, and the overlap of what followed.
+//! Threads that do the same thing at the same time: pinning, a barrier that releases sharply, and the overlap of what
+//! followed.
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
@@ -59,16 +60,21 @@ pub struct Span {
 }
 
 impl Span {
+    /// `operations` operations from `start` to `end`.
+    pub fn new(start: Instant, end: Instant, operations: usize) -> Self {
+        Self {
+            start,
+            end,
+            operations,
+        }
+    }
+
     /// Passes the gate, then runs and times `work`, which is `operations` operations.
     pub fn time(gate: &Gate, operations: usize, work: impl FnOnce()) -> Self {
         gate.wait();
         let start = Instant::now();
         work();
-        Self {
-            start,
-            end: Instant::now(),
-            operations,
-        }
+        Self::new(start, Instant::now(), operations)
     }
 
     /// Both, where they shared a core: from the first start to the last end.
@@ -88,11 +94,11 @@ impl Span {
 /// The least share of a round's time in which all cores must have been at work.
 const OVERLAP: f64 = 0.6;
 
-/// ns per operation of a core in one round, where thread *i* ran on core *i* modulo `cores`; `None` when the cores were at work
-/// one after the other more than together.
+/// ns per operation of a core in one round, where thread *i* ran on core *i* modulo `cores`; `None` when the cores were
+/// at work one after the other more than together.
 ///
-/// Threads that share a core cannot overlap; what they did counts as the work of that core, so that the figure is ns of a
-/// core's time in either case.
+/// Threads that share a core cannot overlap; what they did counts as the work of that core, so that the figure is ns of
+/// a core's time in either case.
 pub fn round(spans: &[Span], cores: usize) -> Option<f64> {
     let cores: Vec<Span> = (0..cores.min(spans.len()))
         .filter_map(|core| {
@@ -114,7 +120,7 @@ pub fn round(spans: &[Span], cores: usize) -> Option<f64> {
     Some(sum / cores.len() as f64)
 }
 
-/// How many CPUs this process may use. To be asked by the main thread first: threads that are pinned see only their own.
+/// How many CPUs this process may use. To be asked by the main thread first: a pinned thread sees only its own.
 pub fn cores() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| allowed().len().max(1))

@@ -14,15 +14,17 @@ use crate::gate;
 use crate::histogram::Histogram;
 use crate::peers::{Contestant, Peer, Scenario};
 use crate::progress;
-use crate::report::{Grid, Report, short};
+use crate::report::{Figure, Grid, Report, ratios_json, short, texts};
 use crate::scenario::Config;
 
-const BUDGET: Duration = Duration::from_secs(40);
+const BUDGET: Duration = Duration::from_secs(35);
 const PASSES: usize = 4;
 
 /// What is told apart, by the positions in [`MEASURES`](crate::scenario::MEASURES) at which it is.
-const CALLS: [(&str, usize); 3] = [("alloc", 0), ("free", 1), ("free rand", 3)];
-const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99_9", 0.999)];
+const CALLS: [(&str, usize); 3] = [("alloc", 0), ("free", 1), ("random_free", 3)];
+const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
+/// What they and the maximum are called in the JSON.
+const NAMES: [&str; 4] = ["p50", "p99", "p99_9", "max"];
 
 /// One histogram for each of [`CALLS`].
 type Histograms = [Histogram; 3];
@@ -110,14 +112,46 @@ fn merged(into: Histograms, from: Histograms) -> Histograms {
     into
 }
 
+/// The figures of one call of one allocator, a sample for each pass: [`QUANTILES`], then the maximum; ns.
+#[derive(Clone, Default)]
+struct Call {
+    figures: [Figure; 4],
+    calls: u64,
+}
+
+impl Call {
+    fn add(&mut self, clock: &Clock, histogram: &Histogram) {
+        for (figure, value) in self.figures.iter_mut().zip(quantiles(clock, histogram)) {
+            figure.add(value);
+        }
+        self.calls += histogram.len();
+    }
+
+    /// Medians over the passes, and the maximum of all.
+    fn values(&self) -> [Option<f64>; 4] {
+        let [p50, p99, p99_9, max] = &self.figures;
+        [p50.median(), p99.median(), p99_9.median(), max.max()]
+    }
+}
+
+/// The quantiles and the maximum, ns.
+fn quantiles(clock: &Clock, histogram: &Histogram) -> [Option<f64>; 4] {
+    let ns = |ticks: u64| clock.nanoseconds(ticks);
+    let [p50, p99, p99_9] = QUANTILES.map(|share| histogram.quantile(share).map(ns));
+    [p50, p99, p99_9, Some(ns(histogram.max()))]
+}
+
+/// What one allocator did in one [`Config`], by [`CALLS`].
+type Row = [Call; 3];
+
 /// All that was measured.
 pub struct Latency {
     clock: Clock,
     /// What the clock measures of nothing.
     nothing: Histogram,
     contestants: Vec<Contestant>,
-    /// For each order and number of threads the histograms of each allocator, all passes together.
-    cells: Vec<(Config, Vec<Option<Histograms>>)>,
+    /// The rows of all allocators for each order and number of threads.
+    cells: Vec<(Config, Vec<Row>)>,
 }
 
 /// Runs all passes.
@@ -126,18 +160,18 @@ pub fn run(run: &Run) -> Latency {
     let nothing = Histogram::new();
     (0..run.scale.frames()).for_each(|_| nothing.add(clock.time(|| ()).1));
     let count = run.contestants.len();
-    let cell = |config| (config, (0..count).map(|_| None).collect::<Vec<_>>());
+    let cell = |config| (config, vec![Row::default(); count]);
     let mut cells: Vec<_> = run.scale.configs(&[1, 2]).into_iter().map(cell).collect();
     for pass in progress::passes("latency", run.passes.min(PASSES), BUDGET) {
-        for (config, histograms) in &mut cells {
+        for (config, rows) in &mut cells {
             for which in (0..count).map(|turn| (pass + turn) % count) {
-                let config = *config;
-                let clock = &clock;
-                let new = run.contestants[which].run(&Pass { config, clock });
-                histograms[which] = Some(match histograms[which].take() {
-                    Some(old) => merged(old, new),
-                    None => new,
+                let histograms = run.contestants[which].run(&Pass {
+                    config: *config,
+                    clock: &clock,
                 });
+                for (call, histogram) in rows[which].iter_mut().zip(&histograms) {
+                    call.add(&clock, histogram);
+                }
             }
         }
     }
@@ -150,32 +184,31 @@ pub fn run(run: &Run) -> Latency {
 }
 
 impl Latency {
-    /// The quantiles and the maximum, ns.
-    fn figures(&self, histogram: &Histogram) -> [Option<f64>; 4] {
-        let ns = |ticks: u64| self.clock.nanoseconds(ticks);
-        let [p50, p99, p99_9] = QUANTILES.map(|(_, share)| histogram.quantile(share).map(ns));
-        [p50, p99, p99_9, Some(ns(histogram.max()))]
-    }
-
-    fn grid(&self, config: &Config, all: &[Option<Histograms>]) -> Grid {
+    fn grid(&self, config: &Config, rows: &[Row]) -> Grid {
+        let calls = rows.iter().flatten();
+        let passes = calls.map(|call| call.figures[0].samples()).max();
         let title = format!(
-            "latency, order {}, {}: ns of single calls (50th, 99th, 99.9th of 100, maximum)",
+            "latency, order {}, {}: ns of single calls, percentiles (medians of {} passes) and maximum",
             config.order,
-            gate::describe(config.threads)
+            gate::describe(config.threads),
+            passes.unwrap_or(0),
         );
-        let columns: Vec<String> = CALLS
+        let columns: Vec<String> = ["alloc", "free", "rand"]
             .iter()
-            .flat_map(|(call, _)| ["50", "99", "99.9", "max"].map(|q| format!("{call} {q}")))
-            .map(|column| column.replace("free rand", "rand"))
+            .flat_map(|call| ["50", "99", "99.9", "max"].map(|q| format!("{call} {q}")))
             .collect();
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-        let mut grid = Grid::new(&title, 11, &columns);
-        for (&contestant, histograms) in self.contestants.iter().zip(all) {
-            let Some(histograms) = histograms else {
-                continue;
-            };
-            let values: Vec<_> = histograms.iter().flat_map(|h| self.figures(h)).collect();
+        let mut grid = Grid::new(&title, [31, 12], &columns);
+        for (&contestant, row) in self.contestants.iter().zip(rows) {
+            let values: Vec<_> = row.iter().flat_map(Call::values).collect();
             grid.row(contestant, &values);
+            if contestant == Contestant::Dirigible {
+                let spread = row.iter().flat_map(|call| {
+                    let [p50, p99, p99_9, _] = call.figures.each_ref().map(Figure::spread);
+                    [p50, p99, p99_9, String::new()]
+                });
+                grid.line("  quartiles", &spread.collect::<Vec<_>>());
+            }
         }
         grid.ratios();
         grid
@@ -184,63 +217,73 @@ impl Latency {
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (config, all) in &self.cells {
-            writeln!(f, "{}", self.grid(config, all))?;
+        for (config, rows) in &self.cells {
+            writeln!(f, "{}", self.grid(config, rows))?;
         }
-        let [p50, p99, p99_9, max] = self
-            .figures(&self.nothing)
-            .map(|v| v.map_or_else(String::new, short));
+        let nothing = texts(&quantiles(&self.clock, &self.nothing), short);
         writeln!(
             f,
-            "clock: {}; two readings with nothing between them are {} ns apart, which is taken off each figure above. Of nothing it\n    \
-             then measures {p50} (50th), {p99} (99th), {p99_9} (99.9th), {max} (maximum) in {} calls: no figure above means more than that.\n    \
-             The maxima hold whatever the machine did meanwhile.\n",
+            "rand: frees in random order. Clock: {}; two readings with nothing between them are {} ns apart,",
             self.clock.name(),
             short(self.clock.cost()),
-            self.nothing.len(),
+        )?;
+        writeln!(
+            f,
+            "    which is taken off every figure. Of nothing it then measures {} ns (50, 99, 99.9, maximum):",
+            nothing.join(", "),
+        )?;
+        writeln!(
+            f,
+            "    differences below these mean little, and the maxima hold whatever the machine did meanwhile.\n"
         )
     }
 }
 
 impl Report for Latency {
     fn json(&self) -> Value {
-        let quantiles = |histogram: &Histogram| {
-            let [p50, p99, p99_9, max] = self.figures(histogram);
-            json!({ "p50": p50, "p99": p99, "p99_9": p99_9, "max": max, "calls": histogram.len() })
-        };
         let mut results = Vec::new();
-        for (config, all) in &self.cells {
-            for (contestant, histograms) in self.contestants.iter().zip(all) {
+        for (config, rows) in &self.cells {
+            for (which, (contestant, row)) in self.contestants.iter().zip(rows).enumerate() {
                 let mut value = json!({
                     "allocator": contestant.name(), "order": config.order, "threads": config.threads,
                 });
-                for ((call, _), histogram) in CALLS.iter().zip(histograms.iter().flatten()) {
-                    value[call.replace("free rand", "random_free")] = quantiles(histogram);
+                for (number, (name, _)) in CALLS.iter().enumerate() {
+                    let call = &row[number];
+                    value[*name] = json!({ "calls": call.calls });
+                    for (position, figure) in call.figures.iter().enumerate() {
+                        let key = NAMES[position];
+                        value[*name][key] = figure.json();
+                        if *contestant == Contestant::Dirigible {
+                            let others = self.contestants.iter().zip(rows).enumerate();
+                            let others = others
+                                .filter(|other| other.0 != which)
+                                .map(|(_, (&peer, row))| (peer, row[number].values()[position]));
+                            value[*name][key]["divided_by"] =
+                                ratios_json(call.values()[position], others);
+                        }
+                    }
                 }
                 results.push(value);
             }
         }
+        let nothing = quantiles(&self.clock, &self.nothing);
+        let nothing: serde_json::Map<String, Value> = NAMES
+            .iter()
+            .zip(nothing)
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
         json!({
             "unit": "ns",
-            "clock": { "name": self.clock.name(), "cost": self.clock.cost(), "nothing": quantiles(&self.nothing) },
+            "clock": { "name": self.clock.name(), "cost": self.clock.cost(), "nothing": nothing },
             "results": results,
         })
     }
 
     fn check(&self) {
-        for histograms in self.cells.iter().flat_map(|cell| &cell.1) {
-            let histograms = histograms.as_ref().expect("every allocator ran");
-            assert!(histograms.iter().all(|h| h.len() > 0));
-            assert!(
-                histograms
-                    .iter()
-                    .all(|h| h.quantile(0.5) <= h.quantile(0.999))
-            );
-            assert!(
-                histograms
-                    .iter()
-                    .all(|h| h.quantile(0.999) <= Some(h.max()))
-            );
+        for call in self.cells.iter().flat_map(|cell| &cell.1).flatten() {
+            let [p50, p99, p99_9, max] = call.values();
+            assert!(call.calls > 0);
+            assert!(p50 <= p99 && p99 <= p99_9 && p99_9 <= max);
         }
     }
 }

@@ -41,8 +41,8 @@ const PUBLISHED_LINUX: Rows = &[
     (9, 4, [11141.0, 625.0, 363.0, 868.0]),
 ];
 
-/// Whole 2 MiB areas at the beginning and the end of their aging run, with LLFree and with Linux (the same source): a guest of
-/// 128 GiB half full, 8 threads, 10 % reallocated in each of 100 rounds.
+/// Whole 2 MiB areas at the beginning and the end of their aging run, with LLFree and with Linux (the same source): a
+/// guest of 128 GiB half full, 8 threads, 10 % reallocated in each of 100 rounds.
 pub const AGING: [(&str, u64, u64); 2] = [("LLFree", 5024, 31967), ("Linux 6.0", 5108, 5107)];
 
 /// As many whole areas a guest of 128 GiB has that is half full, at most.
@@ -66,8 +66,8 @@ pub fn published(order: u8, threads: usize) -> [[Option<f64>; 4]; 2] {
 
 /// What the marks in the table stand for.
 pub const NOTES: &str = "\
-(*) not run here: LLFree 0.2.0 was measured beside buddy_system_allocator with this load on 2 CPUs of an AMD EPYC. \"LLFree,
-    by way of it\" is dirigible/buddy here divided by LLFree/buddy there: an estimate across two machines.
-(**) Wrenger et al., LLFree, USENIX ATC 2023, raw data in luhsra/llfree-bench: a kernel module on 2 x Xeon Gold 5320, both
-    with Linux' own allocator beside it. Their ns include the kernel's way into the allocator: compare ratios only.
+(*) not run here: LLFree 0.2.0 was measured beside buddy_system_allocator with this load on 2 CPUs of an AMD EPYC.
+    \"By way of\" is dirigible/buddy here divided by LLFree/buddy there: an estimate across two machines.
+(**) Wrenger et al., LLFree, USENIX ATC 2023, raw data in luhsra/llfree-bench: inside the kernel, 2 x Xeon Gold 5320,
+    4 KiB and 2 MiB pages, beside Linux' own allocator. Another machine and another way in: only ratios are shown.
 ";

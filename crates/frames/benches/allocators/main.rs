@@ -13,8 +13,9 @@
 //! | `boot` | how long `FrameAllocator::new` takes ([`boot`]) |
 //! | `metadata` | bytes per GiB ([`metadata`]) |
 //!
-//! `--only speed,boot` runs these two; without it all run, in under four minutes. `NAME` leaves only the allocators whose name
-//! has it inside. What is going on stands on stderr if that is a terminal.
+//! `--only speed,boot` runs these two; without it all run, in under four minutes. `NAME` leaves only the allocators
+//! whose name has it inside. What is going on stands on stderr if that is a terminal. How to read what is printed:
+//! `docs/allocator-bench.md`.
 //!
 //! 2^20 frames (4 GiB) are managed as numbers, with no memory behind them, so a figure is the allocator's own work and
 //! the cache misses on its metadata. Each pass sets every allocator up anew; the allocators take turns inside the pass
@@ -23,14 +24,15 @@
 //!
 //! This crate is called as the machines call it: [`FrameAllocator::alloc`](dirigible_frames::FrameAllocator::alloc) and
 //! `free` with descriptors, ledgers, the index, watermarks and vm events on, under the default policy. None of the
-//! peers has descriptors, types of blocks or a second lock level; they run behind the spin lock with which their users run
-//! them. LLFree is quoted, see [`llfree`].
+//! peers has descriptors, types of blocks or a second lock level; they run behind the spin lock with which their users
+//! run them. LLFree is quoted, see [`llfree`].
 //!
 //! Without `--bench` (that is under `cargo test`) all sections run on 32 MiB and are checked, not timed.
 
 mod aging;
 mod args;
 mod boot;
+mod checks;
 mod clock;
 mod gate;
 mod heap;
@@ -111,6 +113,7 @@ fn main() {
 
 /// All sections, small, with each one's own check at the end.
 fn smoke() {
+    checks::all();
     let run = Run {
         scale: Scale::SMOKE,
         passes: 1,

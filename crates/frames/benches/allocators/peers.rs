@@ -26,8 +26,8 @@ pub trait Peer: Sync {
     fn number(&self, frame: u64) -> usize {
         frame as usize
     }
-    /// Hears what the next calls on `cpu` are counted for, a position in [`MEASURES`](crate::scenario::MEASURES), if for
-    /// anything.
+    /// Hears what the next calls on `cpu` are counted for, if for anything: a position in
+    /// [`MEASURES`](crate::scenario::MEASURES).
     fn begins(&self, _cpu: usize, _measure: Option<usize>) {}
     /// Panics if the allocator, with everything given back, is not what it was at the beginning.
     fn check(&self) {}

@@ -27,7 +27,7 @@ pub fn passes(
         if pass >= LEAST_PASSES && start.elapsed() > budget {
             show("");
             eprintln!(
-                "{section}: the machine is slow today; ending after {pass} of {passes} passes"
+                "{section}: its time is over, the machine is slow; ending after {pass} of {passes} passes"
             );
             return false;
         }

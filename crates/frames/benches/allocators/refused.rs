@@ -1,8 +1,8 @@
 //! Section `refused`: what a requester that cannot be served costs the one beside it.
 //!
-//! All memory is taken, then most of it freed again so that one frame keeps each second block, or each block, from being whole.
-//! A thread then asks in vain for two blocks in a row (order 10), or for one, over and over, while another allocates and
-//! frees. The other's time per pair is taken with and without it, in turns.
+//! All memory is taken, then most of it freed again so that one frame keeps each second block, or each block, from
+//! being whole. A thread then asks in vain for two blocks in a row (order 10), or for one, over and over, while another
+//! allocates and frees. The other's time per pair is taken with and without it, in turns.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::peers::{Contestant, Peer, Scenario};
 use crate::progress;
 use crate::report::{Figure, Grid, Report, ratios_json, short, texts};
 
-const BUDGET: Duration = Duration::from_secs(35);
+const BUDGET: Duration = Duration::from_secs(30);
 const PASSES: usize = 6;
 /// How often in a pass the worker is timed alone and with the other.
 const TURNS: usize = 3;
@@ -241,13 +241,14 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (case, rows) in CASES.iter().zip(&self.cases) {
             let title = format!(
-                "order {} in vain beside a worker's pairs of order {}: ns, medians of {} turns",
+                "order {} in vain beside a worker's pairs of order {}, {}: ns, medians of {} turns",
                 case.doomed,
                 case.worker,
+                gate::describe(2),
                 rows.iter().map(|r| r.beside.samples()).max().unwrap_or(0)
             );
             let columns = ["pair alone", "pair beside", "beside/alone", "refusal"];
-            let mut grid = Grid::new(&title, 18, &columns);
+            let mut grid = Grid::new(&title, [42, 18], &columns);
             for (&contestant, row) in self.contestants.iter().zip(rows) {
                 let [alone, beside, slower, refusal] = row.values();
                 let shown = texts(&[alone, beside, slower, refusal], short);

@@ -109,20 +109,18 @@ pub fn texts(values: &[Option<f64>], text: fn(f64) -> String) -> Vec<String> {
 /// A table with a row for each allocator and ratios below.
 pub struct Grid {
     text: String,
-    width: usize,
+    /// The widths of the names of rows and of a column.
+    widths: [usize; 2],
     ours: Option<Vec<Option<f64>>>,
     peers: Vec<(String, Vec<Option<f64>>)>,
 }
 
-/// The width of the names of rows.
-const NAMES: usize = 40;
-
 impl Grid {
-    /// An empty one, its columns `width` wide.
-    pub fn new(title: &str, width: usize, columns: &[&str]) -> Self {
+    /// An empty one; `widths` are those of the names and of a column.
+    pub fn new(title: &str, widths: [usize; 2], columns: &[&str]) -> Self {
         let mut grid = Self {
             text: format!("{title}\n"),
-            width,
+            widths,
             ours: None,
             peers: Vec::new(),
         };
@@ -132,9 +130,10 @@ impl Grid {
 
     /// A line of text.
     pub fn line<T: AsRef<str>>(&mut self, name: &str, cells: &[T]) {
-        let mut line = format!("{name:NAMES$}");
+        let [names, column] = self.widths;
+        let mut line = format!("{name:names$}");
         for cell in cells {
-            line += &format!(" {:>width$}", cell.as_ref(), width = self.width - 1);
+            line += &format!(" {:>width$}", cell.as_ref(), width = column - 1);
         }
         self.text += line.trim_end();
         self.text.push('\n');

@@ -4,8 +4,9 @@
 //! - *pair*: with half of the memory taken, the threads allocate one piece each and free it, over and over.
 //! - *random*: all held pieces are shuffled across the threads and freed in that order.
 //!
-//! Each is a number of rounds, begun together behind a [`Gate`]; a round in which the cores did not overlap enough is thrown
-//! away, the median of the others is the pass's sample, and with fewer than half of the rounds left there is no sample.
+//! Each is a number of rounds, begun together behind a [`Gate`]; a round in which the cores did not overlap enough is
+//! thrown away, the median of the others is the pass's sample, and with fewer than half of the rounds left there is no
+//! sample.
 
 use std::sync::Mutex;
 use std::thread;
@@ -30,9 +31,9 @@ impl Scale {
     /// What `cargo bench` does.
     pub const FULL: Self = Self {
         frames: 1 << 20,
-        bulk: [6, 200],
-        pair: (10, [100_000, 3_000]),
-        random: [2, 20],
+        bulk: [3, 80],
+        pair: (6, [100_000, 3_000]),
+        random: [1, 10],
     };
     /// The same on the same memory with fewer rounds.
     pub const QUICK: Self = Self {

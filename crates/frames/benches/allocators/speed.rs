@@ -16,7 +16,7 @@ use crate::scenario::{Config, MEASURES};
 /// The numbers of threads.
 const THREADS: [usize; 3] = [1, 2, 4];
 
-const BUDGET: Duration = Duration::from_secs(100);
+const BUDGET: Duration = Duration::from_secs(90);
 
 /// What this crate is to reach, by order and threads, in the order of [`MEASURES`]. A pair is one alloc and one free.
 const AIMS: [(u8, usize, [f64; 4]); 4] = [
@@ -82,7 +82,7 @@ impl Cell {
             }
         );
         let columns = ["alloc", "free", "pair", "free rand"];
-        let mut grid = Grid::new(&title, 16, &columns);
+        let mut grid = Grid::new(&title, [42, 16], &columns);
         for (which, &contestant) in contestants.iter().enumerate() {
             grid.row(contestant, &self.medians(which));
             if contestant == Contestant::Dirigible {
@@ -128,9 +128,9 @@ impl fmt::Display for Table {
         }
         writeln!(
             f,
-            "pair: one alloc and one free. -: none, or the cores overlapped too little in more than half of the rounds (run it on"
+            "pair: one alloc and one free. -: none, or the cores overlapped too little in more than half of the rounds"
         )?;
-        writeln!(f, "    an idle machine).\n{NOTES}")
+        writeln!(f, "    (run it on an idle machine).\n{NOTES}")
     }
 }
 
@@ -141,7 +141,8 @@ impl Report for Table {
             let Config { order, threads, .. } = cell.config;
             for (which, contestant) in self.contestants.iter().enumerate() {
                 let mut value = json!({
-                    "allocator": contestant.name(), "order": order, "threads": threads, "cores": gate::cores().min(threads),
+                    "allocator": contestant.name(), "order": order, "threads": threads,
+                    "cores": gate::cores().min(threads),
                 });
                 for (measure, name) in MEASURES.iter().enumerate() {
                     value[*name] = cell.figures[which][measure].json();
