@@ -14,7 +14,7 @@ use crate::gate;
 use crate::histogram::Histogram;
 use crate::peers::{Contestant, Peer, Scenario};
 use crate::progress;
-use crate::report::{Figure, Grid, Report, ratios_json, short, texts};
+use crate::report::{Figure, Grid, Report, figure_json, short, texts};
 use crate::scenario::Config;
 
 const BUDGET: Duration = Duration::from_secs(35);
@@ -250,17 +250,9 @@ impl Report for Latency {
                 for (number, (name, _)) in CALLS.iter().enumerate() {
                     let call = &row[number];
                     value[*name] = json!({ "calls": call.calls });
-                    for (position, figure) in call.figures.iter().enumerate() {
-                        let key = NAMES[position];
-                        value[*name][key] = figure.json();
-                        if *contestant == Contestant::Dirigible {
-                            let others = self.contestants.iter().zip(rows).enumerate();
-                            let others = others
-                                .filter(|other| other.0 != which)
-                                .map(|(_, (&peer, row))| (peer, row[number].values()[position]));
-                            value[*name][key]["divided_by"] =
-                                ratios_json(call.values()[position], others);
-                        }
+                    for (position, key) in NAMES.iter().enumerate() {
+                        let figure = |which: usize| &rows[which][number].figures[position];
+                        value[*name][*key] = figure_json(&self.contestants, which, figure);
                     }
                 }
                 results.push(value);

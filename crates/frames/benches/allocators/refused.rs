@@ -16,7 +16,7 @@ use crate::Run;
 use crate::gate;
 use crate::peers::{Contestant, Peer, Scenario};
 use crate::progress;
-use crate::report::{Figure, Grid, Report, ratios_json, short, texts};
+use crate::report::{Figure, Grid, Report, figure_json, short, texts};
 
 const BUDGET: Duration = Duration::from_secs(30);
 const PASSES: usize = 6;
@@ -286,25 +286,15 @@ impl Report for Refused {
         let mut results = Vec::new();
         for (case, rows) in CASES.iter().zip(&self.cases) {
             for (which, (contestant, row)) in self.contestants.iter().zip(rows).enumerate() {
-                let mut value = json!({
+                let figure = |of: fn(&Row) -> &Figure| {
+                    figure_json(&self.contestants, which, |which| of(&rows[which]))
+                };
+                results.push(json!({
                     "allocator": contestant.name(), "refused_order": case.doomed, "worker_order": case.worker,
-                    "pair_alone": row.alone.json(), "pair_beside": row.beside.json(), "refusal": row.refusal.json(),
+                    "pair_alone": figure(|row| &row.alone), "pair_beside": figure(|row| &row.beside),
+                    "refusal": figure(|row| &row.refusal),
                     "pairs": row.pairs, "worker_refused": row.starved, "served": row.served,
-                });
-                if *contestant == Contestant::Dirigible {
-                    let others = || {
-                        self.contestants
-                            .iter()
-                            .zip(rows)
-                            .enumerate()
-                            .filter(|o| o.0 != which)
-                    };
-                    let beside = others().map(|(_, (&c, row))| (c, row.beside.median()));
-                    value["pair_beside"]["divided_by"] = ratios_json(row.beside.median(), beside);
-                    let refusal = others().map(|(_, (&c, row))| (c, row.refusal.median()));
-                    value["refusal"]["divided_by"] = ratios_json(row.refusal.median(), refusal);
-                }
-                results.push(value);
+                }));
             }
         }
         json!({ "unit": "ns", "results": results })

@@ -192,13 +192,24 @@ pub fn divided(values: &[Option<f64>], by: &[Option<f64>]) -> Vec<Option<f64>> {
     values.iter().zip(by).map(divide).collect()
 }
 
-/// Ours divided by each peer, by the peer's name.
-pub fn ratios_json(
-    ours: Option<f64>,
-    peers: impl Iterator<Item = (Contestant, Option<f64>)>,
+/// The figure of allocator number `which` as JSON, if it is ours with its ratios to the peers'.
+pub fn figure_json<'a>(
+    contestants: &[Contestant],
+    which: usize,
+    of: impl Fn(usize) -> &'a Figure,
 ) -> Value {
-    let of = |(peer, value): (Contestant, Option<f64>)| {
-        Some((peer.name().to_owned(), json!(ours? / value?)))
-    };
-    Value::Object(peers.filter_map(of).collect())
+    let mut value = of(which).json();
+    if contestants[which] == Contestant::Dirigible && value.is_object() {
+        let ours = of(which).median();
+        let peers = contestants
+            .iter()
+            .enumerate()
+            .filter(|peer| peer.0 != which);
+        let ratio = |(peer, contestant): (usize, &Contestant)| {
+            let ratio = ours? / of(peer).median()?;
+            Some((contestant.name().to_owned(), json!(ratio)))
+        };
+        value["divided_by"] = Value::Object(peers.filter_map(ratio).collect());
+    }
+    value
 }

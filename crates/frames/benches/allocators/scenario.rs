@@ -17,7 +17,7 @@ use crate::random::Random;
 use crate::report::median;
 
 /// How big a run is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Scale {
     frames: usize,
     /// Rounds of bulk at order 0 and order 9.
@@ -55,9 +55,14 @@ impl Scale {
         self.frames
     }
 
+    /// Whether this is the whole of it.
+    pub fn is_full(self) -> bool {
+        self == Self::FULL
+    }
+
     /// Whether this is only a look whether everything runs.
     pub fn is_smoke(self) -> bool {
-        self.frames == Self::SMOKE.frames
+        self == Self::SMOKE
     }
 
     /// Order 0 and order 9 with each number of threads.

@@ -10,7 +10,7 @@ use crate::gate;
 use crate::llfree::{self, NOTES, YARDSTICK};
 use crate::peers::Contestant;
 use crate::progress;
-use crate::report::{Figure, Grid, Report, divided, ratios_json, short, texts};
+use crate::report::{Figure, Grid, Report, divided, figure_json, short, texts};
 use crate::scenario::{Config, MEASURES};
 
 /// The numbers of threads.
@@ -145,14 +145,11 @@ impl Report for Table {
                     "cores": gate::cores().min(threads),
                 });
                 for (measure, name) in MEASURES.iter().enumerate() {
-                    value[*name] = cell.figures[which][measure].json();
-                    if *contestant == Contestant::Dirigible {
-                        let others = self.contestants.iter().enumerate().filter(|o| o.0 != which);
-                        let others = others.map(|(o, &c)| (c, cell.figures[o][measure].median()));
-                        value[*name]["divided_by"] =
-                            ratios_json(cell.figures[which][measure].median(), others);
-                        value[*name]["aim"] = json!(llfree::row(&AIMS, order, threads)[measure]);
-                    }
+                    let figure = |which: usize| &cell.figures[which][measure];
+                    value[*name] = figure_json(&self.contestants, which, figure);
+                }
+                if *contestant == Contestant::Dirigible {
+                    value["aims"] = json!(llfree::row(&AIMS, order, threads));
                 }
                 results.push(value);
             }
