@@ -16,8 +16,7 @@ use crate::progress;
 use crate::random::Random;
 use crate::report::{Report, short};
 
-/// Rounds of a full run and of a look.
-const ROUNDS: [usize; 2] = [100, 20];
+const ROUNDS: usize = 100;
 const BLOCK: usize = 512;
 /// Up to where memory is filled, and what is held of it while it ages, per cent: the rest is freed at random first.
 /// LLFree's published run is half full; the last case has no whole block to begin with and little room to make one.
@@ -28,7 +27,6 @@ struct Aging {
     frames: usize,
     filled: usize,
     held: usize,
-    rounds: usize,
 }
 
 /// What came out of it, in blocks.
@@ -72,7 +70,7 @@ impl Scenario for Aging {
         let before = self.whole(peer, &held);
         let start = Instant::now();
         let (mut exchanged, mut refused) = (0, 0);
-        for _ in 0..self.rounds {
+        for _ in 0..ROUNDS {
             let tenth = held.len() / 10;
             give(&mut held, tenth);
             let wanted = held.len() + tenth;
@@ -119,14 +117,12 @@ struct Row {
 /// What all allocators had left.
 pub struct Aged {
     blocks: usize,
-    rounds: usize,
     rows: Vec<Row>,
 }
 
 /// Ages all allocators.
 pub fn run(run: &Run) -> Aged {
-    let frames = run.scale.frames();
-    let rounds = ROUNDS[usize::from(!run.scale.is_full())];
+    let frames = run.scale.aged_frames();
     let mut rows = Vec::new();
     for (filled, held) in CASES {
         for &contestant in &run.contestants {
@@ -135,7 +131,6 @@ pub fn run(run: &Run) -> Aged {
                 frames,
                 filled,
                 held,
-                rounds,
             });
             rows.push(Row {
                 filled,
@@ -147,7 +142,6 @@ pub fn run(run: &Run) -> Aged {
     }
     Aged {
         blocks: frames / BLOCK,
-        rounds,
         rows,
     }
 }
@@ -156,12 +150,12 @@ impl fmt::Display for Aged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "aging: whole 2 MiB blocks of {}, before and after {} rounds in each of which a random",
-            self.blocks, self.rounds
+            "aging: whole 2 MiB blocks of {}, before and after {ROUNDS} rounds in each of which a random",
+            self.blocks
         )?;
         writeln!(
             f,
-            "10 % of the held frames are freed and as many taken (memory is filled, then freed at random to what is held)"
+            "10 % of the held frames are freed and as many taken (filled, then freed at random to what is held)"
         )?;
         let per_cent =
             |after: u64, possible: u64| short(after as f64 * 100.0 / possible.max(1) as f64);
@@ -230,7 +224,7 @@ impl Report for Aged {
             })
         });
         json!({
-            "blocks": self.blocks, "rounds": self.rounds, "published": published,
+            "blocks": self.blocks, "rounds": ROUNDS, "published": published,
             "results": self.rows.iter().map(result).collect::<Vec<_>>(),
         })
     }

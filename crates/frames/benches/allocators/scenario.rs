@@ -25,6 +25,8 @@ pub struct Scale {
     /// Rounds of pair; the pairs of one round, all threads together, at order 0 and order 9.
     pair: (usize, [usize; 2]),
     random: [usize; 2],
+    /// Frames to age, see [`aging`](crate::aging).
+    aged: usize,
 }
 
 impl Scale {
@@ -34,6 +36,7 @@ impl Scale {
         bulk: [3, 80],
         pair: (6, [100_000, 3_000]),
         random: [1, 10],
+        aged: 1 << 20,
     };
     /// The same on the same memory with fewer rounds.
     pub const QUICK: Self = Self {
@@ -41,6 +44,7 @@ impl Scale {
         bulk: [2, 20],
         pair: (4, [20_000, 500]),
         random: [1, 5],
+        aged: 1 << 18,
     };
     /// Enough to see that everything runs.
     pub const SMOKE: Self = Self {
@@ -48,11 +52,17 @@ impl Scale {
         bulk: [2, 2],
         pair: (2, [100, 10]),
         random: [1, 1],
+        aged: 1 << 13,
     };
 
     /// The frames to manage.
     pub fn frames(self) -> usize {
         self.frames
+    }
+
+    /// The frames to age: many more operations for each.
+    pub fn aged_frames(self) -> usize {
+        self.aged
     }
 
     /// Whether this is the whole of it.
