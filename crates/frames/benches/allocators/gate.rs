@@ -1,6 +1,8 @@
-//! Threads that do the same thing at the same time: pinning, a barrier that releases sharply, and the overlap of what followed.
+//! Threads that do the same thing at the same time: pinning, a barrier that releases sharply, and the overlap of what
+//! followed.
 
 use std::hint::spin_loop;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +12,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// A barrier on which the waiters spin: futex wake-ups take longer than a whole round of order-9 blocks.
 pub struct Gate {
     threads: usize,
+    /// How long a waiter spins before it yields.
+    patience: u32,
     arrived: AtomicUsize,
     generation: AtomicUsize,
 }
@@ -19,6 +23,8 @@ impl Gate {
     pub fn new(threads: usize) -> Self {
         Self {
             threads,
+            // Where threads share a core, who spins keeps the one away that is waited for.
+            patience: if threads > cores() { 16 } else { 4096 },
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),
         }
@@ -36,7 +42,7 @@ impl Gate {
         let mut spins = 0u32;
         while self.generation.load(Ordering::Acquire) == generation {
             spins += 1;
-            if spins.is_multiple_of(4096) {
+            if spins.is_multiple_of(self.patience) {
                 thread::yield_now()
             } else {
                 spin_loop()
@@ -54,15 +60,29 @@ pub struct Span {
 }
 
 impl Span {
+    /// `operations` operations from `start` to `end`.
+    pub fn new(start: Instant, end: Instant, operations: usize) -> Self {
+        Self {
+            start,
+            end,
+            operations,
+        }
+    }
+
     /// Passes the gate, then runs and times `work`, which is `operations` operations.
     pub fn time(gate: &Gate, operations: usize, work: impl FnOnce()) -> Self {
         gate.wait();
         let start = Instant::now();
         work();
+        Self::new(start, Instant::now(), operations)
+    }
+
+    /// Both, where they shared a core: from the first start to the last end.
+    fn and(self, other: Self) -> Self {
         Self {
-            start,
-            end: Instant::now(),
-            operations,
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+            operations: self.operations + other.operations,
         }
     }
 
@@ -71,38 +91,68 @@ impl Span {
     }
 }
 
-/// The least share of a round's time in which all threads must have been at work.
+/// The least share of a round's time in which all cores must have been at work.
 const OVERLAP: f64 = 0.6;
 
-/// ns per operation and thread in one round, or `None` when the threads ran one after the other more than together.
-pub fn round(spans: &[Span]) -> Option<f64> {
-    let last_start = spans.iter().map(|s| s.start).max()?;
-    let first_end = spans.iter().map(|s| s.end).min()?;
-    let first_start = spans.iter().map(|s| s.start).min()?;
-    let last_end = spans.iter().map(|s| s.end).max()?;
+/// ns per operation of a core in one round, where thread *i* ran on core *i* modulo `cores`; `None` when the cores were
+/// at work one after the other more than together.
+///
+/// Threads that share a core cannot overlap; what they did counts as the work of that core, so that the figure is ns of
+/// a core's time in either case.
+pub fn round(spans: &[Span], cores: usize) -> Option<f64> {
+    let cores: Vec<Span> = (0..cores.min(spans.len()))
+        .filter_map(|core| {
+            let on_it = spans.iter().skip(core).step_by(cores).copied();
+            on_it.reduce(Span::and)
+        })
+        .collect();
+    let last_start = cores.iter().map(|s| s.start).max()?;
+    let first_end = cores.iter().map(|s| s.end).min()?;
+    let first_start = cores.iter().map(|s| s.start).min()?;
+    let last_end = cores.iter().map(|s| s.end).max()?;
     let together = first_end
         .checked_duration_since(last_start)
         .unwrap_or(Duration::ZERO);
     if together.as_secs_f64() < OVERLAP * (last_end - first_start).as_secs_f64() {
         return None;
     }
-    Some(
-        spans
-            .iter()
-            .map(Span::nanoseconds_per_operation)
-            .sum::<f64>()
-            / spans.len() as f64,
+    let sum: f64 = cores.iter().map(Span::nanoseconds_per_operation).sum();
+    Some(sum / cores.len() as f64)
+}
+
+/// How many CPUs this process may use. To be asked by the main thread first: a pinned thread sees only its own.
+pub fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| allowed().len().max(1))
+}
+
+/// Threads, and what they share cores on: "1 thread", "4 threads on 2 cores (time-sharing)".
+pub fn describe(threads: usize) -> String {
+    match threads {
+        1 => "1 thread".to_owned(),
+        _ if threads <= cores() => format!("{threads} threads"),
+        _ => {
+            let cores = cores();
+            let plural = if cores == 1 { "" } else { "s" };
+            format!("{threads} threads on {cores} core{plural} (time-sharing)")
+        }
+    }
+}
+
+fn allowed() -> Vec<usize> {
+    sched_getaffinity(None).map_or_else(
+        |_| Vec::new(),
+        |set| {
+            (0..CpuSet::MAX_CPU)
+                .filter(|&cpu| set.is_set(cpu))
+                .collect()
+        },
     )
 }
 
 /// Binds the calling thread to the `index`-th CPU that the process may use, if the system lets it.
 pub fn pin(index: usize) {
-    let Ok(allowed) = sched_getaffinity(None) else {
-        return;
-    };
-    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU)
-        .filter(|&cpu| allowed.is_set(cpu))
-        .collect();
+    let cpus = allowed();
     if cpus.is_empty() {
         return;
     }

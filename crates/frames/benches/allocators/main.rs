@@ -1,137 +1,127 @@
 //! What an allocation costs: this crate beside the frame allocators of the registry, in one interleaved run.
 //!
 //! ```text
-//! cargo bench -p dirigible-frames [-- [--quick] [--json] [--passes N] [--list] [NAME]]
+//! cargo bench -p dirigible-frames [-- [--only SECTIONS] [--quick] [--json] [--passes N] [--list] [NAME]]
 //! ```
 //!
+//! | section | what it prints |
+//! |---|---|
+//! | `speed` | ns per operation, order 0 and 9, 1, 2 and 4 threads ([`speed`], its load in [`scenario`]) |
+//! | `latency` | percentiles of single calls ([`latency`]) |
+//! | `refused` | what a requester that cannot be served costs the one beside it ([`refused`]) |
+//! | `aging` | whole 2 MiB blocks left when memory has aged ([`aging`]) |
+//! | `boot` | how long `FrameAllocator::new` takes ([`boot`]) |
+//! | `metadata` | bytes per GiB ([`metadata`]) |
+//!
+//! `--only speed,boot` runs these two; without it all run, in under four minutes. `NAME` leaves only the allocators
+//! whose name has it inside. What is going on stands on stderr if that is a terminal. How to read what is printed:
+//! `docs/allocator-bench.md`.
+//!
 //! 2^20 frames (4 GiB) are managed as numbers, with no memory behind them, so a figure is the allocator's own work and
-//! the cache misses on its metadata. Each pass sets every allocator up anew and lets it do the same four things
-//! (see [`scenario`]) at order 0 and order 9, with one thread and with two; the allocators take turns inside the pass
+//! the cache misses on its metadata. Each pass sets every allocator up anew; the allocators take turns inside the pass
 //! and the order rotates, so that a disturbance of the machine hits all of them alike. Figures are medians over the
 //! passes, and ratios between rows mean more than the rows.
 //!
 //! This crate is called as the machines call it: [`FrameAllocator::alloc`](dirigible_frames::FrameAllocator::alloc) and
 //! `free` with descriptors, ledgers, the index, watermarks and vm events on, under the default policy. None of the
-//! peers has descriptors, types of blocks or a second lock level; they run behind the spin lock with which their users run them.
+//! peers has descriptors, types of blocks or a second lock level; they run behind the spin lock with which their users
+//! run them. LLFree is quoted, see [`llfree`].
 //!
-//! LLFree (luhsra/llfree-rs) is in no registry. Its figures were taken in another run beside the same two peers, so only its
-//! ratio to `buddy_system_allocator` is quoted, see [`report`].
-//!
-//! Without `--bench` (that is under `cargo test`) each allocator does a few rounds on 32 MiB and is checked, not timed.
+//! Without `--bench` (that is under `cargo test`) all sections run on 32 MiB and are checked, not timed.
 
+mod aging;
+mod args;
+mod boot;
+mod checks;
+mod clock;
 mod gate;
 mod heap;
+mod histogram;
+mod latency;
+mod llfree;
+mod metadata;
 mod peers;
+mod progress;
+mod random;
+mod refused;
 mod report;
 mod scenario;
+mod speed;
 
-use std::time::{Duration, Instant};
+use serde_json::json;
 
+use args::{Args, Section};
 use peers::Contestant;
+use report::Report;
 use scenario::Scale;
 
-/// A full run ends after this time even when passes are left: the machine may be busy.
-const BUDGET: Duration = Duration::from_secs(150);
-
-struct Args {
+/// What all sections are run with.
+pub struct Run {
+    scale: Scale,
     passes: usize,
-    json: bool,
-    quick: bool,
-    list: bool,
-    filter: Option<String>,
+    contestants: Vec<Contestant>,
 }
 
-fn parse(args: &[String]) -> Result<Args, String> {
-    let mut parsed = Args {
-        passes: 12,
-        json: false,
-        quick: false,
-        list: false,
-        filter: None,
-    };
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--bench" => {}
-            "--json" => parsed.json = true,
-            "--list" => parsed.list = true,
-            "--quick" => {
-                parsed.quick = true;
-                parsed.passes = 2;
-            }
-            "--passes" => {
-                let number = args.next().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-                parsed.passes = number.ok_or("--passes needs a number above 0")?;
-            }
-            name if !name.starts_with('-') => parsed.filter = Some(name.to_owned()),
-            other => {
-                return Err(format!(
-                    "unknown option {other}; known: --quick --json --passes N --list NAME"
-                ));
-            }
+impl Section {
+    fn run(self, run: &Run) -> Box<dyn Report> {
+        match self {
+            Self::Speed => Box::new(speed::run(run)),
+            Self::Latency => Box::new(latency::run(run)),
+            Self::Refused => Box::new(refused::run(run)),
+            Self::Aging => Box::new(aging::run(run)),
+            Self::Boot => Box::new(boot::run(run)),
+            Self::Metadata => Box::new(metadata::run(run)),
         }
     }
-    Ok(parsed)
 }
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    // Asked before any thread is pinned.
+    let cores = gate::cores();
     if !args.iter().any(|arg| arg == "--bench") {
         smoke();
         return;
     }
-    let args = parse(&args).unwrap_or_else(|message| {
+    let args = Args::parse(&args).unwrap_or_else(|message| {
         eprintln!("error: {message}");
         std::process::exit(2);
     });
-    let contestants: Vec<&dyn Contestant> = peers::all()
-        .into_iter()
-        .filter(|c| args.filter.as_ref().is_none_or(|f| c.name().contains(f)))
-        .collect();
+    let run = args.run();
     if args.list {
-        contestants
-            .iter()
-            .for_each(|c| println!("{}: benchmark", c.name()));
+        let names = run.contestants.iter().map(|c| c.name());
+        names.for_each(|name| println!("{name}: benchmark"));
         return;
     }
-
-    let scale = if args.quick {
-        Scale::QUICK
-    } else {
-        Scale::FULL
-    };
-    let mut table = report::Table::new(&contestants);
-    let start = Instant::now();
-    for pass in 0..args.passes {
-        if pass >= 3 && start.elapsed() > BUDGET {
-            eprintln!(
-                "the machine is slow today: ending after {pass} of {} passes",
-                args.passes
-            );
-            break;
-        }
-        eprint!("\rpass {} of {} ", pass + 1, args.passes);
-        for config in scale.configs() {
-            for turn in 0..contestants.len() {
-                let which = (pass + turn) % contestants.len();
-                table.add(which, &config, contestants[which].run(&config));
-            }
+    let mut all = json!({ "schema": 2, "frames": run.scale.frames(), "cores": cores });
+    if !args.json {
+        println!("{} frames managed, {cores} cores\n", run.scale.frames());
+    }
+    for section in args.sections {
+        let report = section.run(&run);
+        progress::show("");
+        if args.json {
+            all[section.name()] = report.json();
+        } else {
+            print!("{report}");
         }
     }
-    eprint!("\r{:30}\r", "");
-    table.measure_metadata(&contestants);
     if args.json {
-        println!("{}", table.json());
-    } else {
-        print!("{table}");
+        println!("{all}");
     }
 }
 
-/// All allocators through all scenarios, small, with each one's own consistency check at the end.
+/// All sections, small, with each one's own check at the end.
 fn smoke() {
-    for config in Scale::SMOKE.configs() {
-        for contestant in peers::all() {
-            contestant.run(&config);
-        }
+    checks::all();
+    let run = Run {
+        scale: Scale::SMOKE,
+        passes: 1,
+        contestants: Contestant::ALL.to_vec(),
+    };
+    for section in Section::ALL {
+        let report = section.run(&run);
+        report.check();
+        assert!(!report.to_string().is_empty() && report.json().is_object());
     }
 }
