@@ -141,10 +141,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if !self.zone_ids().any(|zone| fits(&zone)) {
             return Err(ContiguousError::NoMemory);
         }
+        let mut lease = self.lease(cpu).ok_or(EvacuateError::Busy)?;
         if !self.can_set_aside(blocks, request.watermark) {
             return Err(ContiguousError::BelowWatermark);
         }
-        let mut lease = self.lease(cpu).ok_or(EvacuateError::Busy)?;
         let mut budget = self.config.budget_blocks;
         let mut last = ContiguousError::NoMemory;
         for zone in self.zone_ids().filter(fits) {
@@ -187,10 +187,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let window = self
             .window_at(first, frames)
             .ok_or(ContiguousError::NoMemory)?;
+        let mut lease = self.lease(cpu).ok_or(EvacuateError::Busy)?;
         if !self.can_set_aside(window.blocks, watermark) {
             return Err(ContiguousError::BelowWatermark);
         }
-        let mut lease = self.lease(cpu).ok_or(EvacuateError::Busy)?;
         let mut range = Range::new(cpu, class, watermark, window);
         let zone = self.frames.zone_of_block(window.first);
         let isolated = match self.zone_state(zone) {

@@ -121,9 +121,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.frames.ledger(token.block()).used().into()
     }
 
-    /// Captures an isolated block if it is wholly free; else its token goes to the workspace. There blocks with a refusal stand
-    /// last, so that they are tried first: they are the likeliest to fail, and then little has moved. The others follow from
-    /// the lowest on.
+    /// Captures an isolated block if it is wholly free; else its token goes to the workspace, from whose end the next batch
+    /// comes. Blocks with a refusal stand at the end: they are the likeliest to fail, and then little has moved. The others
+    /// follow from the lowest on.
     fn keep(
         &self,
         class: FrameClass,
@@ -229,6 +229,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 return Err(Obstacle { block, error });
             }
             range.lost.pop();
+            // The others first: the frame has so much longer to arrive.
+            if lease
+                .held
+                .last()
+                .is_some_and(|token| token.block() == block)
+            {
+                lease.held.rotate_right(1);
+            }
         }
         Ok(())
     }

@@ -11,7 +11,8 @@ use dirigible_frames::{
     Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
-    CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome, RegisterError,
+    CompactResult, CompactionConfig, ContiguousRequest, Mobility, MovableOwner, MovePair, Outcome,
+    RegisterError,
 };
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::Mutex;
@@ -358,5 +359,85 @@ fn pitfall_25_unregister_against_isolate() {
         }
         remover.join().unwrap();
         w.check(0);
+    });
+}
+
+/// A range of two blocks, a capture of one and a dequeue with free: nobody gets what another has, and what is given up is open
+/// again.
+#[test]
+fn a_range_against_a_capture_and_a_dequeue() {
+    explore(|| {
+        let w = World::new(2, false);
+        let frame = Pfn::new(513);
+        let freer = w.spawn(1, move |w| {
+            if w.owner.dequeue(frame) {
+                w.frames.free(CpuId::new(1), frame, Order::BASE).unwrap();
+            }
+        });
+        let captured: &'static Mutex<Vec<Pfn>> = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let other = w.spawn(2, move |w| {
+            if let CompactResult::Captured(head) = w
+                .mobility
+                .compact_direct(CpuId::new(2), FrameClass::Movable)
+            {
+                captured.lock().unwrap().push(head);
+            }
+        });
+        let request = ContiguousRequest::unmovable(700);
+        let range = w.mobility.alloc_contiguous(CpuId::new(0), request);
+        freer.join().unwrap();
+        other.join().unwrap();
+        let heads = std::mem::take(&mut *captured.lock().unwrap());
+        assert_eq!(w.frames.isolated_blocks(), 0);
+        w.check(512 * heads.len());
+        if let Ok(first) = range {
+            assert!(heads.is_empty());
+            for at in 0..700 {
+                let frame = first.plus(at);
+                assert_eq!(w.frames.state(frame), FrameState::Owned);
+                w.frames.free(CpuId::new(0), frame, Order::BASE).unwrap();
+            }
+            w.check(0);
+        }
+    });
+}
+
+/// Two ranges, each of all there is, while the host answers late: one of them at most, and no answer is lost.
+#[test]
+fn two_ranges_wait_for_the_host_side_by_side() {
+    explore(|| {
+        let w = World::new(2, true);
+        let device = w.spawn(2, |w| {
+            for _ in 0..60 {
+                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+                for pair in taken {
+                    w.owner.moved(&pair);
+                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+                }
+                thread::yield_now();
+            }
+        });
+        let given: &'static Mutex<Vec<Pfn>> = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let ask = move |w: World| {
+            let cpu = CpuId::new(CPU.with(Cell::get));
+            let request = ContiguousRequest::new(1024, FrameClass::Movable);
+            if let Ok(first) = w.mobility.alloc_contiguous(cpu, request) {
+                given.lock().unwrap().push(first);
+            }
+        };
+        let other = w.spawn(1, ask);
+        ask(w);
+        other.join().unwrap();
+        device.join().unwrap();
+        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+        for pair in late {
+            w.owner.moved(&pair);
+            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+        }
+        let given = std::mem::take(&mut *given.lock().unwrap());
+        assert!(given.len() <= 1);
+        assert_eq!(w.frames.isolated_blocks(), 0);
+        w.check(1024 * given.len());
+        assert_eq!(w.owner.book.lock().unwrap().len(), 6);
     });
 }

@@ -105,7 +105,14 @@ pub struct MockOwner {
     pub always: Mutex<Option<Outcome>>,
     /// Pairs that can be pending at a time; others are `Busy`.
     pub room: AtomicUsize,
+    /// What is in its frames: a number for each, which moves with the frame.
+    pub contents: Mutex<BTreeMap<Pfn, u64>>,
+    /// Frames that it said it did not need any more.
+    pub released: AtomicUsize,
 }
+
+/// The next content.
+static CONTENT: AtomicU64 = AtomicU64::new(0);
 
 impl MockOwner {
     fn new(frames: &'static FrameAllocator<'static>, class: u8, of: FrameClass) -> &'static Self {
@@ -126,6 +133,8 @@ impl MockOwner {
             answers: Mutex::default(),
             always: Mutex::default(),
             room: AtomicUsize::new(usize::MAX),
+            contents: Mutex::default(),
+            released: AtomicUsize::new(0),
         }))
     }
 
@@ -140,6 +149,9 @@ impl MockOwner {
     /// Puts a frame that was allocated for it on its books.
     pub fn list(&self, frame: Pfn) {
         self.frames.set_owner(frame, self.class, frame.get());
+        let content = CONTENT.fetch_add(1, Ordering::Relaxed);
+        let before = self.contents.lock().unwrap().insert(frame, content);
+        assert_eq!(before, None, "{frame} listed twice");
         self.enter(frame);
     }
 
@@ -165,6 +177,7 @@ impl MockOwner {
     /// Frees one of its frames.
     pub fn free(&self, frame: Pfn) {
         assert!(self.books.lock().unwrap().remove(&frame));
+        self.contents.lock().unwrap().remove(&frame);
         self.leave(frame, FrameState::Listed);
         let order = self.frames.frame(frame).unwrap().order;
         self.frames.clear_flags(frame, FrameFlags::PINNED);
@@ -197,10 +210,19 @@ impl MockOwner {
         match outcome {
             Outcome::Moved => {
                 self.frames.set_owner(pair.to, self.class, pair.to.get());
+                {
+                    let mut contents = self.contents.lock().unwrap();
+                    let content = contents.remove(&pair.from).unwrap();
+                    assert_eq!(contents.insert(pair.to, content), None, "{}", pair.to);
+                }
                 self.enter(pair.to);
                 self.leave(pair.from, FrameState::Isolated);
             }
-            Outcome::Released => self.leave(pair.from, FrameState::Isolated),
+            Outcome::Released => {
+                self.contents.lock().unwrap().remove(&pair.from);
+                self.released.fetch_add(1, Ordering::Relaxed);
+                self.leave(pair.from, FrameState::Isolated);
+            }
             Outcome::Refused | Outcome::Busy | Outcome::Todo | Outcome::Pending => {}
         }
     }
@@ -299,6 +321,8 @@ pub struct Machine {
     pub balloon: &'static MockOwner,
     /// Huge frames that the test holds itself.
     pub held: Mutex<BTreeSet<Pfn>>,
+    /// Single frames that the test holds itself.
+    pub singles: Mutex<BTreeSet<Pfn>>,
 }
 
 pub const MARKS: Watermarks = Watermarks {
@@ -360,6 +384,7 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
         user,
         balloon,
         held: Mutex::default(),
+        singles: Mutex::default(),
     }
 }
 
@@ -484,6 +509,11 @@ impl Machine {
                 .filter(|info| info.class == owner.of)
                 .count()
                 * 512;
+            let singles = self.singles.lock().unwrap();
+            listed += singles
+                .iter()
+                .filter(|&&frame| self.frames.class(frame) == owner.of)
+                .count();
             for frame in owner.frames() {
                 let info = self.frames.frame(frame).unwrap();
                 assert_eq!(
