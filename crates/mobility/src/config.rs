@@ -17,7 +17,8 @@ pub struct CompactionConfig {
     /// Direct compaction and `evacuate_for`: how many blocks they try to empty before they give up.
     /// `alloc_contiguous`: how many windows it begins to empty. Default 8.
     pub budget_blocks: usize,
-    /// How many candidates (of `alloc_contiguous`: windows) one call looks at in each zone, 1 to [`MAX_LOOK`]. Default 32.
+    /// How many candidates one call looks at in each zone (`alloc_contiguous`: windows), 1 to [`MAX_LOOK`].
+    /// Default 32.
     pub look: usize,
     /// After n failures in a row the next 2^n - 1 requests are deferred, with n at most this. Default 6, at most 16.
     pub defer_max_shift: u8,

@@ -55,15 +55,16 @@ impl ContiguousRequest {
     }
 }
 
-/// Why there is no range. All blocks are open again, and no frame is lost; frames that had moved by then stay where they are.
+/// Why there is no range. All blocks are open again, and no frame is lost; frames that had moved by then stay where
+/// they are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContiguousError {
     /// It was asked for no frame at all.
     #[error("a range has at least one frame")]
     Empty,
-    /// No zone has so many frames in a row, whoever uses them; or the named place is not memory of one zone, or shares a
-    /// block with a hole or a reserved frame. It will be so the next time.
+    /// No zone has so many frames in a row, whoever uses them; or the named place is not memory of one zone, or
+    /// shares a block with a hole or a reserved frame. It will be so the next time.
     #[error("no zone has so many frames in a row, or not at this place")]
     NoMemory,
     /// In each window there is a frame that cannot move, a huge allocation, a block that somebody else is emptying, or
@@ -104,26 +105,29 @@ impl Obstacle {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Finds `request.frames` frames in a row whose blocks can be emptied, empties them, and gives the first frame. All are
-    /// single frames (order 0) in state *Owned* without an owner, of class `request.class`, and the caller's: they may be
-    /// freed one by one and in any order.
+    /// Finds `request.frames` frames in a row whose blocks can be emptied, empties them, and gives the first frame.
+    /// All are single frames (order 0) in state *Owned* without an owner, of class `request.class`, and the caller's:
+    /// they may be freed one by one and in any order.
     ///
-    /// Windows of blocks are tried in each zone from the cheapest to the dearest, the lowest among equals. A wholly free block
-    /// costs nothing, so a free stretch is taken without moving anything; a moved frame costs 1, a balloon frame an eighth;
-    /// windows with a block that was refused lately come last. A window is passed over if a block of it has a frame that
-    /// cannot move (reserved and pinned ones too), or is a huge page. A range always begins at the first frame of a block, and
-    /// of its last block what is left over is freed; so a request for a few frames needs a whole block as well.
+    /// Windows of blocks are tried in each zone from the cheapest to the dearest, the lowest among equals. A wholly
+    /// free block costs nothing, so a free stretch is taken without moving anything; a moved frame costs 1, a balloon
+    /// frame an eighth; windows with a block that was refused lately come last. A window is passed over if a block of
+    /// it has a frame that cannot move (reserved and pinned ones too), or is a huge page. A range always begins at
+    /// the first frame of a block, and of its last block what is left over is freed; so a request for a few frames
+    /// needs a whole block as well.
     ///
-    /// What is set aside meanwhile is [`FRAMES_PER_BLOCK`] frames for each block of the window: its own free frames and the
-    /// targets of the others. It leaves `request.watermark`. Targets come from partly used blocks outside of the window, and
-    /// where these are full from wholly free ones.
+    /// What is set aside meanwhile is [`FRAMES_PER_BLOCK`] frames for each block of the window: its own free frames
+    /// and the targets of the others. It leaves `request.watermark`. Targets come from partly used blocks outside of
+    /// the window, and where these are full from wholly free ones.
     ///
     /// It tries [`budget_blocks`](crate::CompactionConfig::budget_blocks) windows and looks at
-    /// [`look`](crate::CompactionConfig::look) in each zone. Owners are asked to isolate and to migrate, and are polled, as by
-    /// [`evacuate`](Self::evacuate): `migrate` and `poll` with no lock held. The call waits, with bounds, for a workspace
-    /// and the zone's lock, and for the host up to [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) for
-    /// each batch of up to [`WORKSPACE_FRAMES`] frames; when that time is over once, no other window is begun. A call from
-    /// inside compaction on the same CPU does not wait ([`EvacuateError::Busy`]). All CPUs' caches are emptied at the beginning.
+    /// [`look`](crate::CompactionConfig::look) in each zone. Owners are asked to isolate and to migrate, and are
+    /// polled, as by [`evacuate`](Self::evacuate): `migrate` and `poll` with no lock held. The call waits, with
+    /// bounds, for a workspace and the zone's lock, and for the host up to
+    /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) for each batch of up to
+    /// [`WORKSPACE_FRAMES`](crate::WORKSPACE_FRAMES) frames; when that time is over once, no other window is begun. A
+    /// call from inside compaction on the same CPU does not wait ([`EvacuateError::Busy`]). All CPUs' caches are
+    /// emptied at the beginning.
     ///
     /// # Errors
     ///
@@ -166,8 +170,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Takes the `frames` frames from `first` on, and whatever else uses their blocks moves elsewhere. They come as by
     /// [`alloc_contiguous`](Self::alloc_contiguous), which also says what is set aside, what may wait and who is asked.
     ///
-    /// The blocks of the range must be movable to the last frame, also outside of the range; what they have beside it is
-    /// freed, and they serve requests of `class` from then on. That a block was refused lately does not matter.
+    /// The blocks of the range must be movable to the last frame, also outside of the range; what they have beside it
+    /// is freed, and they serve requests of `class` from then on. That a block was refused lately does not matter.
     ///
     /// # Errors
     ///
@@ -210,8 +214,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         Ok(())
     }
 
-    /// Whether all zones together can lose so many blocks and stay at `watermark`. All CPU caches are emptied before: what lies
-    /// in them is free memory, and with it blocks look used, or as if they held what cannot move.
+    /// Whether all zones together can lose so many blocks and stay at `watermark`. All CPU caches are emptied before:
+    /// what lies in them is free memory, and with it blocks look used, or as if they held what cannot move.
     fn can_set_aside(&self, blocks: usize, watermark: Watermark) -> bool {
         self.frames.drain_cpu_caches();
         self.spare(watermark) >= (blocks as u64).saturating_mul(FRAMES_PER_BLOCK as u64)

@@ -1,12 +1,12 @@
 //! A contiguous range in the making: a window of blocks is isolated, emptied and captured, or put back.
 //!
-//! All blocks are isolated before the first frame moves, and wholly free ones are captured at once. So no target lies in the
-//! window, nobody takes what becomes free in it, and the watermark is tested for the whole of it. Block by block it could
-//! not be so: the allocator keeps targets out of isolated blocks only, and a frame would move from one block of the
-//! window to the next, and again. What is isolated and not empty yet stands in the workspace, which bounds it
-//! ([`MAX_RANGE_USED`](crate::MAX_RANGE_USED)). It is then emptied in batches, as many blocks at a time as a workspace holds
-//! frames of, and each emptied block is captured: it needs no place any more, and is known by its state if it must be
-//! given back.
+//! All blocks are isolated before the first frame moves, and wholly free ones are captured at once. So no target lies
+//! in the window, nobody takes what becomes free in it, and the watermark is tested for the whole of it. Block by
+//! block it could not be so: the allocator keeps targets out of isolated blocks only, and a frame would move from one
+//! block of the window to the next, and again. What is isolated and not empty yet stands in the workspace, which
+//! bounds it ([`MAX_RANGE_USED`](crate::MAX_RANGE_USED)). It is then emptied in batches, as many blocks at a time as
+//! a workspace holds frames of, and each emptied block is captured: it needs no place any more, and is known by its
+//! state if it must be given back.
 //!
 //! In the end single frames are made of the captured blocks, and those outside of the range are freed.
 
@@ -60,8 +60,8 @@ impl Range {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Isolates all blocks of a window and captures those that are wholly free. The zone's lock is held. What is taken when
-    /// this fails is for [`put_window_back`](Self::put_window_back).
+    /// Isolates all blocks of a window and captures those that are wholly free. The zone's lock is held. What is
+    /// taken when this fails is for [`put_window_back`](Self::put_window_back).
     pub(crate) fn isolate_window(
         &self,
         range: &mut Range,
@@ -121,9 +121,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.frames.ledger(token.block()).used().into()
     }
 
-    /// Captures an isolated block if it is wholly free; else its token goes to the workspace, from whose end the next batch
-    /// comes. Blocks with a refusal stand at the end: they are the likeliest to fail, and then little has moved. The others
-    /// follow from the lowest on.
+    /// Captures an isolated block if it is wholly free; else its token goes to the workspace, from whose end the next
+    /// batch comes. Blocks with a refusal stand at the end: they are the likeliest to fail, and then little has
+    /// moved. The others follow from the lowest on.
     fn keep(
         &self,
         class: FrameClass,
@@ -199,8 +199,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         Ok(())
     }
 
-    /// Isolates the blocks of a batch again that were lost because a frame was under way, a few times in each window: in many
-    /// blocks there is often one, and a moment later it is where it belongs.
+    /// Isolates the blocks of a batch again that were lost because a frame was under way, a few times in each window:
+    /// in many blocks there is often one, and a moment later it is where it belongs.
     fn regain(
         &self,
         range: &mut Range,
@@ -243,8 +243,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Opens what is still isolated of a window and frees what was captured of it.
     pub(crate) fn put_window_back(&self, range: &Range, lease: &mut Lease<'_>) {
-        // First those that were captured, while those in the workspace can be told from them: a block that is open may be anybody's
-        // huge page a moment later.
+        // First those that were captured, while those in the workspace can be told from them: a block that is open
+        // may be anybody's huge page a moment later.
         for block in range.window.part(0, range.taken) {
             let captured = self.frames.ledger(block).state() == BlockState::Huge;
             if captured && !range.lost.contains(&block) {
@@ -257,7 +257,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Makes single frames of a captured window, and frees those that are not among the `frames` frames from `first` on.
+    /// Makes single frames of a captured window, and frees those that are not among the `frames` frames from `first`
+    /// on.
     pub(crate) fn carve(&self, range: &Range, first: Pfn, frames: usize) {
         let mut outside = Freed::new(self.frames, range.cpu);
         let wanted = first..first.plus(frames as u64);

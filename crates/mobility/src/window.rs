@@ -36,8 +36,8 @@ impl Window {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// The blocks that hold `frames` frames from `first` on, if all of them are memory of one zone, with nothing reserved and
-    /// no hole in them.
+    /// The blocks that hold `frames` frames from `first` on, if all of them are memory of one zone, with nothing
+    /// reserved and no hole in them.
     pub(crate) fn window_at(&self, first: Pfn, frames: usize) -> Option<Window> {
         let last = first.get().checked_add(frames as u64 - 1)?;
         let (begin, end) = (
@@ -53,8 +53,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         window.blocks().all(usable).then_some(window)
     }
 
-    /// The cheapest window of a zone that `blocks` blocks fit into, beginning at a multiple of `align`, without the blocks in
-    /// `avoid`, which are sorted; among equals the lowest.
+    /// The cheapest window of a zone that `blocks` blocks fit into, beginning at a multiple of `align`, without the
+    /// blocks in `avoid`, which are sorted; among equals the lowest.
     ///
     /// One look at each ledger of the zone, no more: what a window really costs shows when it is isolated.
     pub(crate) fn cheapest_window(
@@ -105,8 +105,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         align: Order,
         cost: &dyn Fn(BlockId) -> Option<i64>,
     ) -> Option<Window> {
-        // Those of the last blocks looked at: how many there are without a gap, and what they cost. A block's cost may be another
-        // when the window leaves it behind; the sums are then a little off until the next gap, which only concerns the choice.
+        // Those of the last blocks looked at: how many there are without a gap, and what they cost. A block's cost
+        // may be another when the window leaves it behind; the sums are then a little off until the next gap, which
+        // only concerns the choice.
         let (mut length, mut sum, mut used) = (0, 0, 0);
         let mut best: Option<(i64, Window)> = None;
         for block in self.frames.blocks() {

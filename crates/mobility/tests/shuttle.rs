@@ -366,6 +366,8 @@ fn pitfall_25_unregister_against_isolate() {
 /// again.
 #[test]
 fn a_range_against_a_capture_and_a_dequeue() {
+    // Not a step of the model.
+    static GIVEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     explore(|| {
         let w = World::new(2, false);
         let frame = Pfn::new(513);
@@ -392,6 +394,7 @@ fn a_range_against_a_capture_and_a_dequeue() {
         w.check(512 * heads.len());
         if let Ok(first) = range {
             assert!(heads.is_empty());
+            GIVEN.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             for at in 0..700 {
                 let frame = first.plus(at);
                 assert_eq!(w.frames.state(frame), FrameState::Owned);
@@ -400,6 +403,7 @@ fn a_range_against_a_capture_and_a_dequeue() {
             w.check(0);
         }
     });
+    assert!(GIVEN.load(std::sync::atomic::Ordering::Relaxed) > 0);
 }
 
 /// Two ranges, each of all there is, while the host answers late: one of them at most, and no answer is lost.
