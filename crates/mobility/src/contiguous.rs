@@ -132,6 +132,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// # Errors
     ///
     /// See [`ContiguousError`]: where several windows were tried, the reason of the last one.
+    ///
+    /// # Panics
+    ///
+    /// If the allocator was not made for `cpu`.
     pub fn alloc_contiguous(
         &self,
         cpu: CpuId,
@@ -177,6 +181,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ///
     /// [`ContiguousError::NoMemory`] where this is not memory of one zone or shares a block with reserved frames, else
     /// [`ContiguousError::BelowWatermark`] or the reason why a block was not emptied.
+    ///
+    /// # Panics
+    ///
+    /// If the allocator was not made for `cpu`.
     pub fn alloc_at(
         &self,
         cpu: CpuId,
