@@ -4,7 +4,7 @@ mod machine;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dirigible_frames::{
     AllocRequest, CpuId, Event, FrameClass, FrameState, Migratetype, Order, Pfn, Watermark,
@@ -324,5 +324,69 @@ fn two_cpus_ask_at_once() {
         }
     });
     assert_eq!(contents(&m), before);
+    m.check_at_rest();
+}
+
+/// Tells the other thread to end, also when this one panics.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn ranges_are_given_while_memory_is_in_use() {
+    let m = filled([150; 12]);
+    let done = AtomicBool::new(false);
+    let next = |seed: &mut u64| {
+        *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+        *seed >> 33
+    };
+    std::thread::scope(|scope| {
+        // Somebody allocates, frees, and wants huge pages.
+        scope.spawn(|| {
+            let (cpu, mut seed) = (CpuId::new(1), 5);
+            let mut huge = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                let start = Pfn::new(next(&mut seed) % (12 * 512));
+                if m.user.free_next(cpu, start)
+                    && let Ok(frame) = m.frames.alloc(cpu, AllocRequest::movable())
+                {
+                    m.user.list(frame);
+                }
+                if next(&mut seed) % 64 == 0 {
+                    huge.extend(m.frames.alloc(cpu, AllocRequest::huge()));
+                }
+                if next(&mut seed) % 32 == 0
+                    && let Some(head) = huge.pop()
+                {
+                    m.frames.free(cpu, head, Order::HUGE).unwrap();
+                }
+            }
+            for head in huge {
+                m.frames.free(cpu, head, Order::HUGE).unwrap();
+            }
+        });
+        let _ends = Ends(&done);
+        let mut seed = 3;
+        let mut given = 0;
+        for round in 0..1500 {
+            let frames = 1 + next(&mut seed) as usize % 1800;
+            let request = ContiguousRequest::unmovable(frames);
+            let range = if round % 2 == 0 {
+                ask(&m, request)
+            } else {
+                ask_at(&m, next(&mut seed) % (8 * 512), frames)
+            };
+            if let Ok(range) = range {
+                release(&m, range);
+                given += 1;
+            }
+        }
+        assert!(given > 0);
+    });
+    contents(&m);
     m.check_at_rest();
 }

@@ -185,6 +185,23 @@ impl MockOwner {
         self.frames.free(CPU, frame, order).unwrap();
     }
 
+    /// Frees the first of its frames from `start` on that is on its books just now, whatever others do meanwhile; whether
+    /// there was one.
+    pub fn free_next(&self, cpu: CpuId, start: Pfn) -> bool {
+        let frame = {
+            let mut books = self.books.lock().unwrap();
+            let Some(&frame) = books.range(start..).next() else {
+                return false;
+            };
+            books.remove(&frame);
+            frame
+        };
+        self.contents.lock().unwrap().remove(&frame);
+        self.leave(frame, FrameState::Listed);
+        self.frames.free(cpu, frame, Order::BASE).unwrap();
+        true
+    }
+
     pub fn count(&self) -> usize {
         self.books.lock().unwrap().len()
     }
