@@ -69,14 +69,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         watermark: Watermark,
         most: usize,
     ) -> usize {
-        let marks = self.frames.watermarks(zone);
-        let mark = match watermark {
-            Watermark::None => 0,
-            Watermark::Min => marks.min,
-            Watermark::Low => marks.low,
-            Watermark::High => marks.high,
-        };
-        let above = self.frames.zone_free_frames(zone).saturating_sub(mark);
+        let above = self.zone_spare(zone, watermark);
         let by_mark = usize::try_from(above).unwrap_or(usize::MAX) / FRAMES_PER_BLOCK;
         let most = most.min(MAX_BATCH_BLOCKS).min(by_mark);
         self.frames.target_frames(most * FRAMES_PER_BLOCK) / FRAMES_PER_BLOCK

@@ -4,6 +4,8 @@
 pub const WORKSPACE_FRAMES: usize = 512;
 /// Most blocks that one evacuation takes on together.
 pub const MAX_BATCH_BLOCKS: usize = 8;
+/// Most blocks of a contiguous range that may be partly used; wholly free ones come on top. 1 GiB.
+pub const MAX_RANGE_USED: usize = 512;
 /// Most candidates that one look at the index gives.
 pub const MAX_LOOK: usize = 64;
 
@@ -12,9 +14,11 @@ pub const MAX_LOOK: usize = 64;
 /// Values out of range are brought into range by [`Mobility::new`](crate::Mobility::new).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CompactionConfig {
-    /// Direct compaction and `evacuate_for`: how many blocks they try to empty before they give up. Default 8.
+    /// Direct compaction and `evacuate_for`: how many blocks they try to empty before they give up.
+    /// `alloc_contiguous`: how many windows it begins to empty. Default 8.
     pub budget_blocks: usize,
-    /// How many candidates one call looks at in each zone, 1 to [`MAX_LOOK`]. Default 32.
+    /// How many candidates one call looks at in each zone (`alloc_contiguous`: windows), 1 to [`MAX_LOOK`].
+    /// Default 32.
     pub look: usize,
     /// After n failures in a row the next 2^n - 1 requests are deferred, with n at most this. Default 6, at most 16.
     pub defer_max_shift: u8,

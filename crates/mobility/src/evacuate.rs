@@ -14,8 +14,6 @@ use crate::{MigrateStats, Mobility, MovePair};
 
 /// How often a frame without a state is looked at again.
 const SPINS: usize = 64;
-/// Targets that are reserved at once, on the stack.
-const TARGETS: usize = 64;
 
 /// Why a block was not emptied. Nothing is lost in any of these cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -33,7 +31,8 @@ pub enum EvacuateError {
     /// The allocator would not isolate the block.
     #[error("the block cannot be isolated")]
     Isolate(IsolateError),
-    /// Together with the blocks before it, it holds more frames than the workspace.
+    /// Together with the blocks before it, it holds more frames than the workspace; in a range, more blocks are partly
+    /// used than can be isolated together.
     #[error("too many frames for one batch")]
     NoRoom,
     /// There are fewer targets outside the block than used frames in it, or they are needed above the watermark.
@@ -71,11 +70,25 @@ pub(crate) struct Attempt {
     pub(crate) error: Option<EvacuateError>,
     /// Whether frames of it were isolated: what came to nothing before that was cheap.
     pub(crate) worked_on: bool,
+    /// Whether targets may come from wholly free blocks where there are no others.
+    pub(crate) breaks_whole: bool,
     /// One past the last of its pairs, as collected.
     end: usize,
 }
 
 impl Attempt {
+    /// One whose block is isolated already, for a range.
+    pub(crate) fn for_range(token: IsolatedBlock) -> Self {
+        Self {
+            block: token.block(),
+            token: Some(token),
+            error: None,
+            worked_on: false,
+            breaks_whole: true,
+            end: 0,
+        }
+    }
+
     /// Whether it goes on.
     pub(crate) fn is_alive(&self) -> bool {
         self.token.is_some() && self.error.is_none()
@@ -173,6 +186,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 token: None,
                 error,
                 worked_on: false,
+                breaks_whole: false,
                 end: 0,
             });
         }
@@ -188,8 +202,21 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 }
             }
         });
+        let used = self.begin_isolated(cpu, space, &mut attempts, watermark);
+        (attempts, used)
+    }
+
+    /// The second half of [`begin_blocks`](Self::begin_blocks): reserves targets for all used frames of the blocks that are
+    /// isolated by now, and isolates these frames. Gives how many pairs of the workspace are theirs.
+    pub(crate) fn begin_isolated(
+        &self,
+        cpu: CpuId,
+        space: &mut Workspace,
+        attempts: &mut Attempts,
+        watermark: Watermark,
+    ) -> usize {
         let mut collected = 0;
-        for attempt in &mut attempts {
+        for attempt in attempts.iter_mut() {
             if attempt.token.is_some() {
                 match self.collect(attempt.block, &mut space.pairs, collected) {
                     Ok(end) => collected = end,
@@ -201,15 +228,15 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
         let mut used = 0;
         let mut from = 0;
-        for attempt in &mut attempts {
+        for attempt in attempts.iter_mut() {
             let range = from..attempt.end;
             from = attempt.end;
             if attempt.is_alive() {
                 self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, watermark);
             }
         }
-        self.finish_dead(cpu, &mut attempts);
-        (attempts, used)
+        self.finish_dead(cpu, attempts);
+        used
     }
 
     /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in its
@@ -230,7 +257,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Why a block is not begun, by its ledger and its frames; takes its used frames off `room`.
-    fn unfit(&self, block: BlockId, room: &mut usize) -> Option<EvacuateError> {
+    pub(crate) fn unfit(&self, block: BlockId, room: &mut usize) -> Option<EvacuateError> {
         if !self.frames.has_block(block) {
             return Some(EvacuateError::Isolate(IsolateError::Unknown));
         }
@@ -315,7 +342,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         watermark: Watermark,
     ) {
         let mut unused = Freed::new(self.frames, cpu);
-        let reserved = self.reserve_targets(attempt.block, &mut pairs[range.clone()], watermark);
+        let reserved = self.reserve_targets(cpu, attempt, &mut pairs[range.clone()], watermark);
         if reserved < range.len() {
             pairs[range.start..range.start + reserved]
                 .iter()
@@ -375,30 +402,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             }
             *used = start;
         }
-    }
-
-    /// Gives the pairs their targets, outside `block`; gives how many got one.
-    fn reserve_targets(
-        &self,
-        block: BlockId,
-        pairs: &mut [MovePair],
-        watermark: Watermark,
-    ) -> usize {
-        let mut reserved = 0;
-        for piece in pairs.chunks_mut(TARGETS) {
-            let mut targets = [Pfn::new(0); TARGETS];
-            let got = self
-                .frames
-                .take_targets(block, watermark, &mut targets[..piece.len()]);
-            for (pair, target) in piece.iter_mut().zip(&targets[..got]) {
-                pair.to = *target;
-            }
-            reserved += got;
-            if got < piece.len() {
-                break;
-            }
-        }
-        reserved
     }
 
     /// Ends the attempts that came to nothing; none of their pairs is in the workspace any more, or all that are have been

@@ -9,6 +9,8 @@
 //! | [`compact_direct`](Mobility::compact_direct) | a request for a huge page | empties the cheapest block and hands it over |
 //! | [`compact_background`](Mobility::compact_background) | a background worker | keeps a reserve of wholly free blocks |
 //! | [`evacuate_for`](Mobility::evacuate_for) | an unmovable request | gives it a whole block, so that no hybrid block is left |
+//! | [`alloc_contiguous`](Mobility::alloc_contiguous) | a buffer for a device, a large stack | empties the cheapest stretch of blocks and gives its frames |
+//! | [`alloc_at`](Mobility::alloc_at) | the same at a named place | the same there |
 //! | [`evacuate`](Mobility::evacuate), [`evacuate_many`](Mobility::evacuate_many) | anybody | empties named blocks |
 //! | [`migrate_frames`](Mobility::migrate_frames) | anybody | moves named frames |
 //!
@@ -30,6 +32,13 @@
 //! What is set aside for a block, its own free frames and its targets, is 512 frames, and so many must be free above a
 //! watermark: the min watermark for a request that takes the block in the end, the low watermark for background compaction
 //! and for `evacuate_for`, so that the requests of others succeed meanwhile.
+//!
+//! # Ranges
+//!
+//! A contiguous range is a stretch of blocks that are evacuated together: all are isolated first, then emptied batch by
+//! batch, and what is captured becomes single frames of the wanted class. If one block cannot be emptied, all are opened
+//! again and the next stretch is tried. Here targets may also come from wholly free blocks outside of the stretch: one
+//! block broken is a fair price for several in a row.
 //!
 //! # Counting
 //!
@@ -146,6 +155,7 @@ mod account;
 mod background;
 mod candidate;
 mod config;
+mod contiguous;
 mod defer;
 mod direct;
 mod evacuate;
@@ -153,14 +163,18 @@ mod handover;
 mod migrate;
 mod mobility;
 mod owner;
+mod range;
 mod refusal;
 mod registry;
+mod targets;
+mod window;
 mod workspace;
 mod zone;
 
 pub use account::{IdentityError, PerClass};
 pub use background::BackgroundResult;
-pub use config::{CompactionConfig, MAX_BATCH_BLOCKS, MAX_LOOK, WORKSPACE_FRAMES};
+pub use config::{CompactionConfig, MAX_BATCH_BLOCKS, MAX_LOOK, MAX_RANGE_USED, WORKSPACE_FRAMES};
+pub use contiguous::{ContiguousError, ContiguousRequest};
 pub use direct::CompactResult;
 pub use evacuate::EvacuateError;
 pub use migrate::MigrateStats;

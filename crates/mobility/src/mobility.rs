@@ -11,7 +11,7 @@ use crate::{CompactionConfig, IdentityError, MovableOwner, PerClass, RegisterErr
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///
-/// It holds its workspaces in itself, about 37 KiB: keep it in a static, a box or a place of its own rather than on a
+/// It holds its workspaces in itself, about 43 KiB: keep it in a static, a box or a place of its own rather than on a
 /// small stack.
 pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) frames: &'a FrameAllocator<'a>,

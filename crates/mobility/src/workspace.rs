@@ -5,10 +5,11 @@
 
 use core::ops::{Deref, DerefMut};
 
+use arrayvec::ArrayVec;
 use dirigible_frames::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
-use dirigible_frames::{CpuId, Pfn, Platform};
+use dirigible_frames::{CpuId, IsolatedBlock, Pfn, Platform};
 
-use crate::config::WORKSPACE_FRAMES;
+use crate::config::{MAX_RANGE_USED, WORKSPACE_FRAMES};
 use crate::{Mobility, MovePair};
 
 /// Evacuations that can run at the same time.
@@ -17,6 +18,8 @@ pub(crate) const PLACES: usize = 3;
 /// What one evacuation works in.
 pub(crate) struct Workspace {
     pub(crate) pairs: [MovePair; WORKSPACE_FRAMES],
+    /// Blocks of a range that are isolated and not empty yet. Empty between evacuations.
+    pub(crate) held: ArrayVec<IsolatedBlock, MAX_RANGE_USED>,
 }
 
 /// All places.
@@ -60,6 +63,7 @@ impl Workspaces {
             places: core::array::from_fn(|_| {
                 Mutex::new(Workspace {
                     pairs: [MovePair::base(nothing, nothing); WORKSPACE_FRAMES],
+                    held: ArrayVec::new(),
                 })
             }),
             holders: core::array::from_fn(|_| AtomicU32::new(0)),

@@ -4,6 +4,8 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+// Not shuttle's: what only counts over all runs is no step of the model.
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use dirigible_frames::sync::{AtomicU64, Ordering};
 use dirigible_frames::{
@@ -11,7 +13,8 @@ use dirigible_frames::{
     Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
-    CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome, RegisterError,
+    CompactResult, CompactionConfig, ContiguousRequest, Mobility, MovableOwner, MovePair, Outcome,
+    RegisterError,
 };
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::Mutex;
@@ -131,8 +134,13 @@ struct World {
 impl World {
     /// `blocks` whole blocks with three frames each, and a bit of one above as room for them.
     fn new(blocks: u64, pending: bool) -> Self {
+        Self::patient(blocks, pending, 8, 64)
+    }
+
+    /// The same with so many turns of patience for locks and for answers.
+    fn patient(blocks: u64, pending: bool, lock_relaxes: u32, idle_polls: u32) -> Self {
         CPU.with(|cpu| cpu.set(0));
-        let range = Pfn::new(0)..Pfn::new(blocks * 512 + 8);
+        let range = Pfn::new(0)..Pfn::new(blocks * 512 + 16);
         let zones = [ZoneConfig {
             name: "zone",
             ranges: std::slice::from_ref(&range),
@@ -164,8 +172,8 @@ impl World {
             pending: pending.then(|| Mutex::new(Vec::new())),
         }));
         let config = CompactionConfig {
-            lock_relaxes: 8,
-            idle_polls: 64,
+            lock_relaxes,
+            idle_polls,
             ..Default::default()
         };
         let mobility: &'static _ = Box::leak(Box::new(Mobility::new(frames, machine, config)));
@@ -360,4 +368,94 @@ fn pitfall_25_unregister_against_isolate() {
         remover.join().unwrap();
         w.check(0);
     });
+}
+
+/// A range of two blocks, a capture of one and a dequeue with free: nobody gets what another has, and what is given up is open
+/// again.
+#[test]
+fn a_range_against_a_capture_and_a_dequeue() {
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    explore(|| {
+        let w = World::patient(3, false, 4096, 64);
+        let frame = Pfn::new(513);
+        let freer = w.spawn(1, move |w| {
+            if w.owner.dequeue(frame) {
+                w.frames.free(CpuId::new(1), frame, Order::BASE).unwrap();
+            }
+        });
+        let captured: &'static Mutex<Vec<Pfn>> = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let other = w.spawn(2, move |w| {
+            if let CompactResult::Captured(head) = w
+                .mobility
+                .compact_direct(CpuId::new(2), FrameClass::Movable)
+            {
+                captured.lock().unwrap().push(head);
+            }
+        });
+        let request = ContiguousRequest::unmovable(700);
+        let range = w.mobility.alloc_contiguous(CpuId::new(0), request);
+        freer.join().unwrap();
+        other.join().unwrap();
+        let heads = std::mem::take(&mut *captured.lock().unwrap());
+        assert_eq!(w.frames.isolated_blocks(), 0);
+        w.check(512 * heads.len());
+        if let Ok(first) = range {
+            let last = first.plus(1023);
+            let apart = |head: &Pfn| last < *head || head.plus(511) < first;
+            assert!(heads.iter().all(apart));
+            GIVEN.fetch_add(1, Relaxed);
+            for at in 0..700 {
+                let frame = first.plus(at);
+                assert_eq!(w.frames.state(frame), FrameState::Owned);
+                w.frames.free(CpuId::new(0), frame, Order::BASE).unwrap();
+            }
+            w.check(512 * heads.len());
+        }
+    });
+    assert!(GIVEN.load(Relaxed) > 0);
+}
+
+/// Two ranges, each of all there is, while the host answers late: one of them at most, and no answer is lost.
+#[test]
+fn two_ranges_wait_for_the_host_side_by_side() {
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    explore(|| {
+        let w = World::patient(2, true, 4096, 4096);
+        let asked: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+        let device = w.spawn(2, |w| {
+            while asked.load(Ordering::Relaxed) < 2 {
+                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+                for pair in taken {
+                    w.owner.moved(&pair);
+                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+                }
+                thread::yield_now();
+            }
+        });
+        let given: &'static Mutex<Vec<Pfn>> = Box::leak(Box::new(Mutex::new(Vec::new())));
+        let ask = move |w: World| {
+            let cpu = CpuId::new(CPU.with(Cell::get));
+            let request = ContiguousRequest::new(1024, FrameClass::Movable);
+            if let Ok(first) = w.mobility.alloc_contiguous(cpu, request) {
+                given.lock().unwrap().push(first);
+            }
+            asked.fetch_add(1, Ordering::Relaxed);
+        };
+        let other = w.spawn(1, ask);
+        ask(w);
+        other.join().unwrap();
+        device.join().unwrap();
+        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+        for pair in late {
+            w.owner.moved(&pair);
+            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+        }
+        let given = std::mem::take(&mut *given.lock().unwrap());
+        assert!(given.len() <= 1);
+        GIVEN.fetch_add(given.len(), Relaxed);
+        assert_eq!(w.frames.isolated_blocks(), 0);
+        w.check(1024 * given.len());
+        assert_eq!(w.owner.book.lock().unwrap().len(), 6);
+    });
+    assert!(GIVEN.load(Relaxed) > 0);
 }

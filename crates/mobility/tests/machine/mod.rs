@@ -2,6 +2,8 @@
 //! answers are scripted. Everything is leaked: owners, mobility and allocator refer to each other.
 #![allow(dead_code)]
 
+pub mod ranges;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -105,7 +107,14 @@ pub struct MockOwner {
     pub always: Mutex<Option<Outcome>>,
     /// Pairs that can be pending at a time; others are `Busy`.
     pub room: AtomicUsize,
+    /// What is in its frames: a number for each, which moves with the frame.
+    pub contents: Mutex<BTreeMap<Pfn, u64>>,
+    /// Frames that it said it did not need any more.
+    pub released: AtomicUsize,
 }
+
+/// The next content.
+static CONTENT: AtomicU64 = AtomicU64::new(0);
 
 impl MockOwner {
     fn new(frames: &'static FrameAllocator<'static>, class: u8, of: FrameClass) -> &'static Self {
@@ -126,6 +135,8 @@ impl MockOwner {
             answers: Mutex::default(),
             always: Mutex::default(),
             room: AtomicUsize::new(usize::MAX),
+            contents: Mutex::default(),
+            released: AtomicUsize::new(0),
         }))
     }
 
@@ -140,6 +151,8 @@ impl MockOwner {
     /// Puts a frame that was allocated for it on its books.
     pub fn list(&self, frame: Pfn) {
         self.frames.set_owner(frame, self.class, frame.get());
+        let content = CONTENT.fetch_add(1, Ordering::Relaxed);
+        self.contents.lock().unwrap().insert(frame, content);
         self.enter(frame);
     }
 
@@ -165,10 +178,28 @@ impl MockOwner {
     /// Frees one of its frames.
     pub fn free(&self, frame: Pfn) {
         assert!(self.books.lock().unwrap().remove(&frame));
+        self.contents.lock().unwrap().remove(&frame);
         self.leave(frame, FrameState::Listed);
         let order = self.frames.frame(frame).unwrap().order;
         self.frames.clear_flags(frame, FrameFlags::PINNED);
         self.frames.free(CPU, frame, order).unwrap();
+    }
+
+    /// Frees the first of its frames from `start` on that is on its books just now, whatever others do meanwhile; whether
+    /// there was one.
+    pub fn free_next(&self, cpu: CpuId, start: Pfn) -> bool {
+        let frame = {
+            let mut books = self.books.lock().unwrap();
+            let Some(&frame) = books.range(start..).next() else {
+                return false;
+            };
+            books.remove(&frame);
+            frame
+        };
+        self.contents.lock().unwrap().remove(&frame);
+        self.leave(frame, FrameState::Listed);
+        self.frames.free(cpu, frame, Order::BASE).unwrap();
+        true
     }
 
     pub fn count(&self) -> usize {
@@ -197,10 +228,19 @@ impl MockOwner {
         match outcome {
             Outcome::Moved => {
                 self.frames.set_owner(pair.to, self.class, pair.to.get());
+                {
+                    let mut contents = self.contents.lock().unwrap();
+                    let content = contents.remove(&pair.from).unwrap();
+                    contents.insert(pair.to, content);
+                }
                 self.enter(pair.to);
                 self.leave(pair.from, FrameState::Isolated);
             }
-            Outcome::Released => self.leave(pair.from, FrameState::Isolated),
+            Outcome::Released => {
+                self.contents.lock().unwrap().remove(&pair.from);
+                self.released.fetch_add(1, Ordering::Relaxed);
+                self.leave(pair.from, FrameState::Isolated);
+            }
             Outcome::Refused | Outcome::Busy | Outcome::Todo | Outcome::Pending => {}
         }
     }
@@ -299,6 +339,8 @@ pub struct Machine {
     pub balloon: &'static MockOwner,
     /// Huge frames that the test holds itself.
     pub held: Mutex<BTreeSet<Pfn>>,
+    /// Single frames that the test holds itself.
+    pub singles: Mutex<BTreeSet<Pfn>>,
 }
 
 pub const MARKS: Watermarks = Watermarks {
@@ -361,6 +403,7 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
         user,
         balloon,
         held: Mutex::default(),
+        singles: Mutex::default(),
     }
 }
 
@@ -485,6 +528,11 @@ impl Machine {
                 .filter(|info| info.class == owner.of)
                 .count()
                 * 512;
+            let singles = self.singles.lock().unwrap();
+            listed += singles
+                .iter()
+                .filter(|&&frame| self.frames.class(frame) == owner.of)
+                .count();
             for frame in owner.frames() {
                 let info = self.frames.frame(frame).unwrap();
                 assert_eq!(
