@@ -5,7 +5,9 @@ use std::{fs, process::Command};
 use crate::step::{cargo, root};
 
 /// The crates, by folder under `crates/`.
-const CRATES: &[&str] = &["frames", "mobility", "balloon", "paging", "workload"];
+const CRATES: &[&str] = &[
+    "prefetch", "frames", "mobility", "balloon", "paging", "workload",
+];
 /// A target without a standard library: building for it is the proof.
 const BARE: &str = "x86_64-unknown-none";
 

@@ -143,6 +143,7 @@ impl FrameAllocator<'_> {
             let base = first + number as u32 * 64;
             if mask != 0 && !filled {
                 cache.fill(base, mask);
+                self.prefetch_words(base);
                 filled = true;
                 continue;
             }

@@ -155,6 +155,13 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
+    /// Asks for the state words of 64 frames from `base` on, which will be written one after another.
+    pub(crate) fn prefetch_words(&self, base: u32) {
+        for line in self.words[base as usize..][..64].chunks(16) {
+            dirigible_prefetch::for_write(&line[0]);
+        }
+    }
+
     /// The tally of `block`: a word for whoever reclaims, 0 at first. It says, for example, how many frames are how old and
     /// dirty, and whether the host backs the block. The allocator looks at it only through [`Config::cost`].
     pub fn block_tally(&self, block: BlockId) -> u64 {

@@ -67,6 +67,11 @@ impl FrameAllocator<'_> {
 
     /// Puts frames that were just taken out of a cache, or that never went into one, into their fields.
     pub(crate) fn uncache(&self, frames: &[u32], class: FrameClass, guard: &CpuGuard<'_>) {
+        for &frame in frames {
+            let block = Self::block_of_index(frame);
+            dirigible_prefetch::for_write(&self.fields[block.index()]);
+            dirigible_prefetch::for_write(self.record(block));
+        }
         self.put_into_field(frames, class, Some(guard));
     }
 

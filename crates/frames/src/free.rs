@@ -18,8 +18,10 @@ impl FrameAllocator<'_> {
         if order != Order::BASE {
             return self.free_large(cpu, pfn, frame, order);
         }
-        let guard = self.lock(cpu);
         let descriptor = self.descriptor_at(frame);
+        // It comes while the lock is taken, which waits for everything before it.
+        dirigible_prefetch::for_write(descriptor.word);
+        let guard = self.lock(cpu);
         let word = descriptor.load();
         if !word.is_freeable(Order::BASE) {
             return Err(refuse_free(pfn, word));

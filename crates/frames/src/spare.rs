@@ -56,8 +56,9 @@ impl FrameAllocator<'_> {
 
     /// Gives a huge page back.
     pub(crate) fn free_huge(&self, cpu: CpuId, pfn: Pfn, head: u32) -> Result<(), FreeError> {
-        let guard = self.lock(cpu);
         let descriptor = self.descriptor_at(head);
+        dirigible_prefetch::for_write(descriptor.word);
+        let guard = self.lock(cpu);
         let word = descriptor.load();
         if !word.is_freeable(Order::HUGE) {
             return Err(refuse_free(pfn, word));
