@@ -152,6 +152,11 @@ impl CpuSlot {
         self.filter.load(Ordering::Relaxed) & residues == 0
     }
 
+    /// Whether somebody holds the lock now.
+    pub fn is_locked(&self) -> bool {
+        self.lock.load(Ordering::Acquire) != 0
+    }
+
     /// Whether a drain would find nothing to do, as far as can be told without the lock.
     pub fn is_drained(&self) -> bool {
         let nothing = |parts: &[AtomicU32]| parts.iter().all(|p| p.load(Ordering::Relaxed) == 0);

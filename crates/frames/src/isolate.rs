@@ -2,7 +2,11 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Ledger, Migratetype, Order,
-    Pfn, Refusal, Watermark, descriptor::Word, huge::huge, sums::Part, sync::Ordering,
+    Pfn, Refusal, Watermark,
+    descriptor::Word,
+    huge::huge,
+    sums::Part,
+    sync::{Ordering, spin_hint},
 };
 
 /// Blocks that are isolated together.
@@ -90,6 +94,7 @@ impl FrameAllocator<'_> {
         while ledger.state() == BlockState::Spare {
             // The CPU that keeps it may take it as a huge page meanwhile, or keep it anew.
             self.drain_spares();
+            spin_hint();
             ledger = self.ledger(block);
         }
         refusal_of(ledger)?;

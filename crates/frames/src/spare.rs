@@ -20,9 +20,11 @@ use crate::{
 
 /// Places in a stack.
 pub(crate) const SPARES: usize = 16;
-/// Blocks that a CPU keeps at most, and that come and go together.
-const MAX_DEPTH: usize = 14;
-const BATCH: usize = 8;
+/// Blocks that a CPU keeps at most, that come and go together, and the part of a CPU's share of the whole blocks that it may
+/// keep. Model checks are of few blocks.
+const MAX_DEPTH: usize = if cfg!(shuttle) { 2 } else { 14 };
+const BATCH: usize = if cfg!(shuttle) { 2 } else { 8 };
+const SHARE: i64 = if cfg!(shuttle) { 1 } else { 16 };
 
 impl FrameAllocator<'_> {
     /// A huge page out of what the CPU keeps; its first frame. `None` where that is nothing, and near the watermark.
@@ -102,7 +104,7 @@ impl FrameAllocator<'_> {
         }
         // Relaxed: a hint. Other CPUs' parts are small.
         let whole = zone.share.whole.load(Ordering::Relaxed) as i64 + guard.slot.whole(zone_number);
-        let each = (whole - i64::from(zone.reserve)) / (16 * self.cpus.len() as i64);
+        let each = (whole - i64::from(zone.reserve)) / (SHARE * self.cpus.len() as i64);
         each.clamp(0, MAX_DEPTH as i64) as usize
     }
 
@@ -210,7 +212,8 @@ impl FrameAllocator<'_> {
     pub(crate) fn drain_spares(&self) -> bool {
         let mut any = false;
         for slot in self.cpus {
-            if slot.spare_count.load(Ordering::Acquire) > 0 {
+            // Whoever holds the lock may be about to keep some.
+            if slot.spare_count.load(Ordering::Acquire) > 0 || slot.is_locked() {
                 let guard = self.lock_slot(slot);
                 self.flush_spares(&guard, 0);
                 any = true;

@@ -1,0 +1,270 @@
+//! Interleavings around the sums, the spare blocks and the index: what is free is found, and counted once.
+//!
+//! See `shuttle.rs` for how to run them.
+
+#![cfg(shuttle)]
+
+mod explore;
+
+use dirigible_frames::{
+    AllocRequest, BlockId, BlockState, CpuId, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
+    IsolateError, Order, Pfn,
+};
+use explore::Explore;
+use shuttle::thread::scope;
+
+const A: CpuId = CpuId::new(0);
+const B: CpuId = CpuId::new(1);
+
+fn request(order: u8, class: FrameClass) -> AllocRequest {
+    AllocRequest::new(Order::new(order).expect("0 to 10"), class)
+}
+
+/// Takes everything; gives the singles of the last eight frames.
+fn fill_a_block(frames: &FrameAllocator<'_>) -> Vec<Pfn> {
+    for order in [8, 7, 6, 5, 4, 3] {
+        frames
+            .alloc(A, request(order, FrameClass::Balloon))
+            .unwrap();
+    }
+    let single = request(0, FrameClass::Balloon);
+    let held = (0..8).map(|_| frames.alloc(A, single).unwrap()).collect();
+    assert_eq!(frames.free_frames(), 0);
+    held
+}
+
+/// One CPU raised the ledger and has not filed the block yet; another frees a frame of the same class and finds it.
+#[test]
+fn a_frame_that_was_freed_is_found_by_who_freed_it() {
+    let explore = Explore {
+        schedules: 3000,
+        ..Explore::blocks(1)
+    };
+    explore.run(|frames| {
+        let held = fill_a_block(frames);
+        scope(|scope| {
+            let five = held[..5].to_vec();
+            scope.spawn(move || frames.free_bulk(A, &five).unwrap());
+            frames.free_bulk(B, &held[5..6]).unwrap();
+            frames
+                .alloc(B, request(0, FrameClass::Balloon))
+                .expect("one was just freed");
+        });
+    });
+}
+
+/// A huge page would go below the mark, a single frame would not.
+#[test]
+fn a_request_that_must_fail_hides_no_frames() {
+    let explore = Explore {
+        mark: 212,
+        ..Explore::blocks(1)
+    };
+    explore.run(|frames| {
+        scope(|scope| {
+            scope.spawn(|| {
+                assert!(frames.alloc(A, AllocRequest::huge()).is_err());
+            });
+            frames
+                .alloc(B, request(0, FrameClass::Balloon))
+                .expect("300 are above the mark");
+        });
+    });
+}
+
+/// Only one block is whole, so two in a row can never be had.
+#[test]
+fn a_request_for_two_blocks_hides_no_whole_block() {
+    Explore::blocks(2).run(|frames| {
+        let pair = frames.alloc(A, request(10, FrameClass::Movable)).unwrap();
+        frames.free(A, pair, Order::MAX).unwrap();
+        // A frame of the upper block.
+        frames
+            .alloc_at(A, pair.plus(700), 1, request(0, FrameClass::Movable))
+            .unwrap();
+        scope(|scope| {
+            scope.spawn(|| {
+                assert!(frames.alloc(A, request(10, FrameClass::Movable)).is_err());
+            });
+            frames
+                .alloc(B, request(9, FrameClass::Unmovable))
+                .expect("the lower block is whole");
+        });
+    });
+}
+
+/// What a CPU has freed counts for another one that asks near the mark, whoever keeps the sum at that moment.
+#[test]
+fn a_frame_above_the_mark_is_had_while_sums_are_folded() {
+    let explore = Explore {
+        mark: 1000,
+        ..Explore::blocks(2)
+    };
+    explore.run(|frames| {
+        // 24 frames above the mark: 20 are taken, by a CPU that keeps a part of the sum.
+        let single = request(0, FrameClass::Movable);
+        let held: Vec<Pfn> = (0..20).map(|_| frames.alloc(A, single).unwrap()).collect();
+        scope(|scope| {
+            scope.spawn(|| {
+                for &pfn in &held {
+                    frames.free(A, pfn, Order::BASE).unwrap();
+                }
+                frames.drain_cpu_caches();
+            });
+            frames
+                .alloc(B, request(0, FrameClass::Balloon))
+                .expect("four are above the mark all the time");
+        });
+        frames.drain_cpu_caches();
+        assert_eq!(frames.free_frames(), 1023);
+    });
+}
+
+/// Two CPUs book at once: at most a request of each too much, and nothing is lost.
+#[test]
+fn the_mark_holds_but_for_a_request_of_each_cpu() {
+    let explore = Explore {
+        mark: 900,
+        ..Explore::blocks(2)
+    };
+    explore.run(|frames| {
+        let take = |cpu| {
+            let mut count = 0;
+            while frames.alloc(cpu, AllocRequest::unmovable()).is_ok() {
+                count += 1;
+            }
+            count
+        };
+        let taken = scope(|scope| {
+            let other = scope.spawn(|| take(A));
+            take(B) + other.join().unwrap()
+        });
+        frames.drain_cpu_caches();
+        assert_eq!(frames.free_frames() + taken, 1024);
+        assert!((124..=124 + 128).contains(&taken), "{taken}");
+    });
+}
+
+/// One CPU takes huge pages and gives them back, and so keeps spare ones; another one isolates each block in turn.
+#[test]
+fn a_spare_block_can_be_isolated() {
+    Explore::blocks(6).run(|frames| {
+        scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2 {
+                    if let Ok(huge) = frames.alloc(A, AllocRequest::huge()) {
+                        frames.free(A, huge, Order::HUGE).unwrap();
+                    }
+                }
+            });
+            for number in [0, 1] {
+                match frames.isolate_block(BlockId::new(number)) {
+                    Ok(token) => {
+                        assert_eq!(frames.ledger(token.block()).state(), BlockState::Isolated);
+                        let head = frames.capture_block(token, FrameClass::Movable);
+                        frames
+                            .free(B, head.expect("wholly free"), Order::HUGE)
+                            .unwrap();
+                    }
+                    Err(error) => assert_eq!(error, IsolateError::Huge),
+                }
+            }
+        });
+        frames.drain_cpu_caches();
+        assert_eq!(frames.free_blocks(), 6);
+    });
+}
+
+/// What one CPU keeps is another one's for the asking.
+#[test]
+fn a_spare_block_is_not_missed() {
+    Explore::blocks(4).run(|frames| {
+        let huge = frames.alloc(A, AllocRequest::huge()).unwrap();
+        frames.free(A, huge, Order::HUGE).unwrap();
+        scope(|scope| {
+            scope.spawn(|| {
+                let huge = frames.alloc(A, AllocRequest::huge()).expect("3 are left");
+                frames.free(A, huge, Order::HUGE).unwrap();
+            });
+            for _ in 0..3 {
+                frames
+                    .alloc(B, request(9, FrameClass::Unmovable))
+                    .expect("3 of 4");
+            }
+        });
+        assert_eq!(frames.free_blocks(), 1);
+    });
+}
+
+/// Spare blocks are given back while others take from them: every frame has one holder.
+#[test]
+fn giving_spare_blocks_back_against_taking_them() {
+    Explore::blocks(4).run(|frames| {
+        let huge = frames.alloc(A, AllocRequest::huge()).unwrap();
+        frames.free(A, huge, Order::HUGE).unwrap();
+        let taken = scope(|scope| {
+            scope.spawn(|| frames.drain_cpu_caches());
+            let run = scope.spawn(|| frames.alloc(A, request(8, FrameClass::Unmovable)).unwrap());
+            let range = frames
+                .alloc_range(B, 600, Order::BASE, request(0, FrameClass::Movable))
+                .ok();
+            (run.join().unwrap(), range)
+        });
+        if let Some(range) = taken.1 {
+            let inside = range.get()..range.get() + 600;
+            assert!((0..256).all(|at| !inside.contains(&(taken.0.get() + at))));
+            frames.free_range(B, range, 600).unwrap();
+        }
+        frames.free(A, taken.0, Order::new(8).unwrap()).unwrap();
+        frames.drain_cpu_caches();
+        assert_eq!(frames.free_frames(), 4 * FRAMES_PER_BLOCK as u64);
+    });
+}
+
+/// Two CPUs take ranges that want the same frames; the one that comes late puts back what it has taken.
+#[test]
+fn two_ranges_over_the_same_blocks() {
+    Explore::blocks(2).run(|frames| {
+        let start = frames.block_start(BlockId::new(0));
+        let movable = AllocRequest::movable();
+        let (one, two) = scope(|scope| {
+            let one = scope.spawn(|| frames.alloc_at(A, start.plus(100), 500, movable).is_ok());
+            let two = frames.alloc_at(B, start.plus(550), 100, movable).is_ok();
+            (one.join().unwrap(), two)
+        });
+        assert!(one || two, "one of them has it");
+        assert!(!(one && two), "both have frames 550 to 600");
+        let (first, count) = if one { (100, 500) } else { (550, 100) };
+        assert_eq!(frames.free_frames(), 1024 - count as u64);
+        frames.free_range(A, start.plus(first), count).unwrap();
+    });
+}
+
+/// More than one word in every row of the index: blocks come and go at both ends of it.
+#[test]
+fn blocks_far_apart_come_and_go() {
+    let explore = Explore {
+        schedules: 25,
+        ..Explore::blocks(66)
+    };
+    explore.run(|frames| {
+        let huge = |at: u32| frames.block_start(BlockId::new(at));
+        let all = request(0, FrameClass::Movable);
+        for (first, count) in [(0, 63 * FRAMES_PER_BLOCK), (65, FRAMES_PER_BLOCK)] {
+            frames.alloc_at(A, huge(first), count, all).unwrap();
+        }
+        // Blocks 63 and 64 are whole: the last of one word and the first of the next.
+        scope(|scope| {
+            for cpu in [A, B] {
+                scope.spawn(move || {
+                    for _ in 0..2 {
+                        let huge = frames.alloc(cpu, request(9, FrameClass::Unmovable));
+                        let huge = huge.expect("as many as CPUs");
+                        frames.free(cpu, huge, Order::HUGE).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(frames.free_blocks(), 2);
+    });
+}
