@@ -125,8 +125,8 @@ impl Ledger {
             && matches!(self.state(), BlockState::Open | BlockState::Spare)
     }
 
-    /// Frames of the block that count as free in its zone.
-    pub(crate) fn available(self) -> i64 {
+    /// Frames of the block that count as free in its zone: none while it is isolated.
+    pub fn available(self) -> i64 {
         match self.state() {
             BlockState::Open | BlockState::Spare => i64::from(self.free()),
             BlockState::Isolated | BlockState::Huge => 0,

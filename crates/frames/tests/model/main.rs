@@ -7,13 +7,14 @@ mod geometry;
 mod model;
 mod operation;
 mod oracle;
+mod ranges;
 
 use proptest::{collection::vec, prelude::*};
 
 use model::Model;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, max_shrink_iters: 4000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_allocator_agrees_with_a_naive_model(

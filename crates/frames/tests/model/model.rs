@@ -141,6 +141,37 @@ impl<'a> Model<'a> {
             Operation::WrongFree { cpu, frame, order } => {
                 self.wrong_free(&before, self.cpu(cpu), frame, order);
             }
+            Operation::AllocRange {
+                cpu,
+                request,
+                count,
+                align,
+            } => {
+                let align = Order::new(align).expect("0 to 10");
+                self.alloc_range(&before, self.cpu(cpu), request, count, align);
+            }
+            Operation::AllocAt {
+                cpu,
+                request,
+                frame,
+                count,
+            } => self.alloc_at(&before, self.cpu(cpu), request, self.frame(frame), count),
+            Operation::FreeRange {
+                cpu,
+                pick,
+                offset,
+                count,
+            } => {
+                if let Some((head, held)) = self.pick(pick) {
+                    let first = head.plus((offset % held.order.frames()) as u64);
+                    self.free_range(self.cpu(cpu), first, count);
+                }
+            }
+            Operation::SplitAny(pick) => {
+                if let Some((head, held)) = self.pick(pick) {
+                    self.split_any(head, held);
+                }
+            }
             Operation::Isolate(pick) => self.isolate(&before, self.block(pick)),
             Operation::Unisolate(pick) => {
                 if let Some(token) = self.token(pick) {
@@ -223,7 +254,7 @@ impl<'a> Model<'a> {
     }
 
     /// Books frames that were just handed out.
-    fn take(
+    pub fn take(
         &mut self,
         before: &Before,
         pfns: &[Pfn],

@@ -35,6 +35,26 @@ pub enum Operation {
         frame: usize,
         order: u8,
     },
+    AllocRange {
+        cpu: u16,
+        request: AllocRequest,
+        count: usize,
+        align: u8,
+    },
+    AllocAt {
+        cpu: u16,
+        request: AllocRequest,
+        frame: usize,
+        count: usize,
+    },
+    /// Frees from inside an allocation on.
+    FreeRange {
+        cpu: u16,
+        pick: usize,
+        offset: usize,
+        count: usize,
+    },
+    SplitAny(usize),
     Isolate(usize),
     Unisolate(usize),
     Capture(usize, FrameClass),
@@ -108,6 +128,7 @@ pub fn operation() -> impl Strategy<Value = Operation> {
     let cpu = || 0..3u16;
     let pick = || any::<prop::sample::Index>().prop_map(|index| index.index(1 << 20));
     let count = || prop_oneof![1..64usize, 1..700usize];
+    let range = || prop_oneof![1..80usize, 1..600usize, 1..1800usize];
     prop_oneof![
         12 => (cpu(), request()).prop_map(|(cpu, request)| O::Alloc(cpu, request)),
         8 => (cpu(), request(), count()).prop_map(|(c, request, n)| O::AllocBulk(c, request, n)),
@@ -120,6 +141,13 @@ pub fn operation() -> impl Strategy<Value = Operation> {
         4 => (cpu(), pick()).prop_map(|(cpu, pick)| O::FreeBlock { cpu, pick }),
         3 => (cpu(), pick(), 0..=10u8)
             .prop_map(|(cpu, frame, order)| O::WrongFree { cpu, frame, order }),
+        4 => (cpu(), request(), range(), 0..=10u8)
+            .prop_map(|(cpu, request, count, align)| O::AllocRange { cpu, request, count, align }),
+        3 => (cpu(), request(), pick(), range())
+            .prop_map(|(cpu, request, frame, count)| O::AllocAt { cpu, request, frame, count }),
+        5 => (cpu(), pick(), 0..600usize, range())
+            .prop_map(|(cpu, pick, offset, count)| O::FreeRange { cpu, pick, offset, count }),
+        2 => pick().prop_map(O::SplitAny),
         4 => pick().prop_map(O::Isolate),
         2 => pick().prop_map(O::Unisolate),
         2 => (pick(), class()).prop_map(|(pick, class)| O::Capture(pick, class)),

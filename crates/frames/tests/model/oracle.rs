@@ -36,7 +36,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// What `zone` may give without falling below the mark.
-    fn above(&self, zone: ZoneId, watermark: Watermark) -> u64 {
+    pub fn above(&self, zone: ZoneId, watermark: Watermark) -> u64 {
         let mark = Self::mark(self.frames.watermarks(zone), watermark);
         self.frames.zone_free_frames(zone).saturating_sub(mark)
     }
