@@ -229,6 +229,7 @@ fn spare_of(ledger: Ledger) -> Ledger {
         .with_type(Migratetype::Movable)
 }
 
+/// By the lock's holder; where it says no more the lock orders it.
 impl CpuGuard<'_> {
     fn spare(&self, at: usize) -> BlockId {
         BlockId::new(self.slot.spares[at].load(Ordering::Relaxed))

@@ -24,7 +24,8 @@ pub(crate) struct Share {
     pub ended: AtomicU64,
 }
 
-/// Memory with marks of its own.
+/// Memory with marks of its own. Marks, drift and what is managed are relaxed throughout: each is a number on its own, and
+/// nothing else is read by it.
 #[derive(Debug)]
 pub(crate) struct Zone<'m> {
     pub share: Share,

@@ -221,6 +221,26 @@ fn giving_spare_blocks_back_against_taking_them() {
     });
 }
 
+/// A block is isolated by its number at the moment at which its CPU gives it back: the index follows.
+#[test]
+fn giving_spare_blocks_back_against_isolating_them() {
+    Explore::blocks(4).run(|frames| {
+        let huge = frames.alloc(A, AllocRequest::huge()).unwrap();
+        frames.free(A, huge, Order::HUGE).unwrap();
+        let spare = |b: &BlockId| frames.ledger(*b).state() == BlockState::Spare;
+        let kept: Vec<BlockId> = frames.blocks().filter(spare).collect();
+        assert_eq!(kept.len(), 2);
+        scope(|scope| {
+            scope.spawn(|| frames.drain_cpu_caches());
+            let token = frames.isolate_block(kept[0]).expect("free");
+            frames.convert_block(token, dirigible_frames::Migratetype::Unmovable);
+            frames
+                .alloc_at(B, frames.block_start(kept[1]), 1, AllocRequest::movable())
+                .expect("free");
+        });
+    });
+}
+
 /// Two CPUs take ranges that want the same frames; the one that comes late puts back what it has taken.
 #[test]
 fn two_ranges_over_the_same_blocks() {

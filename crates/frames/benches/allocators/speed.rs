@@ -1,7 +1,8 @@
 //! Section `speed`: ns per operation under the load of [`scenario`](crate::scenario), the allocators in turns.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -26,6 +27,24 @@ const AIMS: [(u8, usize, [f64; 4]); 4] = [
     (9, 2, [35.0, 25.0, 20.0, 90.0]),
 ];
 
+/// ns of a locked exchange on the machine on which the aims were set. Every call needs one, so the aims in ns are worth as much as
+/// this figure on another machine.
+const EXCHANGE_OF_AIMS: f64 = 4.7;
+
+/// ns of an exchange on a line that this CPU has already, the least of many tries.
+fn exchange() -> f64 {
+    const TIMES: u32 = 10_000;
+    let word = AtomicU32::new(0);
+    let once = || {
+        let start = Instant::now();
+        for number in 0..TIMES {
+            std::hint::black_box(word.swap(number, Ordering::AcqRel));
+        }
+        start.elapsed().as_nanos() as f64 / f64::from(TIMES)
+    };
+    (0..50).map(|_| once()).fold(f64::INFINITY, f64::min)
+}
+
 /// The figures of one order and number of threads: of each allocator, each measure.
 struct Cell {
     config: Config,
@@ -36,6 +55,8 @@ struct Cell {
 pub struct Table {
     contestants: Vec<Contestant>,
     cells: Vec<Cell>,
+    /// ns of a locked exchange here.
+    exchange: f64,
 }
 
 /// Runs all passes.
@@ -60,6 +81,7 @@ pub fn run(run: &Run) -> Table {
     Table {
         contestants: run.contestants.clone(),
         cells,
+        exchange: exchange(),
     }
 }
 
@@ -128,6 +150,11 @@ impl fmt::Display for Table {
         }
         writeln!(
             f,
+            "a locked exchange, of which every call needs one: {:.1} ns here, {EXCHANGE_OF_AIMS} where the aims were set",
+            self.exchange
+        )?;
+        writeln!(
+            f,
             "pair: one alloc and one free. -: none, or the cores overlapped too little in more than half of the rounds"
         )?;
         writeln!(f, "    (run it on an idle machine).\n{NOTES}")
@@ -171,6 +198,9 @@ impl Report for Table {
                 value
             })
             .collect();
-        json!({ "unit": "ns", "results": results, "yardstick": YARDSTICK.name(), "llfree": llfree })
+        json!({
+            "unit": "ns", "results": results, "yardstick": YARDSTICK.name(), "llfree": llfree,
+            "locked_exchange": { "here": self.exchange, "where_the_aims_were_set": EXCHANGE_OF_AIMS },
+        })
     }
 }
