@@ -224,7 +224,7 @@ fn giving_spare_blocks_back_against_taking_them() {
 /// A block is isolated by its number at the moment at which its CPU gives it back: the index follows.
 #[test]
 fn giving_spare_blocks_back_against_isolating_them() {
-    Explore::blocks(4).run(|frames| {
+    Explore::blocks(6).run(|frames| {
         let huge = frames.alloc(A, AllocRequest::huge()).unwrap();
         frames.free(A, huge, Order::HUGE).unwrap();
         let spare = |b: &BlockId| frames.ledger(*b).state() == BlockState::Spare;
