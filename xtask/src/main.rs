@@ -6,6 +6,7 @@ mod experiment;
 mod no_std;
 mod pitfalls;
 mod qemu;
+mod size;
 mod soak;
 mod step;
 mod suite;
@@ -25,6 +26,9 @@ Usage: cargo xtask <chore>
   guest                   builds the guest kernel
   qemu COMMAND …          builds it and runs one of the command's commands on it: guest-hello, guest-test, balloon-speed,
                           balloon-moves, stress-highalloc
+  size [--json] [--functions N]
+                          builds it and tells how many bytes of text frames, mobility and balloon have in it, and fails above
+                          the limit; with --functions the N largest functions and the N in most copies, too
   bench [-- OPTIONS]      the allocator beside its peers, and what compaction's choice of a block costs; with options only the
                           former: `-- --only LIST` runs some of speed, latency, refused, aging, boot, metadata, for more see
                           docs/allocator-bench.md
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         ["test", "--quick"] => suite::run(true),
         ["guest"] => qemu::build_guest(),
         ["qemu", command, ..] if !command.starts_with('-') => qemu::run(&words[1..]),
+        ["size", rest @ ..] => size::run(rest),
         ["bench", rest @ ..] => bench(rest),
         ["soak", rest @ ..] => soak::run(rest),
         ["experiment", rest @ ..] => experiment::run(rest),

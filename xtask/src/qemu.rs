@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    size,
     step::{Step, cargo, timed},
     totals::{self, Totals},
 };
@@ -44,7 +45,14 @@ fn build_checked() -> Result<(), String> {
 ///
 /// It does not compile.
 pub fn build_guest() -> Result<(), String> {
-    Step::new("guest", cargo(&["build"]).args(GUEST)).run()
+    Step::new("guest", &mut guest_build()).run()
+}
+
+/// What builds the guest kernel.
+pub fn guest_build() -> Command {
+    let mut build = cargo(&["build"]);
+    build.args(GUEST);
+    build
 }
 
 /// Builds the guest kernel and runs one of the command's commands on it.
@@ -83,6 +91,7 @@ pub fn suite(total: &mut Totals, note: &mut dyn FnMut(Result<(), String>)) {
     if !can_run {
         return;
     }
+    note(timed("size", size::check));
     note(Step::new("a boot of the guest", &mut command("guest-hello")).run());
     for machine in ["q35", "microvm"] {
         note(timed(&format!("the guest's tests on {machine}"), || {
