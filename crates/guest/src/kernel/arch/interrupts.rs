@@ -1,4 +1,4 @@
-//! Interrupts: short handlers that take no lock, and exceptions that end the machine with all that is known.
+//! Interrupts: short handlers that take no lock but the allocator's, which masks them, and exceptions that end the machine with all that is known.
 
 use core::{
     fmt::Write,
