@@ -1,5 +1,5 @@
-//! `docs/calls.md` says of each public call whether it may be made from an interrupt handler, and more; a call that it does not
-//! name would be guessed about.
+//! `docs/calls.md` says of each public call whether it may be made from an interrupt handler, and more; a call that it
+//! does not name would be guessed about.
 //!
 //! Each of the types below has a section of its name there, with a table whose first column names the calls.
 
@@ -236,7 +236,8 @@ pub fn free() {}
 
     #[test]
     fn names_stand_in_the_first_column_of_the_types_section() {
-        let text = "## `Balloon`\n\n| call | why |\n|---|---|\n| `grow`, `size` | `other` |\n\n### `Books`\n\n| `list` | a |\n";
+        let text = "## `Balloon`\n\n| call | why |\n|---|---|\n| `grow`, `size` | `other` |\n\n\
+                    ### `Books`\n\n| `list` | a |\n";
         assert_eq!(named(text, "Balloon"), set(&["grow", "size"]));
         assert_eq!(named(text, "Books"), set(&["list"]));
         assert_eq!(named(text, "Owner"), set(&[]));

@@ -31,7 +31,8 @@ pub(super) fn interrupted() {
     RUNNING.fetch_sub(1, Ordering::Release);
 }
 
-/// Has the timer's handler call `routine` on all CPUs while `work` lasts. It must not take a lock that is held with interrupts on.
+/// Has the timer's handler call `routine` on all CPUs while `work` lasts. It must not take a lock that others hold with
+/// interrupts on.
 pub fn with_routine(routine: Routine<'_>, work: impl FnOnce()) {
     // SAFETY: only the lifetime changes; nobody uses it after this function, see below.
     let mut routine: Routine<'static> = unsafe { core::mem::transmute(routine) };

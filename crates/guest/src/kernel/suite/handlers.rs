@@ -285,8 +285,8 @@ impl Handler {
     }
 }
 
-/// Timer interrupts of all CPUs allocate and free while the code that they interrupt does so, too, drains caches, and isolates
-/// and captures blocks: first with plenty of memory, then with little, so that requests are refused and drain the caches in
+/// Timer interrupts of all CPUs allocate and free while the code that they interrupt does so, too, drains caches, and
+/// isolates and captures blocks: first with plenty of memory, then with little, so that requests are refused and drain the caches in
 /// handlers as well. All comes back, and nothing is handed out twice.
 ///
 /// Without [`Masking`](crate::kernel::arch::masking::Masking) a handler soon waits for a lock that the code below it holds.
@@ -361,8 +361,8 @@ fn round(guest: &Guest, frames: &FrameAllocator<'_>) -> Outcome {
             .map(|count| count.load(Ordering::Relaxed));
         ensure(between >= ENOUGH && letters > 0, || {
             alloc::format!(
-                "the handler of CPU {cpu} shows nothing: {ticks} ticks, {between} inside the allocator, {letters} frames freed \
-                 for others"
+                "the handler of CPU {cpu} shows nothing: {ticks} ticks, {between} inside the allocator, \
+                 {letters} frames freed for others"
             )
         })?;
     }
