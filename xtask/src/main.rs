@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calls;
 mod experiment;
 mod no_std;
 mod pitfalls;
@@ -40,6 +41,7 @@ Usage: cargo xtask <chore>
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
                           3), into DIR (default target/experiment); what is there already is not run again
+  calls                   checks that docs/calls.md names each public call of the memory manager and no others
   pitfalls [--write]      checks that docs/pitfalls.md names each test called pitfall_NN_… and no others; --write mends it";
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench(rest),
         ["soak", rest @ ..] => soak::run(rest),
         ["experiment", rest @ ..] => experiment::run(rest),
+        ["calls"] => calls::check(),
         ["pitfalls"] => pitfalls::check(),
         ["pitfalls", "--write"] => pitfalls::write(),
         ["-h" | "--help" | "help"] => {

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::Stdio, time::Instant};
 
 use crate::{
-    no_std, pitfalls, qemu, soak,
+    calls, no_std, pitfalls, qemu, soak,
     step::{Step, cargo, root, seconds, target, timed},
     totals::{Totals, tests},
 };
@@ -21,6 +21,7 @@ pub fn run(quick: bool) -> Result<(), String> {
     let mut note = |result: Result<(), String>| failures.extend(result.err());
     note(Step::new("format", &mut cargo(&["fmt", "--all", "--check"])).run());
     note(timed("pitfalls", pitfalls::check));
+    note(timed("calls", calls::check));
     note(timed("no_std", no_std::check));
     let clippy = [
         "clippy",

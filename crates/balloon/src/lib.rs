@@ -142,6 +142,9 @@
 //!   memory of its queues too.
 //! - Frames that are missing from the books are noticed at the next step and reported ([`Fault::Books`]).
 //!
+//! What may be called from where, with which locks held, stands in `docs/calls.md`, call by call. Nothing here is for an
+//! interrupt handler but the core, under a lock that masks interrupts.
+//!
 //! # What it works with
 //!
 //! The rules for queue numbers, message sizes and features are those that QEMU, Firecracker, Cloud Hypervisor, crosvm

@@ -56,6 +56,9 @@
 //! (an owner that allocates) does not wait: it is skipped. The lock order is: a zone's compaction, owner's books, registry
 //! or CPU caches.
 //!
+//! None of these locks masks interrupts: a handler wakes a thread that calls. Call by call, `docs/calls.md` says what may be
+//! held, what is waited for and who is called.
+//!
 //! # A first owner
 //!
 //! ```

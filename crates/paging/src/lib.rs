@@ -29,6 +29,9 @@
 //! [`Paging::access`] takes no lock. Two rules keep it safe: table and data frames are freed only after a shoot-down,
 //! and migration replaces the entry by a migration entry, shoots down, copies, installs, in that order.
 //!
+//! The lock does not mask interrupts, so nothing that takes it is for interrupt handlers. Call by call, `docs/calls.md` says
+//! what may be held, what is waited for and who is called.
+//!
 //! # A page, from fault to move
 //!
 //! ```

@@ -9,12 +9,14 @@ pub mod exit;
 pub mod heap;
 pub mod interrupts;
 pub mod kernel_map;
+pub mod masking;
 pub mod pci;
 pub mod physical;
 pub mod serial;
 pub mod shoot_down;
 pub mod smp;
 pub mod start_info;
+pub mod tick;
 pub mod user;
 
 use core::arch::global_asm;

@@ -11,7 +11,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dirigible_frames::FrameAllocator;
+use dirigible_frames::{Config, FrameAllocator};
 use dirigible_mobility::Mobility;
 use dirigible_paging::Paging;
 use dirigible_workload::{
@@ -30,7 +30,7 @@ use dirigible_workload::{
 use spin::Mutex;
 
 use super::{
-    arch::{clock, interrupts, smp},
+    arch::{clock, interrupts, masking::Masking, smp},
     balloon::{BalloonPort, Driver, device},
     machine::Guest,
     platform::GuestPlatform,
@@ -47,7 +47,10 @@ use super::{
 pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     let policy = ColumnPolicy::new(params);
     let zones = [policy.zone(params, &guest.managed)];
-    let config = policy.allocator(&zones, guest.cpus);
+    let config = Config {
+        interrupts: Some(&Masking),
+        ..policy.allocator(&zones, guest.cpus)
+    };
     let bytes = FrameAllocator::metadata_bytes(&config).map_err(text)?;
     let frames = &FrameAllocator::new(&config, Guest::metadata(bytes)).map_err(text)?;
     let platform = &GuestPlatform;

@@ -12,7 +12,7 @@ use dirigible_frames::{
 use dirigible_workload::protocol::{Message, ask};
 
 use super::{
-    arch::{interrupts, serial::SERIAL},
+    arch::{interrupts, masking::Masking, serial::SERIAL},
     balloon::{Driver, device},
     machine::Guest,
     platform::GuestPlatform,
@@ -52,6 +52,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         cpus: guest.cpus,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        interrupts: Some(&Masking),
         ..Config::default()
     };
     let bytes = FrameAllocator::metadata_bytes(&config).map_err(|error| text(&error))?;

@@ -4,6 +4,7 @@ mod balloon;
 mod cpus;
 mod disk;
 mod frames;
+mod handlers;
 mod programs;
 
 use alloc::{string::String, vec::Vec};
@@ -17,7 +18,7 @@ use dirigible_paging::{NoReclaim, Paging, SlowPath, SlowPathConfig};
 use dirigible_workload::protocol::Message;
 
 use super::{
-    arch::{self, clock, exit},
+    arch::{self, clock, exit, masking::Masking},
     machine::Guest,
     platform::GuestPlatform,
     talk::say,
@@ -33,6 +34,10 @@ const TESTS: &[(&str, Test)] = &[
     ("interrupts_keep_registers", cpus::interrupts_keep_registers),
     ("all_cpus_work_together", cpus::all_cpus_work_together),
     ("frames_under_all_cpus", frames::frames_under_all_cpus),
+    (
+        "handlers_allocate_and_free",
+        handlers::handlers_allocate_and_free,
+    ),
     (
         "memory_above_4_gib_is_used",
         frames::memory_above_4_gib_is_used,
@@ -152,6 +157,7 @@ fn with_config<T>(guest: &Guest, run: impl FnOnce(&Config<'_>) -> T) -> T {
         cpus: guest.cpus,
         placement: Placement::FullestFirst,
         fallback: Fallback::Evacuate,
+        interrupts: Some(&Masking),
         ..Config::default()
     })
 }

@@ -1,4 +1,4 @@
-//! Interrupts: short handlers that take no lock, and exceptions that end the machine with all that is known.
+//! Interrupts: short handlers that take no lock but the allocator's, which masks them, and exceptions that end the machine with all that is known.
 
 use core::{
     fmt::Write,
@@ -7,7 +7,7 @@ use core::{
 
 use x86_64::instructions::interrupts as flag;
 
-use super::{apic, cpu, exit, kernel_map, physical::Register, serial::Serial, shoot_down};
+use super::{apic, cpu, exit, kernel_map, physical::Register, serial::Serial, shoot_down, tick};
 use crate::kernel::talk;
 
 /// What stands on the stack when a handler begins (interrupts.s).
@@ -111,7 +111,7 @@ impl Line {
 extern "C" fn interrupt_main(frame: &mut Frame) {
     let cpu = cpu::current();
     match frame.vector as u8 {
-        apic::TIMER => {}
+        apic::TIMER => tick::interrupted(),
         apic::DEVICE => {
             for line in &LINES {
                 line.read_status();
