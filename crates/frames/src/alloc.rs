@@ -20,9 +20,9 @@ impl FrameAllocator<'_> {
     #[inline]
     pub fn alloc(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
         if request.order == Order::BASE && request.class != FrameClass::Balloon {
-            let guard = self.lock(cpu);
+            let guard = self.lock_inline(cpu);
             if let Some(frame) = self.pop_owned(&guard, request.class) {
-                return Ok(self.pfn(frame));
+                return Ok(self.pfn_inline(frame));
             }
             return self.alloc_missed(cpu, guard, request);
         }
@@ -30,7 +30,7 @@ impl FrameAllocator<'_> {
             && request.class == FrameClass::Movable
             && let Some(head) = self.alloc_spare(cpu, request)
         {
-            return Ok(self.pfn(head));
+            return Ok(self.pfn_inline(head));
         }
         self.alloc_slow(cpu, request)
     }

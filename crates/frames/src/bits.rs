@@ -118,7 +118,7 @@ pub(crate) fn find_span(field: &Field, count: usize, align: usize) -> Option<u32
             let more = (word >> (end % 64)).trailing_zeros() as usize;
             let more = more.min(64 - end % 64);
             end += more;
-            if end % 64 != 0 || more == 0 {
+            if more == 0 || !end.is_multiple_of(64) {
                 break;
             }
         }

@@ -27,6 +27,16 @@ impl Change {
     }
 }
 
+/// What is wanted of a block.
+#[derive(Clone, Copy)]
+pub(crate) struct Want {
+    pub class: FrameClass,
+    /// Single frames at most.
+    pub max: usize,
+    /// What the block serves from now on, if that changes.
+    pub retype: Option<Migratetype>,
+}
+
 /// Frames that were taken out of one block.
 pub(crate) struct Taken {
     pub block: BlockId,
@@ -121,18 +131,17 @@ impl FrameAllocator<'_> {
         self.reindex(block, guard, old, new);
     }
 
-    /// Takes up to `max` frames of `block` for `class` if `usable` agrees, retyping the block if asked. Their words are untouched,
-    /// and the zone's free frames are the caller's to book.
+    /// Takes what is wanted of `block` if `usable` agrees. The frames' words are untouched, and the zone's free frames are the
+    /// caller's to book.
     pub(crate) fn take_from(
         &self,
         block: BlockId,
         guard: Option<&CpuGuard<'_>>,
-        class: FrameClass,
-        max: usize,
-        retype: Option<Migratetype>,
+        want: Want,
         usable: &dyn Fn(Ledger) -> bool,
         taken: &mut Taken,
     ) -> bool {
+        let Want { class, max, retype } = want;
         let max = max.min(FRAMES_PER_BLOCK) as u16;
         let change = self.change(block, guard, &|ledger| {
             if ledger.state() != BlockState::Open || ledger.free() == 0 || !usable(ledger) {

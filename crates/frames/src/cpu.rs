@@ -176,13 +176,23 @@ pub(crate) fn residue(block: BlockId) -> u64 {
 impl FrameAllocator<'_> {
     /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. Only isolation, a drain and a migrating thread
     /// ever contend for it.
-    #[inline]
     pub(crate) fn lock(&self, cpu: CpuId) -> CpuGuard<'_> {
         self.lock_slot(&self.cpus[cpu.index()])
     }
 
+    /// The same, for the shortest ways.
     #[inline]
+    pub(crate) fn lock_inline(&self, cpu: CpuId) -> CpuGuard<'_> {
+        self.lock_slot_inline(&self.cpus[cpu.index()])
+    }
+
+    #[inline(never)]
     pub(crate) fn lock_slot<'a>(&'a self, slot: &'a CpuSlot) -> CpuGuard<'a> {
+        self.lock_slot_inline(slot)
+    }
+
+    #[inline]
+    fn lock_slot_inline<'a>(&'a self, slot: &'a CpuSlot) -> CpuGuard<'a> {
         let masked = self
             .interrupts
             .map(|interrupts| (interrupts, interrupts.mask()));

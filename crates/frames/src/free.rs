@@ -14,14 +14,16 @@ impl FrameAllocator<'_> {
     /// the same frame in the same moment both may be told that they did; [`verify`](Self::verify) then reports it.
     #[inline]
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
-        let frame = self.frame_index(pfn).ok_or(FreeError::Unknown(pfn))?;
+        let frame = self
+            .frame_index_inline(pfn)
+            .ok_or(FreeError::Unknown(pfn))?;
         if order != Order::BASE {
             return self.free_large(cpu, pfn, frame, order);
         }
         let descriptor = self.descriptor_at(frame);
         // It comes while the lock is taken, which waits for everything before it.
         dirigible_prefetch::for_write(descriptor.word);
-        let guard = self.lock(cpu);
+        let guard = self.lock_inline(cpu);
         let word = descriptor.load();
         if !word.is_freeable(Order::BASE) {
             return Err(refuse_free(pfn, word));

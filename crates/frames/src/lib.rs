@@ -33,6 +33,8 @@
 //! Where to look: requests in [`AllocRequest`], what a frame can be in [`FrameState`], what compaction needs in
 //! [`FrameAllocator::isolate_block`], what the machine gives in [`Platform`].
 //!
+//! What may be called from an interrupt handler, and what each call waits for, stands in `docs/calls.md`.
+//!
 //! Bitfield plus counter for each 2 MiB is the idea of LLFree (Wrenger et al., USENIX ATC 2023); the ledger by mobility,
 //! isolation and evacuation are this project's.
 

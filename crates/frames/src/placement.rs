@@ -4,7 +4,7 @@ use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
     FrameState, Ledger, Migratetype, Pfn, Refusal, Watermark, ZoneId,
     cache::BATCH,
-    change::Taken,
+    change::{Taken, Want},
     place::{BEGUN_ROW, CLASSES, is_begun, kind, room_row},
     search::{Search, SearchOrder, kinds_of},
     sums::Part,
@@ -101,11 +101,17 @@ impl FrameAllocator<'_> {
                     BalloonPlacement::Ordinary => self.movable_order(),
                     _ => SearchOrder::Fullest,
                 };
-                self.take_movable(zone_number, order, None, FrameClass::Balloon, booked, taken)
+                self.take_movable(
+                    zone_number,
+                    order,
+                    None,
+                    want_of(FrameClass::Balloon, booked),
+                    taken,
+                )
             };
             let whole = |taken: &mut Taken| {
                 let found = self.sparing(zone_number, &mut || {
-                    self.take_whole(zone_number, FrameClass::Balloon, booked, taken)
+                    self.take_whole(zone_number, booked, taken)
                 });
                 self.events()
                     .add(cpu, Event::BlockClaimed, u64::from(found));
@@ -135,8 +141,7 @@ impl FrameAllocator<'_> {
         zone_number: usize,
         order: SearchOrder,
         avoid: Option<BlockId>,
-        class: FrameClass,
-        max: usize,
+        want: Want,
         taken: &mut Taken,
     ) -> bool {
         let search = Search {
@@ -147,38 +152,26 @@ impl FrameAllocator<'_> {
         let usable =
             |ledger: Ledger| !ledger.is_whole() && ledger.migratetype() == Migratetype::Movable;
         self.search(zone_number, &search, &mut |block| {
-            Some(block) != avoid && self.take_from(block, None, class, max, None, &usable, taken)
+            Some(block) != avoid && self.take_from(block, None, want, &usable, taken)
         })
     }
 
-    fn take_whole(
-        &self,
-        zone_number: usize,
-        class: FrameClass,
-        max: usize,
-        taken: &mut Taken,
-    ) -> bool {
+    fn take_whole(&self, zone_number: usize, max: usize, taken: &mut Taken) -> bool {
         let usable = |ledger: Ledger| ledger.is_whole();
-        let retype = Some(Migratetype::Movable);
+        let want = Want {
+            retype: Some(Migratetype::Movable),
+            ..want_of(FrameClass::Balloon, max)
+        };
         self.search_whole(zone_number, 0, &mut |block| {
-            self.take_from(block, None, class, max, retype, &usable, taken)
+            self.take_from(block, None, want, &usable, taken)
         })
     }
 
     /// Takes from a block that holds nothing but balloon frames and room.
     fn finish_balloon_block(&self, zone_number: usize, max: usize, taken: &mut Taken) -> bool {
         let mut begun = self.zones[zone_number].by_heal.blocks(BEGUN_ROW, 0);
-        begun.any(|block| {
-            self.take_from(
-                block,
-                None,
-                FrameClass::Balloon,
-                max,
-                None,
-                &is_begun,
-                taken,
-            )
-        })
+        let want = want_of(FrameClass::Balloon, max);
+        begun.any(|block| self.take_from(block, None, want, &is_begun, taken))
     }
 
     /// Takes up to `out.len()` movable frames to move others to, from movable blocks other than `avoid`, after the rules of
@@ -200,7 +193,13 @@ impl FrameAllocator<'_> {
                 let (order, class) = (self.movable_order(), FrameClass::Movable);
                 let mut taken = Taken::nothing();
                 self.settled(zone_number, &mut || {
-                    self.take_movable(zone_number, order, Some(avoid), class, booked, &mut taken)
+                    self.take_movable(
+                        zone_number,
+                        order,
+                        Some(avoid),
+                        want_of(class, booked),
+                        &mut taken,
+                    )
                 });
                 self.pay_in(zone_number, None, (booked - taken.count) as i64);
                 if taken.count == 0 {
@@ -336,6 +335,14 @@ impl FrameAllocator<'_> {
             let used = huge || !matches!(state, FrameState::Free | FrameState::Reserved);
             used.then(|| start.plus(u64::from(offset)))
         })
+    }
+}
+
+fn want_of(class: FrameClass, max: usize) -> Want {
+    Want {
+        class,
+        max,
+        retype: None,
     }
 }
 

@@ -79,16 +79,27 @@ impl FrameAllocator<'_> {
         &self.segments[..self.segment_count.load(Ordering::Acquire) as usize]
     }
 
-    /// The position of `pfn` in the tables; `None` where this allocator has no memory. Segments are few: they are looked at one
-    /// after another.
-    #[inline]
+    /// The position of `pfn` in the tables; `None` where this allocator has no memory.
+    #[inline(never)]
     pub(crate) fn frame_index(&self, pfn: Pfn) -> Option<u32> {
+        self.frame_index_inline(pfn)
+    }
+
+    /// The same, for the shortest ways. Segments are few: they are looked at one after another.
+    #[inline]
+    pub(crate) fn frame_index_inline(&self, pfn: Pfn) -> Option<u32> {
         self.segments().iter().find_map(|s| s.frame_of(pfn))
     }
 
     /// The number of a frame that the tables have.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn pfn(&self, frame: u32) -> Pfn {
+        self.pfn_inline(frame)
+    }
+
+    /// The same, for the shortest ways.
+    #[inline]
+    pub(crate) fn pfn_inline(&self, frame: u32) -> Pfn {
         let found = self.segments().iter().find_map(|s| s.pfn_of(frame));
         debug_assert!(found.is_some(), "frame {frame} of the tables is no memory");
         found.unwrap_or_default()

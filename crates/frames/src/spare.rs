@@ -30,7 +30,7 @@ impl FrameAllocator<'_> {
     /// A huge page out of what the CPU keeps; its first frame. `None` where that is nothing, and near the watermark.
     #[inline]
     pub(crate) fn alloc_spare(&self, cpu: CpuId, request: AllocRequest) -> Option<u32> {
-        let guard = self.lock(cpu);
+        let guard = self.lock_inline(cpu);
         let zone = self.zone_count - 1;
         if guard.slot.spare_count.load(Ordering::Relaxed) == 0 {
             self.refill_spares(&guard, zone)?;
@@ -60,7 +60,7 @@ impl FrameAllocator<'_> {
     pub(crate) fn free_huge(&self, cpu: CpuId, pfn: Pfn, head: u32) -> Result<(), FreeError> {
         let descriptor = self.descriptor_at(head);
         dirigible_prefetch::for_write(descriptor.word);
-        let guard = self.lock(cpu);
+        let guard = self.lock_inline(cpu);
         let word = descriptor.load();
         if !word.is_freeable(Order::HUGE) {
             return Err(refuse_free(pfn, word));

@@ -4,7 +4,7 @@ use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, Fallback, FrameAllocator,
     Ledger, Migratetype, Order, Placement,
     bits::{find_span, has_run, take_run, take_span},
-    change::Taken,
+    change::{Taken, Want},
     cpu::{CpuGuard, NO_BLOCK},
     search::{Search, SearchOrder, kinds_of},
     sync::Ordering,
@@ -55,7 +55,7 @@ impl<'m> Take<'_, 'm> {
     /// Up to `max` single frames out of one block.
     pub fn base(&self, max: usize, taken: &mut Taken) -> bool {
         let mine = self.mine();
-        if self.from_reserved(max, taken) {
+        if self.take_reserved(max, taken) {
             return true;
         }
         // Two CPUs that refill from one block pass its cache lines to and fro. So movable requests look last at a block from
@@ -95,9 +95,13 @@ impl<'m> Take<'_, 'm> {
         usable: &dyn Fn(Ledger) -> bool,
         taken: &mut Taken,
     ) -> bool {
-        let class = self.request.class;
+        let want = Want {
+            class: self.request.class,
+            max,
+            retype,
+        };
         self.allocator
-            .take_from(block, self.guard, class, max, retype, usable, taken)
+            .take_from(block, self.guard, want, usable, taken)
     }
 
     /// From blocks of a type; those in use by other CPUs only if not `spread`.
@@ -118,7 +122,7 @@ impl<'m> Take<'_, 'm> {
     }
 
     /// From the block that the last refill was from.
-    fn from_reserved(&self, max: usize, taken: &mut Taken) -> bool {
+    fn take_reserved(&self, max: usize, taken: &mut Taken) -> bool {
         let (Some(guard), mine) = (self.guard, self.mine()) else {
             return false;
         };
