@@ -17,7 +17,6 @@ impl FrameAllocator<'_> {
     /// # Errors
     ///
     /// See [`AllocError`].
-    #[inline]
     pub fn alloc(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
         if request.order == Order::BASE && request.class != FrameClass::Balloon {
             let guard = self.lock_inline(cpu);

@@ -12,7 +12,6 @@ impl FrameAllocator<'_> {
     ///
     /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already. Of two CPUs that free
     /// the same frame in the same moment both may be told that they did; [`verify`](Self::verify) then reports it.
-    #[inline]
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let frame = self
             .frame_index_inline(pfn)

@@ -359,14 +359,17 @@ const MAX_SORTED: usize = 64;
 
 /// Sorts at most [`MAX_SORTED`] blocks by `key`, then by number. The ledgers change meanwhile, so each block's key is read once:
 /// a sort that reads it anew for each comparison meets an order that contradicts itself, and panics.
+///
+/// By insertion: they come nearly sorted out of the index, and the library's sort is ten times as much code.
 fn sort_by_one_look(blocks: &mut [BlockId], key: &dyn Fn(BlockId) -> (u32, u32)) {
-    let mut keyed = [((0, 0), BlockId::new(0)); MAX_SORTED];
-    let keyed = &mut keyed[..blocks.len()];
-    for (place, &block) in keyed.iter_mut().zip(blocks.iter()) {
-        *place = (key(block), block);
-    }
-    keyed.sort_unstable();
-    for (block, &(_, sorted)) in blocks.iter_mut().zip(keyed.iter()) {
-        *block = sorted;
+    let mut keys = [(0, 0); MAX_SORTED];
+    for end in 0..blocks.len() {
+        let (block, its_key) = (blocks[end], key(blocks[end]));
+        let mut at = end;
+        while at > 0 && (its_key, block) < (keys[at - 1], blocks[at - 1]) {
+            (keys[at], blocks[at]) = (keys[at - 1], blocks[at - 1]);
+            at -= 1;
+        }
+        (keys[at], blocks[at]) = (its_key, block);
     }
 }

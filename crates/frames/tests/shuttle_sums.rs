@@ -241,6 +241,24 @@ fn giving_spare_blocks_back_against_isolating_them() {
     });
 }
 
+/// A CPU fills its cache from a block at the moment at which that is isolated: it finds nothing there, or what it has cached goes
+/// back.
+#[test]
+fn a_refill_against_isolation() {
+    Explore::blocks(2).run(|frames| {
+        let block = BlockId::new(0);
+        let token = scope(|scope| {
+            scope.spawn(|| frames.alloc(A, AllocRequest::movable()).unwrap());
+            let token = frames.isolate_block(block).expect("open");
+            let used = frames.ledger(block).used();
+            assert!(used <= 1, "{used} frames, one of which may be held");
+            token
+        });
+        assert!(frames.ledger(block).used() <= 1);
+        frames.unisolate_block(token);
+    });
+}
+
 /// Two CPUs take ranges that want the same frames; the one that comes late puts back what it has taken.
 #[test]
 fn two_ranges_over_the_same_blocks() {
