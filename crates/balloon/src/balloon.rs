@@ -7,7 +7,9 @@ use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::Outcome;
 
 use crate::books::{Books, List, MAX_SPAN};
-use crate::request::{MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Slot};
+use crate::request::{
+    self, MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Slot,
+};
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, Queue};
 
 /// What the caller is to do for the balloon.
@@ -205,6 +207,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     }
 
     /// Where the frames are.
+    #[inline(never)]
     pub fn held(&self) -> Held {
         Held {
             listed: self.list.len().saturating_sub(self.withheld),
@@ -217,14 +220,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Frames that the host has let go of and [`next_output`](Self::next_output) has not handed out yet.
     fn to_be_freed(&self) -> u64 {
-        let ended = |slot: &&Slot| {
-            slot.phase == Phase::Done && (slot.role == Role::Inflate || slot.role.is_deflation())
-        };
-        self.requests
-            .iter()
-            .filter(ended)
-            .map(|slot| slot.len() as u64)
-            .sum()
+        request::to_be_freed(self.requests.slots())
     }
 
     /// What is wrong, if anything.
@@ -239,7 +235,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             Role::ExchangeIn(_) if slot.phase != Phase::Free => slot.len() as u64,
             _ => 0,
         };
-        self.requests.iter().map(of).sum()
+        self.requests.slots().iter().map(of).sum()
     }
 
     /// A number that moves whenever pairs of exchanges end.
@@ -254,16 +250,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Frames in requests of the kind of `role` that the host has or is to have.
     fn in_requests(&self, role: Role) -> u64 {
-        let same = core::mem::discriminant(&role);
-        let under_way = |slot: &&Slot| {
-            core::mem::discriminant(&slot.role) == same
-                && matches!(slot.phase, Phase::Ready | Phase::Sent)
-        };
-        self.requests
-            .iter()
-            .filter(under_way)
-            .map(|slot| slot.len() as u64)
-            .sum()
+        request::under_way(self.requests.slots(), role)
     }
 
     /// The same of all that leave for good.
@@ -272,9 +259,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     }
 
     /// Requests, of the roles that `is` names, that have not ended.
-    pub(crate) fn in_use(&self, is: impl Fn(Role) -> bool) -> usize {
-        let used = |slot: &&Slot| slot.phase != Phase::Free && is(slot.role);
-        self.requests.iter().filter(used).count()
+    pub(crate) fn in_use(&self, is: fn(Role) -> bool) -> usize {
+        request::in_use(self.requests.slots(), is)
     }
 
     /// Requests that change the balloon's size and have not ended.
@@ -290,6 +276,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     pub(crate) fn free_slot(&self) -> Option<usize> {
         self.requests
+            .slots()
             .iter()
             .position(|slot| slot.phase == Phase::Free)
     }
@@ -303,12 +290,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Tells the time, so that a device that does not answer is noticed.
     pub fn tick(&mut self, now: u64) {
-        let oldest = self
-            .requests
-            .iter()
-            .filter(|slot| slot.phase == Phase::Sent)
-            .map(|slot| slot.sent_at)
-            .min();
+        let oldest = request::oldest_sent(self.requests.slots());
         let waited = oldest.map_or(0, |sent_at| now.saturating_sub(sent_at));
         self.silent = (waited > self.config.request_timeout_ns).then_some(waited);
     }

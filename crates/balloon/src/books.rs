@@ -35,6 +35,8 @@ pub trait Books: Sync {
 }
 
 impl Books for FrameAllocator<'_> {
+    // A search, which the compiler would otherwise unroll wherever a frame is looked at.
+    #[inline(never)]
     fn base(&self) -> Pfn {
         FrameAllocator::base(self)
     }
@@ -71,6 +73,7 @@ impl Books for FrameAllocator<'_> {
         self.set_owner_word(frame, word);
     }
 
+    #[inline(never)]
     fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
         self.adjust_managed_each(frames, delta);
     }

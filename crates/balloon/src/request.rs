@@ -172,9 +172,54 @@ impl<const N: usize, M> Requests<N, M> {
         self.slots.get(at)
     }
 
-    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Slot> {
-        self.slots.iter()
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
     }
+}
+
+// Questions about all slots. They depend on no size, and are loops that the compiler unrolls where it inlines them.
+
+/// Frames in requests of the kind of `role` that the host has or is to have.
+#[inline(never)]
+pub(crate) fn under_way(slots: &[Slot], role: Role) -> u64 {
+    let kind = core::mem::discriminant(&role);
+    slots
+        .iter()
+        .filter(|slot| {
+            core::mem::discriminant(&slot.role) == kind
+                && matches!(slot.phase, Phase::Ready | Phase::Sent)
+        })
+        .map(|slot| slot.len() as u64)
+        .sum()
+}
+
+/// Requests, of the roles that `is` names, that have not ended.
+#[inline(never)]
+pub(crate) fn in_use(slots: &[Slot], is: fn(Role) -> bool) -> usize {
+    let used = |slot: &&Slot| slot.phase != Phase::Free && is(slot.role);
+    slots.iter().filter(used).count()
+}
+
+/// Frames that the host has let go of and that have not been handed out yet.
+#[inline(never)]
+pub(crate) fn to_be_freed(slots: &[Slot]) -> u64 {
+    slots
+        .iter()
+        .filter(|slot| {
+            slot.phase == Phase::Done && (slot.role == Role::Inflate || slot.role.is_deflation())
+        })
+        .map(|slot| slot.len() as u64)
+        .sum()
+}
+
+/// When the request was sent for whose answer the host has been waited for longest.
+#[inline(never)]
+pub(crate) fn oldest_sent(slots: &[Slot]) -> Option<u64> {
+    slots
+        .iter()
+        .filter(|slot| slot.phase == Phase::Sent)
+        .map(|slot| slot.sent_at)
+        .min()
 }
 
 impl<const N: usize, M: BorrowMut<RequestMemory<N>>> Requests<N, M> {

@@ -16,7 +16,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         let fits = |slot: &crate::request::Slot| {
             slot.phase == Phase::Ready && slot.role == role && slot.len() < self.config.batch
         };
-        self.requests.iter().position(fits)
+        self.requests.slots().iter().position(fits)
     }
 
     /// For how many frames there is a place in requests of this kind.
