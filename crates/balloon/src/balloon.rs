@@ -8,7 +8,7 @@ use dirigible_mobility::Outcome;
 
 use crate::books::{Books, List, MAX_SPAN};
 use crate::request::{
-    self, MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Slot,
+    self, MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Roles, Slot,
 };
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, Queue};
 
@@ -149,7 +149,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             class,
             config,
             features,
-            list: List::new(),
+            list: List::new(books),
             isolated: 0,
             orphans: 0,
             withheld: 0,
@@ -212,8 +212,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         Held {
             listed: self.list.len().saturating_sub(self.withheld),
             isolated: self.isolated + self.orphans,
-            entering: self.in_requests(Role::Inflate) + self.in_requests(Role::ExchangeIn(0)),
-            leaving: self.in_deflations() + self.in_requests(Role::ExchangeOut(0)) + self.withheld,
+            entering: self.in_requests(Roles::ENTERING),
+            leaving: self.in_requests(Roles::LEAVING) + self.withheld,
             returning: self.to_be_freed(),
         }
     }
@@ -248,24 +248,24 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         !self.features.contains(Features::DEFLATE_ON_OOM)
     }
 
-    /// Frames in requests of the kind of `role` that the host has or is to have.
-    fn in_requests(&self, role: Role) -> u64 {
-        request::under_way(self.requests.slots(), role)
+    /// Frames in requests of these roles that the host has or is to have.
+    fn in_requests(&self, roles: Roles) -> u64 {
+        request::under_way(self.requests.slots(), roles)
     }
 
     /// The same of all that leave for good.
     pub(crate) fn in_deflations(&self) -> u64 {
-        self.in_requests(Role::Deflate) + self.in_requests(Role::Relief)
+        self.in_requests(Roles::DEFLATIONS)
     }
 
-    /// Requests, of the roles that `is` names, that have not ended.
-    pub(crate) fn in_use(&self, is: fn(Role) -> bool) -> usize {
-        request::in_use(self.requests.slots(), is)
+    /// Requests of these roles that have not ended.
+    pub(crate) fn in_use(&self, roles: Roles) -> usize {
+        request::in_use(self.requests.slots(), roles)
     }
 
     /// Requests that change the balloon's size and have not ended.
     fn resizing(&self) -> usize {
-        self.in_use(|role| role == Role::Inflate || role.is_deflation())
+        self.in_use(Roles::RESIZING)
     }
 
     /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those
@@ -327,7 +327,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             return Work::Failed(fault);
         }
         let target = if self.stopping { 0 } else { self.target };
-        let entering = self.in_requests(Role::Inflate);
+        let entering = self.in_requests(Roles::INFLATE);
         let coming = self.list.len() + self.isolated + entering;
         if coming < target {
             if now < self.retry_at.max(self.rest_until) {
@@ -374,7 +374,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     pub(crate) fn in_span(&self, frame: Pfn) -> bool {
         frame
             .get()
-            .checked_sub(self.books.base().get())
+            .checked_sub(self.list.base().get())
             .is_some_and(|at| at < self.books.span())
     }
 

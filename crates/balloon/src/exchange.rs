@@ -12,7 +12,7 @@ use dirigible_mobility::{MovePair, Outcome};
 
 use crate::balloon::{Balloon, Output};
 use crate::books::{Books, mark_of, unlinked_word};
-use crate::request::{MAX_EXCHANGE, Phase, REQUESTS, RequestMemory, Role};
+use crate::request::{MAX_EXCHANGE, Phase, REQUESTS, RequestMemory, Role, Roles};
 
 /// Names an exchange that its beginner still has to finish.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,8 +111,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         if self.fault().is_some() {
             return self.refuse_all(pairs);
         }
-        let is_exchange = |role: Role| matches!(role, Role::ExchangeIn(_) | Role::ExchangeOut(_));
-        if self.in_use(is_exchange) + 2 > MAX_EXCHANGE {
+        if self.in_use(Roles::EXCHANGES) + 2 > MAX_EXCHANGE {
             return Begin::NoRoom;
         }
         let mut free = (0..REQUESTS).filter(|&at| self.requests[at].phase == Phase::Free);
