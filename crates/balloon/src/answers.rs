@@ -154,6 +154,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// Entering -> Owned, without the host having heard of it.
+    #[inline(never)]
     pub(crate) fn unclaim(&mut self, at: usize) {
         for n in 0..self.requests[at].len() {
             let frame = self.requests.frame(at, n);
@@ -204,6 +205,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// All frames of slot `at` at once: the count is shared by all CPUs.
+    #[inline(never)]
     fn count_managed(&self, at: usize, delta: i64) {
         if self.adjusts_managed() {
             let numbers = self.requests.pfns(at).iter();

@@ -7,7 +7,9 @@ use dirigible_frames::{FrameState, OwnerClass, Pfn};
 use dirigible_mobility::Outcome;
 
 use crate::books::{Books, List, MAX_SPAN};
-use crate::request::{MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Slot};
+use crate::request::{
+    self, MAX_PFNS, Phase, REQUESTS, RequestId, RequestMemory, Requests, Role, Roles, Slot,
+};
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, Queue};
 
 /// What the caller is to do for the balloon.
@@ -147,7 +149,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             class,
             config,
             features,
-            list: List::new(),
+            list: List::new(books),
             isolated: 0,
             orphans: 0,
             withheld: 0,
@@ -205,26 +207,20 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     }
 
     /// Where the frames are.
+    #[inline(never)]
     pub fn held(&self) -> Held {
         Held {
             listed: self.list.len().saturating_sub(self.withheld),
             isolated: self.isolated + self.orphans,
-            entering: self.in_requests(Role::Inflate) + self.in_requests(Role::ExchangeIn(0)),
-            leaving: self.in_deflations() + self.in_requests(Role::ExchangeOut(0)) + self.withheld,
+            entering: self.in_requests(Roles::ENTERING),
+            leaving: self.in_requests(Roles::LEAVING) + self.withheld,
             returning: self.to_be_freed(),
         }
     }
 
     /// Frames that the host has let go of and [`next_output`](Self::next_output) has not handed out yet.
     fn to_be_freed(&self) -> u64 {
-        let ended = |slot: &&Slot| {
-            slot.phase == Phase::Done && (slot.role == Role::Inflate || slot.role.is_deflation())
-        };
-        self.requests
-            .iter()
-            .filter(ended)
-            .map(|slot| slot.len() as u64)
-            .sum()
+        request::to_be_freed(self.requests.slots())
     }
 
     /// What is wrong, if anything.
@@ -239,7 +235,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             Role::ExchangeIn(_) if slot.phase != Phase::Free => slot.len() as u64,
             _ => 0,
         };
-        self.requests.iter().map(of).sum()
+        self.requests.slots().iter().map(of).sum()
     }
 
     /// A number that moves whenever pairs of exchanges end.
@@ -252,34 +248,24 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         !self.features.contains(Features::DEFLATE_ON_OOM)
     }
 
-    /// Frames in requests of the kind of `role` that the host has or is to have.
-    fn in_requests(&self, role: Role) -> u64 {
-        let same = core::mem::discriminant(&role);
-        let under_way = |slot: &&Slot| {
-            core::mem::discriminant(&slot.role) == same
-                && matches!(slot.phase, Phase::Ready | Phase::Sent)
-        };
-        self.requests
-            .iter()
-            .filter(under_way)
-            .map(|slot| slot.len() as u64)
-            .sum()
+    /// Frames in requests of these roles that the host has or is to have.
+    fn in_requests(&self, roles: Roles) -> u64 {
+        request::under_way(self.requests.slots(), roles)
     }
 
     /// The same of all that leave for good.
     pub(crate) fn in_deflations(&self) -> u64 {
-        self.in_requests(Role::Deflate) + self.in_requests(Role::Relief)
+        self.in_requests(Roles::DEFLATIONS)
     }
 
-    /// Requests, of the roles that `is` names, that have not ended.
-    pub(crate) fn in_use(&self, is: impl Fn(Role) -> bool) -> usize {
-        let used = |slot: &&Slot| slot.phase != Phase::Free && is(slot.role);
-        self.requests.iter().filter(used).count()
+    /// Requests of these roles that have not ended.
+    pub(crate) fn in_use(&self, roles: Roles) -> usize {
+        request::in_use(self.requests.slots(), roles)
     }
 
     /// Requests that change the balloon's size and have not ended.
     fn resizing(&self) -> usize {
-        self.in_use(|role| role == Role::Inflate || role.is_deflation())
+        self.in_use(Roles::RESIZING)
     }
 
     /// What stands in the word of a frame that is on no list now: tells the frames isolated before a reset from those
@@ -290,6 +276,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     pub(crate) fn free_slot(&self) -> Option<usize> {
         self.requests
+            .slots()
             .iter()
             .position(|slot| slot.phase == Phase::Free)
     }
@@ -303,12 +290,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Tells the time, so that a device that does not answer is noticed.
     pub fn tick(&mut self, now: u64) {
-        let oldest = self
-            .requests
-            .iter()
-            .filter(|slot| slot.phase == Phase::Sent)
-            .map(|slot| slot.sent_at)
-            .min();
+        let oldest = request::oldest_sent(self.requests.slots());
         let waited = oldest.map_or(0, |sent_at| now.saturating_sub(sent_at));
         self.silent = (waited > self.config.request_timeout_ns).then_some(waited);
     }
@@ -345,7 +327,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             return Work::Failed(fault);
         }
         let target = if self.stopping { 0 } else { self.target };
-        let entering = self.in_requests(Role::Inflate);
+        let entering = self.in_requests(Roles::INFLATE);
         let coming = self.list.len() + self.isolated + entering;
         if coming < target {
             if now < self.retry_at.max(self.rest_until) {
@@ -392,7 +374,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     pub(crate) fn in_span(&self, frame: Pfn) -> bool {
         frame
             .get()
-            .checked_sub(self.books.base().get())
+            .checked_sub(self.list.base().get())
             .is_some_and(|at| at < self.books.span())
     }
 

@@ -71,6 +71,7 @@ impl Books for FrameAllocator<'_> {
         self.set_owner_word(frame, word);
     }
 
+    #[inline(never)]
     fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
         self.adjust_managed_each(frames, delta);
     }
@@ -138,29 +139,40 @@ pub(crate) struct Corrupt;
 /// frame outside the books.
 #[derive(Debug)]
 pub(crate) struct List {
+    /// The books' first frame, which they may have to search for.
+    base: Pfn,
     head: u32,
     len: u64,
 }
 
 impl List {
-    pub(crate) const fn new() -> Self {
-        Self { head: NIL, len: 0 }
+    pub(crate) fn new<B: Books + ?Sized>(books: &B) -> Self {
+        Self {
+            base: books.base(),
+            head: NIL,
+            len: 0,
+        }
+    }
+
+    /// The lowest frame that it can hold.
+    pub(crate) const fn base(&self) -> Pfn {
+        self.base
     }
 
     pub(crate) const fn len(&self) -> u64 {
         self.len
     }
 
-    fn frame<B: Books + ?Sized>(books: &B, index: u32) -> Result<Pfn, Corrupt> {
+    fn frame<B: Books + ?Sized>(&self, books: &B, index: u32) -> Result<Pfn, Corrupt> {
         if u64::from(index) < books.span() {
-            Ok(books.base().plus(u64::from(index)))
+            Ok(self.base.plus(u64::from(index)))
         } else {
             Err(Corrupt)
         }
     }
 
-    fn index<B: Books + ?Sized>(books: &B, frame: Pfn) -> u32 {
-        (frame.get() - books.base().get()) as u32
+    fn index(&self, frame: Pfn) -> u32 {
+        (frame.get() - self.base.get()) as u32
     }
 
     fn link<B: Books + ?Sized>(books: &B, frame: Pfn) -> Result<Link, Corrupt> {
@@ -174,9 +186,9 @@ impl List {
 
     /// Puts `frame` at the front.
     pub(crate) fn push<B: Books + ?Sized>(&mut self, books: &B, frame: Pfn) {
-        let index = Self::index(books, frame);
+        let index = self.index(frame);
         if self.head != NIL
-            && let Ok(head) = Self::frame(books, self.head)
+            && let Ok(head) = self.frame(books, self.head)
         {
             let mut link = Link::unpack(books.word(head));
             link.prev = index;
@@ -201,7 +213,7 @@ impl List {
         let Some(rest) = self.len.checked_sub(1) else {
             return Err(Corrupt);
         };
-        let index = Self::index(books, frame);
+        let index = self.index(frame);
         let link = Self::link(books, frame)?;
         let is_alone = link.prev == NIL && link.next == NIL;
         if link.prev == index || link.next == index || is_alone && rest > 0 {
@@ -214,7 +226,7 @@ impl List {
             }
             None
         } else {
-            let prev = Self::frame(books, link.prev)?;
+            let prev = self.frame(books, link.prev)?;
             let other = Self::link(books, prev)?;
             if other.next != index {
                 return Err(Corrupt);
@@ -224,7 +236,7 @@ impl List {
         let next = if link.next == NIL {
             None
         } else {
-            let next = Self::frame(books, link.next)?;
+            let next = self.frame(books, link.next)?;
             let other = Self::link(books, next)?;
             if other.prev != index {
                 return Err(Corrupt);
@@ -264,7 +276,7 @@ impl List {
         match (self.head, self.len) {
             (NIL, 0) => Ok(None),
             (NIL, _) | (_, 0) => Err(Corrupt),
-            (head, _) => Self::frame(books, head).map(Some),
+            (head, _) => self.frame(books, head).map(Some),
         }
     }
 
@@ -279,7 +291,7 @@ impl List {
             if seen == self.len {
                 return Err(Corrupt);
             }
-            let frame = Self::frame(books, at)?;
+            let frame = self.frame(books, at)?;
             let link = Self::link(books, frame)?;
             if link.prev != prev {
                 return Err(Corrupt);
@@ -337,7 +349,7 @@ pub(crate) mod tests {
     #[test]
     fn list_is_newest_first_and_gives_from_anywhere() {
         let (books, frames) = frames(5);
-        let mut list = List::new();
+        let mut list = List::new(books);
         frames.iter().for_each(|&frame| list.push(books, frame));
         let order = |list: &List| {
             let mut seen = Vec::new();
@@ -369,7 +381,7 @@ pub(crate) mod tests {
     #[test]
     fn a_frame_of_another_list_is_not_taken() {
         let (books, frames) = frames(3);
-        let (mut list, mut other) = (List::new(), List::new());
+        let (mut list, mut other) = (List::new(books), List::new(books));
         frames.iter().for_each(|&frame| list.push(books, frame));
         for &frame in &frames {
             assert_eq!(other.unlink(books, frame, 0), Err(Corrupt));
@@ -389,7 +401,7 @@ pub(crate) mod tests {
         ] {
             for at in 0..3 {
                 let (books, frames) = frames(3);
-                let mut list = List::new();
+                let mut list = List::new(books);
                 frames.iter().for_each(|&frame| list.push(books, frame));
                 books.set_word(frames[at], word);
                 assert_eq!(list.unlink(books, frames[at], 9), Err(Corrupt));

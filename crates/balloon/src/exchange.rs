@@ -12,7 +12,7 @@ use dirigible_mobility::{MovePair, Outcome};
 
 use crate::balloon::{Balloon, Output};
 use crate::books::{Books, mark_of, unlinked_word};
-use crate::request::{MAX_EXCHANGE, Phase, REQUESTS, RequestMemory, Role};
+use crate::request::{MAX_EXCHANGE, Phase, REQUESTS, RequestMemory, Role, Roles};
 
 /// Names an exchange that its beginner still has to finish.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,8 +111,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         if self.fault().is_some() {
             return self.refuse_all(pairs);
         }
-        let is_exchange = |role: Role| matches!(role, Role::ExchangeIn(_) | Role::ExchangeOut(_));
-        if self.in_use(is_exchange) + 2 > MAX_EXCHANGE {
+        if self.in_use(Roles::EXCHANGES) + 2 > MAX_EXCHANGE {
             return Begin::NoRoom;
         }
         let mut free = (0..REQUESTS).filter(|&at| self.requests[at].phase == Phase::Free);
@@ -167,13 +166,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
 
     /// Refuses every pair that nobody has looked at.
     fn refuse_all(&mut self, pairs: &mut [MovePair]) -> Begin {
-        for pair in pairs
-            .iter_mut()
-            .filter(|pair| pair.outcome == Outcome::Todo)
-        {
-            pair.outcome = Outcome::Refused;
-            self.stats.refused += 1;
-        }
+        self.stats.refused += end_todo(pairs, Outcome::Refused);
         Begin::Refused
     }
 
@@ -188,12 +181,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             Phase::Done => self.requests[new].outcome,
             _ => Outcome::Pending,
         };
-        for pair in pairs
-            .iter_mut()
-            .filter(|pair| pair.outcome == Outcome::Todo)
-        {
-            pair.outcome = outcome;
-        }
+        end_todo(pairs, outcome);
         self.requests[new].attended = false;
         if outcome != Outcome::Pending {
             self.settled += self.requests[new].len() as u64;
@@ -250,4 +238,18 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
         output
     }
+}
+
+/// Gives all pairs that are `Todo` this outcome, and counts them. A short loop that the compiler makes long: one copy.
+#[inline(never)]
+pub(crate) fn end_todo(pairs: &mut [MovePair], outcome: Outcome) -> u64 {
+    let mut ended = 0;
+    for pair in pairs
+        .iter_mut()
+        .filter(|pair| pair.outcome == Outcome::Todo)
+    {
+        pair.outcome = outcome;
+        ended += 1;
+    }
+    ended
 }

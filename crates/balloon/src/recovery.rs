@@ -143,7 +143,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         self.fatal = Some(Fault::Books {
             frames: self.list.len(),
         });
-        self.list = crate::books::List::new();
+        self.list = crate::books::List::new(self.books);
         self.promised = 0;
         self.withheld = 0;
         None

@@ -5,6 +5,7 @@ use core::borrow::BorrowMut;
 use core::ops::{Index, IndexMut};
 
 use arrayvec::ArrayVec;
+use bitflags::bitflags;
 use dirigible_frames::{FRAME_SIZE, Pfn};
 use dirigible_mobility::Outcome;
 
@@ -76,10 +77,37 @@ pub(crate) enum Role {
     ExchangeOut(u8),
 }
 
+bitflags! {
+    /// A set of roles.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Roles: u8 {
+        const INFLATE = 1 << 0;
+        const DEFLATE = 1 << 1;
+        const RELIEF = 1 << 2;
+        const EXCHANGE_IN = 1 << 3;
+        const EXCHANGE_OUT = 1 << 4;
+        /// Frames leave for good.
+        const DEFLATIONS = Self::DEFLATE.bits() | Self::RELIEF.bits();
+        /// Frames enter.
+        const ENTERING = Self::INFLATE.bits() | Self::EXCHANGE_IN.bits();
+        /// Frames leave.
+        const LEAVING = Self::DEFLATIONS.bits() | Self::EXCHANGE_OUT.bits();
+        /// The balloon's size changes.
+        const RESIZING = Self::INFLATE.bits() | Self::DEFLATIONS.bits();
+        /// It stays.
+        const EXCHANGES = Self::EXCHANGE_IN.bits() | Self::EXCHANGE_OUT.bits();
+    }
+}
+
 impl Role {
-    /// Whether frames of the request leave the balloon for good.
-    pub(crate) const fn is_deflation(self) -> bool {
-        matches!(self, Self::Deflate | Self::Relief)
+    const fn is_among(self, roles: Roles) -> bool {
+        roles.contains(match self {
+            Self::Inflate => Roles::INFLATE,
+            Self::Deflate => Roles::DEFLATE,
+            Self::Relief => Roles::RELIEF,
+            Self::ExchangeIn(_) => Roles::EXCHANGE_IN,
+            Self::ExchangeOut(_) => Roles::EXCHANGE_OUT,
+        })
     }
 }
 
@@ -172,9 +200,50 @@ impl<const N: usize, M> Requests<N, M> {
         self.slots.get(at)
     }
 
-    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Slot> {
-        self.slots.iter()
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
     }
+}
+
+// Questions about all slots. They depend on no size, and are loops that the compiler unrolls where it inlines them.
+
+/// Frames in requests of these roles that the host has or is to have.
+#[inline(never)]
+pub(crate) fn under_way(slots: &[Slot], roles: Roles) -> u64 {
+    slots
+        .iter()
+        .filter(|slot| {
+            matches!(slot.phase, Phase::Ready | Phase::Sent) && slot.role.is_among(roles)
+        })
+        .map(|slot| slot.len() as u64)
+        .sum()
+}
+
+/// Requests of these roles that have not ended.
+#[inline(never)]
+pub(crate) fn in_use(slots: &[Slot], roles: Roles) -> usize {
+    let used = |slot: &&Slot| slot.phase != Phase::Free && slot.role.is_among(roles);
+    slots.iter().filter(used).count()
+}
+
+/// Frames that the host has let go of and that have not been handed out yet.
+#[inline(never)]
+pub(crate) fn to_be_freed(slots: &[Slot]) -> u64 {
+    slots
+        .iter()
+        .filter(|slot| slot.phase == Phase::Done && slot.role.is_among(Roles::RESIZING))
+        .map(|slot| slot.len() as u64)
+        .sum()
+}
+
+/// When the request was sent for whose answer the host has been waited for longest.
+#[inline(never)]
+pub(crate) fn oldest_sent(slots: &[Slot]) -> Option<u64> {
+    slots
+        .iter()
+        .filter(|slot| slot.phase == Phase::Sent)
+        .map(|slot| slot.sent_at)
+        .min()
 }
 
 impl<const N: usize, M: BorrowMut<RequestMemory<N>>> Requests<N, M> {

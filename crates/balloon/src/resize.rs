@@ -8,7 +8,7 @@ use dirigible_frames::{FrameState, Pfn};
 use crate::Features;
 use crate::balloon::{Balloon, Work};
 use crate::books::{Books, unlinked_word};
-use crate::request::{MAX_PLAIN, MAX_RELIEF, Phase, RequestMemory, Role};
+use crate::request::{MAX_PLAIN, MAX_RELIEF, Phase, RequestMemory, Role, Roles};
 
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// A request of the kind of `role` that is still to be sent and not full.
@@ -16,14 +16,14 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         let fits = |slot: &crate::request::Slot| {
             slot.phase == Phase::Ready && slot.role == role && slot.len() < self.config.batch
         };
-        self.requests.iter().position(fits)
+        self.requests.slots().iter().position(fits)
     }
 
     /// For how many frames there is a place in requests of this kind.
     pub(crate) fn room(&self, role: Role) -> usize {
         let is_left = match role {
-            Role::Relief => self.in_use(|used| used == Role::Relief) < MAX_RELIEF,
-            _ => self.in_use(|used| matches!(used, Role::Inflate | Role::Deflate)) < MAX_PLAIN,
+            Role::Relief => self.in_use(Roles::RELIEF) < MAX_RELIEF,
+            _ => self.in_use(Roles::INFLATE | Roles::DEFLATE) < MAX_PLAIN,
         };
         match self.unsent(role) {
             Some(at) => self.config.batch - self.requests[at].len(),

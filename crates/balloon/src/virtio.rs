@@ -51,8 +51,11 @@ pub enum BalloonError {
     Device(#[from] DeviceError),
 }
 
+/// The state machine with its numbers in DMA memory.
+type Core<'a, H, const N: usize> = Balloon<'a, FrameAllocator<'a>, N, Numbers<H, N>>;
+
 struct State<'a, H: Hal, const N: usize> {
-    balloon: Balloon<'a, FrameAllocator<'a>, N, Numbers<H, N>>,
+    balloon: Core<'a, H, N>,
     /// What of the balloon's statistics stands in the vm events already.
     published: BalloonStats,
     /// The target as it was read last; `None` when it could not be read.
@@ -238,6 +241,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 
     /// Where the frames are.
+    #[inline(never)]
     pub fn held(&self) -> Held {
         self.state.lock().held()
     }
@@ -248,6 +252,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 
     /// What is wrong, if anything.
+    #[inline(never)]
     pub fn fault(&self) -> Option<Fault> {
         let mut state = self.state.lock();
         state.balloon.tick(self.platform.now());

@@ -50,6 +50,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Whether fewer blocks are wholly free than `mark`; with the reserve off, whether a zone has enough free memory and
     /// no wholly free block.
+    #[inline(never)]
     fn below(&self, mark: u64) -> bool {
         if self.config.reserve_low > 0 {
             return self.frames.free_blocks() < mark;
@@ -127,6 +128,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         result
     }
 
+    #[inline(never)]
     fn may_try_background(&self, zone: ZoneId) -> bool {
         self.try_zone_state(zone).is_some_and(|mut state| {
             state

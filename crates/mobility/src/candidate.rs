@@ -13,10 +13,11 @@ pub(crate) type Candidates = ArrayVec<BlockId, MAX_LOOK>;
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// The cheapest blocks of a zone.
     pub(crate) fn cheapest(&self, zone: ZoneId) -> Candidates {
-        self.candidates(|out| self.frames.cheapest_blocks(Some(zone), out))
+        self.candidates(&|out| self.frames.cheapest_blocks(Some(zone), out))
     }
 
     /// What the cheapest candidate of a zone costs, in copied frames; the most there is where it has none.
+    #[inline(never)]
     pub(crate) fn cheapest_cost(&self, zone: ZoneId) -> usize {
         let mut cheapest = [BlockId::new(0)];
         match self.frames.cheapest_blocks(Some(zone), &mut cheapest) {
@@ -28,7 +29,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// The cheapest blocks of a zone, and then those that need the fewest targets: a balloon's full blocks are cheap to
     /// move, and still a batch takes on few of them.
     pub(crate) fn cheapest_and_emptiest(&self, zone: ZoneId) -> Candidates {
-        self.candidates(|out| {
+        self.candidates(&|out| {
             let (cheap, few) = out.split_at_mut(out.len().div_ceil(2));
             let found = self.frames.cheapest_blocks(Some(zone), cheap);
             let more = self.frames.emptiest_blocks(Some(zone), few);
@@ -44,7 +45,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         })
     }
 
-    fn candidates(&self, look: impl FnOnce(&mut [BlockId]) -> usize) -> Candidates {
+    #[inline(never)]
+    fn candidates(&self, look: &dyn Fn(&mut [BlockId]) -> usize) -> Candidates {
         let mut found = [BlockId::new(0); MAX_LOOK];
         let count = look(&mut found[..self.config.look]);
         found[..count].iter().copied().collect()
@@ -63,6 +65,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// How many blocks of a zone could be emptied together, at most `most`: for each there must be 512 targets, whatever is
     /// in the blocks, and the 512 frames that are set aside meanwhile must leave `watermark`.
+    #[inline(never)]
     pub(crate) fn blocks_with_room(
         &self,
         zone: ZoneId,

@@ -141,6 +141,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Whether the zone keeps its min watermark without 512 of its free frames, if `more` were free.
+    #[inline(never)]
     fn can_lose_block(&self, zone: ZoneId, more: u64) -> bool {
         let floor = self
             .frames

@@ -14,6 +14,8 @@ use crate::{MigrateStats, Mobility, MovePair};
 
 /// How often a frame without a state is looked at again.
 const SPINS: usize = 64;
+/// How often an emptied block is looked at again that is not wholly free yet.
+const MOMENTS: usize = 16;
 
 /// Why a block was not emptied. Nothing is lost in any of these cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -116,7 +118,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// See [`EvacuateError`].
     pub fn evacuate(&self, block: BlockId) -> Result<IsolatedBlock, EvacuateError> {
         let mut result = Err(EvacuateError::NoCandidate);
-        self.evacuate_many(&[block], |_, outcome| result = outcome);
+        self.evacuate_each(&[block], &mut |_, outcome| result = outcome);
         result
     }
 
@@ -129,6 +131,15 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         &self,
         blocks: &[BlockId],
         mut each: impl FnMut(BlockId, Result<IsolatedBlock, EvacuateError>),
+    ) {
+        self.evacuate_each(blocks, &mut each);
+    }
+
+    /// [`evacuate_many`](Self::evacuate_many), once for all callers.
+    fn evacuate_each(
+        &self,
+        blocks: &[BlockId],
+        each: &mut dyn FnMut(BlockId, Result<IsolatedBlock, EvacuateError>),
     ) {
         let cpu = self.platform.cpu();
         let (now, later) = blocks.split_at(blocks.len().min(MAX_BATCH_BLOCKS));
@@ -312,6 +323,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Cheap pre-check: why a used frame obviously cannot be isolated. Saves the reservation of targets.
+    #[inline(never)]
     fn obvious_refusal(&self, frame: Pfn) -> Option<EvacuateError> {
         let Some(info) = self.frames.frame(frame) else {
             return Some(EvacuateError::Refused(frame));
@@ -431,17 +443,18 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Whether the block is wholly free, allowing for frees that other CPUs are in the middle of.
     fn becomes_whole(&self, block: BlockId) -> bool {
-        self.soon(|| usize::from(self.frames.ledger(block).free()) == FRAMES_PER_BLOCK)
-    }
-
-    /// Whether something is so, now or within a few moments.
-    fn soon(&self, so: impl Fn() -> bool) -> bool {
-        (0..16).any(|_| {
-            let is = so();
+        (0..MOMENTS).any(|_| {
+            let is = self.is_whole(block);
             if !is {
                 self.platform.relax();
             }
             is
         })
+    }
+
+    // Not inlined: the compiler unrolls the loop above.
+    #[inline(never)]
+    fn is_whole(&self, block: BlockId) -> bool {
+        usize::from(self.frames.ledger(block).free()) == FRAMES_PER_BLOCK
     }
 }

@@ -23,7 +23,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         deadline: u64,
     ) -> MigrateStats {
         let mut stats = MigrateStats::default();
-        gather(pairs, |pair| {
+        gather(pairs, &|pair| {
             self.isolated_kind(pair.from)
                 .is_some_and(|kind| kind.class == FrameClass::Balloon)
         });
@@ -38,10 +38,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             self.hand_over(cpu, attempts, &mut pairs[..todo], &mut stats);
             self.note_late_refusals(attempts, &pairs[..]);
             // What is left of attempts that were given up goes back at once, and nobody waits for the rest of it.
-            let alive = gather(&mut pairs[..todo], |pair| {
+            let alive = gather(&mut pairs[..todo], &|pair| {
                 pair.outcome == Outcome::Todo && self.attempt_of(attempts, pair.from).is_some()
             });
-            let dead = gather(&mut pairs[alive..todo], |pair| {
+            let dead = gather(&mut pairs[alive..todo], &|pair| {
                 pair.outcome == Outcome::Todo
             });
             self.put_back(cpu, &mut pairs[alive..alive + dead]);
@@ -131,7 +131,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ) {
         let mut rest = pairs;
         while let Some(kind) = rest.first().and_then(|pair| self.isolated_kind(pair.from)) {
-            let group = gather(rest, |pair| self.isolated_kind(pair.from) == Some(kind));
+            let group = gather(rest, &|pair| self.isolated_kind(pair.from) == Some(kind));
             let (group, others) = rest.split_at_mut(group);
             rest = others;
             let size = match kind.class {
@@ -157,7 +157,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         kind: Kind,
         batch: &mut [MovePair],
     ) -> MigrateStats {
-        let alive = gather(batch, |pair| self.attempt_of(attempts, pair.from).is_some());
+        let alive = gather(batch, &|pair| {
+            self.attempt_of(attempts, pair.from).is_some()
+        });
         let (batch, given_up) = batch.split_at_mut(alive);
         self.put_back(cpu, given_up);
         if batch.is_empty() {
@@ -173,6 +175,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Undoes pairs that were not handed over.
+    #[inline(never)]
     fn put_back(&self, cpu: CpuId, pairs: &mut [MovePair]) {
         let mut unused = Freed::new(self.frames, cpu);
         for pair in pairs {
@@ -183,6 +186,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// The attempt that still tries to empty the block of `frame`.
+    #[inline(never)]
     fn attempt_of(&self, attempts: &Attempts, frame: Pfn) -> Option<usize> {
         let block = self.frames.block_of(frame)?;
         attempts

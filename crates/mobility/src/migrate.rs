@@ -56,6 +56,7 @@ impl<'f, 'm> Freed<'f, 'm> {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn push(&mut self, frame: Pfn, order: Order) {
         if order != Order::BASE {
             let freed = self.frames.free(self.cpu, frame, order);
@@ -71,6 +72,7 @@ impl<'f, 'm> Freed<'f, 'm> {
         self.base.push(frame);
     }
 
+    #[inline(never)]
     fn flush(&mut self) {
         let mut left = &self.base[..];
         while !left.is_empty() {
@@ -100,7 +102,8 @@ impl Drop for Freed<'_, '_> {
 }
 
 /// Brings the pairs for which `belongs` holds to the front, in their order; gives how many they are.
-pub(crate) fn gather(pairs: &mut [MovePair], mut belongs: impl FnMut(&MovePair) -> bool) -> usize {
+#[inline(never)]
+pub(crate) fn gather(pairs: &mut [MovePair], belongs: &dyn Fn(&MovePair) -> bool) -> usize {
     let mut front = 0;
     for at in 0..pairs.len() {
         if belongs(&pairs[at]) {
@@ -173,7 +176,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     pub fn migrate_frames(&self, pairs: &mut [MovePair]) -> MigrateStats {
         let cpu = self.platform.cpu();
         let mut stats = MigrateStats::default();
-        let alive = gather(pairs, |pair| self.isolated_kind(pair.from).is_some());
+        let alive = gather(pairs, &|pair| self.isolated_kind(pair.from).is_some());
         let (mut rest, strays) = pairs.split_at_mut(alive);
         let mut freed = Freed::new(self.frames, cpu);
         for pair in strays {
@@ -184,12 +187,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         drop(freed);
         let deadline = self.deadline();
         while let Some(kind) = rest.first().and_then(|pair| self.isolated_kind(pair.from)) {
-            let group = gather(rest, |pair| self.isolated_kind(pair.from) == Some(kind));
+            let group = gather(rest, &|pair| self.isolated_kind(pair.from) == Some(kind));
             let (mut batch, others) = rest.split_at_mut(group);
             rest = others;
             loop {
                 stats.add(self.migrate_batch(cpu, kind, batch));
-                let busy = gather(batch, |pair| pair.outcome == Outcome::Todo);
+                let busy = gather(batch, &|pair| pair.outcome == Outcome::Todo);
                 batch = &mut batch[..busy];
                 if busy == 0 {
                     break;
@@ -299,6 +302,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn putback_frame(&self, cpu: CpuId, frame: Pfn) {
         // Read before the putback: a moment later the frame may be anybody's.
         let Some(kind) = self.isolated_kind(frame) else {

@@ -133,18 +133,24 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             (Refusal::Momentary, &mut state.momentary),
             (Refusal::Lasting, &mut state.lasting),
         ] {
-            for block in self.refused_from(zone, kind, *start).take(EXAMINED) {
-                *start = BlockId::new(block.index() as u32 + 1);
-                let note = Note::unpack(self.frames.block_note(block));
-                if now < note.until {
-                    continue;
-                }
-                if kind == Refusal::Momentary && note.strikes < MOST_DOUBLINGS {
-                    self.frames.forgive_block(block);
-                } else {
-                    let offender = self.frames.offender(block);
-                    self.frames.refuse_block(block, Refusal::Expired, offender);
-                }
+            self.forgive_kind(zone, kind, start, now);
+        }
+    }
+
+    /// The same for refused blocks of one kind, from `start` on.
+    #[inline(never)]
+    fn forgive_kind(&self, zone: ZoneId, kind: Refusal, start: &mut BlockId, now: u64) {
+        for block in self.refused_from(zone, kind, *start).take(EXAMINED) {
+            *start = BlockId::new(block.index() as u32 + 1);
+            let note = Note::unpack(self.frames.block_note(block));
+            if now < note.until {
+                continue;
+            }
+            if kind == Refusal::Momentary && note.strikes < MOST_DOUBLINGS {
+                self.frames.forgive_block(block);
+            } else {
+                let offender = self.frames.offender(block);
+                self.frames.refuse_block(block, Refusal::Expired, offender);
             }
         }
     }

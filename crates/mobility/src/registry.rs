@@ -82,6 +82,7 @@ impl<'a> Registry<'a> {
     }
 
     /// The owner of `class`, held in the table until the answer is dropped.
+    #[inline(never)]
     pub(crate) fn enter(&self, class: OwnerClass) -> Option<Use<'_, 'a>> {
         let slot = Self::slot(class).ok()?;
         let table = self.table.lock();

@@ -22,6 +22,7 @@ const fn level(marks: Watermarks, watermark: Watermark) -> u64 {
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Free frames of a zone above `watermark`.
+    #[inline(never)]
     pub(crate) fn zone_spare(&self, zone: ZoneId, watermark: Watermark) -> u64 {
         let mark = level(self.frames.watermarks(zone), watermark);
         self.frames.zone_free_frames(zone).saturating_sub(mark)

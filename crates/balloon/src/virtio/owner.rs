@@ -9,7 +9,7 @@ use virtio_drivers::transport::Transport;
 use super::VirtioBalloon;
 use super::jobs::Jobs;
 use super::wait::Wait;
-use crate::exchange::Begin;
+use crate::exchange::{Begin, end_todo};
 
 impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
     /// One exchange: two messages. Nothing here waits, and nothing touches the configuration space.
@@ -27,10 +27,9 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> VirtioBalloon<'_,
                 self.state.lock().balloon.finish_exchange(exchange, pairs);
             }
             Begin::Refused => {}
-            Begin::NoRoom => pairs
-                .iter_mut()
-                .filter(|pair| pair.outcome == Outcome::Todo)
-                .for_each(|pair| pair.outcome = Outcome::Busy),
+            Begin::NoRoom => {
+                end_todo(pairs, Outcome::Busy);
+            }
         }
     }
 }

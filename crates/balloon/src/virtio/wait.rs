@@ -24,11 +24,13 @@ impl<'p, P: Platform> Wait<'p, P> {
         }
     }
 
+    #[inline(never)]
     pub(super) fn lasting(platform: &'p P, ns: u64) -> Self {
         Self::until(platform, platform.now().saturating_add(ns))
     }
 
     /// Lets others run for a moment; `false` when the wait is over.
+    #[inline(never)]
     pub(super) fn go_on(&mut self) -> bool {
         let now = self.platform.now();
         if now >= self.deadline {

@@ -145,6 +145,7 @@ impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
     }
 
     /// Makes the device forget everything and waits until it says so; `None` when it does not in time.
+    #[inline(never)]
     pub(super) fn reset(&mut self) -> Option<Quiet> {
         self.live = false;
         let transport = self.transport.as_mut()?;

@@ -10,7 +10,7 @@ use virtio_drivers::transport::Transport;
 use super::jobs::Jobs;
 use super::pump::CHUNK;
 use super::wait::Wait;
-use super::{State, VirtioBalloon};
+use super::{Core, VirtioBalloon};
 use crate::balloon::Work;
 use crate::source::FrameSource;
 use crate::{Deflate, Fault, Features, MAX_PFNS, Step};
@@ -86,6 +86,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 
     /// Asks the state machine what follows.
+    #[inline(never)]
     fn plan(&self) -> Work {
         self.read_target(false);
         let mut state = self.state.lock();
@@ -137,20 +138,18 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
 
     /// One deflate message; how many frames it asks back.
     fn deflate(&self, want: usize) -> usize {
-        let begun = self.ask_back(want, |state, want, preferred| {
-            let now = self.platform.now();
-            state.balloon.begin_deflate(want, preferred, now)
-        });
+        let begun = self.ask_back(want, Core::begin_deflate);
         self.turn(Jobs::all());
         begun
     }
 
     /// Begins to take up to `want` frames back by `begin`, those first whose return makes blocks whole soonest; gives
     /// how many.
+    #[inline(never)]
     fn ask_back(
         &self,
         want: usize,
-        begin: impl Fn(&mut State<'a, H, N>, usize, &[Pfn]) -> usize,
+        begin: fn(&mut Core<'a, H, N>, usize, &[Pfn], u64) -> usize,
     ) -> usize {
         let mut blocks = [BlockId::new(0); HEALING_LOOK];
         let mut healing = self.healing(&mut blocks);
@@ -160,7 +159,12 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             let preferred: ArrayVec<_, CHUNK> = healing.by_ref().take(left.min(CHUNK)).collect();
             // Where no more are preferred the others complete the message.
             let part = if preferred.is_full() { CHUNK } else { left };
-            let got = begin(&mut self.state.lock(), part, &preferred);
+            let got = begin(
+                &mut self.state.lock().balloon,
+                part,
+                &preferred,
+                self.platform.now(),
+            );
             begun += got;
             if got < part || begun == want {
                 return begun;
@@ -208,10 +212,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         loop {
             if begun == 0 {
                 // 0 also when another CPU has the request that is kept for this; its answer frees it.
-                begun = self.ask_back(want, |state, want, preferred| {
-                    let now = self.platform.now();
-                    state.balloon.begin_oom_deflate(want, preferred, now)
-                });
+                begun = self.ask_back(want, Core::begin_oom_deflate);
             }
             self.pump();
             // Not those acknowledged: another CPU may have them in its hands.
