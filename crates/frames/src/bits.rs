@@ -9,6 +9,7 @@ use crate::{
 ///
 /// The caller has lowered the ledger by `count`, so that many bits are its own; a bit that another taker holds for a
 /// moment comes back, hence the loop.
+#[inline(never)]
 pub(crate) fn take_bits(field: &Field, count: usize) -> [u64; WORDS] {
     let mut masks = [0; WORDS];
     let mut left = count;
@@ -30,6 +31,7 @@ pub(crate) fn take_bits(field: &Field, count: usize) -> [u64; WORDS] {
 }
 
 /// Takes up to `want` bits of one word: all of it by a swap where that is not too much.
+#[inline(never)]
 fn take_word(word: &AtomicU64, want: usize) -> u64 {
     let mut now = word.load(Ordering::Relaxed);
     loop {
@@ -167,6 +169,7 @@ const fn run_mask(order: u8) -> u64 {
 }
 
 /// The position of the lowest aligned run of 2^`order` set bits, order 0 to 6.
+#[inline(never)]
 fn find_run(bits: u64, order: u8) -> Option<u32> {
     // Bit positions at which a run of this order may begin.
     const STARTS: [u64; 7] = [

@@ -9,6 +9,7 @@ use crate::{
 
 impl FrameAllocator<'_> {
     /// Lays out the segments, then frees what the zones hold and nobody reserved.
+    #[inline(never)]
     pub(crate) fn populate(&self, config: &Config<'_>) {
         let mut count = 0;
         for number in 0..config.zones.len() {

@@ -120,6 +120,7 @@ impl TypeCache {
     }
 
     /// Takes the oldest frames, up to [`BATCH`]: the ring's, then those of the word. Gives how many.
+    #[inline(never)]
     pub fn take_oldest(&self, out: &mut [u32; BATCH]) -> usize {
         let (oldest, newest) = self.ends();
         let count = (newest.wrapping_sub(oldest) as usize).min(BATCH);
@@ -148,6 +149,7 @@ impl TypeCache {
 
     /// Takes up to [`BATCH`] frames for which `wanted` holds out of the cache; gives how many. The frames of the word are in one
     /// block and go together.
+    #[inline(never)]
     pub fn extract(&self, out: &mut [u32; BATCH], wanted: &dyn Fn(u32) -> bool) -> usize {
         let (base, left) = self.word();
         if left != 0 && wanted(base) {
@@ -172,6 +174,7 @@ impl TypeCache {
     }
 
     /// Calls `each` with every frame in the cache.
+    #[inline(never)]
     pub fn for_each(&self, each: &mut dyn FnMut(u32)) {
         let (oldest, newest) = self.ends();
         for step in 0..newest.wrapping_sub(oldest) {

@@ -133,6 +133,7 @@ impl FrameAllocator<'_> {
 
     /// Takes what is wanted of `block` if `usable` agrees. The frames' words are untouched, and the zone's free frames are the
     /// caller's to book.
+    #[inline(never)]
     pub(crate) fn take_from(
         &self,
         block: BlockId,

@@ -29,6 +29,7 @@ impl Events<'_> {
     }
 
     /// The count of `event` over all CPUs.
+    #[inline(never)]
     pub fn get(&self, event: Event) -> u64 {
         self.cpus.iter().fold(0, |sum, cpu| {
             sum.wrapping_add(cpu.events[event as usize].load(Ordering::Relaxed))
@@ -59,6 +60,7 @@ impl Events<'_> {
 
 impl FrameAllocator<'_> {
     /// Counts frames that were allocated or freed past the CPU's cache. By its lock, as the fast paths count them.
+    #[inline(never)]
     pub(crate) fn count_frames(&self, cpu: CpuId, event: Event, frames: usize) {
         let guard = self.lock(cpu);
         add_locked(&guard.slot.events[event as usize], frames as u64);

@@ -59,6 +59,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Moves a batch from the cache to the field, oldest first.
+    #[inline(never)]
     pub(crate) fn flush(&self, guard: &CpuGuard<'_>, migratetype: Migratetype) {
         let mut batch = [0u32; BATCH];
         let count = guard.cache(migratetype).take_oldest(&mut batch);

@@ -35,11 +35,13 @@ impl FrameAllocator<'_> {
     }
 
     /// The state of `pfn`; *Reserved* where this allocator has no memory.
+    #[inline(never)]
     pub fn state(&self, pfn: Pfn) -> FrameState {
         self.frame_index(pfn)
             .map_or(FrameState::Reserved, |frame| self.state_at(frame))
     }
 
+    #[inline(never)]
     pub(crate) fn state_at(&self, frame: u32) -> FrameState {
         let state = self.descriptor_at(frame).load().state();
         if state != FrameState::Free {

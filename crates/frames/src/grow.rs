@@ -16,6 +16,9 @@ pub enum GrowError {
     /// The range is empty, or does not begin and end at a multiple of 512 frames.
     #[error("memory is added by whole pageblocks: align both ends to {FRAMES_PER_BLOCK} frames")]
     Alignment,
+    /// The range begins below the lowest frame that there was at the beginning: others count from that one.
+    #[error("memory is added above frame {0}, the lowest that there is")]
+    Below(Pfn),
     /// The allocator has this memory already.
     #[error("frame {0} is this allocator's already")]
     Overlap(Pfn),
@@ -53,6 +56,9 @@ impl FrameAllocator<'_> {
         let aligned = range.start.is_aligned(Order::HUGE) && range.end.is_aligned(Order::HUGE);
         if range.start >= range.end || !aligned {
             return Err(GrowError::Alignment);
+        }
+        if range.start < self.base() {
+            return Err(GrowError::Below(self.base()));
         }
         if self.growing.swap(true, Ordering::Acquire) {
             return Err(GrowError::Busy);

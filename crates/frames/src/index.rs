@@ -81,6 +81,7 @@ impl<'m> Index<'m> {
     }
 
     /// Moves `block` from place `old` to place `new` after its ledger changed that way. `wanted` reads the ledger anew.
+    #[inline(never)]
     pub fn moved(&self, block: BlockId, old: Place, new: Place, wanted: &dyn Fn() -> Place) {
         for place in [new, old] {
             if place != Place::NONE {
@@ -109,6 +110,7 @@ impl<'m> Index<'m> {
             != 0
     }
 
+    #[inline(never)]
     fn settle(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
         let (group, mask) = self.position(block);
         let row = place.0 as usize - 1;

@@ -64,6 +64,15 @@ impl FrameAllocator<'_> {
         watermark: Watermark,
         mut each: impl FnMut(BlockId, Result<IsolatedBlock, IsolateError>),
     ) {
+        self.isolate_each(blocks, watermark, &mut each);
+    }
+
+    fn isolate_each(
+        &self,
+        blocks: &[BlockId],
+        watermark: Watermark,
+        each: &mut dyn FnMut(BlockId, Result<IsolatedBlock, IsolateError>),
+    ) {
         // In pieces, so that the answers have a place.
         for piece in blocks.chunks(PIECE) {
             let mut results = [const { Err(IsolateError::Unknown) }; PIECE];

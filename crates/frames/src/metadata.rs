@@ -132,6 +132,12 @@ fn indexes<'m, E>(
 }
 
 #[cfg(not(shuttle))]
+#[inline(never)]
+fn zero(bytes: &mut [u8]) {
+    bytes.fill(0);
+}
+
+#[cfg(not(shuttle))]
 impl<'m> Metadata<'m> {
     /// Lays the tables into the memory, those with the largest alignment first, and zeroes what must be zero of the blocks that
     /// there are now.
@@ -153,7 +159,7 @@ impl<'m> Metadata<'m> {
             T: FromBytes + IntoBytes + KnownLayout,
         {
             let table = take::<T>(memory, count)?;
-            table.as_mut_bytes().fill(0);
+            zero(table.as_mut_bytes());
             Some(table)
         }
 
@@ -178,7 +184,7 @@ impl<'m> Metadata<'m> {
             for (zone, &(now, _)) in sizes.zones.iter().enumerate() {
                 let first = sizes.zone(zone).0 as usize * FRAMES_PER_BLOCK;
                 let end = first + now as usize * FRAMES_PER_BLOCK;
-                words[first..end].as_mut_bytes().fill(0);
+                zero(words[first..end].as_mut_bytes());
             }
             Some(Self {
                 segments,

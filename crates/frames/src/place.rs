@@ -58,7 +58,7 @@ pub(crate) const fn room_class(free: u16) -> usize {
 
 const _: () = assert!(room_class(511) < CLASSES && room_class(5) == 4);
 
-#[inline]
+#[inline(never)]
 pub(crate) fn room_place(ledger: Ledger) -> Place {
     if ledger.state() != BlockState::Open || ledger.free() == 0 {
         return Place::NONE;

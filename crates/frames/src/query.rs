@@ -45,6 +45,7 @@ impl FrameAllocator<'_> {
     }
 
     /// The same of one zone.
+    #[inline(never)]
     pub fn zone_free_frames(&self, zone: ZoneId) -> u64 {
         self.free_in(zone.index()).max(0) as u64
     }
@@ -67,6 +68,7 @@ impl FrameAllocator<'_> {
     }
 
     /// The same of one zone.
+    #[inline(never)]
     pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
         self.whole_in(zone.index()).max(0) as u64
     }

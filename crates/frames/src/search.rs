@@ -42,6 +42,7 @@ pub(crate) const fn kinds_of(migratetype: Migratetype) -> &'static [usize] {
 impl FrameAllocator<'_> {
     /// Looks again while `look` finds nothing and blocks of the zone changed their place in the index meanwhile: one that moves
     /// can be missed although it has room all the time.
+    #[inline(never)]
     pub(crate) fn settled(&self, zone: usize, look: &mut dyn FnMut() -> bool) -> bool {
         // Mostly it finds something, and need not ask all CPUs first.
         if look() {
@@ -85,6 +86,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Calls `visit` with the blocks of a row from block `from` on, ascending, until it takes one.
+    #[inline(never)]
     fn visit_row(
         &self,
         zone_number: usize,
@@ -102,6 +104,7 @@ impl FrameAllocator<'_> {
         })
     }
 
+    #[inline(never)]
     fn visit_lowest(
         &self,
         zone_number: usize,

@@ -110,7 +110,8 @@ impl FrameAllocator<'_> {
         BlockId::new(frame / FRAMES_PER_BLOCK as u32)
     }
 
-    /// The lowest frame of the memory, aligned to a block.
+    /// The lowest frame of the memory, aligned to a block. It stays the lowest: memory is added above it.
+    #[inline(never)]
     pub fn base(&self) -> Pfn {
         let lowest = self.segments().iter().map(Segment::pfn).min();
         lowest.unwrap_or_default()

@@ -57,6 +57,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Gives a huge page back.
+    #[inline(never)]
     pub(crate) fn free_huge(&self, cpu: CpuId, pfn: Pfn, head: u32) -> Result<(), FreeError> {
         let descriptor = self.descriptor_at(head);
         dirigible_prefetch::for_write(descriptor.word);

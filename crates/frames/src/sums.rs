@@ -36,6 +36,7 @@ pub(crate) enum Part {
 impl FrameAllocator<'_> {
     /// Books `want` frames that are about to be taken, leaving `watermark`; gives how many were booked. What is not taken then
     /// goes back by [`pay_in`](Self::pay_in).
+    #[inline(never)]
     pub(crate) fn book(
         &self,
         zone_number: usize,

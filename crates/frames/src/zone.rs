@@ -275,6 +275,7 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn move_by_room(
         &self,
         block: BlockId,
