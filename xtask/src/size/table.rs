@@ -88,7 +88,7 @@ fn ours(functions: &[Function]) -> impl Iterator<Item = &Function> {
 }
 
 /// For people.
-pub fn text(functions: &[Function], limit: u64, count: usize) -> String {
+pub fn text(functions: &[Function], [aim, limit]: [u64; 2], count: usize) -> String {
     let shares = shares(functions);
     let mut text = format!(
         "{:<12}{:>12}{:>12}{:>12}\n",
@@ -106,6 +106,7 @@ pub fn text(functions: &[Function], limit: u64, count: usize) -> String {
         line(name, share);
     }
     line("together", &sum(&shares));
+    text += &format!("{:<13}{:>12}{aim:>12}\n", "aim", "");
     text += &format!("{:<13}{:>12}{limit:>12}\n", "limit", "");
     if count == 0 {
         return text;
@@ -122,7 +123,7 @@ pub fn text(functions: &[Function], limit: u64, count: usize) -> String {
 }
 
 /// For programs.
-pub fn json(functions: &[Function], limit: u64, count: usize) -> Value {
+pub fn json(functions: &[Function], [aim, limit]: [u64; 2], count: usize) -> Value {
     let value = |share: &Share| json!({"bytes": share.bytes, "one_size": share.one_size, "functions": share.functions});
     let shares = shares(functions);
     let crates: serde_json::Map<_, _> = CRATES
@@ -130,7 +131,8 @@ pub fn json(functions: &[Function], limit: u64, count: usize) -> Value {
         .zip(&shares)
         .map(|(name, share)| (name.to_string(), value(share)))
         .collect();
-    let mut all = json!({"crates": crates, "together": value(&sum(&shares)), "limit": limit});
+    let mut all =
+        json!({"crates": crates, "together": value(&sum(&shares)), "aim": aim, "limit": limit});
     if count > 0 {
         all["largest"] = largest(functions, count)
             .iter()
@@ -207,11 +209,11 @@ mod tests {
     #[test]
     fn programs_get_the_same() {
         let kernel = kernel();
-        let value = json(&kernel, 110, 1);
+        let value = json(&kernel, [110, 120], 1);
         assert_eq!(value["together"]["one_size"], 230);
         assert_eq!(value["crates"]["balloon"]["bytes"], 150);
         assert_eq!(value["largest"][0]["name"], "dirigible_frames::alloc");
         assert_eq!(value["copies"][0]["copies"], 2);
-        assert_eq!(json(&kernel, 110, 0).get("largest"), None);
+        assert_eq!(json(&kernel, [110, 120], 0).get("largest"), None);
     }
 }
