@@ -24,7 +24,7 @@ fn check(test: fn()) {
 /// The same, for what is met rarely.
 fn check_often(runs: usize, test: fn()) {
     let mut config = shuttle::Config::new();
-    config.stack_size = 1 << 18;
+    config.stack_size = 1 << 20;
     Runner::new(RandomScheduler::new(runs), config.clone()).run(test);
     Runner::new(PctScheduler::new(3, runs), config).run(test);
 }

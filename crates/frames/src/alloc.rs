@@ -67,20 +67,13 @@ impl FrameAllocator<'_> {
 
     #[cold]
     fn alloc_slow(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
-        self.alloc_uncached(cpu, request).or_else(|error| {
-            // What lies in caches is free memory too, and its blocks may be whole without it.
-            if request.order > Order::BASE && !self.may_drain(cpu) {
-                let spares = request.order == Order::HUGE && self.drain_spares();
-                return match spares {
-                    true => self.alloc_uncached(cpu, request),
-                    false => Err(error),
-                };
-            }
-            self.drain_cpu_caches();
-            let result = self.alloc_uncached(cpu, request);
-            self.drained_for(cpu, result.is_ok());
-            result
-        })
+        let mut result = Err(AllocError::Fragmented);
+        // What lies in caches is free memory too, and its blocks may be whole without it.
+        self.with_drain(cpu, request.order > Order::BASE, &mut || {
+            result = self.alloc_uncached(cpu, request);
+            result.is_ok()
+        });
+        result
     }
 
     fn alloc_uncached(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {

@@ -17,6 +17,11 @@ use crate::{
 ///
 /// All methods may be called from many CPUs at once. Those that take a [`CpuId`](crate::CpuId) want the one that the caller
 /// runs on; two callers that give the same one are safe and slow.
+///
+/// # Panics
+///
+/// Frames that are no memory of the allocator's are answered, whatever their number. CPUs, zones and blocks that it does not
+/// have are the caller's fault: methods that look them up in a table panic. [`has_block`](Self::has_block) tells.
 #[derive(Debug)]
 pub struct FrameAllocator<'m> {
     pub(crate) records: &'m [Record],
@@ -171,7 +176,8 @@ impl<'m> FrameAllocator<'m> {
 
     /// Replaces the tally of `block` and files the block anew by what it costs now.
     pub fn set_block_tally(&self, block: BlockId, tally: u64) {
-        let old = self.record(block).tally.swap(tally, Ordering::Relaxed);
-        self.refile_by_cost(block, old);
+        // Relaxed: the fence in `refile_by_cost` orders it.
+        self.record(block).tally.store(tally, Ordering::Relaxed);
+        self.refile_by_cost(block);
     }
 }

@@ -34,8 +34,8 @@ impl FrameAllocator<'_> {
         }
         for number in 0..config.zones.len() {
             let (first, present) = (self.zones[number].first, self.zones[number].present());
-            self.prepare_blocks(number, first..first + present);
-            self.open_blocks(number, first..first + present);
+            let counts = self.prepare_blocks(number, first..first + present);
+            self.open_blocks(number, first..first + present, counts);
         }
         if self.placement == Placement::FullestFirst {
             self.spread_cpus();
@@ -85,7 +85,9 @@ impl FrameAllocator<'_> {
     }
 
     /// Writes the ledgers of `blocks` after their fields, and the state words of what is not free. Their other words are zero.
-    pub(crate) fn prepare_blocks(&self, number: usize, blocks: Range<u32>) {
+    /// Gives how many free frames and whole blocks they have.
+    pub(crate) fn prepare_blocks(&self, number: usize, blocks: Range<u32>) -> [i64; 2] {
+        let (mut frames, mut whole) = (0, 0);
         let reserved = Word::new()
             .with_state(FrameState::Reserved)
             .with_class(FrameClass::Unmovable);
@@ -112,24 +114,23 @@ impl FrameAllocator<'_> {
             // Release: as every change of a ledger.
             self.ledger_word(block)
                 .store(ledger.into_bits(), Ordering::Release);
-        }
-    }
-
-    /// Counts and files blocks that were prepared: from here on requests find them.
-    pub(crate) fn open_blocks(&self, number: usize, blocks: Range<u32>) {
-        let ledgers = blocks.map(|block| (BlockId::new(block), self.ledger(BlockId::new(block))));
-        let (mut frames, mut whole) = (0, 0);
-        for (_, ledger) in ledgers.clone() {
-            frames += i64::from(ledger.free());
+            frames += i64::from(free);
             whole += i64::from(ledger.is_whole());
         }
+        [frames, whole]
+    }
+
+    /// Counts and files blocks that were prepared: from here on requests find them. Who names them may have changed them since
+    /// they were published, so `counts` are those of their preparation.
+    pub(crate) fn open_blocks(&self, number: usize, blocks: Range<u32>, counts: [i64; 2]) {
+        let [frames, whole] = counts;
         let zone = &self.zones[number];
         zone.add_managed(frames);
-        zone.set_drift(zone.managed().max(0) as u64, self.cpus.len());
+        zone.set_drift(self.cpus.len());
         self.pay_in(number, None, frames);
         self.count_whole(number, None, whole);
-        for (block, ledger) in ledgers {
-            self.reindex(block, None, Ledger::new(), ledger);
+        for block in blocks.map(BlockId::new) {
+            self.reindex(block, None, Ledger::new(), self.ledger(block));
         }
     }
 

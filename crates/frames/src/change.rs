@@ -233,6 +233,17 @@ impl FrameAllocator<'_> {
         change.freed()
     }
 
+    /// Gives back a share of the ledger whose bits were not to be had, or are set again. The booking of the zone's free frames stays
+    /// the caller's, also where the block was isolated meanwhile: then they count when it is opened again, and not now.
+    #[cold]
+    pub(crate) fn give_share_back(&self, block: BlockId, class: FrameClass, count: u16) {
+        let given = self.change(block, None, &|ledger| Some(ledger.given(class, count)));
+        if let Ok(change) = given {
+            let zone = self.zone_of_block(block).index();
+            self.pay_in(zone, None, change.freed() - i64::from(count));
+        }
+    }
+
     #[cold]
     fn freed_twice(&self, frames: u32) {
         self.double_frees

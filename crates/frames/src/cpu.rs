@@ -159,11 +159,13 @@ impl CpuSlot {
 
     /// Whether a drain would find nothing to do, as far as can be told without the lock.
     pub fn is_drained(&self) -> bool {
-        let nothing = |parts: &[AtomicU32]| parts.iter().all(|p| p.load(Ordering::Relaxed) == 0);
+        let nothing = |parts: &[AtomicU32]| parts.iter().all(|p| p.load(Ordering::Acquire) == 0);
         self.is_clear_of(u64::MAX)
-            && self.spare_count.load(Ordering::Relaxed) == 0
+            && self.spare_count.load(Ordering::Acquire) == 0
             && nothing(&self.delta)
             && nothing(&self.whole)
+            // Once more: what somebody is just giving back is in none of these, and not yet anywhere else.
+            && !self.is_locked()
     }
 }
 
@@ -174,8 +176,8 @@ pub(crate) fn residue(block: BlockId) -> u64 {
 }
 
 impl FrameAllocator<'_> {
-    /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. Only isolation, a drain and a migrating thread
-    /// ever contend for it.
+    /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. Only isolation, a drain, whoever wants its
+    /// spare blocks, and a migrating thread ever contend for it.
     pub(crate) fn lock(&self, cpu: CpuId) -> CpuGuard<'_> {
         self.lock_slot(&self.cpus[cpu.index()])
     }

@@ -1,10 +1,10 @@
 //! Emptying what the CPUs keep: caches of single frames, spare blocks, parts of the sums.
 
 use crate::{
-    BlockId, BlockState, CpuId, FrameAllocator, FrameClass, Migratetype,
+    BlockId, BlockState, CpuId, FrameAllocator, FrameClass, Ledger, Migratetype,
     cache::BATCH,
     cpu::{CpuGuard, NO_BLOCK, residue},
-    sync::Ordering,
+    sync::{Ordering, fence},
 };
 
 /// The most refused requests of several frames that pass without a drain before the next one.
@@ -31,8 +31,36 @@ impl FrameAllocator<'_> {
         }
     }
 
+    /// Makes an attempt, which says whether it did, and if need be another one with nothing left in caches.
+    ///
+    /// A request that is `limited`, one for several frames, does not drain each time that it is refused in a row: then only the spare
+    /// blocks come back, if there are any.
+    pub(crate) fn with_drain(
+        &self,
+        cpu: CpuId,
+        limited: bool,
+        attempt: &mut dyn FnMut() -> bool,
+    ) -> bool {
+        if attempt() {
+            // Relaxed: a hint, this CPU's own.
+            if limited && self.cpus[cpu.index()].skipped.load(Ordering::Relaxed) > 0 {
+                self.drained_for(cpu, true);
+            }
+            return true;
+        }
+        if limited && !self.may_drain(cpu) {
+            return self.drain_spares() && attempt();
+        }
+        self.drain_cpu_caches();
+        let done = attempt();
+        if limited {
+            self.drained_for(cpu, done);
+        }
+        done
+    }
+
     /// Whether a refused request for several frames on `cpu` may drain: not each of a row of them.
-    pub(crate) fn may_drain(&self, cpu: CpuId) -> bool {
+    fn may_drain(&self, cpu: CpuId) -> bool {
         let guard = self.lock(cpu);
         let skip = guard.slot.skip.load(Ordering::Relaxed);
         guard
@@ -43,7 +71,7 @@ impl FrameAllocator<'_> {
     }
 
     /// After a drain for such a request: how many may pass before the next one doubles while it does not help.
-    pub(crate) fn drained_for(&self, cpu: CpuId, helped: bool) {
+    fn drained_for(&self, cpu: CpuId, helped: bool) {
         let guard = self.lock(cpu);
         let skipped = guard.slot.skipped.load(Ordering::Relaxed);
         let next = if helped {
@@ -79,6 +107,8 @@ impl FrameAllocator<'_> {
     /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches and reservations. The isolation must have
     /// been told by a sequentially consistent step.
     pub(crate) fn uncache_blocks(&self, blocks: &[BlockId]) {
+        // After the blocks' ledgers, and before the locks are looked at.
+        fence(Ordering::SeqCst);
         let residues = blocks.iter().fold(0, |all, &block| all | residue(block));
         let ours = |frame: u32| blocks.contains(&Self::block_of_index(frame));
         for slot in self.cpus {
@@ -117,9 +147,10 @@ impl FrameAllocator<'_> {
     #[inline]
     pub(crate) fn in_isolated_block(&self, frame: u32) -> bool {
         let block = Self::block_of_index(frame);
-        // SeqCst: the other half of Dekker's argument there.
+        // SeqCst, both: the other half of Dekker's argument there. The ledger was changed before the isolator's fence.
         self.isolated[block.index() % 64].load(Ordering::SeqCst) > 0
-            && self.ledger(block).state() == BlockState::Isolated
+            && Ledger::from_bits(self.ledger_word(block).load(Ordering::SeqCst)).state()
+                == BlockState::Isolated
     }
 }
 

@@ -89,7 +89,7 @@ impl FrameAllocator<'_> {
         if let Some(descriptor) = self.descriptor(pfn) {
             // Relaxed: published by the release of the word's update right after, or of the transition to Listed.
             descriptor.owner.store(word, Ordering::Relaxed);
-            let _ = descriptor.update(|word| Some(word.with_owner(owner.get())));
+            let _ = descriptor.update(|word| word.is_held().then(|| word.with_owner(owner.get())));
         }
     }
 
@@ -229,7 +229,8 @@ impl FrameAllocator<'_> {
     }
 
     /// Adds a reference to an allocation that somebody holds; false if nobody does, or if there are 31 already (nothing was
-    /// changed). What has references cannot be freed.
+    /// changed). What has references cannot be freed. The caller keeps the holder from freeing or splitting it in this very
+    /// moment, by a lock of theirs for example: a reference that comes between a free's look and its step is lost.
     #[must_use]
     pub fn get_ref(&self, pfn: Pfn) -> bool {
         self.descriptor(pfn).is_some_and(|d| {
@@ -254,14 +255,14 @@ impl FrameAllocator<'_> {
         self.descriptor(pfn).map_or(0, |d| d.load().generation())
     }
 
-    /// Sets the age (its three low bits count).
+    /// Sets the age of what somebody holds (its three low bits count).
     pub fn set_generation(&self, pfn: Pfn, generation: u8) {
         self.update_word(pfn, |word| word.with_generation(generation & 7));
     }
 
     fn update_word(&self, pfn: Pfn, change: impl Fn(Word) -> Word) {
         if let Some(descriptor) = self.descriptor(pfn) {
-            let _ = descriptor.update(|word| Some(change(word)));
+            let _ = descriptor.update(|word| word.is_held().then(|| change(word)));
         }
     }
 }

@@ -11,7 +11,8 @@ impl FrameAllocator<'_> {
     /// # Errors
     ///
     /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already. Of two CPUs that free
-    /// the same frame in the same moment both may be told that they did; [`verify`](Self::verify) then reports it.
+    /// the same allocation in the same moment both may be told that they did; [`verify`](Self::verify) reports it while one of
+    /// the two lies in a CPU's cache.
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let frame = self
             .frame_index_inline(pfn)

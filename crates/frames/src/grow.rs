@@ -93,7 +93,7 @@ impl FrameAllocator<'_> {
         for block in begin..begin + blocks {
             self.clear_tables(BlockId::new(block));
         }
-        self.prepare_blocks(number, begin..begin + blocks);
+        let counts = self.prepare_blocks(number, begin..begin + blocks);
         match last {
             Some(last) => last.grow(blocks),
             None => {
@@ -104,7 +104,7 @@ impl FrameAllocator<'_> {
             }
         }
         zone.set_present(begin - zone.first + blocks);
-        self.open_blocks(number, begin..begin + blocks);
+        self.open_blocks(number, begin..begin + blocks, counts);
         if self.placement == Placement::FullestFirst {
             self.spread_cpus();
         }

@@ -51,9 +51,11 @@ impl FrameAllocator<'_> {
         if !self.block_start(block).is_aligned(Order::MAX) {
             return false;
         }
-        let Some(next) = self.block_above(block) else {
+        // Above it in memory and in the tables, as all that follows takes for granted.
+        let next = BlockId::new(block.index() as u32 + 1);
+        if self.block_above(block) != Some(next) {
             return false;
-        };
+        }
         // A look at both first: who claims one in vain hides it from others for a moment.
         let index = &self.zone_at(block).by_room;
         let whole =

@@ -11,7 +11,8 @@
 //! read-modify-write of the bit, and goes on until both agree. Acquire and release suffice: the last writer of a bit has read,
 //! by the chain of read-modify-writes, from every earlier one, so it sees the ledgers that those had seen changed, and leaves the
 //! bit as the last ledger wants it. A change that came later brings its changer here in turn. The summaries follow their words by
-//! the same rule, touched only when a word becomes empty or ceases to be.
+//! the same rule, touched only when a word becomes empty or ceases to be; and who files a block looks whether they are set, since
+//! another one who made the word's first bit may be late.
 
 use crate::{
     BlockId,
@@ -94,8 +95,15 @@ impl<'m> Index<'m> {
     /// it yet.
     #[inline]
     pub fn ensure(&self, block: BlockId, place: Place, wanted: &dyn Fn() -> Place) {
-        if place != Place::NONE && !self.holds(block, place) {
+        if place == Place::NONE {
+            return;
+        }
+        if !self.holds(block, place) {
             self.settle(block, place, true, wanted);
+        } else if let (group, _) = self.position(block)
+            && !self.is_summarised(place.0 as usize - 1, group)
+        {
+            self.lift(place.0 as usize - 1, group);
         }
     }
 
@@ -111,6 +119,14 @@ impl<'m> Index<'m> {
     }
 
     #[inline(never)]
+    /// Files `block` where `wanted` says, wherever it may be filed now: what it was filed by has changed beside its ledger.
+    pub fn refile(&self, block: BlockId, wanted: &dyn Fn() -> Place) {
+        for row in 0..self.rows {
+            let place = Place::row(row);
+            self.settle(block, place, wanted() == place, wanted);
+        }
+    }
+
     fn settle(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
         let (group, mask) = self.position(block);
         let row = place.0 as usize - 1;
@@ -134,20 +150,45 @@ impl<'m> Index<'m> {
 
     fn write(&self, row: usize, group: usize, mask: u64, inside: bool) {
         let word = self.word(row, group);
-        // AcqRel: see the module's head.
+        // SeqCst: acquire and release for the module's head, and the rest for the summaries.
         let edge = if inside {
-            word.fetch_or(mask, Ordering::AcqRel) == 0
+            word.fetch_or(mask, Ordering::SeqCst) == 0
         } else {
-            let old = word.fetch_and(!mask, Ordering::AcqRel);
+            let old = word.fetch_and(!mask, Ordering::SeqCst);
             old & !mask == 0 && old != 0
         };
-        if edge {
-            let summary = &self.summary[group / 64 * self.rows + row];
-            if summarise(word, summary, group % 64) {
-                let tops = self.top.len() / self.rows;
-                let top = &self.top[row * tops + group / 4096];
-                summarise(summary, top, group / 64 % 64);
-            }
+        // Whoever made the word's first bit may not have come to the summary yet, and what is filed by this call is to be found
+        // when it returns.
+        if edge || inside && !self.is_summarised(row, group) {
+            self.lift(row, group);
+        }
+    }
+
+    fn levels(&self, row: usize, group: usize) -> (&AtomicU64, &AtomicU64) {
+        let tops = self.top.len() / self.rows;
+        (
+            &self.summary[group / 64 * self.rows + row],
+            &self.top[row * tops + group / 4096],
+        )
+    }
+
+    /// Whether a search finds the group of a row that is not empty.
+    #[inline]
+    fn is_summarised(&self, row: usize, group: usize) -> bool {
+        let (summary, top) = self.levels(row, group);
+        // SeqCst, after that of the word: either this sees the bit that is missing, or whoever clears it sees the word.
+        summary.load(Ordering::SeqCst) >> (group % 64) & 1 == 1
+            && top.load(Ordering::SeqCst) >> (group / 64 % 64) & 1 == 1
+    }
+
+    /// Makes the summaries say what the word of a group is.
+    fn lift(&self, row: usize, group: usize) {
+        let (summary, top) = self.levels(row, group);
+        summarise(self.word(row, group), summary, group % 64);
+        let bit = group / 64 % 64;
+        let full = summary.load(Ordering::SeqCst) != 0;
+        if (top.load(Ordering::SeqCst) >> bit & 1 == 1) != full {
+            summarise(summary, top, bit);
         }
     }
 
@@ -205,19 +246,19 @@ impl<'m> Index<'m> {
     }
 }
 
-/// Sets or clears the bit of `word` in its summary, as the word is; whether the summary became empty or ceased to be.
-fn summarise(word: &AtomicU64, summary: &AtomicU64, bit: usize) -> bool {
+/// Sets or clears the bit of `word` in its summary, as the word is.
+fn summarise(word: &AtomicU64, summary: &AtomicU64, bit: usize) {
     let mask = 1 << bit;
-    let mut edge = false;
     loop {
-        let empty = word.load(Ordering::Acquire) == 0;
-        edge |= if empty {
-            summary.fetch_and(!mask, Ordering::AcqRel) & !mask == 0
+        let empty = word.load(Ordering::SeqCst) == 0;
+        if empty {
+            summary.fetch_and(!mask, Ordering::SeqCst);
         } else {
-            summary.fetch_or(mask, Ordering::AcqRel) == 0
-        };
-        if (word.load(Ordering::Acquire) == 0) == empty {
-            return edge;
+            summary.fetch_or(mask, Ordering::SeqCst);
+        }
+        // SeqCst: see `Index::is_summarised`.
+        if (word.load(Ordering::SeqCst) == 0) == empty {
+            return;
         }
         spin_hint();
     }

@@ -11,6 +11,8 @@ use crate::{
 
 /// Blocks that are isolated together.
 const PIECE: usize = 8;
+/// How often a spare block is asked for before it passes for the huge page that its CPU is about to make of it.
+const TRIES: usize = 16;
 
 /// The right to empty one block. It must go back by [`FrameAllocator::unisolate_block`] or one of its siblings; a dropped
 /// one leaves the block unusable.
@@ -100,7 +102,10 @@ impl FrameAllocator<'_> {
         }
         // The state first: a block that is taken already lacks no room.
         let mut ledger = self.ledger(block);
-        while ledger.state() == BlockState::Spare {
+        for _ in 0..TRIES {
+            if ledger.state() != BlockState::Spare {
+                break;
+            }
             // The CPU that keeps it may take it as a huge page meanwhile, or keep it anew.
             self.drain_spares();
             spin_hint();

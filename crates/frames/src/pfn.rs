@@ -72,9 +72,10 @@ impl fmt::Display for Pfn {
     }
 }
 
-/// A pageblock of one allocator, counted from the block that holds its lowest frame.
+/// A pageblock of one allocator: its position in the allocator's tables, zone by zone, in the order in which memory was given.
 ///
-/// It is an index into the allocator's tables, not an absolute block number.
+/// It is no absolute block number, and blocks that follow each other may have a hole between them:
+/// [`block_above`](crate::FrameAllocator::block_above) tells.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct BlockId(u32);

@@ -32,8 +32,8 @@ pub enum Cost {
 /// Masks interrupts on the CPU that calls.
 ///
 /// Kernels free frames in interrupt handlers. A handler that interrupts its own CPU inside the allocator would wait for a lock
-/// that the interrupted code holds; so the allocator masks interrupts for the few instructions, at most some microseconds, for
-/// which it holds one.
+/// that the interrupted code holds; so the allocator masks interrupts for as long as it
+/// holds one: some instructions mostly, some microseconds for a refill or a flush, and tens of them to drain a CPU's full caches.
 pub trait Interrupts: Sync + core::fmt::Debug {
     /// Masks them; gives whether they were on before.
     fn mask(&self) -> bool;

@@ -5,7 +5,7 @@
 
 use crate::{
     AllocError, AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, Fallback,
-    FrameAllocator, FrameClass, FrameState, FreeError, Ledger, Migratetype, Order, Pfn,
+    FrameAllocator, FrameClass, FrameState, FreeError, Ledger, Migratetype, Order, Pfn, Watermark,
     descriptor::Word,
     free::{Bulk, refuse_free},
     metadata::WORDS,
@@ -17,8 +17,9 @@ use crate::{
 /// Why the frames at a named place cannot be had. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AllocAtError {
-    /// Not all of them are memory of one zone without a hole, or there is none.
-    #[error("the range is not memory of one zone")]
+    /// Not all of them are one stretch of one zone's memory, or there is none. Memory that was added later, and not right behind
+    /// the zone's last, is a stretch of its own.
+    #[error("the range is not one stretch of a zone's memory")]
     NoMemory,
     /// Free memory would fall below the watermark: reclaim first.
     #[error("free memory is at the watermark; reclaim some")]
@@ -54,17 +55,16 @@ impl FrameAllocator<'_> {
             ..request
         };
         let count = count.max(1);
-        let first = self
-            .range_once(cpu, count, align, request)
-            .or_else(|error| {
-                if !self.may_drain(cpu) {
-                    return Err(error);
-                }
-                self.drain_cpu_caches();
-                let result = self.range_once(cpu, count, align, request);
-                self.drained_for(cpu, result.is_ok());
-                result
-            })?;
+        let mut result = Err(AllocError::Fragmented);
+        self.with_drain(cpu, true, &mut || {
+            result = self.range_once(cpu, count, align, request);
+            result.is_ok()
+        });
+        let first = result?;
+        for frame in first..first + count as u32 {
+            self.descriptor_at(frame)
+                .store(Word::owned(request.class, Order::BASE));
+        }
         self.count_frames(cpu, Event::PgAlloc, count);
         Ok(self.pfn(first))
     }
@@ -78,39 +78,44 @@ impl FrameAllocator<'_> {
     ) -> Result<u32, AllocError> {
         let mut error = AllocError::BelowWatermark;
         for zone_number in self.zone_order() {
-            if self.book(zone_number, None, count, Part::All, request.watermark) == 0 {
+            let mut found = None;
+            if count <= FRAMES_PER_BLOCK && align <= Order::HUGE {
+                if self.book(zone_number, None, count, Part::All, request.watermark) == 0 {
+                    continue;
+                }
+                let take = Take {
+                    allocator: self,
+                    cpu,
+                    guard: None,
+                    zone_number,
+                    request,
+                    frames: count,
+                    align,
+                };
+                self.settled(zone_number, &mut || {
+                    found = take.run();
+                    found.is_some()
+                });
+                if found.is_none() {
+                    self.pay_in(zone_number, None, count as i64);
+                }
+            } else if self.above(zone_number, request.watermark) < count as u64 {
                 continue;
             }
-            let mut found = None;
-            self.settled(zone_number, &mut || {
-                if count <= FRAMES_PER_BLOCK && align <= Order::HUGE {
-                    let take = Take {
-                        allocator: self,
-                        cpu,
-                        guard: None,
-                        zone_number,
-                        request,
-                        frames: count,
-                        align,
-                    };
-                    found = take.run();
-                }
-                if found.is_none() {
-                    found = self.claim_over_blocks(cpu, zone_number, count as u32, align, request);
-                }
-                found.is_some()
-            });
+            error = AllocError::Fragmented;
+            let found =
+                found.or_else(|| self.claim_over_blocks(cpu, zone_number, count, align, request));
             if let Some(first) = found {
-                for frame in first..first + count as u32 {
-                    self.descriptor_at(frame)
-                        .store(Word::owned(request.class, Order::BASE));
-                }
                 return Ok(first);
             }
-            self.pay_in(zone_number, None, count as i64);
-            error = AllocError::Fragmented;
         }
         Err(error)
+    }
+
+    /// Free frames of a zone above a mark.
+    fn above(&self, zone_number: usize, watermark: Watermark) -> u64 {
+        let mark = self.zones[zone_number].mark(watermark);
+        (self.free_in(zone_number) - mark).max(0) as u64
     }
 
     /// Takes `count` frames from `first` on, wherever that is, as single frames (the order of `request` is ignored).
@@ -127,12 +132,11 @@ impl FrameAllocator<'_> {
     ) -> Result<(), AllocAtError> {
         let frame = self.row_of(first, count).ok_or(AllocAtError::NoMemory)?;
         let zone = self.zone_of_block(Self::block_of_index(frame)).index();
-        let mut result = self.claim_booked(cpu, zone, frame, count, request);
-        if result.is_err() && self.may_drain(cpu) {
-            self.drain_cpu_caches();
+        let mut result = Err(AllocAtError::InUse);
+        self.with_drain(cpu, true, &mut || {
             result = self.claim_booked(cpu, zone, frame, count, request);
-            self.drained_for(cpu, result.is_ok());
-        }
+            result.is_ok()
+        });
         result?;
         for frame in frame..frame + count as u32 {
             self.descriptor_at(frame)
@@ -146,10 +150,9 @@ impl FrameAllocator<'_> {
     fn row_of(&self, first: Pfn, count: usize) -> Option<u32> {
         let further = (count as u64).checked_sub(1)?;
         let last = Pfn::new(first.get().checked_add(further)?);
-        let (first, last) = (self.frame_index(first)?, self.frame_index(last)?);
-        let zone = |frame| self.zone_of_block(Self::block_of_index(frame));
-        (u64::from(last.checked_sub(first)?) == further && zone(first) == zone(last))
-            .then_some(first)
+        self.segments()
+            .iter()
+            .find_map(|segment| segment.frame_of(last).and(segment.frame_of(first)))
     }
 
     fn claim_booked(
@@ -222,7 +225,7 @@ impl FrameAllocator<'_> {
             for (word, done) in field.0.iter().zip(cleared) {
                 word.fetch_or(done, Ordering::AcqRel);
             }
-            let _ = self.change(block, None, &|ledger| Some(ledger.given(class, count)));
+            self.give_share_back(block, class, count);
             return false;
         }
         if taken.old.is_whole() {
@@ -242,30 +245,40 @@ impl FrameAllocator<'_> {
                     self.set_bits(block, word, mask);
                 }
             }
-            // The booking of the zone's free frames stays the caller's.
-            self.raise(block, None, class, (stop - at) as u16, &[]);
+            self.give_share_back(block, class, (stop - at) as u16);
             at = stop;
         }
     }
 
-    /// Looks for `count` free frames in a row over the blocks of a zone and claims them; the first.
+    /// Looks for `count` free frames in a row over the blocks of a zone, and only then books and claims them: a booking during the
+    /// walk would hide as many frames from others. Gives the first.
     fn claim_over_blocks(
         &self,
         cpu: CpuId,
         zone_number: usize,
-        count: u32,
+        count: usize,
         align: Order,
         request: AllocRequest,
     ) -> Option<u32> {
         let step = align.frames() as u64;
         let steals = request.fall_back && self.fallback == Fallback::Steal;
         let mine = request.class.migratetype();
+        // A range of a block or less takes no whole block out of the reserve; it touches two at most.
+        let zone = &self.zones[zone_number];
+        let spares = request.class.is_movable()
+            && !request.break_reserve
+            && count <= FRAMES_PER_BLOCK
+            && zone.reserve > 0
+            && self.whole_in(zone_number) < i64::from(zone.reserve) + 2;
         let usable = |ledger: Ledger| {
             let foreign = ledger.migratetype() != mine
                 && !(self.fallback == Fallback::Evacuate
                     && mine != Migratetype::Movable
                     && ledger.migratetype() != Migratetype::Movable);
-            ledger.state() == BlockState::Open && (ledger.is_whole() || !foreign || steals)
+            match ledger.is_whole() {
+                true => !spares,
+                false => ledger.state() == BlockState::Open && (!foreign || steals),
+            }
         };
         for segment in self.segments() {
             let first_block = BlockId::new(segment.block());
@@ -275,16 +288,17 @@ impl FrameAllocator<'_> {
             let base = segment.block() * BLOCK;
             // The first frame of the free stretch that ends where the look is, moved up to a multiple of the alignment.
             let aligned = |frame: u32| {
-                let pfn = segment.pfn().get() + u64::from(frame - base);
-                u64::from(frame) + (pfn.next_multiple_of(step) - pfn)
+                let pfn = segment.pfn().get().wrapping_add(u64::from(frame - base));
+                u64::from(frame) + (pfn.wrapping_neg() & (step - 1))
             };
             let end = base + segment.blocks() * BLOCK;
             let (mut begin, mut at) = (base, base);
             while at < end {
                 let ledger = self.ledger(Self::block_of_index(at));
-                if at % BLOCK == 0 && (ledger.is_whole() || ledger.free() == 0 || !usable(ledger)) {
+                let whole = ledger.is_whole() && usable(ledger);
+                if at % BLOCK == 0 && (whole || ledger.free() == 0 || !usable(ledger)) {
                     at += BLOCK;
-                    if !ledger.is_whole() {
+                    if !whole {
                         begin = at;
                     }
                 } else {
@@ -299,13 +313,15 @@ impl FrameAllocator<'_> {
                         begin = at;
                     }
                 }
-                while aligned(begin) + u64::from(count) <= u64::from(at) {
+                while aligned(begin) + count as u64 <= u64::from(at) {
                     let first = aligned(begin) as u32;
-                    if self.claim_frames(cpu, first, count, request.class) {
-                        return Some(first);
+                    let claimed = self.claim_booked(cpu, zone_number, first, count, request);
+                    match claimed {
+                        Ok(()) => return Some(first),
+                        Err(AllocAtError::BelowWatermark) => return None,
+                        // Others took some of it.
+                        Err(_) => begin = at,
                     }
-                    // Others took some of it.
-                    begin = at;
                 }
             }
         }

@@ -17,6 +17,9 @@ impl FrameAllocator<'_> {
     ///
     /// A block that one allocation holds, or that is isolated, is left as it is.
     pub fn refuse_block(&self, block: BlockId, refusal: Refusal, offender: Option<Pfn>) {
+        if !self.has_block(block) {
+            return;
+        }
         self.set_offender(block, offender);
         self.mark_refusal(block, refusal);
         self.recheck_offender(block, offender);

@@ -57,7 +57,7 @@ impl Segment {
     }
 
     #[inline]
-    fn frame_of(&self, pfn: Pfn) -> Option<u32> {
+    pub fn frame_of(&self, pfn: Pfn) -> Option<u32> {
         let offset = pfn.get().wrapping_sub(self.pfn().get());
         (offset < u64::from(self.blocks()) << BLOCK_SHIFT)
             .then(|| (self.block() << BLOCK_SHIFT) + offset as u32)

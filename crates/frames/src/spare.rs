@@ -40,7 +40,11 @@ impl FrameAllocator<'_> {
             self.flush_spares(&guard, 0);
             return None;
         }
-        let block = guard.pop_spare()?;
+        let Some(block) = guard.pop_spare() else {
+            // There is one, or a refill would have given up.
+            self.pay_in(zone, Some(&guard), FRAMES_PER_BLOCK as i64);
+            return None;
+        };
         // Nobody else changes the ledger of a spare block: its lock is ours.
         self.set_ledger(block, |ledger| huge(ledger, FrameClass::Movable));
         self.count_whole(zone, Some(&guard), -1);
@@ -66,9 +70,13 @@ impl FrameAllocator<'_> {
         if !word.is_freeable(Order::HUGE) {
             return Err(refuse_free(pfn, word));
         }
+        let block = Self::block_of_index(head);
+        if self.ledger(block).state() != BlockState::Huge {
+            // Another CPU is freeing it at this moment: what follows must not count it twice.
+            return Err(FreeError::NotOwned(pfn));
+        }
         // A plain store, as for single frames.
         descriptor.store(Word::new());
-        let block = Self::block_of_index(head);
         let zone = self.zone_of_block(block).index();
         let kept = zone + 1 == self.zone_count && word.class() == FrameClass::Movable;
         let depth = if kept {
@@ -213,8 +221,10 @@ impl FrameAllocator<'_> {
     pub(crate) fn drain_spares(&self) -> bool {
         let mut any = false;
         for slot in self.cpus {
-            // Whoever holds the lock may be about to keep some.
-            if slot.spare_count.load(Ordering::Acquire) > 0 || slot.is_locked() {
+            // Whoever holds the lock may be about to keep some, or to give some back: the lock is looked at before the count and
+            // after it.
+            let kept = || slot.spare_count.load(Ordering::Acquire) > 0;
+            if slot.is_locked() || kept() || slot.is_locked() {
                 let guard = self.lock_slot(slot);
                 self.flush_spares(&guard, 0);
                 any = true;

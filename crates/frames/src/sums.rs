@@ -7,7 +7,7 @@
 //!
 //! - *Far* from the mark, by more than all deltas together could be, a CPU books from its delta after a look at the zone's share.
 //! - *Near* it everybody books at the zone's share by compare-and-exchange, with the deltas added: the share is read before the
-//!   deltas, so a fold between the two makes the exchange fail.
+//!   deltas, so that a fold between the two makes the exchange fail, unless a booking of as much makes up for it.
 //!
 //! A fold of a positive delta takes it from the CPU before it adds it to the zone, one of a negative delta the other way round, so
 //! that whoever reads in between sees too little and not too much; before a request is refused, the drain folds everything. While
@@ -18,7 +18,7 @@
 use crate::{
     FrameAllocator, Watermark,
     cpu::{CpuGuard, CpuSlot},
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering, spin_hint},
     zone::Zone,
 };
 
@@ -51,7 +51,12 @@ impl FrameAllocator<'_> {
             return want;
         }
         let zone = &self.zones[zone_number];
-        let (want, mark) = (want as i64, zone.mark(watermark));
+        let Ok(want) = i64::try_from(want) else {
+            return 0;
+        };
+        let mark = zone.mark(watermark);
+        // A fold may hide what it has taken from a CPU and not yet added: what is missing is looked for once more.
+        let mut again = true;
         loop {
             // Before the deltas; Acquire pairs with the folds.
             let share = zone.share.free.load(Ordering::Acquire);
@@ -63,7 +68,11 @@ impl FrameAllocator<'_> {
                 above
             };
             if booked == 0 {
-                return 0;
+                if !core::mem::take(&mut again) {
+                    return 0;
+                }
+                spin_hint();
+                continue;
             }
             let left = share.wrapping_sub(booked as u64);
             // Acquire and release as the folds, with which it competes.
@@ -89,6 +98,7 @@ impl FrameAllocator<'_> {
         watermark: Watermark,
     ) -> bool {
         let zone = &self.zones[zone_number];
+        // Requests by the CPU's own lock are of a block at most.
         let want = want as i64;
         let far = self.far(zone_number, guard) - want >= zone.mark(watermark);
         if far {

@@ -231,8 +231,8 @@ impl<'m> Take<'_, 'm> {
             Some(at) => take_span(field, at, self.frames).then_some(at),
         };
         let Some(at) = at else {
-            // Another CPU took the run between the look and the ledger. Our share goes back; the booking stays the caller's.
-            let _ = allocator.change(block, None, &|ledger| Some(ledger.given(class, count)));
+            // Another CPU took the run between the look and the ledger.
+            allocator.give_share_back(block, class, count);
             return None;
         };
         Some((block.index() * FRAMES_PER_BLOCK) as u32 + at)

@@ -1,12 +1,12 @@
 //! Zones: their blocks, watermarks, the whole-block reserve, and their own share of the sums.
 
 use crate::{
-    BlockId, FrameAllocator, Ledger, Pfn, Watermark, Watermarks, ZoneId,
+    BlockId, FRAMES_PER_BLOCK, FrameAllocator, Ledger, Pfn, Watermark, Watermarks, ZoneId,
     config::ZoneConfig,
     cpu::CpuGuard,
     index::{Index, Place},
     place::{cost_place, evacuation_cost, heal_place, room_place},
-    sync::{AtomicU32, AtomicU64, Ordering},
+    sync::{AtomicU32, AtomicU64, Ordering, fence},
 };
 
 /// A zone's own share of its sums, see [`sums`](crate::sums). In a cache line apart from what is only read.
@@ -113,16 +113,18 @@ impl<'m> Zone<'m> {
             .fetch_add(frames as u64, Ordering::Relaxed);
     }
 
-    /// Divides what may drift among `cpus`, for so many frames of the zone.
-    pub fn set_drift(&self, frames: u64, cpus: usize) {
+    /// Divides what may drift among `cpus`, by the zone's size. It only grows, since what CPUs keep was bounded by what it was.
+    pub fn set_drift(&self, cpus: usize) {
+        let frames = u64::from(self.present()) * FRAMES_PER_BLOCK as u64;
         let drift = (frames / (64 * cpus as u64)).min(4096);
-        self.drift.store(drift, Ordering::Relaxed);
+        // First, and Release below: who keeps more of the sum already is seen with the slack that allows for it.
         self.slack.store(drift * cpus as u64, Ordering::Relaxed);
+        self.drift.store(drift, Ordering::Release);
     }
 
     #[inline]
     pub fn drift(&self) -> i64 {
-        self.drift.load(Ordering::Relaxed) as i64
+        self.drift.load(Ordering::Acquire) as i64
     }
 
     #[inline]
@@ -206,9 +208,14 @@ impl<'m> FrameAllocator<'m> {
     /// What compaction pays for `block`.
     #[inline]
     pub(crate) fn cost_of(&self, block: BlockId, ledger: Ledger) -> usize {
+        self.cost_with(ledger, self.block_tally(block))
+    }
+
+    #[inline]
+    fn cost_with(&self, ledger: Ledger, tally: u64) -> usize {
         match self.cost {
             None => evacuation_cost(ledger),
-            Some(cost) => cost(ledger, self.block_tally(block)) as usize,
+            Some(cost) => cost(ledger, tally) as usize,
         }
     }
 
@@ -244,13 +251,7 @@ impl<'m> FrameAllocator<'m> {
             zone.by_room
                 .ensure(block, to, &|| room_place(self.ledger(block)));
         }
-        let (from, to) = (
-            self.cost_place_of(block, old),
-            self.cost_place_of(block, new),
-        );
-        if from != to {
-            self.move_by_cost(block, from, to);
-        }
+        self.reindex_by_cost(block, old, new);
         let (from, to) = (heal_place(old), heal_place(new));
         if from != to {
             zone.by_heal
@@ -258,20 +259,31 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
-    fn move_by_cost(&self, block: BlockId, from: Place, to: Place) {
-        let wanted = || self.cost_place_of(block, self.ledger(block));
-        self.zone_at(block).by_cost.moved(block, from, to, &wanted);
+    fn reindex_by_cost(&self, block: BlockId, old: Ledger, new: Ledger) {
+        if self.cost.is_some() {
+            // One half of Dekker's argument with `refile_by_cost`: the ledger is changed, then the tally is read.
+            fence(Ordering::SeqCst);
+        }
+        let tally = self.block_tally(block);
+        let place = |ledger| cost_place(ledger, self.cost_with(ledger, tally));
+        let (from, to) = (place(old), place(new));
+        if from != to {
+            let wanted = || self.cost_place_of(block, self.ledger(block));
+            self.zone_at(block).by_cost.moved(block, from, to, &wanted);
+        }
+        if self.cost.is_some() && self.block_tally(block) != tally {
+            // The block may have been filed by either tally.
+            self.refile_by_cost(block);
+        }
     }
 
-    /// Files `block` by its cost after its tally changed from `old`.
-    pub(crate) fn refile_by_cost(&self, block: BlockId, old: u64) {
-        if let Some(cost) = self.cost {
-            let ledger = self.ledger(block);
-            let from = cost_place(ledger, cost(ledger, old) as usize);
-            let to = self.cost_place_of(block, ledger);
-            if from != to {
-                self.move_by_cost(block, from, to);
-            }
+    /// Files `block` by its cost after its tally changed.
+    pub(crate) fn refile_by_cost(&self, block: BlockId) {
+        if self.cost.is_some() {
+            // The other half: the tally is changed, then the ledger is read.
+            fence(Ordering::SeqCst);
+            let wanted = || self.cost_place_of(block, self.ledger(block));
+            self.zone_at(block).by_cost.refile(block, &wanted);
         }
     }
 

@@ -111,6 +111,88 @@ fn requests_that_fail_in_a_row_do_not_drain_each_time() {
     });
 }
 
+/// A row of refusals ends with the first success, and what a CPU keeps whole is had also while not everything is drained.
+#[test]
+fn a_row_of_refusals_hides_nothing_for_long() {
+    with(64, |frames| {
+        let request = |size| AllocRequest::new(order(size), FrameClass::Movable);
+        // Nothing of two frames in a row but in blocks 32 and above, which are whole.
+        for block in 0..64 {
+            for at in (0..256).filter(|_| block < 32) {
+                let place = Pfn::new(block * FRAMES_PER_BLOCK as u64 + 2 * at);
+                frames.alloc_at(A, place, 1, request(0)).expect("free");
+            }
+        }
+        let rest: Vec<Pfn> = (0..32)
+            .map(|_| frames.alloc(A, AllocRequest::new(Order::HUGE, FrameClass::Unmovable)))
+            .map(|huge| huge.expect("as many"))
+            .collect();
+        let refuse = || {
+            for _ in 0..20 {
+                assert_eq!(frames.alloc(A, request(1)), Err(AllocError::Fragmented));
+            }
+        };
+        refuse();
+        for &huge in &rest {
+            frames.free(B, huge, Order::HUGE).expect("ours");
+        }
+        // B keeps some; A asks for whatever only a whole block has.
+        let kept = frames.alloc(B, AllocRequest::huge()).expect("free");
+        frames.free(B, kept, Order::HUGE).expect("ours");
+        let all = frames
+            .alloc_range(A, 32 * FRAMES_PER_BLOCK, Order::HUGE, request(0))
+            .expect("all of them");
+        // The row is over: what lies in the cache of B is looked for at once.
+        frames
+            .free_range(A, all, 32 * FRAMES_PER_BLOCK)
+            .expect("ours");
+        let all: Vec<Pfn> = (0..32)
+            .map(|_| frames.alloc(A, AllocRequest::new(Order::HUGE, FrameClass::Unmovable)))
+            .map(|huge| huge.expect("as many"))
+            .collect();
+        let one = frames.alloc(B, request(0)).expect("free");
+        let pair = [one, Pfn::new(one.get() ^ 1)];
+        frames.free_range(A, pair[1], 1).expect("one of ours");
+        frames.free(B, one, Order::BASE).expect("ours");
+        let run = frames.alloc(A, request(1)).expect("the only one");
+        assert!(pair.contains(&run));
+        frames.free(A, run, order(1)).expect("ours");
+        for huge in all {
+            frames.free(A, huge, Order::HUGE).expect("ours");
+        }
+    });
+}
+
+/// A long range that cannot be had hides nothing from others while it is looked for.
+#[test]
+fn a_doomed_long_range_hides_no_frames() {
+    with(256, |frames| {
+        for at in (0..256 * FRAMES_PER_BLOCK as u64).step_by(600) {
+            frames
+                .alloc_at(A, Pfn::new(at), 1, AllocRequest::movable())
+                .expect("free");
+        }
+        let half = frames.free_frames() as usize * 6 / 10;
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let range = frames.alloc_range(A, half, Order::BASE, AllocRequest::movable());
+                    assert_eq!(range, Err(AllocError::Fragmented));
+                }
+            });
+            let _over = Over(&over);
+            for _ in 0..200 {
+                let long = half * 6 / 10;
+                let mut out = vec![Pfn::default(); long];
+                let got = frames.alloc_bulk(B, AllocRequest::movable(), &mut out);
+                assert_eq!(got, long, "they are free all the time");
+                frames.free_bulk(B, &out).expect("ours");
+            }
+        });
+    });
+}
+
 /// Blocks with room and without a run: a request looks at some from each end of the order, and not at all of them.
 #[test]
 fn a_request_that_finds_no_run_looks_at_few_blocks() {

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, ops::Range};
 
 use dirigible_frames::{
     AllocAtError, AllocError, AllocRequest, BlockId, BlockState, Config, CpuId, FRAMES_PER_BLOCK,
-    FrameAllocator, FrameClass, FrameState, GrowError, Ledger, Order, Pfn, Watermarks, ZoneConfig,
-    ZoneId,
+    FrameAllocator, FrameClass, FrameFlags, FrameState, GrowError, Ledger, Order, Pfn, Watermarks,
+    ZoneConfig, ZoneId,
 };
 
 const A: CpuId = CpuId::new(0);
@@ -248,6 +248,107 @@ fn memory_that_comes_later_is_used_like_the_rest() {
         }
         let full = frames.add_range(ZONE, blocks(60..61));
         assert_eq!(full, Err(GrowError::TooLarge(0)));
+    });
+}
+
+/// Blocks that follow each other in memory and not in the tables, and the other way round: nothing goes over the border.
+#[test]
+fn no_allocation_goes_over_the_border_of_what_came_later() {
+    let first = [blocks(0..11)];
+    let zones = [zone(&first)];
+    let config = Config {
+        zones: &zones,
+        later: &[4],
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        // In the tables 11 is block 100, 12 is block 11, 13 and 14 are blocks 102 and 101.
+        for block in [100, 11, 102, 101] {
+            frames
+                .add_range(ZONE, blocks(block..block + 1))
+                .expect("room");
+        }
+        let pair = AllocRequest::new(Order::MAX, FrameClass::Movable);
+        let mut held = Vec::new();
+        while let Ok(head) = frames.alloc(A, pair) {
+            held.push(head);
+        }
+        assert_eq!(held.len(), 5, "0 to 9");
+        for (number, &head) in held.iter().enumerate() {
+            match number % 3 {
+                0 => frames.free(A, head, Order::MAX).expect("ours"),
+                1 => {
+                    assert!(frames.set_flags(head, FrameFlags::PINNED));
+                    frames.clear_flags(head, FrameFlags::PINNED);
+                    frames.split(head).expect("ours");
+                    frames.free_range(A, head, 1024).expect("ours");
+                }
+                _ => {
+                    frames.free_range(A, head.plus(1000), 24).expect("ours");
+                    frames.free_range(A, head, 1000).expect("ours");
+                }
+            }
+            frames.verify().expect("all counts fit");
+        }
+        for (start, count) in [(0, 12 * 512), (10, 1024), (100, 1024), (11, 513)] {
+            let place = Pfn::new(start * BLOCK);
+            let refused = frames.alloc_at(A, place, count, AllocRequest::movable());
+            assert_eq!(refused, Err(AllocAtError::NoMemory), "{start}");
+        }
+        let refused = frames.alloc_range(A, 12 * 512, Order::BASE, AllocRequest::movable());
+        assert_eq!(refused, Err(AllocError::Fragmented));
+        assert_eq!(frames.free_blocks(), 15);
+    });
+}
+
+/// What CPUs keep of a sum was bounded by what the zone was: a balloon and more memory do not make the bound smaller.
+#[test]
+fn the_bound_of_a_cpus_part_does_not_shrink() {
+    let first = [blocks(0..512)];
+    let zones = [zone(&first)];
+    let config = Config {
+        zones: &zones,
+        later: &[2],
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        let held: Vec<Pfn> = (0..3000)
+            .map(|_| frames.alloc(A, AllocRequest::movable()).expect("free"))
+            .collect();
+        frames.adjust_managed(Pfn::new(0), -200_000);
+        frames.add_range(ZONE, blocks(600..601)).expect("room");
+        frames.verify().expect("as before");
+        frames.adjust_managed(Pfn::new(0), 200_000);
+        frames.free_bulk(A, &held).expect("ours");
+    });
+}
+
+#[test]
+fn ranges_at_the_end_of_all_numbers() {
+    let last = [Pfn::new(u64::MAX - 600)..Pfn::new(u64::MAX)];
+    let zones = [zone(&last)];
+    let config = Config {
+        zones: &zones,
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        let movable = AllocRequest::movable();
+        let refused = frames.alloc_range(A, 560, Order::HUGE, movable);
+        assert_eq!(refused, Err(AllocError::Fragmented));
+        for count in [usize::MAX, 1 << 63, 1 << 40] {
+            let refused = frames.alloc_range(A, count, Order::BASE, movable);
+            assert_eq!(refused, Err(AllocError::BelowWatermark));
+            let place = Pfn::new(u64::MAX - 100);
+            assert!(frames.alloc_at(A, place, count, movable).is_err());
+        }
+        assert_eq!(
+            frames.alloc_at(A, Pfn::new(u64::MAX - 9), 0, movable),
+            Err(AllocAtError::NoMemory)
+        );
+        let all = frames
+            .alloc_range(A, 600, Order::BASE, movable)
+            .expect("over two blocks");
+        frames.free_range(A, all, 600).expect("ours");
     });
 }
 

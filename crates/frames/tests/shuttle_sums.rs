@@ -37,7 +37,7 @@ fn fill_a_block(frames: &FrameAllocator<'_>) -> Vec<Pfn> {
 #[test]
 fn a_frame_that_was_freed_is_found_by_who_freed_it() {
     let explore = Explore {
-        schedules: 3000,
+        schedules: 1500,
         ..Explore::blocks(1)
     };
     explore.run(|frames| {
@@ -257,6 +257,94 @@ fn a_refill_against_isolation() {
     });
 }
 
+/// A range that fails half way puts back what it has taken, into a block that is isolated meanwhile.
+#[test]
+fn a_range_that_fails_against_isolation() {
+    Explore::blocks(2).run(|frames| {
+        let start = frames.block_start(BlockId::new(0));
+        let movable = AllocRequest::movable();
+        frames.alloc_at(A, start.plus(600), 1, movable).unwrap();
+        scope(|scope| {
+            scope.spawn(|| {
+                let range = frames.alloc_at(A, start.plus(100), 600, movable);
+                assert!(range.is_err());
+            });
+            let token = frames.isolate_block(BlockId::new(0)).expect("open");
+            frames.unisolate_block(token);
+        });
+        assert_eq!(frames.free_frames(), 1023);
+    });
+}
+
+/// Memory is used by who names it at the very moment at which it is added.
+#[test]
+fn adding_memory_against_taking_it() {
+    let explore = Explore {
+        later: 1,
+        ..Explore::blocks(1)
+    };
+    explore.run(|frames| {
+        let start = frames.block_start(BlockId::new(0)).plus(512);
+        let movable = AllocRequest::movable();
+        let (taken, isolated) = scope(|scope| {
+            scope.spawn(|| {
+                let range = start..start.plus(512);
+                frames
+                    .add_range(dirigible_frames::ZoneId::new(0), range)
+                    .unwrap();
+            });
+            let taken = scope.spawn(|| frames.alloc_at(A, start, 3, movable).is_ok());
+            let isolated = frames.isolate_block(BlockId::new(1));
+            let isolated = isolated.map(|token| frames.unisolate_block(token));
+            (taken.join().unwrap(), isolated)
+        });
+        let _ = isolated;
+        assert_eq!(frames.free_frames(), 1024 - 3 * u64::from(taken));
+        assert_eq!(frames.managed_frames(), 1024);
+    });
+}
+
+/// A block is filed into a word to which another CPU is just bringing its first block: it is found all the same.
+#[test]
+fn a_block_is_found_before_the_summary_tells_of_its_neighbour() {
+    let explore = Explore {
+        schedules: 20,
+        ..Explore::blocks(66)
+    };
+    explore.run(|frames| {
+        let single = request(0, FrameClass::Balloon);
+        let all = 66 * FRAMES_PER_BLOCK;
+        let start = frames.block_start(BlockId::new(0));
+        frames.alloc_at(A, start, all, single).unwrap();
+        let at = |block: u64| start.plus(block * FRAMES_PER_BLOCK as u64);
+        scope(|scope| {
+            scope.spawn(|| frames.free_bulk(A, &[at(64)]).unwrap());
+            frames.free_bulk(B, &[at(65)]).unwrap();
+            frames.alloc(B, single).expect("one was just freed");
+        });
+    });
+}
+
+/// What a block costs changes beside its ledger: it is filed by both.
+#[test]
+fn a_tally_against_a_change_of_the_ledger() {
+    let explore = Explore {
+        by_tally: true,
+        ..Explore::blocks(1)
+    };
+    explore.run(|frames| {
+        let start = frames.block_start(BlockId::new(0));
+        frames
+            .alloc_at(A, start, 300, AllocRequest::movable())
+            .unwrap();
+        scope(|scope| {
+            scope.spawn(|| frames.set_block_tally(BlockId::new(0), 290));
+            frames.free_range(B, start, 64).unwrap();
+        });
+        assert_eq!(frames.evacuation_cost(BlockId::new(0)), 0);
+    });
+}
+
 /// Two CPUs take ranges that want the same frames; the one that comes late puts back what it has taken.
 #[test]
 fn two_ranges_over_the_same_blocks() {
@@ -280,7 +368,7 @@ fn two_ranges_over_the_same_blocks() {
 #[test]
 fn blocks_far_apart_come_and_go() {
     let explore = Explore {
-        schedules: 25,
+        schedules: 15,
         ..Explore::blocks(66)
     };
     explore.run(|frames| {

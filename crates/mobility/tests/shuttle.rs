@@ -221,7 +221,7 @@ impl World {
 fn explore(test: impl Fn() + Send + Sync + 'static) {
     // The workspace is built on the stack, and shuttle's are small.
     let mut config = shuttle::Config::default();
-    config.stack_size = 1 << 18;
+    config.stack_size = 1 << 20;
     shuttle::Runner::new(RandomScheduler::new(RUNS), config).run(test);
 }
 

@@ -10,7 +10,8 @@ use dirigible_frames::{FrameFlags, FrameState, Pfn, Platform};
 
 impl<P: Platform> Paging<'_, P> {
     /// Keeps `page` in its frame until [`Paging::unpin`], and gives the frame; `None` if the page is not mapped. Waits
-    /// while the frame is isolated. A huge page is pinned whole. Pins count.
+    /// while the frame is isolated. A huge page is pinned whole. Pins count: up to 31 of one page, a further one waits until
+    /// one of them ends.
     ///
     /// The page may be unmapped meanwhile; the frame is then freed at the last unpin.
     pub fn pin(&self, space: SpaceId, page: Page) -> Option<Pfn> {
@@ -37,7 +38,7 @@ impl<P: Platform> Paging<'_, P> {
                             self.frames.set_flags(head, FrameFlags::PINNED);
                             return Some(frame_of(place.entry, place.depth, page));
                         }
-                        // 65,535 pins already: wait for one to end.
+                        // 31 pins already: wait for one to end.
                     }
                     Kind::Leaf | Kind::Migration => {}
                 }

@@ -1,6 +1,8 @@
 //! Many schedules of one test, each with a new allocator that is verified at the end.
 
-use dirigible_frames::{Config, FRAMES_PER_BLOCK, FrameAllocator, Pfn, Watermarks, ZoneConfig};
+use dirigible_frames::{
+    Config, CostFn, FRAMES_PER_BLOCK, FrameAllocator, Ledger, Pfn, Watermarks, ZoneConfig,
+};
 use shuttle::{
     Runner,
     scheduler::{PctScheduler, RandomScheduler},
@@ -13,6 +15,10 @@ pub struct Explore {
     pub blocks: u64,
     /// The mark of all three watermarks, in frames.
     pub mark: u64,
+    /// Blocks by which the zone may grow.
+    pub later: u32,
+    /// Whether what a block costs depends on its tally.
+    pub by_tally: bool,
     /// Blocks that movable frames leave whole.
     pub reserve_blocks: u32,
     /// Schedules tried at random, and as many again with few switches at unlucky places.
@@ -24,8 +30,11 @@ impl Explore {
         Self {
             blocks,
             mark: 0,
+            later: 0,
+            by_tally: false,
             reserve_blocks: 0,
-            schedules: 1500,
+            // Model-checked tables are never given back, so large ones are tried less often.
+            schedules: 1000 / blocks as usize,
         }
     }
 
@@ -46,6 +55,11 @@ impl Explore {
             let config = Config {
                 zones: &zones,
                 cpus: 2,
+                later: &[self.later],
+                cost: self.by_tally.then_some(
+                    (|ledger: Ledger, cold| u32::from(ledger.movable()).saturating_sub(cold as u32))
+                        as CostFn,
+                ),
                 ..Config::default()
             };
             let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];

@@ -93,8 +93,16 @@ impl Model<'_> {
                     && mine != Migratetype::Movable
                     && theirs != Migratetype::Movable;
                 let steals = request.fall_back && fallback == Fallback::Steal;
-                let usable = ledger.available() > 0
-                    && (ledger.free() == 512 || theirs == mine || shared || steals);
+                let kept = frames.reserve_blocks(zone);
+                let spares = request.class.is_movable()
+                    && !request.break_reserve
+                    && count <= 512
+                    && kept > 0
+                    && frames.zone_free_blocks(zone) < u64::from(kept) + 2;
+                let usable = match ledger.free() {
+                    512 => ledger.available() > 0 && !spares,
+                    _ => ledger.available() > 0 && (theirs == mine || shared || steals),
+                };
                 for at in 0..512 {
                     let pfn = frames.block_start(block).plus(at);
                     let free = usable && frames.state(pfn) == FrameState::Free;
