@@ -110,7 +110,7 @@ impl FrameAllocator<'_> {
                 )
             };
             let whole = |taken: &mut Taken| {
-                let found = self.sparing(zone_number, &mut || {
+                let found = self.sparing(zone_number, None, &mut || {
                     self.take_whole(zone_number, booked, taken)
                 });
                 self.events()

@@ -181,7 +181,14 @@ impl FrameAllocator<'_> {
 
     /// Runs `claim`, which takes a whole block and gives whether it did, unless that would leave fewer than the zone's reserve. The
     /// block is booked meanwhile, so that two CPUs do not both take the last one to spare.
-    pub(crate) fn sparing(&self, zone_number: usize, claim: &mut dyn FnMut() -> bool) -> bool {
+    ///
+    /// `guard` is that by which `claim` counts what it takes.
+    pub(crate) fn sparing(
+        &self,
+        zone_number: usize,
+        guard: Option<&CpuGuard<'_>>,
+        claim: &mut dyn FnMut() -> bool,
+    ) -> bool {
         let zone = &self.zones[zone_number];
         if zone.reserve == 0 {
             // The sum follows the ledgers late; where nothing is kept the search alone decides.
@@ -206,8 +213,13 @@ impl FrameAllocator<'_> {
             }
         }
         let claimed = claim();
-        // The change of the block's ledger has counted it.
-        add(&zone.share.whole, 1);
+        if claimed {
+            // The change of the block's ledger has counted it, where it counts: there, not in the share, which must not be again
+            // what others may have read before.
+            self.count_whole(zone_number, guard, 1);
+        } else {
+            add(&zone.share.whole, 1);
+        }
         claimed
     }
 

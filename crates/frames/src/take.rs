@@ -261,7 +261,7 @@ impl<'m> Take<'_, 'm> {
         let breaks = movable && zone.reserve > 0 && low();
         let mut look = || allocator.search_whole(self.zone_number, from, visit);
         let found = if movable && !self.request.break_reserve {
-            allocator.sparing(self.zone_number, &mut look)
+            allocator.sparing(self.zone_number, self.guard, &mut look)
         } else {
             look()
         };

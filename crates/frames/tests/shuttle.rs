@@ -25,7 +25,7 @@ const A: CpuId = CpuId::new(0);
 const B: CpuId = CpuId::new(1);
 
 /// Schedules tried at random, and as many again with few switches at unlucky places.
-const SCHEDULES: usize = 100;
+const SCHEDULES: usize = 500;
 
 /// Runs `test` under many schedules, each time with a new allocator of `blocks` free pageblocks.
 fn explore(blocks: u64, test: fn(&FrameAllocator<'_>)) {
