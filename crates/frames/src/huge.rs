@@ -22,7 +22,7 @@ impl FrameAllocator<'_> {
             let from = self.home(cpu, zone_number);
             let mut found = None;
             self.settled(zone_number, &mut || {
-                self.search_whole(zone_number, from, &mut |block| {
+                let mut claim = |block| {
                     let claimed = match request.order {
                         Order::HUGE => self.claim(block, request.class),
                         _ => self.claim_pair(block, request.class),
@@ -31,7 +31,11 @@ impl FrameAllocator<'_> {
                         found = Some(block);
                     }
                     claimed
-                })
+                };
+                match request.order {
+                    Order::HUGE => self.search_whole(zone_number, from, &mut claim),
+                    _ => self.search_pairs(zone_number, &mut claim),
+                }
             });
             if let Some(block) = found {
                 let word = Word::owned(request.class, request.order);

@@ -2,6 +2,7 @@
 
 use crate::{
     BlockId, FrameAllocator, Migratetype, Placement,
+    index::{GROUP, Place},
     place::{CLASSES, WHOLE_ROW, kind, room_class, room_row},
     sync::spin_hint,
 };
@@ -140,6 +141,32 @@ impl FrameAllocator<'_> {
     ) -> bool {
         self.visit_row(zone_number, WHOLE_ROW, from, visit)
             || from > 0 && self.visit_row(zone_number, WHOLE_ROW, 0, visit)
+    }
+
+    /// Calls `visit` with wholly free blocks whose neighbour above in the tables is whole, too, ascending, until it takes one. A request
+    /// for two blocks in a row looks at words of the index so, and not at every block.
+    pub(crate) fn search_pairs(
+        &self,
+        zone_number: usize,
+        visit: &mut dyn FnMut(BlockId) -> bool,
+    ) -> bool {
+        let zone = &self.zones[zone_number];
+        let row = Place::row(WHOLE_ROW);
+        let end = (zone.first + zone.present()) as usize;
+        let mut start = zone.first as usize;
+        while let Some((first, mask)) = zone.by_room.group(WHOLE_ROW, start) {
+            start = first.index() + GROUP;
+            let beyond = start < end && zone.by_room.holds(BlockId::new(start as u32), row);
+            let mut pairs = mask & (mask >> 1 | u64::from(beyond) << 63);
+            while pairs != 0 {
+                let block = BlockId::new(first.index() as u32 + pairs.trailing_zeros());
+                if visit(block) {
+                    return true;
+                }
+                pairs &= pairs - 1;
+            }
+        }
+        false
     }
 
     /// The order in which movable requests look at blocks.

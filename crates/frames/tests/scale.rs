@@ -36,6 +36,46 @@ fn with<R>(config: &Config<'_>, test: impl FnOnce(&FrameAllocator<'_>) -> R) -> 
     result
 }
 
+/// Two blocks in a row are found by words of the index, also where one ends and the next begins.
+#[test]
+fn pairs_are_found_over_the_border_of_two_words() {
+    let ranges = [blocks(3..203)];
+    let zones = [zone(&ranges)];
+    let config = Config {
+        zones: &zones,
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        while frames.alloc(A, AllocRequest::huge()).is_ok() {}
+        let pair = AllocRequest::new(Order::MAX, FrameClass::Movable);
+        let at = |block: u64| Pfn::new(block * BLOCK);
+        // The second of each is the first block of a word; the last pair is the last of the zone.
+        for (below, fits) in [
+            (66, true),
+            (65, false),
+            (130, true),
+            (200, true),
+            (202, false),
+        ] {
+            let above = (below + 1).min(202);
+            for block in below..=above {
+                frames.free(A, at(block), Order::HUGE).expect("ours");
+            }
+            match frames.alloc(A, pair) {
+                Ok(head) => assert!(fits && head == at(below), "{head:?}"),
+                Err(_) => {
+                    assert!(!fits, "{below}");
+                    while frames.alloc(A, AllocRequest::huge()).is_ok() {}
+                    continue;
+                }
+            }
+            frames.split(at(below)).expect("ours");
+            frames.free_range(A, at(below), 1024).expect("ours");
+            while frames.alloc(A, AllocRequest::huge()).is_ok() {}
+        }
+    });
+}
+
 /// More than 64 times 64 blocks, so that the index has several words on each level.
 #[test]
 fn whole_blocks_are_found_at_both_ends_of_a_large_zone() {
