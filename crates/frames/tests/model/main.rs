@@ -2,6 +2,7 @@
 
 #![cfg(not(shuttle))]
 
+mod blocks;
 mod check;
 mod geometry;
 mod model;

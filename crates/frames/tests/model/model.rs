@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use dirigible_frames::{
     AllocRequest, BlockId, BlockState, CpuId, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
-    FrameFlags, FrameState, FreeError, IsolateError, IsolatedBlock, Ledger, Order, OwnerClass, Pfn,
-    Watermark, Watermarks, ZoneId,
+    FrameFlags, FrameState, FreeError, IsolatedBlock, Ledger, Order, OwnerClass, Pfn, Watermark,
+    Watermarks, ZoneId,
 };
 
 use crate::{geometry::Geometry, operation::Operation, oracle::Oracle};
@@ -87,7 +87,7 @@ impl<'a> Model<'a> {
         self.frames.block_start(block).plus(offset)
     }
 
-    fn pick(&self, pick: usize) -> Option<(Pfn, Held)> {
+    pub fn pick(&self, pick: usize) -> Option<(Pfn, Held)> {
         let position = pick.checked_rem(self.held.len())?;
         self.held
             .iter()
@@ -229,7 +229,7 @@ impl<'a> Model<'a> {
         Oracle::new(self.geometry, self.frames)
     }
 
-    fn token(&mut self, pick: usize) -> Option<IsolatedBlock> {
+    pub fn token(&mut self, pick: usize) -> Option<IsolatedBlock> {
         let position = pick.checked_rem(self.tokens.len())?;
         Some(self.tokens.swap_remove(position))
     }
@@ -267,7 +267,7 @@ impl<'a> Model<'a> {
         self.check_marks(before, watermark);
     }
 
-    fn take_one(&mut self, before: &Before, pfn: Pfn, order: Order, class: FrameClass) {
+    pub fn take_one(&mut self, before: &Before, pfn: Pfn, order: Order, class: FrameClass) {
         let frames = self.frames;
         assert!(pfn.is_aligned(order), "{pfn:?} {order:?}");
         let zone = self.geometry.usable(pfn).expect("a frame of some zone");
@@ -454,84 +454,6 @@ impl<'a> Model<'a> {
             Err(FreeError::Unknown(past))
         );
         assert_eq!(self.before().ledgers, before.ledgers, "nothing was changed");
-    }
-
-    fn isolate(&mut self, before: &Before, block: BlockId) {
-        let expected = match before.ledgers[block.index()].state() {
-            BlockState::Open | BlockState::Spare => None,
-            BlockState::Isolated => Some(IsolateError::Isolated),
-            BlockState::Huge => Some(IsolateError::Huge),
-        };
-        match self.frames.isolate_block(block) {
-            Ok(token) => {
-                assert_eq!(expected, None);
-                assert_eq!(token.block(), block);
-                self.tokens.push(token);
-            }
-            Err(error) => assert_eq!(Some(error), expected),
-        }
-    }
-
-    fn capture(&mut self, before: &Before, pick: usize, class: FrameClass) {
-        let Some(token) = self.token(pick) else {
-            return;
-        };
-        let block = token.block();
-        let free = before.ledgers[block.index()].free() as usize == FRAMES_PER_BLOCK;
-        match self.frames.capture_block(token, class) {
-            Ok(pfn) => {
-                assert!(free);
-                assert_eq!(pfn, self.frames.block_start(block));
-                // It comes out of an isolated block, and only this way.
-                let mut before = self.before();
-                before.ledgers[block.index()] = Ledger::new();
-                self.take_one(&before, pfn, Order::HUGE, class);
-            }
-            Err(token) => {
-                assert!(!free);
-                self.tokens.push(token);
-            }
-        }
-    }
-
-    fn split(&mut self, pick: usize) {
-        let huge: Vec<Pfn> = self
-            .held
-            .iter()
-            .filter(|(_, held)| held.order == Order::HUGE)
-            .filter(|(_, held)| matches!(held.state, FrameState::Owned | FrameState::Isolated))
-            .map(|(pfn, _)| *pfn)
-            .collect();
-        let Some(position) = pick.checked_rem(huge.len()) else {
-            return;
-        };
-        let head = huge[position];
-        self.frames.split_huge(head);
-        let parts = Held {
-            order: Order::BASE,
-            ..self.held[&head]
-        };
-        for offset in 0..FRAMES_PER_BLOCK as u64 {
-            self.held.insert(head.plus(offset), parts);
-        }
-    }
-
-    fn transition(&mut self, pick: usize, to: FrameState) {
-        let Some((pfn, held)) = self.pick(pick) else {
-            return;
-        };
-        if !held.state.may_become(to) {
-            return;
-        }
-        // From another state than the one it is in: refused.
-        if held.state != FrameState::Leaving {
-            let wrong = self
-                .frames
-                .transition(pfn, FrameState::Leaving, FrameState::Owned);
-            assert_eq!(wrong, Err(held.state));
-        }
-        assert_eq!(self.frames.transition(pfn, held.state, to), Ok(()));
-        self.held.insert(pfn, Held { state: to, ..held });
     }
 
     /// Gives everything back and demands that nothing is left.
