@@ -147,22 +147,27 @@ impl FrameAllocator<'_> {
         self.isolated_blocks.fetch_add(amount, Ordering::SeqCst);
     }
 
-    /// Opens the block again as it is.
+    /// Opens the block again as it is; a refusal that it carried it carries still.
     pub fn unisolate_block(&self, isolated: IsolatedBlock) {
-        self.open(isolated.0, None, Refusal::None);
+        self.open(isolated.0, None, None);
     }
 
     /// Opens the block again for requests of `migratetype`.
     pub fn convert_block(&self, isolated: IsolatedBlock, migratetype: Migratetype) {
-        self.open(isolated.0, Some(migratetype), Refusal::None);
+        self.open(isolated.0, Some(migratetype), None);
     }
 
-    pub(crate) fn open(&self, block: BlockId, migratetype: Option<Migratetype>, refusal: Refusal) {
+    pub(crate) fn open(
+        &self,
+        block: BlockId,
+        migratetype: Option<Migratetype>,
+        refusal: Option<Refusal>,
+    ) {
         let opened = self.change(block, None, &|ledger| {
             // Of a block that is wholly free nothing can be refused.
             let refusal = match ledger.free() as usize {
                 FRAMES_PER_BLOCK => Refusal::None,
-                _ => refusal,
+                _ => refusal.unwrap_or(ledger.refusal()),
             };
             let ledger = ledger.with_state(BlockState::Open).with_refusal(refusal);
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))

@@ -102,11 +102,13 @@ impl FrameAllocator<'_> {
             } else if self.above(zone_number, request.watermark) < count as u64 {
                 continue;
             }
-            error = AllocError::Fragmented;
-            let found =
-                found.or_else(|| self.claim_over_blocks(cpu, zone_number, count, align, request));
             if let Some(first) = found {
                 return Ok(first);
+            }
+            match self.claim_over_blocks(cpu, zone_number, count, align, request) {
+                Ok(first) => return Ok(first),
+                Err(AllocAtError::BelowWatermark) => {}
+                Err(_) => error = AllocError::Fragmented,
             }
         }
         Err(error)
@@ -259,7 +261,7 @@ impl FrameAllocator<'_> {
         count: usize,
         align: Order,
         request: AllocRequest,
-    ) -> Option<u32> {
+    ) -> Result<u32, AllocAtError> {
         let step = align.frames() as u64;
         let steals = request.fall_back && self.fallback == Fallback::Steal;
         let mine = request.class.migratetype();
@@ -317,15 +319,17 @@ impl FrameAllocator<'_> {
                     let first = aligned(begin) as u32;
                     let claimed = self.claim_booked(cpu, zone_number, first, count, request);
                     match claimed {
-                        Ok(()) => return Some(first),
-                        Err(AllocAtError::BelowWatermark) => return None,
+                        Ok(()) => return Ok(first),
+                        Err(AllocAtError::BelowWatermark) => {
+                            return Err(AllocAtError::BelowWatermark);
+                        }
                         // Others took some of it.
                         Err(_) => begin = at,
                     }
                 }
             }
         }
-        None
+        Err(AllocAtError::InUse)
     }
 
     /// Gives back `count` frames from `first` on that the caller holds in state *Owned*, whatever they were allocated as: single

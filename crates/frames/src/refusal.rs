@@ -34,7 +34,7 @@ impl FrameAllocator<'_> {
     ) {
         let block = isolated.block();
         self.set_offender(block, offender);
-        self.open(block, None, refusal);
+        self.open(block, None, Some(refusal));
         self.recheck_offender(block, offender);
     }
 

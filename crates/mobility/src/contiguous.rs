@@ -64,7 +64,8 @@ pub enum ContiguousError {
     #[error("a range has at least one frame")]
     Empty,
     /// No zone has so many frames in a row, whoever uses them; or the named place is not memory of one zone, or
-    /// shares a block with a hole or a reserved frame. It will be so the next time.
+    /// shares a block with a hole or a reserved frame. It will be so the next time. Memory that was added later and not right
+    /// behind its zone's last is in no row with what was there.
     #[error("no zone has so many frames in a row, or not at this place")]
     NoMemory,
     /// In each window there is a frame that cannot move, a huge allocation, a block that somebody else is emptying, or
@@ -225,8 +226,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Whether all zones together can lose so many blocks and stay at `watermark`. All CPU caches are emptied before:
     /// what lies in them is free memory, and with it blocks look used, or as if they held what cannot move.
     fn can_set_aside(&self, blocks: usize, watermark: Watermark) -> bool {
+        let wanted = (blocks as u64).saturating_mul(FRAMES_PER_BLOCK as u64);
+        // Not for a request that cannot be served either way.
+        if self
+            .spare(watermark)
+            .saturating_add(self.frames.cached_frames())
+            < wanted
+        {
+            return false;
+        }
         self.frames.drain_cpu_caches();
-        self.spare(watermark) >= (blocks as u64).saturating_mul(FRAMES_PER_BLOCK as u64)
+        self.spare(watermark) >= wanted
     }
 
     /// Tries the windows of one zone. An error comes with whether it concerns the other zones too.

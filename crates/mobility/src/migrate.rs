@@ -83,7 +83,8 @@ impl<'f, 'm> Freed<'f, 'm> {
                 FreeError::Unknown(bad)
                 | FreeError::NotOwned(bad)
                 | FreeError::WrongOrder(bad)
-                | FreeError::Pinned(bad),
+                | FreeError::Pinned(bad)
+                | FreeError::Referenced(bad),
             ) = freed
             else {
                 break;

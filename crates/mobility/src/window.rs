@@ -48,20 +48,21 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             first: begin,
             blocks: (end.index() + 1).checked_sub(begin.index())?,
         };
-        // Blocks of one zone that follow each other may have a hole between them.
-        let apart = last - first.get() + first.offset_in_block() as u64;
-        if apart / FRAMES_PER_BLOCK as u64 + 1 != window.blocks as u64 {
-            return None;
-        }
+        // Blocks that follow each other in the tables may have a hole between them, or stand the other way round in memory.
         let zone = self.frames.zone_of_block(begin);
-        let usable = |block| self.is_memory(zone, block);
+        let mut place = self.frames.block_start(begin).get();
+        let usable = |block| {
+            let here = self.is_memory(zone, block) && self.frames.block_start(block).get() == place;
+            place = place.wrapping_add(FRAMES_PER_BLOCK as u64);
+            here
+        };
         window.blocks().all(usable).then_some(window)
     }
 
     /// The cheapest window of a zone that `blocks` blocks fit into, beginning at a multiple of `align`, without the
     /// blocks in `avoid`, which are sorted; among equals the lowest.
     ///
-    /// One look at each ledger of the zone, no more: what a window really costs shows when it is isolated.
+    /// A walk over the ledgers, each looked at twice: what a window really costs shows when it is isolated.
     pub(crate) fn cheapest_window(
         &self,
         zone: ZoneId,
@@ -89,6 +90,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// What a block adds to the cost of a window; `None` if it cannot be emptied now.
     fn window_cost(&self, block: BlockId) -> Option<i64> {
         let ledger = self.frames.ledger(block);
+        if ledger.state() == BlockState::Spare {
+            // Wholly free; its CPU gives it back when it is isolated.
+            return Some(0);
+        }
         if ledger.state() != BlockState::Open || ledger.unmovable() > 0 {
             return None;
         }

@@ -43,6 +43,38 @@ fn everything_is_put_back_when_the_last_block_refuses() {
     }
 }
 
+/// Memory that was added out of order: its blocks follow the first one in the tables, as many as a range over the hole has.
+#[test]
+fn a_range_goes_over_no_hole_between_what_was_added() {
+    let m = blocks(1);
+    let zone = m.frames.zones().next().unwrap();
+    for block in [10u64, 2] {
+        let range = Pfn::new(block * 512)..Pfn::new(block * 512 + 512);
+        m.frames.add_range(zone, range).unwrap();
+    }
+    assert_eq!(ask_at(&m, 0, 3 * 512), Err(ContiguousError::NoMemory));
+    assert_eq!(m.frames.free_blocks(), 3);
+}
+
+/// The window fails for one block; what is known against the others is known still.
+#[test]
+fn a_range_that_fails_forgives_nobody() {
+    let m = filled([100, 100, 100, 200, 200, 200]);
+    m.frames.refuse_block(m.block(1), Refusal::Lasting, None);
+    let stubborn = Pfn::new(2 * 512 + 50);
+    m.user.refuse(stubborn);
+    m.frames
+        .refuse_block(m.block(2), Refusal::Lasting, Some(stubborn));
+    assert_eq!(
+        ask_at(&m, 0, 3 * 512),
+        Err(EvacuateError::Refused(stubborn).into())
+    );
+    for block in [1, 2] {
+        assert_eq!(m.frames.ledger(m.block(block)).refusal(), Refusal::Lasting);
+    }
+    m.check_at_rest();
+}
+
 #[test]
 fn an_owner_that_will_not_move_a_frame_is_found_out_and_loses_nothing() {
     let m = filled([200, 200, 200, 200, 200, 200]);

@@ -384,6 +384,8 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
         cpus: 2,
         placement: Placement::FullestFirst,
         fallback: Fallback::Steal,
+        // Nobody uses it but tests of added memory.
+        later: &[2],
         ..Config::default()
     };
     let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();

@@ -34,10 +34,13 @@ pub(super) fn interrupted() {
 /// Has the timer's handler call `routine` on all CPUs while `work` lasts. It must not take a lock that others hold with
 /// interrupts on.
 pub fn with_routine(routine: Routine<'_>, work: impl FnOnce()) {
-    // SAFETY: only the lifetime changes; nobody uses it after this function, see below.
+    // SAFETY: only the lifetime changes; nobody uses it after this function, see below. It does not unwind past `work`: a panic
+    // ends the kernel.
     let mut routine: Routine<'static> = unsafe { core::mem::transmute(routine) };
-    let before = ROUTINE.swap(&raw mut routine, Ordering::SeqCst);
-    assert!(before.is_null(), "a routine inside of another one");
+    let none = ptr::null_mut();
+    let order = (Ordering::SeqCst, Ordering::SeqCst);
+    let taken = ROUTINE.compare_exchange(none, &raw mut routine, order.0, order.1);
+    assert!(taken.is_ok(), "a routine inside of another one");
     work();
     ROUTINE.store(ptr::null_mut(), Ordering::SeqCst);
     while RUNNING.load(Ordering::SeqCst) != 0 {
