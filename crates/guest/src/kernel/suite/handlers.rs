@@ -167,7 +167,7 @@ impl<'a> Hand<'a> {
         let block = self.call(|frames| {
             let near = held.last().and_then(|(first, _)| frames.block_of(*first));
             let any = numbers.below(frames.block_count() as u64) as usize;
-            near.filter(|_| any % 2 == 0)
+            near.filter(|_| any.is_multiple_of(2))
                 .or_else(|| frames.blocks().nth(any))
         });
         let isolated = block.and_then(|block| self.call(|frames| frames.isolate_block(block)).ok());
