@@ -9,7 +9,7 @@ use crate::{
 impl FrameAllocator<'_> {
     /// Takes 2^order frames; they come in state *Owned*, without an owner.
     ///
-    /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, without touching a
+    /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, without writing a
     /// word that another CPU uses; class [`FrameClass::Balloon`] bypasses the cache. Before a request is refused, all CPUs'
     /// caches are emptied and it is tried once more. Of several refused requests of more than one frame in a row not all do
     /// that: a requester that asks in vain again and again must not empty the caches of the others each time.
@@ -195,36 +195,53 @@ impl FrameAllocator<'_> {
         let frames = request.order.frames();
         let mut error = AllocError::BelowWatermark;
         for zone_number in self.zone_order() {
-            // All or nothing: a part that is given back at once would be missed by others meanwhile.
-            if self.book(zone_number, None, frames, Part::All, request.watermark) == 0 {
-                continue;
-            }
-            let take = Take {
-                allocator: self,
-                cpu,
-                guard: None,
-                zone_number,
-                request,
-                frames,
-                align: request.order,
-            };
-            let mut found = None;
-            self.settled(zone_number, &mut || {
-                found = take.run();
-                found.is_some()
-            });
-            if let Some(first) = found {
-                let head = Word::owned(request.class, request.order);
-                self.descriptor_at(first).store(head);
-                let tail = head.with_state(FrameState::Tail).with_order(0);
-                for frame in first + 1..first + frames as u32 {
-                    self.descriptor_at(frame).store(tail);
+            match self.run_booked(cpu, zone_number, request, frames, request.order) {
+                Ok(first) => {
+                    let head = Word::owned(request.class, request.order);
+                    self.descriptor_at(first).store(head);
+                    let tail = head.with_state(FrameState::Tail).with_order(0);
+                    for frame in first + 1..first + frames as u32 {
+                        self.descriptor_at(frame).store(tail);
+                    }
+                    return Ok(first);
                 }
-                return Ok(first);
+                Err(AllocError::BelowWatermark) => {}
+                Err(other) => error = other,
             }
-            self.pay_in(zone_number, None, frames as i64);
-            error = AllocError::Fragmented;
         }
         Err(error)
+    }
+
+    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or nothing: a part
+    /// that is given back at once would be missed by others meanwhile.
+    pub(crate) fn run_booked(
+        &self,
+        cpu: CpuId,
+        zone_number: usize,
+        request: AllocRequest,
+        frames: usize,
+        align: Order,
+    ) -> Result<u32, AllocError> {
+        if self.book(zone_number, None, frames, Part::All, request.watermark) == 0 {
+            return Err(AllocError::BelowWatermark);
+        }
+        let take = Take {
+            allocator: self,
+            cpu,
+            guard: None,
+            zone_number,
+            request,
+            frames,
+            align,
+        };
+        let mut found = None;
+        self.settled(zone_number, &mut || {
+            found = take.run();
+            found.is_some()
+        });
+        if found.is_none() {
+            self.pay_in(zone_number, None, frames as i64);
+        }
+        found.ok_or(AllocError::Fragmented)
     }
 }

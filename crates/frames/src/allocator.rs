@@ -37,8 +37,7 @@ pub struct FrameAllocator<'m> {
     pub(crate) interrupts: Option<&'static dyn Interrupts>,
     pub(crate) cost: Option<CostFn>,
     pub(crate) zones: [Zone<'m>; MAX_ZONES],
-    /// How many blocks are isolated, and of those how many by the end of their number. Read on every free, changed rarely.
-    pub(crate) isolated_blocks: AtomicU32,
+    /// How many blocks are isolated, by the end of their number. One is read on every free; changed rarely.
     pub(crate) isolated: [AtomicU32; 64],
     /// Frames that two freed at once.
     pub(crate) double_frees: AtomicU64,
@@ -105,7 +104,6 @@ impl<'m> FrameAllocator<'m> {
             interrupts: config.interrupts,
             cost: config.cost,
             zones: core::array::from_fn(zone),
-            isolated_blocks: AtomicU32::new(0),
             isolated: core::array::from_fn(|_| AtomicU32::new(0)),
             double_frees: AtomicU64::new(0),
             growing: AtomicBool::new(false),

@@ -140,24 +140,36 @@ pub(crate) fn find_span(field: &Field, count: usize, align: usize) -> Option<u32
 
 /// Takes the `count` bits from `at` on, or none; whether it did.
 pub(crate) fn take_span(field: &Field, at: u32, count: usize) -> bool {
-    let end = at as usize + count;
-    let mask_of = |word: usize| {
-        let (from, to) = ((at as usize).max(word * 64), end.min(word * 64 + 64));
-        (u64::MAX >> (64 - (to - from))) << (from % 64)
-    };
-    let words = at as usize / 64..end.div_ceil(64);
-    for word in words.clone() {
-        let mask = mask_of(word);
-        let old = field.0[word].fetch_and(!mask, Ordering::AcqRel);
+    let masks = span_masks(at, count);
+    for (number, (word, mask)) in field.0.iter().zip(masks).enumerate() {
+        if mask == 0 {
+            continue;
+        }
+        let old = word.fetch_and(!mask, Ordering::AcqRel);
         if old & mask != mask {
-            field.0[word].fetch_or(old & mask, Ordering::AcqRel);
-            for word in words.start..word {
-                field.0[word].fetch_or(mask_of(word), Ordering::AcqRel);
+            word.fetch_or(old & mask, Ordering::AcqRel);
+            let before = field.0.iter().zip(masks).take(number);
+            for (word, mask) in before.filter(|(_, mask)| *mask != 0) {
+                word.fetch_or(mask, Ordering::AcqRel);
             }
             return false;
         }
     }
     true
+}
+
+/// The `count` bits from `at` on, by word.
+pub(crate) fn span_masks(at: u32, count: usize) -> [u64; WORDS] {
+    let (begin, end) = (at as usize, at as usize + count);
+    core::array::from_fn(|word| {
+        let (low, high) = (word * 64, word * 64 + 64);
+        let (from, to) = (begin.max(low), end.min(high));
+        if from >= to {
+            0
+        } else {
+            (u64::MAX >> (64 - (to - from))) << (from - low)
+        }
+    })
 }
 
 const fn run_mask(order: u8) -> u64 {
@@ -261,6 +273,18 @@ mod tests {
                 assert!((0..512).all(|b| set(b) == (before[b] && !taken.contains(&b))));
                 assert!(!take_span(&field, at, count), "they are gone");
                 assert!((0..512).all(|b| set(b) == (before[b] && !taken.contains(&b))));
+            }
+        }
+    }
+
+    #[test]
+    fn masks_cover_exactly_the_span() {
+        for (at, count) in [(0, 512), (0, 1), (511, 1), (70, 130), (63, 2), (64, 64)] {
+            let masks = span_masks(at, count);
+            for bit in 0..512 {
+                let inside = (at as usize..at as usize + count).contains(&bit);
+                let set = masks[bit / 64] >> (bit % 64) & 1 == 1;
+                assert_eq!(set, inside, "{count} from {at}: {bit}");
             }
         }
     }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::{
     BlockId, Config, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameState, Ledger, Migratetype,
-    Pfn, Placement, allocator::info_word, descriptor::Word, metadata::WORDS, sync::Ordering,
+    Pfn, Placement, allocator::info_word, bits::span_masks, descriptor::Word, sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
@@ -57,15 +57,18 @@ impl FrameAllocator<'_> {
             let base = u64::from(segment.block()) * FRAMES_PER_BLOCK as u64;
             let (mut at, end) = (base + begin - first, base + end - first);
             while at < end {
-                let stop = end.min((at / 64 + 1) * 64);
-                let mask = (u64::MAX >> (64 - (stop - at))) << (at % 64);
-                let word = &self.fields[(at / 512) as usize].0[(at / 64) as usize % WORDS];
-                // Relaxed: nobody else is here yet.
-                let old = word.load(Ordering::Relaxed);
-                word.store(
-                    if free { old | mask } else { old & !mask },
-                    Ordering::Relaxed,
-                );
+                let block = at / FRAMES_PER_BLOCK as u64;
+                let stop = end.min((block + 1) * FRAMES_PER_BLOCK as u64);
+                let offset = (at % FRAMES_PER_BLOCK as u64) as u32;
+                let masks = span_masks(offset, (stop - at) as usize);
+                for (word, mask) in self.fields[block as usize].0.iter().zip(masks) {
+                    // Relaxed: nobody else is here yet.
+                    let old = word.load(Ordering::Relaxed);
+                    word.store(
+                        if free { old | mask } else { old & !mask },
+                        Ordering::Relaxed,
+                    );
+                }
                 at = stop;
             }
         }

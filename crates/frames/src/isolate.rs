@@ -142,9 +142,8 @@ impl FrameAllocator<'_> {
     /// [`in_isolated_block`](Self::in_isolated_block), and after it does no more.
     fn count_isolated(&self, block: BlockId, isolated: bool) {
         let amount = if isolated { 1 } else { u32::MAX };
-        // SeqCst: one half of Dekker's argument in `CpuSlot::is_clear_of`. Both counts wrap.
+        // SeqCst: one half of Dekker's argument in `CpuSlot::is_clear_of`. It wraps.
         self.isolated[block.index() % 64].fetch_add(amount, Ordering::SeqCst);
-        self.isolated_blocks.fetch_add(amount, Ordering::SeqCst);
     }
 
     /// Opens the block again as it is; a refusal that it carried it carries still.

@@ -59,7 +59,11 @@ impl FrameAllocator<'_> {
     /// what is in them. Whoever finds no memory while there are some may do well to wait a moment.
     pub fn isolated_blocks(&self) -> u32 {
         // Acquire pairs with the release of whoever opens a block: who sees the count fall finds the frames.
-        self.isolated_blocks.load(Ordering::Acquire)
+        let each = self
+            .isolated
+            .iter()
+            .map(|count| count.load(Ordering::Acquire));
+        each.sum()
     }
 
     /// Wholly free blocks, those that CPUs keep for their next huge pages among them.

@@ -6,12 +6,12 @@
 use crate::{
     AllocError, AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, Fallback,
     FrameAllocator, FrameClass, FrameState, FreeError, Ledger, Migratetype, Order, Pfn, Watermark,
+    bits::{span_masks, take_span},
     descriptor::Word,
     free::{Bulk, refuse_free},
     metadata::WORDS,
     sums::Part,
-    sync::Ordering,
-    take::Take,
+    sync::{AtomicU64, Ordering},
 };
 
 /// Why the frames at a named place cannot be had. Nothing was changed.
@@ -78,32 +78,14 @@ impl FrameAllocator<'_> {
     ) -> Result<u32, AllocError> {
         let mut error = AllocError::BelowWatermark;
         for zone_number in self.zone_order() {
-            let mut found = None;
             if count <= FRAMES_PER_BLOCK && align <= Order::HUGE {
-                if self.book(zone_number, None, count, Part::All, request.watermark) == 0 {
-                    continue;
-                }
-                let take = Take {
-                    allocator: self,
-                    cpu,
-                    guard: None,
-                    zone_number,
-                    request,
-                    frames: count,
-                    align,
-                };
-                self.settled(zone_number, &mut || {
-                    found = take.run();
-                    found.is_some()
-                });
-                if found.is_none() {
-                    self.pay_in(zone_number, None, count as i64);
+                match self.run_booked(cpu, zone_number, request, count, align) {
+                    Ok(first) => return Ok(first),
+                    Err(AllocError::BelowWatermark) => continue,
+                    Err(AllocError::Fragmented) => {}
                 }
             } else if self.above(zone_number, request.watermark) < count as u64 {
                 continue;
-            }
-            if let Some(first) = found {
-                return Ok(first);
             }
             match self.claim_over_blocks(cpu, zone_number, count, align, request) {
                 Ok(first) => return Ok(first),
@@ -192,14 +174,13 @@ impl FrameAllocator<'_> {
 
     fn claim_piece(&self, cpu: CpuId, begin: u32, end: u32, class: FrameClass) -> bool {
         let block = Self::block_of_index(begin);
-        let masks = masks(begin, end);
         let field = &self.fields[block.index()];
-        let all_set = |bits: &[u64; WORDS]| bits.iter().zip(masks).all(|(b, m)| b & m == m);
-        let now = core::array::from_fn(|word| field.0[word].load(Ordering::Relaxed));
-        if !all_set(&now) {
+        let (at, count) = (begin % BLOCK, (end - begin) as u16);
+        // A look first: it disturbs nobody. Relaxed, since the step itself decides.
+        let set = |(word, mask): (&AtomicU64, u64)| word.load(Ordering::Relaxed) & mask == mask;
+        if !field.0.iter().zip(span_masks(at, count.into())).all(set) {
             return false;
         }
-        let count = (end - begin) as u16;
         let mine = class.migratetype();
         let taken = self.change(block, None, &|ledger| {
             let fits = ledger.state() == BlockState::Open && ledger.free() >= count;
@@ -214,19 +195,8 @@ impl FrameAllocator<'_> {
         let Ok(taken) = taken else {
             return false;
         };
-        let mut cleared = [0; WORDS];
-        for ((word, mask), done) in field.0.iter().zip(masks).zip(&mut cleared) {
-            if mask != 0 {
-                // AcqRel: as in `bits`.
-                *done = word.fetch_and(!mask, Ordering::AcqRel) & mask;
-            }
-        }
-        if cleared != masks {
-            // Others took some of them between the look and the ledger. Their place is taken by bits elsewhere in the block, which
-            // the ledger keeps for us: what we have goes back, and our share with it.
-            for (word, done) in field.0.iter().zip(cleared) {
-                word.fetch_or(done, Ordering::AcqRel);
-            }
+        if !take_span(field, at, count.into()) {
+            // Others took some of them between the look and the ledger.
             self.give_share_back(block, class, count);
             return false;
         }
@@ -242,7 +212,8 @@ impl FrameAllocator<'_> {
         while at < end {
             let stop = end.min((at / BLOCK + 1) * BLOCK);
             let block = Self::block_of_index(at);
-            for (word, mask) in masks(at, stop).into_iter().enumerate() {
+            let masks = span_masks(at % BLOCK, (stop - at) as usize);
+            for (word, mask) in masks.into_iter().enumerate() {
                 if mask != 0 {
                     self.set_bits(block, word, mask);
                 }
@@ -425,43 +396,5 @@ impl FrameAllocator<'_> {
             self.split_block(upper, single);
         }
         self.split_block(lower, single);
-    }
-}
-
-/// The bits of frames `begin` to `end`, which are in one block, by word.
-fn masks(begin: u32, end: u32) -> [u64; WORDS] {
-    let (begin, end) = (begin % BLOCK, (end - 1) % BLOCK + 1);
-    core::array::from_fn(|word| {
-        let (low, high) = (word as u32 * 64, word as u32 * 64 + 64);
-        let (from, to) = (begin.max(low), end.min(high));
-        if from >= to {
-            0
-        } else {
-            (u64::MAX >> (64 - (to - from))) << (from - low)
-        }
-    })
-}
-
-#[cfg(all(test, not(shuttle)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn masks_cover_exactly_the_frames() {
-        for (begin, end) in [
-            (0, 512),
-            (512, 513),
-            (1023, 1024),
-            (70, 200),
-            (63, 65),
-            (64, 128),
-        ] {
-            let masks = masks(begin, end);
-            for frame in 0..BLOCK {
-                let inside = (begin % BLOCK..begin % BLOCK + (end - begin)).contains(&frame);
-                let set = masks[frame as usize / 64] >> (frame % 64) & 1 == 1;
-                assert_eq!(set, inside, "{begin} to {end}: {frame}");
-            }
-        }
     }
 }

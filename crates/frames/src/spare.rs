@@ -1,8 +1,8 @@
 //! Huge pages from what a CPU keeps: a short stack of whole blocks.
 //!
 //! A *spare* block is wholly free and counts as that in every sum, but it stands in no index: its CPU took it out, with others of
-//! the same group at once, and gives it back in the same way. Taking one and giving one back then touches the CPU's own lines and
-//! the block's record, and no word that another CPU writes. Only blocks of the zone that requests try first are kept, and only
+//! the same group at once, and gives it back in the same way. Taking one and giving one back then writes the CPU's own lines and
+//! the block's record alone, and reads the zone's share of the sums, which other CPUs write once for several blocks. Only blocks of the zone that requests try first are kept, and only
 //! while whole blocks are plenty and the zone is far above its marks.
 
 use crate::{

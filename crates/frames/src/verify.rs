@@ -142,19 +142,12 @@ impl FrameAllocator<'_> {
             }
         }
         self.verify_cpus()?;
-        let kept = self.isolated_blocks.load(Ordering::Acquire);
-        let by_residue: u32 = self
-            .isolated
-            .iter()
-            .map(|count| count.load(Ordering::Acquire))
-            .sum();
-        for kept in [kept, by_residue] {
-            if kept != isolated {
-                return Err(VerifyError::Isolated {
-                    kept,
-                    found: isolated,
-                });
-            }
+        let kept = self.isolated_blocks();
+        if kept != isolated {
+            return Err(VerifyError::Isolated {
+                kept,
+                found: isolated,
+            });
         }
         match self.double_frees.load(Ordering::Relaxed) {
             0 => Ok(()),

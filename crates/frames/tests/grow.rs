@@ -1,39 +1,17 @@
 //! Memory that comes later.
 #![cfg(not(shuttle))]
 
+mod layout;
+
 use std::{collections::BTreeSet, ops::Range};
 
 use dirigible_frames::{
-    AllocAtError, AllocError, AllocRequest, BlockId, Config, CpuId, FRAMES_PER_BLOCK,
-    FrameAllocator, FrameClass, FrameFlags, GrowError, Order, Pfn, Watermarks, ZoneConfig, ZoneId,
+    AllocAtError, AllocError, AllocRequest, BlockId, Config, FRAMES_PER_BLOCK, FrameAllocator,
+    FrameClass, FrameFlags, GrowError, Order, Pfn, ZoneId,
 };
+use layout::{A, B, BLOCK, blocks, with, zone};
 
-const A: CpuId = CpuId::new(0);
-const B: CpuId = CpuId::new(1);
-const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 const ZONE: ZoneId = ZoneId::new(0);
-
-fn blocks(blocks: Range<u64>) -> Range<Pfn> {
-    Pfn::new(blocks.start * BLOCK)..Pfn::new(blocks.end * BLOCK)
-}
-
-fn zone<'a>(ranges: &'a [Range<Pfn>]) -> ZoneConfig<'a> {
-    ZoneConfig {
-        name: "Normal",
-        ranges,
-        watermarks: Watermarks::default(),
-        reserve_blocks: 0,
-    }
-}
-
-fn with<R>(config: &Config<'_>, test: impl FnOnce(&FrameAllocator<'_>) -> R) -> R {
-    let bytes = FrameAllocator::metadata_bytes(config).expect("a sound configuration");
-    let mut metadata = vec![0xa5; bytes];
-    let frames = FrameAllocator::new(config, &mut metadata).expect("enough metadata memory");
-    let result = test(&frames);
-    frames.verify().expect("all counts fit");
-    result
-}
 
 #[test]
 fn memory_that_comes_later_is_used_like_the_rest() {

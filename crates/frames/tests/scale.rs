@@ -1,38 +1,15 @@
 //! Large memory, and memory with holes.
 #![cfg(not(shuttle))]
 
+mod layout;
+
 use std::{collections::BTreeSet, ops::Range};
 
 use dirigible_frames::{
-    AllocAtError, AllocError, AllocRequest, BlockId, BlockState, Config, CpuId, FRAMES_PER_BLOCK,
-    FrameAllocator, FrameClass, FrameState, Ledger, Order, Pfn, Watermarks, ZoneConfig,
+    AllocAtError, AllocError, AllocRequest, BlockId, BlockState, Config, FRAMES_PER_BLOCK,
+    FrameAllocator, FrameClass, FrameState, Ledger, Order, Pfn,
 };
-
-const A: CpuId = CpuId::new(0);
-const B: CpuId = CpuId::new(1);
-const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
-
-fn blocks(blocks: Range<u64>) -> Range<Pfn> {
-    Pfn::new(blocks.start * BLOCK)..Pfn::new(blocks.end * BLOCK)
-}
-
-fn zone<'a>(ranges: &'a [Range<Pfn>]) -> ZoneConfig<'a> {
-    ZoneConfig {
-        name: "Normal",
-        ranges,
-        watermarks: Watermarks::default(),
-        reserve_blocks: 0,
-    }
-}
-
-fn with<R>(config: &Config<'_>, test: impl FnOnce(&FrameAllocator<'_>) -> R) -> R {
-    let bytes = FrameAllocator::metadata_bytes(config).expect("a sound configuration");
-    let mut metadata = vec![0xa5; bytes];
-    let frames = FrameAllocator::new(config, &mut metadata).expect("enough metadata memory");
-    let result = test(&frames);
-    frames.verify().expect("all counts fit");
-    result
-}
+use layout::{A, B, BLOCK, blocks, with, zone};
 
 /// Two blocks in a row are found by words of the index, also where one ends and the next begins.
 #[test]

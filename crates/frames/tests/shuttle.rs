@@ -9,58 +9,31 @@
 
 #![cfg(shuttle)]
 
+mod explore;
+
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, BlockId, Config, CpuId, FRAMES_PER_BLOCK, Fallback,
-    FrameAllocator, FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Placement, Refusal,
-    Watermark, Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, BlockId, CpuId, FrameAllocator, FrameClass, FrameFlags,
+    FrameState, Order, OwnerClass, Pfn, Refusal, Watermark,
     sync::{AtomicU32, Ordering},
 };
-use shuttle::{
-    Runner,
-    scheduler::{PctScheduler, RandomScheduler},
-    thread::scope,
-};
+use explore::Explore;
+use shuttle::thread::scope;
 
 const A: CpuId = CpuId::new(0);
 const B: CpuId = CpuId::new(1);
 
-/// Schedules tried at random, and as many again with few switches at unlucky places.
-const SCHEDULES: usize = 500;
-
 /// Runs `test` under many schedules, each time with a new allocator of `blocks` free pageblocks.
 fn explore(blocks: u64, test: fn(&FrameAllocator<'_>)) {
-    explore_with_reserve(blocks, 0, test);
+    Explore::blocks(blocks).run(test);
 }
 
 /// The same where movable frames leave `reserve_blocks` whole.
 fn explore_with_reserve(blocks: u64, reserve_blocks: u32, test: fn(&FrameAllocator<'_>)) {
-    let body = move || {
-        let start = Pfn::new(2 * FRAMES_PER_BLOCK as u64);
-        let ranges = [start..start.plus(blocks * FRAMES_PER_BLOCK as u64)];
-        let zones = [ZoneConfig {
-            name: "Normal",
-            ranges: &ranges,
-            watermarks: Watermarks::default(),
-            reserve_blocks,
-        }];
-        let config = Config {
-            zones: &zones,
-            reserved: &[],
-            cpus: 2,
-            placement: Placement::FullestFirst,
-            fallback: Fallback::Evacuate,
-            ..Config::default()
-        };
-        let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
-        let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
-        test(&frames);
-        frames.verify().expect("all counts fit");
+    let explore = Explore {
+        reserve_blocks,
+        ..Explore::blocks(blocks)
     };
-    let mut config = shuttle::Config::new();
-    // Model-checked atomics are large, and the per-CPU tables are made on the stack.
-    config.stack_size = 1 << 20;
-    Runner::new(RandomScheduler::new(SCHEDULES), config.clone()).run(body);
-    Runner::new(PctScheduler::new(3, SCHEDULES), config).run(body);
+    explore.run(test);
 }
 
 fn order(order: u8) -> Order {
