@@ -153,14 +153,14 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// Entering -> Owned, without the host having heard of it.
+    /// Entering -> Allocated, without the host having heard of it.
     #[inline(never)]
     pub(crate) fn unclaim(&mut self, at: usize) {
         for n in 0..self.requests[at].len() {
             let frame = self.requests.frame(at, n);
             if self
                 .books
-                .transition(frame, FrameState::Entering, FrameState::Owned)
+                .transition(frame, FrameState::Entering, FrameState::Allocated)
                 .is_err()
             {
                 self.damaged(1);
@@ -187,7 +187,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// The host has let go of the frames of slot `at`: Leaving -> Owned. They keep our class, so that the code that
+    /// The host has let go of the frames of slot `at`: Leaving -> Allocated. They keep our class, so that the code that
     /// frees them knows where they came from. Gives how many.
     pub(crate) fn leave(&mut self, at: usize) -> u64 {
         self.count_managed(at, 1);
@@ -195,7 +195,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             let frame = self.requests.frame(at, n);
             if self
                 .books
-                .transition(frame, FrameState::Leaving, FrameState::Owned)
+                .transition(frame, FrameState::Leaving, FrameState::Allocated)
                 .is_err()
             {
                 self.damaged(1);

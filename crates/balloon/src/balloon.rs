@@ -3,7 +3,7 @@
 
 use core::borrow::BorrowMut;
 
-use dirigible_frames::{FrameState, OwnerClass, Pfn};
+use dirigible_frames::{FrameState, OwnerId, Pfn};
 use dirigible_mobility::Outcome;
 
 use crate::books::{Books, List, MAX_SPAN};
@@ -70,10 +70,10 @@ pub struct ProtocolError;
 /// A frame is in one of these places, and its state says in which:
 ///
 /// ```text
-/// Owned ─ begin_inflate ─> Entering ─ acknowledged ─> Listed ─ begin_deflate ─> Leaving ─ acknowledged ─> Owned
+/// Allocated ─ begin_inflate ─> Entering ─ acknowledged ─> Listed ─ begin_deflate ─> Leaving ─ acknowledged ─> Allocated
 ///                                                     Listed ─ isolate ─> Isolated ─ putback ─> Listed
-/// exchange: new frame like an inflation, and once that is acknowledged, old frame Isolated ─> Leaving ─> Owned
-/// the device was reset: all of them ─> Owned
+/// exchange: new frame like an inflation, and once that is acknowledged, old frame Isolated ─> Leaving ─> Allocated
+/// the device was reset: all of them ─> Allocated
 /// ```
 ///
 /// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up
@@ -82,7 +82,7 @@ pub struct ProtocolError;
 #[derive(Debug)]
 pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = RequestMemory<N>> {
     pub(crate) books: &'a B,
-    pub(crate) class: OwnerClass,
+    pub(crate) class: OwnerId,
     pub(crate) config: BalloonConfig,
     pub(crate) features: Features,
     pub(crate) list: List,
@@ -123,7 +123,7 @@ impl<'a, B: Books + ?Sized, const N: usize> Balloon<'a, B, N> {
     /// named.
     pub fn new(
         books: &'a B,
-        class: OwnerClass,
+        class: OwnerId,
         features: Features,
         config: BalloonConfig,
     ) -> Result<Self, Fault> {
@@ -138,7 +138,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     /// As [`new`](Balloon::new).
     pub fn in_memory(
         books: &'a B,
-        class: OwnerClass,
+        class: OwnerId,
         features: Features,
         config: BalloonConfig,
         memory: M,
@@ -429,7 +429,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 /// Whether a balloon can be made with these settings.
 pub(crate) fn check<B: Books + ?Sized, const N: usize>(
     books: &B,
-    class: OwnerClass,
+    class: OwnerId,
     config: &BalloonConfig,
 ) -> Result<(), Fault> {
     for (setting, value) in [
@@ -441,8 +441,8 @@ pub(crate) fn check<B: Books + ?Sized, const N: usize>(
             return Err(Fault::Range { setting, most });
         }
     }
-    if class == OwnerClass::NONE {
-        return Err(Fault::Setting("a balloon needs an owner class"));
+    if class == OwnerId::NONE {
+        return Err(Fault::Setting("a balloon needs an owner number"));
     }
     let (base, span) = (books.base().get(), books.span());
     // The second test: frame numbers are 32 bits on the wire.
@@ -473,7 +473,7 @@ mod tests {
     #[test]
     fn a_frame_missing_from_the_books_is_noticed() {
         let (books, owned) = frames(3);
-        let class = OwnerClass::new(1).unwrap();
+        let class = OwnerId::new(1).unwrap();
         let mut balloon: Balloon<'_, _> =
             Balloon::new(books, class, Features::empty(), BalloonConfig::default()).unwrap();
         balloon.set_target(3, 512);

@@ -1,7 +1,7 @@
 //! What the balloon needs to know of a kernel's frames, and the list it keeps through their owner words.
 #![forbid(unsafe_code)]
 
-use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerClass, Pfn};
+use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, Pfn};
 
 /// A kernel's frame descriptors, as far as the balloon needs them: a state and one 64-bit word per frame.
 ///
@@ -18,9 +18,9 @@ pub trait Books: Sync {
     /// Changes the state from `from` to `to` in one atomic step; the error is the state found.
     fn transition(&self, frame: Pfn, from: FrameState, to: FrameState) -> Result<(), FrameState>;
     /// Whose frame it is, if anybody's.
-    fn owner(&self, frame: Pfn) -> Option<OwnerClass>;
+    fn owner(&self, frame: Pfn) -> Option<OwnerId>;
     /// Makes the frame, which the caller owns, one of `class` with word `word`.
-    fn claim(&self, frame: Pfn, class: OwnerClass, word: u64);
+    fn claim(&self, frame: Pfn, class: OwnerId, word: u64);
     /// Makes the frame, which the caller owns, nobody's.
     fn disown(&self, frame: Pfn);
     /// The frame's word.
@@ -51,16 +51,16 @@ impl Books for FrameAllocator<'_> {
         FrameAllocator::transition(self, frame, from, to)
     }
 
-    fn owner(&self, frame: Pfn) -> Option<OwnerClass> {
-        Some(FrameAllocator::owner(self, frame)).filter(|&owner| owner != OwnerClass::NONE)
+    fn owner(&self, frame: Pfn) -> Option<OwnerId> {
+        Some(FrameAllocator::owner(self, frame)).filter(|&owner| owner != OwnerId::NONE)
     }
 
-    fn claim(&self, frame: Pfn, class: OwnerClass, word: u64) {
+    fn claim(&self, frame: Pfn, class: OwnerId, word: u64) {
         self.set_owner(frame, class, word);
     }
 
     fn disown(&self, frame: Pfn) {
-        self.set_owner(frame, OwnerClass::NONE, 0);
+        self.set_owner(frame, OwnerId::NONE, 0);
     }
 
     fn word(&self, frame: Pfn) -> u64 {
@@ -89,7 +89,7 @@ pub const MAX_SPAN: u64 = UNLINKED as u64;
 /// The owner word of a balloon frame: previous and next frame in 32 bits each, both one higher than they are, so that
 /// a word of zeroes links to nothing.
 ///
-/// Whose frame it is stands in its owner class alone, so each balloon of a machine has a class of its own.
+/// Whose frame it is stands in its owner's number alone, so each balloon of a machine has a class of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Link {
     prev: u32,
@@ -317,7 +317,7 @@ pub(crate) mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    /// An allocator of one block, and some of its frames in state `Owned`.
+    /// An allocator of one block, and some of its frames in state `Allocated`.
     pub(crate) fn frames(count: usize) -> (&'static FrameAllocator<'static>, Vec<Pfn>) {
         let ranges = [Pfn::new(512)..Pfn::new(1024)];
         let watermarks = Watermarks::default();

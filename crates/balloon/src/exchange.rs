@@ -61,7 +61,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was
-    /// isolated, the frame is the guest's again (`Owned`) and the caller gives it to the allocator, as with
+    /// isolated, the frame is the guest's again (`Allocated`) and the caller gives it to the allocator, as with
     /// [`Output::Free`]. A frame that was not isolated from this balloon is left alone.
     #[must_use = "a frame that is not on the list again is to be freed"]
     pub fn putback(&mut self, frame: Pfn) -> bool {
@@ -97,7 +97,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
         let freed = self
             .books
-            .transition(frame, FrameState::Isolated, FrameState::Owned);
+            .transition(frame, FrameState::Isolated, FrameState::Allocated);
         if freed.is_err() {
             self.damaged(1);
         }
@@ -151,7 +151,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
         if self
             .books
-            .transition(pair.to, FrameState::Owned, FrameState::Entering)
+            .transition(pair.to, FrameState::Allocated, FrameState::Entering)
             .is_err()
         {
             self.requests.pop(new);

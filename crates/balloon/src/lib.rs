@@ -20,7 +20,7 @@
 //! ```
 //! # #[cfg(feature = "virtio-drivers")] {
 //! use dirigible_balloon::{AllocatorSource, BalloonConfig, BalloonError, Step, VirtioBalloon};
-//! use dirigible_frames::{FrameAllocator, OwnerClass, Platform, Watermark};
+//! use dirigible_frames::{FrameAllocator, OwnerId, Platform, Watermark};
 //! use dirigible_mobility::Mobility;
 //! use virtio_drivers::{Hal, transport::Transport};
 //!
@@ -30,7 +30,7 @@
 //!     platform: &'a P,
 //!     mobility: &'a Mobility<'a, P>,
 //! ) -> Result<VirtioBalloon<'a, H, T, P>, BalloonError> {
-//!     let class = OwnerClass::new(1).unwrap();
+//!     let class = OwnerId::new(1).unwrap();
 //!     // Then: mobility.register(class, &balloon), once the balloon has its place in memory.
 //!     VirtioBalloon::new(transport, frames, platform, mobility, class, BalloonConfig::default())
 //! }
@@ -54,7 +54,7 @@
 //! use std::collections::BTreeSet;
 //! use dirigible_balloon::{Balloon, BalloonConfig, Begin, Features, Message, Output, Queue, Work};
 //! use dirigible_frames::{
-//!     BalloonPlacement, Config, CpuId, Fallback, FrameAllocator, FrameState, OwnerClass, Pfn, Placement, Watermark,
+//!     BalloonPlacement, Config, CpuId, Fallback, FrameAllocator, FrameState, OwnerId, Pfn, Placement, Watermark,
 //!     Watermarks, ZoneConfig,
 //! };
 //! use dirigible_mobility::{MovePair, Outcome};
@@ -95,7 +95,7 @@
 //! };
 //!
 //! // The host wants 100 frames: the balloon says what to do next, until it is idle.
-//! let class = OwnerClass::new(1).unwrap();
+//! let class = OwnerId::new(1).unwrap();
 //! let mut balloon = Balloon::new(&frames, class, Features::empty(), BalloonConfig::default())?;
 //! balloon.set_target(100, frames.managed_frames());
 //! while let Work::Inflate(want) = balloon.plan(0) {

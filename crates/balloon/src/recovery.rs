@@ -110,7 +110,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         drained > 0
     }
 
-    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Owned. `None` when
+    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Allocated. `None` when
     /// there is none, or the list is damaged.
     fn take_newest(&mut self) -> Option<Pfn> {
         loop {
@@ -122,7 +122,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 return self.lost_list();
             }
             let books = self.books;
-            let owned = |from| books.transition(frame, from, FrameState::Owned);
+            let owned = |from| books.transition(frame, from, FrameState::Allocated);
             match owned(FrameState::Listed) {
                 Ok(()) => return Some(frame),
                 Err(FrameState::Leaving) if owned(FrameState::Leaving).is_ok() => {
@@ -198,7 +198,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// The balloon goes away and its device did not confirm a reset: all its frames but the isolated ones become
-    /// nobody's, in state `Owned`, and are lost for good. `lost` hears of each.
+    /// nobody's, in state `Allocated`, and are lost for good. `lost` hears of each.
     pub fn abandon(&mut self, mut lost: impl FnMut(Pfn)) {
         self.removed();
         while let Some(frame) = self.take_newest() {
@@ -221,7 +221,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 let frame = self.requests.frame(at, n);
                 if self
                     .books
-                    .transition(frame, from, FrameState::Owned)
+                    .transition(frame, from, FrameState::Allocated)
                     .is_ok()
                 {
                     self.books.disown(frame);

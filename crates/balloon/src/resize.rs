@@ -58,7 +58,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         self.retry_at
     }
 
-    /// Begins to give frames (in state `Owned`) to the host, and says how many from the front it takes: fewer when the
+    /// Begins to give frames (in state `Allocated`) to the host, and says how many from the front it takes: fewer when the
     /// target has changed meanwhile. The others stay the caller's.
     ///
     /// They join a request that [`next_output`](Self::next_output) has not handed out yet, as far as it has room: a
@@ -76,7 +76,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             if !self.in_span(frame)
                 || self
                     .books
-                    .transition(frame, FrameState::Owned, FrameState::Entering)
+                    .transition(frame, FrameState::Allocated, FrameState::Entering)
                     .is_err()
             {
                 break;

@@ -9,7 +9,7 @@ use dirigible_mobility::{Mobility, Outcome};
 /// It is called with no lock of the balloon held, so it may compact (which calls the balloon's own `isolate` and
 /// `migrate`), reclaim, or call [`deflate_on_oom`](crate::VirtioBalloon::deflate_on_oom).
 pub trait FrameSource: Sync {
-    /// Fills `out` from the front with frames in state `Owned` and gives their number. Fewer than asked is no failure;
+    /// Fills `out` from the front with frames in state `Allocated` and gives their number. Fewer than asked is no failure;
     /// none means that none is to be had now, and the balloon rests for its retry delay.
     fn take(&self, how: BalloonPlacement, out: &mut [Pfn]) -> usize;
     /// Takes frames back that turned out not to be needed.

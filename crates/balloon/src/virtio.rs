@@ -26,7 +26,7 @@ mod wire;
 mod worker;
 
 use dirigible_frames::sync::{AtomicBool, Mutex};
-use dirigible_frames::{FrameAllocator, OwnerClass, Platform};
+use dirigible_frames::{FrameAllocator, OwnerId, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
@@ -141,7 +141,7 @@ pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize =
     platform: &'a P,
     settle: &'a dyn Settle,
     config: BalloonConfig,
-    class: OwnerClass,
+    class: OwnerId,
     state: Mutex<State<'a, H, N>>,
     queues: Mutex<Queues<H, N>>,
     /// Never waited for, only tried.
@@ -168,7 +168,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
         settle: &'a dyn Settle,
-        class: OwnerClass,
+        class: OwnerId,
         config: BalloonConfig,
     ) -> Result<Self, BalloonError> {
         // The settings first: a device that is not touched needs no reset.
@@ -265,7 +265,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 
     /// The class that the balloon's frames carry.
-    pub fn class(&self) -> OwnerClass {
+    pub fn owner_id(&self) -> OwnerId {
         self.class
     }
 

@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use dirigible_balloon::{
     Balloon, BalloonConfig, Books, Fault, Features, MAX_SPAN, Message, Output, Work,
 };
-use dirigible_frames::{FrameState, OwnerClass, Pfn};
+use dirigible_frames::{FrameState, OwnerId, Pfn};
 use table::{BASE, FRAMES, Table};
 
-const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
+const CLASS: OwnerId = OwnerId::new(1).unwrap();
 
 /// A host that answers at once.
 fn serve<B: Books>(balloon: &mut Balloon<'_, B>) -> usize {
@@ -40,7 +40,7 @@ fn managed_counts_change_once_for_each_request() {
     let frames: Vec<_> = (0..FRAMES).map(|at| Pfn::new(BASE + at)).collect();
     frames
         .iter()
-        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Owned));
+        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Allocated));
     let mut left = &frames[..];
     while let Work::Inflate(want) = balloon.plan(0) {
         let (now, later) = left.split_at(want);
@@ -65,7 +65,7 @@ fn managed_counts_change_once_for_each_request() {
 }
 
 /// One frame with its state, owner and word.
-type Entry = (FrameState, Option<OwnerClass>, u64);
+type Entry = (FrameState, Option<OwnerId>, u64);
 
 /// Much memory, of which only those frames are kept that somebody has touched.
 struct Sparse {
@@ -80,7 +80,7 @@ impl Sparse {
         let mut frames = self.frames.lock().unwrap();
         f(frames
             .entry(frame.get())
-            .or_insert((FrameState::Owned, None, 0)))
+            .or_insert((FrameState::Allocated, None, 0)))
     }
 }
 
@@ -103,10 +103,10 @@ impl Books for Sparse {
             false => Err(entry.0),
         })
     }
-    fn owner(&self, frame: Pfn) -> Option<OwnerClass> {
+    fn owner(&self, frame: Pfn) -> Option<OwnerId> {
         self.with(frame, |entry| entry.1)
     }
-    fn claim(&self, frame: Pfn, class: OwnerClass, word: u64) {
+    fn claim(&self, frame: Pfn, class: OwnerId, word: u64) {
         self.with(frame, |entry| (entry.1, entry.2) = (Some(class), word));
     }
     fn disown(&self, frame: Pfn) {
@@ -173,7 +173,7 @@ fn the_core_says_what_follows_from_a_reset() {
     let frames: Vec<_> = (0..FRAMES).map(|at| Pfn::new(BASE + at)).collect();
     frames
         .iter()
-        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Owned));
+        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Allocated));
     balloon.begin_inflate(&frames[..256], 0);
     serve(&mut balloon);
     balloon.begin_inflate(&frames[256..400], 0);
@@ -211,10 +211,10 @@ fn damage_shows_behind_a_fault_of_the_device() {
     let frames: Vec<_> = (0..100).map(|at| Pfn::new(BASE + at)).collect();
     frames
         .iter()
-        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Owned));
+        .for_each(|&frame| table.with(frame, |entry| entry.0 = FrameState::Allocated));
     balloon.begin_inflate(&frames, 0);
     serve(&mut balloon);
-    table.with(frames[50], |entry| entry.0 = FrameState::Owned);
+    table.with(frames[50], |entry| entry.0 = FrameState::Allocated);
     balloon.needs_reset();
     balloon.device_reset();
     assert_eq!(serve(&mut balloon), 99);

@@ -126,7 +126,7 @@ fn pitfall_14_no_frame_is_freed_twice_or_never() {
             total - 600
         );
         assert_eq!(count(guest.frames, FrameState::Listed), 600);
-        assert_eq!(count(guest.frames, FrameState::Owned), 0);
+        assert_eq!(count(guest.frames, FrameState::Allocated), 0);
     }
     guest.frames.verify().unwrap();
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use dirigible_balloon::{BalloonConfig, Deflate, Fault, Step, VirtioBalloon};
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, CpuId, Event, FrameClass, FrameState, Order, OwnerClass,
+    AllocRequest, BalloonPlacement, CpuId, Event, FrameClass, FrameState, Order, OwnerId,
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{Host, Manner, VERSION_1};
@@ -223,7 +223,7 @@ fn pitfall_09_two_balloons_share_nothing() {
         one.to(turn * 100);
         two.to(turn * 70);
     }
-    let of = |class: OwnerClass| {
+    let of = |class: OwnerId| {
         let ours = |frame: &dirigible_frames::Pfn| {
             frames.state(*frame) == FrameState::Listed
                 && frames.frame(*frame).unwrap().owner == class
@@ -313,7 +313,7 @@ fn pitfall_24_no_mark_outlives_the_balloon() {
         let info = guest.frames.frame(frame).unwrap();
         assert_eq!(
             (info.state, info.owner),
-            (FrameState::Owned, OwnerClass::NONE)
+            (FrameState::Allocated, OwnerId::NONE)
         );
         assert_eq!(info.class, FrameClass::Movable);
     }

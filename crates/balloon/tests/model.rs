@@ -12,13 +12,13 @@ use dirigible_balloon::{
     Balloon, BalloonConfig, Begin, Books, Features, LARGE_PFNS, MAX_PFNS, Message, Output, Queue,
     REQUESTS, RequestId, RequestMemory, Work,
 };
-use dirigible_frames::{FrameState, OwnerClass, Pfn};
+use dirigible_frames::{FrameState, OwnerId, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use model_op::{MS, Op, op};
 use proptest::prelude::*;
 use table::{BASE, FRAMES, Table, zone};
 
-const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
+const CLASS: OwnerId = OwnerId::new(1).unwrap();
 
 struct Sent {
     queue: Queue,
@@ -86,7 +86,8 @@ impl<'a, const N: usize> World<'a, N> {
             };
             let Some(&frame) = next else { break };
             self.free.remove(&frame);
-            self.table.with(frame, |entry| entry.0 = FrameState::Owned);
+            self.table
+                .with(frame, |entry| entry.0 = FrameState::Allocated);
             out.push(frame);
         }
         out
@@ -95,7 +96,7 @@ impl<'a, const N: usize> World<'a, N> {
     fn give_back(&mut self, frame: Pfn) {
         assert_eq!(
             self.table.state(frame),
-            FrameState::Owned,
+            FrameState::Allocated,
             "{frame} is not ours to free"
         );
         assert!(
@@ -356,7 +357,7 @@ impl<'a, const N: usize> World<'a, N> {
             assert_eq!(has, should, "{frame} {state:?}");
             host_zone[zone(frame)] += i64::from(is_out);
             assert_eq!(state == FrameState::Free, self.free.contains(&frame));
-            assert_ne!(state, FrameState::Owned, "{frame} belongs to nobody");
+            assert_ne!(state, FrameState::Allocated, "{frame} belongs to nobody");
             entering += u64::from(state == FrameState::Entering);
         }
         let of = |state: FrameState| *by_state.get(&(state as u8)).unwrap_or(&0);

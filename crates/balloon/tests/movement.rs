@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use dirigible_balloon::{BalloonConfig, Deflate, Step};
 use dirigible_frames::{
-    AllocRequest, CpuId, Event, FrameClass, FrameState, Order, OwnerClass, Pfn, ZoneId,
+    AllocRequest, CpuId, Event, FrameClass, FrameState, Order, OwnerId, Pfn, ZoneId,
 };
 use dirigible_mobility::{
     CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome, RegisterError,
@@ -114,7 +114,7 @@ fn pitfall_10_foreign_frames_are_not_followed() {
     let guest = Guest::new(8);
     guest.to(200);
     let frames = guest.frames;
-    let other = OwnerClass::new(9).unwrap();
+    let other = OwnerId::new(9).unwrap();
     let mut strange = Vec::new();
     let garbage = [0, u64::MAX, 0x0fff_ffff_ffff_ffff, 0xdead_beef_dead_beef];
     for (at, word) in garbage.into_iter().cycle().take(64).enumerate() {
@@ -130,7 +130,7 @@ fn pitfall_10_foreign_frames_are_not_followed() {
         frames.set_owner(frame, other, word);
         if at % 2 == 0 {
             frames
-                .transition(frame, FrameState::Owned, FrameState::Listed)
+                .transition(frame, FrameState::Allocated, FrameState::Listed)
                 .unwrap();
         }
         strange.push((frame, word));

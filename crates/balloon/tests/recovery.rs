@@ -326,9 +326,9 @@ fn a_balloon_dropped_with_a_device_that_takes_no_reset_leaks_what_it_must() {
         let info = guest.frames.frame(frame).unwrap();
         assert_eq!(
             (info.state, info.class),
-            (FrameState::Owned, FrameClass::Unmovable)
+            (FrameState::Allocated, FrameClass::Unmovable)
         );
-        assert_eq!(info.owner, dirigible_frames::OwnerClass::NONE);
+        assert_eq!(info.owner, dirigible_frames::OwnerId::NONE);
     }
     let second = probe(&guest, &host);
     finds_nothing(&guest, &second, &host);

@@ -152,7 +152,7 @@ fn migrate_against_deflate() {
         guest.check();
         assert_eq!(guest.balloon.held().total(), 0);
         // `NoSettle` keeps what was pending: those old frames are the guest's, and nobody has freed them.
-        assert_eq!(states(&guest, FrameState::Owned), pending);
+        assert_eq!(states(&guest, FrameState::Allocated), pending);
         assert_eq!(guest.balloon.pending_pairs(), 0);
     };
     check(test);
@@ -321,7 +321,7 @@ fn migrate_against_migrate() {
         let pending: usize = movers.into_iter().map(|mover| mover.join().unwrap()).sum();
         // The host answers at once; a pair is pending only while the other mover carries its answer.
         assert_eq!(guest.balloon.held().listed, 6, "{pending} pending");
-        assert_eq!(states(&guest, FrameState::Owned), 6);
+        assert_eq!(states(&guest, FrameState::Allocated), 6);
         guest.check();
     };
     check(test);

@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl FrameAllocator<'_> {
-    /// Takes 2^order frames; they come in state *Owned*, without an owner.
+    /// Takes 2^order frames; they come in state *Allocated*, without an owner.
     ///
     /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, without writing a
     /// word that another CPU uses; class [`FrameClass::Balloon`] bypasses the cache. Before a request is refused, all CPUs'

@@ -7,7 +7,7 @@ use crate::{
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
-/// Where a frame is in its life: Free ⇄ Cached → Owned → Entering → Listed → Isolated → Leaving → Owned → Free.
+/// Where a frame is in its life: Free ⇄ Cached → Allocated → Entering → Listed → Isolated → Leaving → Allocated → Free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
 pub enum FrameState {
@@ -17,7 +17,7 @@ pub enum FrameState {
     /// clear is one of these.
     Cached = 1,
     /// Handed out; on nobody's books as movable.
-    Owned = 2,
+    Allocated = 2,
     /// Being given to the host: the inflate request is out.
     Entering = 3,
     /// On its owner's books, and may be isolated.
@@ -37,7 +37,7 @@ impl FrameState {
         match bits {
             0 => Self::Free,
             1 => Self::Cached,
-            2 => Self::Owned,
+            2 => Self::Allocated,
             3 => Self::Entering,
             4 => Self::Listed,
             5 => Self::Isolated,
@@ -53,23 +53,23 @@ impl FrameState {
 
     /// Whether a frame's holder may take it from this state to `to`. The allocator's own edges (free, cached) are not among them.
     pub const fn may_become(self, to: Self) -> bool {
-        use FrameState::{Entering, Isolated, Leaving, Listed, Owned};
+        use FrameState::{Allocated, Entering, Isolated, Leaving, Listed};
         matches!(
             (self, to),
-            (Owned, Entering | Listed | Isolated)
-                | (Entering, Listed | Owned | Isolated | Leaving)
-                | (Listed, Isolated | Leaving | Owned)
-                | (Isolated, Listed | Leaving | Owned | Entering)
-                | (Leaving, Owned | Listed)
+            (Allocated, Entering | Listed | Isolated)
+                | (Entering, Listed | Allocated | Isolated | Leaving)
+                | (Listed, Isolated | Leaving | Allocated)
+                | (Isolated, Listed | Leaving | Allocated | Entering)
+                | (Leaving, Allocated | Listed)
         )
     }
 }
 
 /// Which owner of movable frames a frame belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
-pub struct OwnerClass(u8);
+pub struct OwnerId(u8);
 
-impl OwnerClass {
+impl OwnerId {
     /// No owner.
     pub const NONE: Self = Self(0);
 
@@ -171,7 +171,7 @@ impl Word {
     #[inline]
     pub const fn owned(class: FrameClass, order: Order) -> Self {
         Self::new()
-            .with_state(FrameState::Owned)
+            .with_state(FrameState::Allocated)
             .with_class_bits(class as u8)
             .with_order(order.get())
     }
@@ -214,8 +214,8 @@ impl Word {
 /// What the allocator knows of one frame. The words of 16 frames share a cache line; that of a block's first frame, which
 /// heads the block's huge page, lies with the block's ledger.
 ///
-/// Orderings: a holder publishes a frame by a release store or CAS of `word` (Owned → Listed); whoever takes it by an
-/// acquiring CAS (Listed → Isolated, Leaving, Owned) sees the owner word that was stored before.
+/// Orderings: a holder publishes a frame by a release store or CAS of `word` (Allocated → Listed); whoever takes it by an
+/// acquiring CAS (Listed → Isolated, Leaving, Allocated) sees the owner word that was stored before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptor<'m> {
     /// [`Word`].
@@ -258,7 +258,7 @@ mod tests {
     const STATES: [FrameState; 9] = [
         FrameState::Free,
         FrameState::Cached,
-        FrameState::Owned,
+        FrameState::Allocated,
         FrameState::Entering,
         FrameState::Listed,
         FrameState::Isolated,
@@ -325,23 +325,23 @@ mod tests {
 
     #[test]
     fn only_the_edges_of_the_design_may_be_taken() {
-        use FrameState::{Entering, Isolated, Leaving, Listed, Owned};
+        use FrameState::{Allocated, Entering, Isolated, Leaving, Listed};
         let edges = [
-            (Owned, Entering),
-            (Owned, Listed),
-            (Owned, Isolated),
+            (Allocated, Entering),
+            (Allocated, Listed),
+            (Allocated, Isolated),
             (Entering, Listed),
-            (Entering, Owned),
+            (Entering, Allocated),
             (Entering, Isolated),
             (Entering, Leaving),
             (Listed, Isolated),
             (Listed, Leaving),
-            (Listed, Owned),
+            (Listed, Allocated),
             (Isolated, Listed),
             (Isolated, Leaving),
-            (Isolated, Owned),
+            (Isolated, Allocated),
             (Isolated, Entering),
-            (Leaving, Owned),
+            (Leaving, Allocated),
             (Leaving, Listed),
         ];
         for from in STATES {
@@ -379,8 +379,8 @@ mod tests {
         assert!(!both.contains(FrameFlags::WRITEBACK));
         assert!(!both.contains(both.union(FrameFlags::REFERENCED)));
         assert_eq!(FrameFlags::from_bits(both.bits()), both);
-        assert_eq!((OwnerClass::new(0), OwnerClass::NONE.get()), (None, 0));
-        assert_eq!(OwnerClass::new(31).map(OwnerClass::get), Some(31));
-        assert_eq!(OwnerClass::new(32), None);
+        assert_eq!((OwnerId::new(0), OwnerId::NONE.get()), (None, 0));
+        assert_eq!(OwnerId::new(31).map(OwnerId::get), Some(31));
+        assert_eq!(OwnerId::new(32), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
-    OwnerClass, Pfn, Refusal,
+    OwnerId, Pfn, Refusal,
     descriptor::{Descriptor, MAX_REFS, Word},
     metadata::WORDS,
     sync::Ordering,
@@ -18,7 +18,7 @@ pub struct FrameInfo {
     /// Of the allocation that it heads.
     pub order: Order,
     /// Who knows how to move it.
-    pub owner: OwnerClass,
+    pub owner: OwnerId,
     /// Marks.
     pub flags: FrameFlags,
     /// References beside the owner's, 0 to 31.
@@ -69,7 +69,7 @@ impl FrameAllocator<'_> {
             state: self.state_at(frame),
             class: word.class(),
             order: Order::new(word.order()).unwrap_or_default(),
-            owner: OwnerClass::new(word.owner()).unwrap_or_default(),
+            owner: OwnerId::new(word.owner()).unwrap_or_default(),
             flags: FrameFlags::from_bits(word.flags()),
             refcount: word.refcount(),
             generation: word.generation(),
@@ -78,14 +78,14 @@ impl FrameAllocator<'_> {
     }
 
     /// The owner of `pfn`, without the rest.
-    pub fn owner(&self, pfn: Pfn) -> OwnerClass {
+    pub fn owner(&self, pfn: Pfn) -> OwnerId {
         self.descriptor(pfn)
-            .and_then(|descriptor| OwnerClass::new(descriptor.load().owner()))
+            .and_then(|descriptor| OwnerId::new(descriptor.load().owner()))
             .unwrap_or_default()
     }
 
     /// Says who owns a frame that the caller holds (not free, not listed by another), and the owner's word.
-    pub fn set_owner(&self, pfn: Pfn, owner: OwnerClass, word: u64) {
+    pub fn set_owner(&self, pfn: Pfn, owner: OwnerId, word: u64) {
         if let Some(descriptor) = self.descriptor(pfn) {
             // Relaxed: published by the release of the word's update right after, or of the transition to Listed.
             descriptor.owner.store(word, Ordering::Relaxed);
@@ -122,7 +122,7 @@ impl FrameAllocator<'_> {
     /// # Errors
     ///
     /// The state found. Nothing was changed.
-    pub fn try_isolate(&self, pfn: Pfn, owner: OwnerClass) -> Result<(), FrameState> {
+    pub fn try_isolate(&self, pfn: Pfn, owner: OwnerId) -> Result<(), FrameState> {
         self.transition_if(pfn, FrameState::Listed, FrameState::Isolated, |word| {
             word.owner() == owner.get() && !word.is_pinned()
         })
@@ -182,7 +182,7 @@ impl FrameAllocator<'_> {
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) -> bool {
         let pins = flags.contains(FrameFlags::PINNED);
         self.update_held(pfn, |word| {
-            let stays = matches!(word.state(), FrameState::Owned | FrameState::Listed);
+            let stays = matches!(word.state(), FrameState::Allocated | FrameState::Listed);
             (!pins || stays).then(|| word.with_flags(word.flags() | flags.bits()))
         })
     }

@@ -6,7 +6,7 @@ use crate::{
 };
 
 impl FrameAllocator<'_> {
-    /// Gives back what [`alloc`](Self::alloc) gave: in state *Owned*, with the same order.
+    /// Gives back what [`alloc`](Self::alloc) gave: in state *Allocated*, with the same order.
     ///
     /// # Errors
     ///
@@ -111,8 +111,8 @@ impl FrameAllocator<'_> {
 
 #[cold]
 pub(crate) fn refuse_free(pfn: Pfn, word: Word) -> FreeError {
-    if word.state() != FrameState::Owned {
-        FreeError::NotOwned(pfn)
+    if word.state() != FrameState::Allocated {
+        FreeError::NotAllocated(pfn)
     } else if word.is_pinned() {
         FreeError::Pinned(pfn)
     } else if word.refcount() > 0 {

@@ -91,7 +91,7 @@ pub use config::{
     ZoneConfig, ZoneId,
 };
 pub use counters::Events;
-pub use descriptor::{FrameFlags, FrameState, OwnerClass};
+pub use descriptor::{FrameFlags, FrameState, OwnerId};
 pub use event::Event;
 pub use frame::FrameInfo;
 pub use grow::GrowError;

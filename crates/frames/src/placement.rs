@@ -26,7 +26,7 @@ pub enum BalloonPlacement {
 impl FrameAllocator<'_> {
     /// Takes up to `out.len()` frames for a balloon, leaving `watermark`, in ascending order; gives how many.
     ///
-    /// They come in state *Owned* and class Balloon (Unmovable for [`BalloonPlacement::Unmovable`]).
+    /// They come in state *Allocated* and class Balloon (Unmovable for [`BalloonPlacement::Unmovable`]).
     pub fn alloc_balloon(
         &self,
         cpu: CpuId,
@@ -177,7 +177,7 @@ impl FrameAllocator<'_> {
     /// Takes up to `out.len()` movable frames to move others to, from movable blocks other than `avoid`, after the rules of
     /// placement; never from a wholly free or isolated block. Gives how many.
     ///
-    /// They come in state *Owned* and class Movable, and leave `watermark` in their zones: though each target frees the
+    /// They come in state *Allocated* and class Movable, and leave `watermark` in their zones: though each target frees the
     /// frame that moves to it in the end, the requests of others must succeed until then.
     pub fn take_targets(&self, avoid: BlockId, watermark: Watermark, out: &mut [Pfn]) -> usize {
         let home = self.zone_of_block(avoid).index();

@@ -33,7 +33,7 @@ const BLOCK: u32 = FRAMES_PER_BLOCK as u32;
 
 impl FrameAllocator<'_> {
     /// Takes `count` frames in a row, the first a multiple of 2^`align` frames (the order of `request` is ignored). Each of them
-    /// is a single frame in state *Owned*; they are given back one by one, or by [`free_range`](Self::free_range) in any
+    /// is a single frame in state *Allocated*; they are given back one by one, or by [`free_range`](Self::free_range) in any
     /// pieces. A `count` of 0 is taken as 1.
     ///
     /// Up to 512 frames are looked for inside one block, after the rules of placement and fallback. A longer range, and one
@@ -303,7 +303,7 @@ impl FrameAllocator<'_> {
         Err(AllocAtError::InUse)
     }
 
-    /// Gives back `count` frames from `first` on that the caller holds in state *Owned*, whatever they were allocated as: single
+    /// Gives back `count` frames from `first` on that the caller holds in state *Allocated*, whatever they were allocated as: single
     /// frames, whole allocations of any order, and pieces of such, whose rest becomes single frames.
     ///
     /// # Errors
@@ -356,7 +356,7 @@ impl FrameAllocator<'_> {
         Ok(0)
     }
 
-    /// Makes single frames of an allocation of order 1 to 10 in state *Owned*, named by its first frame. All get its class, owner,
+    /// Makes single frames of an allocation of order 1 to 10 in state *Allocated*, named by its first frame. All get its class, owner,
     /// marks and owner word. Each can be freed on its own then.
     ///
     /// # Errors

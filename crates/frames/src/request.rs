@@ -93,9 +93,9 @@ pub enum FreeError {
     /// The allocator has no such frame.
     #[error("frame {0} is outside this allocator's memory")]
     Unknown(Pfn),
-    /// The frame is not in state *Owned*: freed twice, reserved, on an owner's books, or inside a larger allocation.
+    /// The frame is not in state *Allocated*: freed twice, reserved, on an owner's books, or inside a larger allocation.
     #[error("frame {0} is not owned by the caller, or was freed before")]
-    NotOwned(Pfn),
+    NotAllocated(Pfn),
     /// The frame was allocated with another order.
     #[error("frame {0} was allocated with another order")]
     WrongOrder(Pfn),

@@ -73,7 +73,7 @@ impl FrameAllocator<'_> {
         let block = Self::block_of_index(head);
         if self.ledger(block).state() != BlockState::Huge {
             // Another CPU is freeing it at this moment: what follows must not count it twice.
-            return Err(FreeError::NotOwned(pfn));
+            return Err(FreeError::NotAllocated(pfn));
         }
         // A plain store, as for single frames.
         descriptor.store(Word::new());

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use dirigible_frames::{
     AllocError, AllocRequest, BalloonPlacement, BlockId, BlockState, Config, CpuId, Event,
     FRAMES_PER_BLOCK, Fallback, FrameAllocator, FrameClass, FrameFlags, FrameState, FreeError,
-    IsolateError, Migratetype, Order, OwnerClass, Pfn, Placement, Watermark, Watermarks,
-    ZoneConfig, ZoneId,
+    IsolateError, Migratetype, Order, OwnerId, Pfn, Placement, Watermark, Watermarks, ZoneConfig,
+    ZoneId,
 };
 
 const CPU: CpuId = CpuId::new(0);
@@ -61,7 +61,7 @@ fn marks_and_references_of_a_frame() {
         assert!(frames.put_ref(pfn));
         let info = frames.frame(pfn).expect("inside");
         assert_eq!((info.refcount, info.flags), (30, FrameFlags::DIRTY));
-        assert_eq!(info.state, FrameState::Owned, "nothing spilt over");
+        assert_eq!(info.state, FrameState::Allocated, "nothing spilt over");
     });
 }
 
@@ -81,15 +81,15 @@ fn frames_outside_the_span_are_nobodys() {
             assert_eq!(frames.head(pfn), pfn);
             assert_eq!(
                 (frames.owner(pfn), frames.owner_word(pfn)),
-                (OwnerClass::NONE, 0)
+                (OwnerId::NONE, 0)
             );
             assert_eq!(frames.flags(pfn), FrameFlags::EMPTY);
             assert!(!frames.get_ref(pfn) && !frames.put_ref(pfn));
             frames.set_flags(pfn, FrameFlags::DIRTY);
-            frames.set_owner(pfn, OwnerClass::new(1).expect("not 0"), 1);
+            frames.set_owner(pfn, OwnerId::new(1).expect("not 0"), 1);
             frames.reclass(pfn, FrameClass::Balloon);
             frames.adjust_managed(pfn, 1);
-            let edge = frames.transition(pfn, FrameState::Owned, FrameState::Listed);
+            let edge = frames.transition(pfn, FrameState::Allocated, FrameState::Listed);
             assert_eq!(edge, Err(FrameState::Reserved));
             assert_eq!(
                 frames.free(CPU, pfn, Order::BASE),
@@ -106,14 +106,17 @@ fn frames_outside_the_span_are_nobodys() {
 }
 
 #[test]
-#[cfg_attr(debug_assertions, should_panic(expected = "Owned may not become Free"))]
+#[cfg_attr(
+    debug_assertions,
+    should_panic(expected = "Allocated may not become Free")
+)]
 fn an_illegal_edge_is_refused() {
     with(|frames| {
         let pfn = frames
             .alloc(CPU, AllocRequest::movable())
             .expect("free memory");
-        let edge = frames.transition(pfn, FrameState::Owned, FrameState::Free);
-        assert_eq!(edge, Err(FrameState::Owned));
+        let edge = frames.transition(pfn, FrameState::Allocated, FrameState::Free);
+        assert_eq!(edge, Err(FrameState::Allocated));
     });
 }
 
@@ -159,18 +162,22 @@ fn a_free_that_fails_half_way_says_where() {
         assert_eq!(frames.alloc_bulk(CPU, AllocRequest::movable(), &mut out), 5);
         let [a, b, c, d, e] = out;
         frames
-            .transition(c, FrameState::Owned, FrameState::Listed)
+            .transition(c, FrameState::Allocated, FrameState::Listed)
             .expect("ours");
         let before = frames.free_frames();
         assert_eq!(
             frames.free_bulk(CPU, &[a, b, c, d]),
-            Err(FreeError::NotOwned(c))
+            Err(FreeError::NotAllocated(c))
         );
         assert_eq!(frames.free_frames(), before + 2, "those before it are free");
-        assert_eq!(frames.state(d), FrameState::Owned, "those after it are not");
+        assert_eq!(
+            frames.state(d),
+            FrameState::Allocated,
+            "those after it are not"
+        );
         assert_eq!(
             frames.free_bulk(CPU, &[d, e, d]),
-            Err(FreeError::NotOwned(d)),
+            Err(FreeError::NotAllocated(d)),
             "twice"
         );
         assert_eq!(frames.events().get(Event::PgFree), 4);
@@ -184,14 +191,14 @@ fn a_huge_page_and_its_parts() {
             .alloc(CPU, AllocRequest::huge())
             .expect("free memory");
         let block = frames.block_of(huge).expect("inside");
-        frames.set_owner(huge, OwnerClass::new(3).expect("not 0"), 77);
+        frames.set_owner(huge, OwnerId::new(3).expect("not 0"), 77);
         assert_eq!(frames.head(huge.plus(511)), huge);
         assert_eq!(frames.isolate_block(block), Err(IsolateError::Huge));
         assert_eq!(frames.used_frames(block).count(), 512);
         let part = huge.plus(5);
         assert_eq!(
             frames.free(CPU, part, Order::BASE),
-            Err(FreeError::NotOwned(part))
+            Err(FreeError::NotAllocated(part))
         );
         assert_eq!(
             frames.free(CPU, huge, Order::BASE),
@@ -203,7 +210,7 @@ fn a_huge_page_and_its_parts() {
         let info = frames.frame(part).expect("inside");
         assert_eq!(
             (info.state, info.word, info.owner.get()),
-            (FrameState::Owned, 77, 3)
+            (FrameState::Allocated, 77, 3)
         );
         for offset in 0..512 {
             frames

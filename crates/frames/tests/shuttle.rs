@@ -13,7 +13,7 @@ mod explore;
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, CpuId, FrameAllocator, FrameClass, FrameFlags,
-    FrameState, Order, OwnerClass, Pfn, Refusal, Watermark,
+    FrameState, Order, OwnerId, Pfn, Refusal, Watermark,
     sync::{AtomicU32, Ordering},
 };
 use explore::Explore;
@@ -43,11 +43,11 @@ fn order(order: u8) -> Order {
 #[test]
 fn isolating_against_taking_off_the_books() {
     explore(1, |frames| {
-        let owner = OwnerClass::new(7).unwrap();
+        let owner = OwnerId::new(7).unwrap();
         let pfn = frames.alloc(A, AllocRequest::movable()).unwrap();
         frames.set_owner(pfn, owner, 42);
         frames
-            .transition(pfn, FrameState::Owned, FrameState::Listed)
+            .transition(pfn, FrameState::Allocated, FrameState::Listed)
             .unwrap();
         let (isolated, delisted) = scope(|scope| {
             let compaction = scope.spawn(|| {
@@ -156,7 +156,7 @@ fn what_is_freed_into_an_isolated_block_can_be_captured() {
         let head = frames
             .capture_block(token, FrameClass::Movable)
             .expect("wholly free");
-        assert_eq!(frames.state(head), FrameState::Owned);
+        assert_eq!(frames.state(head), FrameState::Allocated);
         frames.free(A, head, Order::HUGE).unwrap();
         assert_eq!(frames.free_blocks(), 1);
     });
@@ -328,11 +328,11 @@ fn a_refusal_does_not_outlive_the_frame_that_caused_it() {
 #[test]
 fn a_pin_against_allocation_and_isolation() {
     explore(1, |frames| {
-        let owner = OwnerClass::new(7).unwrap();
+        let owner = OwnerId::new(7).unwrap();
         let pfn = frames.alloc(A, AllocRequest::movable()).unwrap();
         frames.set_owner(pfn, owner, 42);
         frames
-            .transition(pfn, FrameState::Owned, FrameState::Listed)
+            .transition(pfn, FrameState::Allocated, FrameState::Listed)
             .unwrap();
         let (pinned, isolated) = scope(|scope| {
             let pinned = scope.spawn(|| frames.set_flags(pfn, FrameFlags::PINNED));

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, BlockState, Config, CpuId, Event, FRAMES_PER_BLOCK,
-    Fallback, FrameAllocator, FrameClass, FrameState, Migratetype, Order, OwnerClass, Pfn,
-    Placement, Watermark, Watermarks, ZoneConfig,
+    Fallback, FrameAllocator, FrameClass, FrameState, Migratetype, Order, OwnerId, Pfn, Placement,
+    Watermark, Watermarks, ZoneConfig,
 };
 
 const START: u64 = 700;
@@ -39,7 +39,7 @@ impl Arena<'_> {
 struct Worker<'a> {
     arena: &'a Arena<'a>,
     cpu: CpuId,
-    owner: OwnerClass,
+    owner: OwnerId,
     held: Vec<(Pfn, Order)>,
     listed: Vec<Pfn>,
     random: u64,
@@ -65,7 +65,7 @@ impl Worker<'_> {
 
     fn took(&mut self, pfn: Pfn, order: Order) {
         self.arena.mark(pfn, order, true);
-        assert_eq!(self.arena.frames.state(pfn), FrameState::Owned);
+        assert_eq!(self.arena.frames.state(pfn), FrameState::Allocated);
         self.held.push((pfn, order));
     }
 
@@ -224,7 +224,7 @@ impl Worker<'_> {
             frames.reclass(pfn, FrameClass::Movable);
             frames.set_owner(pfn, self.owner, pfn.get() ^ u64::MAX);
             self.listed.push(pfn);
-            let listed = frames.transition(pfn, FrameState::Owned, FrameState::Listed);
+            let listed = frames.transition(pfn, FrameState::Allocated, FrameState::Listed);
             assert_eq!(listed, Ok(()));
         }
     }
@@ -234,7 +234,7 @@ impl Worker<'_> {
         for pfn in core::mem::take(&mut self.listed) {
             let frames = self.arena.frames;
             if frames
-                .transition(pfn, FrameState::Listed, FrameState::Owned)
+                .transition(pfn, FrameState::Listed, FrameState::Allocated)
                 .is_ok()
             {
                 // One may have come back to us by way of another thread; then it is listed twice here, and taken once.
@@ -257,7 +257,7 @@ impl Worker<'_> {
                     pfn.get() ^ u64::MAX,
                     "published before"
                 );
-                let owned = frames.transition(pfn, FrameState::Isolated, FrameState::Owned);
+                let owned = frames.transition(pfn, FrameState::Isolated, FrameState::Allocated);
                 assert_eq!(owned, Ok(()));
                 self.free(pfn, Order::BASE);
             }
@@ -333,7 +333,7 @@ fn hammer(cpu_of: &[u16], cpus: u16, placement: Placement, fallback: Fallback, s
                 let mut worker = Worker {
                     arena,
                     cpu: CpuId::new(cpu),
-                    owner: OwnerClass::new(number as u8 + 1).expect("not 0"),
+                    owner: OwnerId::new(number as u8 + 1).expect("not 0"),
                     held: Vec::new(),
                     listed: Vec::new(),
                     random: 0x9e37_79b9_7f4a_7c15 ^ (number as u64 + 1),

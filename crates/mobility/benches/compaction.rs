@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, Config, CpuId, FRAMES_PER_BLOCK, Fallback, FrameAllocator,
-    FrameClass, FrameState, Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks,
+    FrameClass, FrameState, Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks,
     ZoneConfig,
 };
 use dirigible_mobility::{
@@ -16,7 +16,7 @@ use dirigible_mobility::{
 };
 
 const CPU: CpuId = CpuId::new(0);
-const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
+const CLASS: OwnerId = OwnerId::new(1).unwrap();
 /// In the owner word of a frame: its owner does not give it up.
 const KEPT: u64 = 1;
 /// Blocks of a GiB.
@@ -69,7 +69,7 @@ impl MovableOwner for Owner<'_> {
             list(self.0, pair.to, 0);
             let left = self
                 .0
-                .transition(pair.from, FrameState::Isolated, FrameState::Owned);
+                .transition(pair.from, FrameState::Isolated, FrameState::Allocated);
             assert!(left.is_ok());
             pair.outcome = Outcome::Moved;
         }
@@ -85,7 +85,7 @@ impl MovableOwner for Owner<'_> {
 
 fn list(frames: &FrameAllocator<'_>, frame: Pfn, word: u64) {
     frames.set_owner(frame, CLASS, word);
-    let listed = frames.transition(frame, FrameState::Owned, FrameState::Listed);
+    let listed = frames.transition(frame, FrameState::Allocated, FrameState::Listed);
     assert!(listed.is_ok());
 }
 
@@ -195,7 +195,7 @@ fn deferred() {
             for block in frames.blocks().skip(3).step_by(32) {
                 let frame = frames.block_start(block).plus(3);
                 if frames
-                    .transition(frame, FrameState::Listed, FrameState::Owned)
+                    .transition(frame, FrameState::Listed, FrameState::Allocated)
                     .is_ok()
                 {
                     hole += usize::from(frames.free(CPU, frame, Order::BASE).is_ok());

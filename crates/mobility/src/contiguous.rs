@@ -107,7 +107,7 @@ impl Obstacle {
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Finds `request.frames` frames in a row whose blocks can be emptied, empties them, and gives the first frame.
-    /// All are single frames (order 0) in state *Owned* without an owner, of class `request.class`, and the caller's:
+    /// All are single frames (order 0) in state *Allocated* without an owner, of class `request.class`, and the caller's:
     /// they may be freed one by one and in any order.
     ///
     /// Windows of blocks are tried in each zone from the cheapest to the dearest, the lowest among equals. A wholly

@@ -14,7 +14,7 @@ use crate::{EvacuateError, Mobility};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a captured huge page is the caller's to free"]
 pub enum CompactResult {
-    /// An order-9 allocation of the wanted class, `Owned` and the caller's.
+    /// An order-9 allocation of the wanted class, `Allocated` and the caller's.
     Captured(Pfn),
     /// It was begun, and gave nothing: `compact_fail`.
     Failed,

@@ -1,7 +1,7 @@
 //! Handing isolated frames to their owners, and waiting for the answers: no lock is held here.
 
 use dirigible_frames::sync::Ordering;
-use dirigible_frames::{CpuId, FrameClass, FrameState, Order, OwnerClass, Pfn, Platform};
+use dirigible_frames::{CpuId, FrameClass, FrameState, Order, OwnerId, Pfn, Platform};
 
 use crate::config::WORKSPACE_FRAMES;
 use crate::evacuate::Attempts;
@@ -112,7 +112,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     fn poll_owners(&self, owners: u32, deadline: u64) -> bool {
         let mut progress = false;
         for number in (0..u32::BITS).filter(|number| owners & (1 << number) != 0) {
-            let owner = u8::try_from(number).ok().and_then(OwnerClass::new);
+            let owner = u8::try_from(number).ok().and_then(OwnerId::new);
             if let Some(owner) = owner.and_then(|class| self.registry.enter(class)) {
                 let turn = self.platform.now().saturating_add(TURN_NS).min(deadline);
                 progress |= owner.poll(turn);
@@ -195,7 +195,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Waits until an owner that had no room answers something; `false` at the deadline.
-    pub(crate) fn wait_for_room(&self, class: OwnerClass, deadline: u64) -> bool {
+    pub(crate) fn wait_for_room(&self, class: OwnerId, deadline: u64) -> bool {
         for _ in 0..self.config.idle_polls {
             if self.platform.now() >= deadline {
                 return false;

@@ -99,10 +99,10 @@
 //!     fn migrate(&self, pairs: &mut [MovePair]) {
 //!         for pair in pairs {
 //!             self.machine.copy_frames(pair.from, pair.to, 1);
-//!             self.frames.set_owner(pair.to, OwnerClass::new(1).unwrap(), 0);
-//!             self.frames.transition(pair.to, FrameState::Owned, FrameState::Listed).unwrap();
+//!             self.frames.set_owner(pair.to, OwnerId::new(1).unwrap(), 0);
+//!             self.frames.transition(pair.to, FrameState::Allocated, FrameState::Listed).unwrap();
 //!             *self.book.lock().unwrap() = Some(pair.to);
-//!             self.frames.transition(pair.from, FrameState::Isolated, FrameState::Owned).unwrap();
+//!             self.frames.transition(pair.from, FrameState::Isolated, FrameState::Allocated).unwrap();
 //!             pair.outcome = Outcome::Moved;
 //!         }
 //!     }
@@ -132,14 +132,14 @@
 //! let (cpu, machine) = (CpuId::new(0), Machine);
 //! let keeper = Keeper { frames: &frames, machine: &machine, book: Mutex::new(None) };
 //! let mobility = Mobility::new(&frames, &machine, CompactionConfig::default());
-//! let class = OwnerClass::new(1).unwrap();
+//! let class = OwnerId::new(1).unwrap();
 //! mobility.register(class, &keeper)?;
 //!
 //! // The owner gets a frame, puts its class on it and lists it: from now on it can move.
 //! let frame = frames.alloc(cpu, AllocRequest::movable())?;
 //! frames.set_owner(frame, class, 0);
 //! *keeper.book.lock().unwrap() = Some(frame);
-//! frames.transition(frame, FrameState::Owned, FrameState::Listed).unwrap();
+//! frames.transition(frame, FrameState::Allocated, FrameState::Listed).unwrap();
 //!
 //! // Somebody wants it elsewhere.
 //! assert!(mobility.isolate(frame));

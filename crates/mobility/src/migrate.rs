@@ -2,7 +2,7 @@
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{
-    CpuId, FrameAllocator, FrameClass, FrameFlags, FrameState, FreeError, Order, OwnerClass, Pfn,
+    CpuId, FrameAllocator, FrameClass, FrameFlags, FrameState, FreeError, Order, OwnerId, Pfn,
     Platform,
 };
 
@@ -36,7 +36,7 @@ impl MigrateStats {
 /// What an isolated frame is: it cannot change while the frame stays isolated, so it is read once and carried.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
-    pub(crate) owner: OwnerClass,
+    pub(crate) owner: OwnerId,
     pub(crate) class: FrameClass,
 }
 
@@ -81,7 +81,7 @@ impl<'f, 'm> Freed<'f, 'm> {
             // A frame that is not ours is somebody's fault; those behind it are not lost for it.
             let Err(
                 FreeError::Unknown(bad)
-                | FreeError::NotOwned(bad)
+                | FreeError::NotAllocated(bad)
                 | FreeError::WrongOrder(bad)
                 | FreeError::Pinned(bad)
                 | FreeError::Referenced(bad),
@@ -168,7 +168,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Moves isolated frames to their targets: groups the pairs by owner, in place, and hands each owner its whole group.
     ///
-    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Owned`) and of the same
+    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Allocated`) and of the same
     /// order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources that moved
     /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until
     /// [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused, and
@@ -329,8 +329,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Settles a pair that its owner left [`Outcome::Pending`]; called by the owner, once for each such pair, without its
     /// books' lock held. May come before `migrate` has returned, and long after whoever asked for the move gave up.
     ///
-    /// The frames are then as the outcome says: for `Moved` and `Released`, `from` is `Owned` and still carries the
-    /// owner's class number; for `Refused`, `from` is `Isolated` and `to` is `Owned`. Gives whether the pair was settled:
+    /// The frames are then as the outcome says: for `Moved` and `Released`, `from` is `Allocated` and still carries the
+    /// owner's number; for `Refused`, `from` is `Isolated` and `to` is `Allocated`. Gives whether the pair was settled:
     /// with frames in any other state, or `outcome` itself pending, nothing is done.
     pub fn complete(&self, from: Pfn, to: Pfn, outcome: Outcome) -> bool {
         let cpu = self.platform.cpu();

@@ -1,7 +1,7 @@
 //! The object that everything hangs on: the registry, the accounts, and what compaction works in.
 
 use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
-use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerClass, Platform, ZoneId};
+use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerId, Platform, ZoneId};
 
 use crate::account::Accounts;
 use crate::registry::Registry;
@@ -50,7 +50,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     /// [`RegisterError::Busy`] when the class has an owner, [`RegisterError::OutOfRange`] when its number is not 1 to 15.
     pub fn register(
         &self,
-        class: OwnerClass,
+        class: OwnerId,
         owner: &'a dyn MovableOwner,
     ) -> Result<(), RegisterError> {
         self.registry.add(class, owner)
@@ -62,7 +62,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     ///
     /// [`RegisterError::Isolated`] while any of its frames is isolated or one of its operations runs: removal waits,
     /// the caller decides how. [`RegisterError::Absent`] when there is no such owner.
-    pub fn unregister(&self, class: OwnerClass) -> Result<(), RegisterError> {
+    pub fn unregister(&self, class: OwnerId) -> Result<(), RegisterError> {
         self.registry.remove(class)
     }
 

@@ -7,15 +7,15 @@ use dirigible_frames::{Order, Pfn};
 pub enum Outcome {
     /// Not looked at yet: what the owner finds. A pair left so counts as [`Outcome::Refused`].
     Todo,
-    /// `to` is on the owner's books (`Listed`); `from` is `Owned`, still carries the owner's class number and is on
+    /// `to` is on the owner's books (`Listed`); `from` is `Allocated`, still carries the owner's number and is on
     /// nobody's books: the core frees it.
     Moved,
-    /// Nothing changed: `from` is still `Isolated` and `to` `Owned`; the core puts `from` back and frees `to`.
+    /// Nothing changed: `from` is still `Isolated` and `to` `Allocated`; the core puts `from` back and frees `to`.
     Refused,
-    /// The owner needs neither: `from` is `Owned`, still carries the owner's class number and is on nobody's books, `to`
+    /// The owner needs neither: `from` is `Allocated`, still carries the owner's number and is on nobody's books, `to`
     /// is untouched: the core frees both.
     Released,
-    /// The owner has no room at the moment, and nothing changed: `from` is still `Isolated` and `to` `Owned`. The core
+    /// The owner has no room at the moment, and nothing changed: `from` is still `Isolated` and `to` `Allocated`. The core
     /// hands the pair over again after [`MovableOwner::poll`], or puts it back if it cannot wait.
     Busy,
     /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until it calls
@@ -28,7 +28,7 @@ pub enum Outcome {
 pub struct MovePair {
     /// Head of the allocation that leaves; `Isolated`.
     pub from: Pfn,
-    /// Head of the allocation that takes its place; `Owned`, of the same order and class as `from`.
+    /// Head of the allocation that takes its place; `Allocated`, of the same order and class as `from`.
     pub to: Pfn,
     /// Order of both: 0 or 9.
     pub order: Order,
@@ -65,7 +65,7 @@ impl MovePair {
 
 /// Somebody who has movable frames: user memory, page cache, a balloon.
 ///
-/// The owner's class number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how
+/// The owner's number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how
 /// the core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps
 /// with the lock of a zone's compaction held, `migrate` and `poll` with no lock at all. An owner may take its own books'
 /// lock in each of them, and must not call back into mobility while it holds that lock.

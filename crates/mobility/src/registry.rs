@@ -2,7 +2,7 @@
 
 use core::ops::Deref;
 
-use dirigible_frames::OwnerClass;
+use dirigible_frames::OwnerId;
 use dirigible_frames::sync::{AtomicU64, Mutex, Ordering};
 
 use crate::MovableOwner;
@@ -15,10 +15,10 @@ pub const OWNERS: usize = 16;
 #[non_exhaustive]
 pub enum RegisterError {
     /// Somebody else has this class number.
-    #[error("the owner class is taken")]
+    #[error("the owner number is taken")]
     Busy,
     /// The class number is not between 1 and [`OWNERS`] - 1.
-    #[error("the owner class number is out of range")]
+    #[error("the owner's number is out of range")]
     OutOfRange,
     /// Nobody has this class number.
     #[error("no owner is registered for the class")]
@@ -44,7 +44,7 @@ impl<'a> Registry<'a> {
         }
     }
 
-    fn slot(class: OwnerClass) -> Result<usize, RegisterError> {
+    fn slot(class: OwnerId) -> Result<usize, RegisterError> {
         match usize::from(class.get()) {
             0 => Err(RegisterError::OutOfRange),
             slot if slot < OWNERS => Ok(slot),
@@ -54,7 +54,7 @@ impl<'a> Registry<'a> {
 
     pub(crate) fn add(
         &self,
-        class: OwnerClass,
+        class: OwnerId,
         owner: &'a dyn MovableOwner,
     ) -> Result<(), RegisterError> {
         let slot = Self::slot(class)?;
@@ -66,7 +66,7 @@ impl<'a> Registry<'a> {
         Ok(())
     }
 
-    pub(crate) fn remove(&self, class: OwnerClass) -> Result<(), RegisterError> {
+    pub(crate) fn remove(&self, class: OwnerId) -> Result<(), RegisterError> {
         let slot = Self::slot(class)?;
         let mut table = self.table.lock();
         if table[slot].is_none() {
@@ -83,7 +83,7 @@ impl<'a> Registry<'a> {
 
     /// The owner of `class`, held in the table until the answer is dropped.
     #[inline(never)]
-    pub(crate) fn enter(&self, class: OwnerClass) -> Option<Use<'_, 'a>> {
+    pub(crate) fn enter(&self, class: OwnerId) -> Option<Use<'_, 'a>> {
         let slot = Self::slot(class).ok()?;
         let table = self.table.lock();
         let owner = table[slot]?;
@@ -96,7 +96,7 @@ impl<'a> Registry<'a> {
     }
 
     /// Ends the stay in the table of `count` isolated allocations (see [`Use::keep`]).
-    pub(crate) fn let_go(&self, class: OwnerClass, count: u64) {
+    pub(crate) fn let_go(&self, class: OwnerId, count: u64) {
         if let Ok(slot) = Self::slot(class) {
             // Release pairs with the acquire in `remove`.
             let before = self.uses[slot].fetch_sub(count, Ordering::Release);

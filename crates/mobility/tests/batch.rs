@@ -64,7 +64,7 @@ fn prepared(plan: &[(Obstacle, usize)]) -> Machine {
             Obstacle::UnderWay(at) => {
                 m.user.books.lock().unwrap().remove(&frame(at));
                 m.frames
-                    .transition(frame(at), FrameState::Listed, FrameState::Owned)
+                    .transition(frame(at), FrameState::Listed, FrameState::Allocated)
                     .unwrap();
             }
             Obstacle::Kept(at) => m.user.refuse(frame(at)),
@@ -146,7 +146,7 @@ fn a_block_refused_half_way_leaves_the_next_one_of_its_batch_alone() {
     let frame = Pfn::new(20);
     m.user.books.lock().unwrap().remove(&frame);
     m.frames
-        .transition(frame, FrameState::Listed, FrameState::Owned)
+        .transition(frame, FrameState::Listed, FrameState::Allocated)
         .unwrap();
     let mut results = Vec::new();
     m.mobility

@@ -59,7 +59,7 @@ fn pitfall_48_a_captured_page_is_the_callers_and_only_the_callers() {
         let info = m.frames.frame(head).unwrap();
         assert_eq!(
             (info.state, info.order, info.class),
-            (FrameState::Owned, HUGE, FrameClass::Movable)
+            (FrameState::Allocated, HUGE, FrameClass::Movable)
         );
         m.free_huge(head);
         assert!(m.frames.free(CPU, head, HUGE).is_err(), "freed once");

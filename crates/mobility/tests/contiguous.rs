@@ -307,7 +307,7 @@ fn two_cpus_ask_at_once() {
                     };
                     let range = (0..frames as u64).map(|at| first.plus(at));
                     for frame in range.clone() {
-                        assert_eq!(m.frames.state(frame), FrameState::Owned);
+                        assert_eq!(m.frames.state(frame), FrameState::Allocated);
                         assert!(taken.lock().unwrap().insert(frame), "{frame} twice");
                     }
                     for frame in range.rev() {

@@ -217,8 +217,8 @@ fn a_frame_that_is_under_way_for_a_moment_does_not_end_a_long_range() {
     *m.user.hook.lock().unwrap() = Some(Box::new(move || {
         let step = |from, to| frames.transition(frame, from, to).unwrap();
         match calls.fetch_add(1, Ordering::Relaxed) {
-            0 => step(FrameState::Listed, FrameState::Owned),
-            1 => step(FrameState::Owned, FrameState::Listed),
+            0 => step(FrameState::Listed, FrameState::Allocated),
+            1 => step(FrameState::Allocated, FrameState::Listed),
             _ => {}
         }
     }));
@@ -239,7 +239,7 @@ fn a_frame_that_stays_under_way_ends_the_window() {
     *m.user.hook.lock().unwrap() = Some(Box::new(move || {
         if calls.fetch_add(1, Ordering::Relaxed) == 0 {
             frames
-                .transition(frame, FrameState::Listed, FrameState::Owned)
+                .transition(frame, FrameState::Listed, FrameState::Allocated)
                 .unwrap();
         }
     }));
@@ -248,7 +248,7 @@ fn a_frame_that_stays_under_way_ends_the_window() {
     assert_eq!(m.free_in(m.block(0)), 512, "what moved stays");
     all_open(&m, 0..6);
     m.frames
-        .transition(frame, FrameState::Owned, FrameState::Listed)
+        .transition(frame, FrameState::Allocated, FrameState::Listed)
         .unwrap();
     assert_eq!(contents(&m), before);
     m.check_at_rest();

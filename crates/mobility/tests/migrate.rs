@@ -2,7 +2,7 @@
 
 mod machine;
 
-use dirigible_frames::{AllocRequest, Event, FrameClass, FrameFlags, FrameState, OwnerClass, Pfn};
+use dirigible_frames::{AllocRequest, Event, FrameClass, FrameFlags, FrameState, OwnerId, Pfn};
 use dirigible_mobility::{MovePair, Outcome, RegisterError};
 use machine::{CPU, HUGE, Machine, blocks};
 
@@ -53,7 +53,7 @@ fn pitfall_13_a_frame_that_did_not_move_is_its_owners_again() {
         assert!(
             pairs
                 .iter()
-                .all(|pair| m.frames.state(pair.to) != FrameState::Owned)
+                .all(|pair| m.frames.state(pair.to) != FrameState::Allocated)
         );
     }
     assert_eq!((m.balloon.frames(), m.user.frames()), (balloon, user));
@@ -90,7 +90,7 @@ fn pitfall_14_each_outcome_frees_the_right_frame() {
         (FrameState::Free, FrameState::Listed),
         (FrameState::Listed, FrameState::Free),
         (FrameState::Free, FrameState::Free),
-        (FrameState::Isolated, FrameState::Owned),
+        (FrameState::Isolated, FrameState::Allocated),
         (FrameState::Listed, FrameState::Free),
     ];
     m.frames.drain_cpu_caches();
@@ -149,7 +149,7 @@ fn pitfall_25_a_class_has_one_owner_and_keeps_it_while_frames_are_out() {
         m.mobility.register(class, m.balloon),
         Err(RegisterError::Busy)
     );
-    let far = OwnerClass::new(16).unwrap();
+    let far = OwnerId::new(16).unwrap();
     assert_eq!(
         m.mobility.register(far, m.balloon),
         Err(RegisterError::OutOfRange)

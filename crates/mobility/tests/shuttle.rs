@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use dirigible_frames::sync::{AtomicU64, Ordering};
 use dirigible_frames::{
     BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
-    Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
     CompactResult, CompactionConfig, ContiguousRequest, Mobility, MovableOwner, MovePair, Outcome,
@@ -21,7 +21,7 @@ use shuttle::sync::Mutex;
 use shuttle::thread;
 
 const RUNS: usize = 400;
-const CLASS: OwnerClass = OwnerClass::new(1).unwrap();
+const CLASS: OwnerId = OwnerId::new(1).unwrap();
 
 shuttle::thread_local! {
     static CPU: Cell<u16> = Cell::new(0);
@@ -76,14 +76,14 @@ impl Owner {
         self.frames.set_owner(frame, CLASS, 0);
         self.book.lock().unwrap().insert(frame);
         self.frames
-            .transition(frame, FrameState::Owned, FrameState::Listed)
+            .transition(frame, FrameState::Allocated, FrameState::Listed)
             .unwrap();
     }
 
     fn dequeue(&self, frame: Pfn) -> bool {
         let won = self
             .frames
-            .transition(frame, FrameState::Listed, FrameState::Owned)
+            .transition(frame, FrameState::Listed, FrameState::Allocated)
             .is_ok();
         if won {
             self.book.lock().unwrap().remove(&frame);
@@ -95,7 +95,7 @@ impl Owner {
         self.list(pair.to);
         self.book.lock().unwrap().remove(&pair.from);
         self.frames
-            .transition(pair.from, FrameState::Isolated, FrameState::Owned)
+            .transition(pair.from, FrameState::Isolated, FrameState::Allocated)
             .unwrap();
     }
 }
@@ -406,7 +406,7 @@ fn a_range_against_a_capture_and_a_dequeue() {
             GIVEN.fetch_add(1, Relaxed);
             for at in 0..700 {
                 let frame = first.plus(at);
-                assert_eq!(w.frames.state(frame), FrameState::Owned);
+                assert_eq!(w.frames.state(frame), FrameState::Allocated);
                 w.frames.free(CpuId::new(0), frame, Order::BASE).unwrap();
             }
             w.check(512 * heads.len());

@@ -106,7 +106,7 @@ fn a_frame_that_is_under_way_for_a_moment_costs_a_moment() {
     let frame = Pfn::new(10);
     m.user.books.lock().unwrap().remove(&frame);
     m.frames
-        .transition(frame, FrameState::Listed, FrameState::Owned)
+        .transition(frame, FrameState::Listed, FrameState::Allocated)
         .unwrap();
     assert_eq!(m.direct(FrameClass::Movable), CompactResult::Failed);
     assert_eq!(m.event(Event::CompactRefusedUnderWay), 1);
@@ -307,7 +307,7 @@ proptest! {
                 // Handed out, and never listed.
                 _ => {
                     m.user.books.lock().unwrap().remove(&frame);
-                    m.frames.transition(frame, FrameState::Listed, FrameState::Owned).unwrap();
+                    m.frames.transition(frame, FrameState::Listed, FrameState::Allocated).unwrap();
                     under_way.push(frame);
                 }
             }

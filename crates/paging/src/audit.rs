@@ -6,7 +6,7 @@ use crate::{
     paging::Paging,
     space::{OwnerWord, SpaceId, SpaceState},
 };
-use dirigible_frames::{FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Platform};
+use dirigible_frames::{FrameClass, FrameFlags, FrameState, Order, OwnerId, Pfn, Platform};
 
 /// What the audit found, over all spaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -179,9 +179,9 @@ impl<P: Platform> Paging<'_, P> {
 
     fn audit_table_frame(&self, space: SpaceId, table: Pfn) -> Result<(), AuditError> {
         let fits = self.frames.frame(table).is_some_and(|info| {
-            info.state == FrameState::Owned
+            info.state == FrameState::Allocated
                 && info.class == FrameClass::Unmovable
-                && info.owner == OwnerClass::NONE
+                && info.owner == OwnerId::NONE
                 && info.order == Order::BASE
         });
         if fits {
@@ -222,7 +222,7 @@ impl<P: Platform> Paging<'_, P> {
         match info.state {
             FrameState::Listed if !migrating => {}
             FrameState::Isolated => audit.isolated += 1,
-            FrameState::Owned if info.flags.contains(FrameFlags::PINNED) && !migrating => {
+            FrameState::Allocated if info.flags.contains(FrameFlags::PINNED) && !migrating => {
                 audit.pinned += 1;
             }
             state => {

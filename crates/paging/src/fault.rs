@@ -247,7 +247,7 @@ impl<P: Platform> Paging<'_, P> {
         self.set_entry(table, page.index(depth), Entry::leaf(frame, order));
         self.add_count(table, 1);
         // Only now may compaction find it: `isolate` takes listed frames, and `migrate` expects their entry.
-        self.must_transition(frame, FrameState::Owned, FrameState::Listed);
+        self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
         Some(Fault {
             frame: frame.plus(within),
             huge,

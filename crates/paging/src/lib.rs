@@ -12,15 +12,15 @@
 //!
 //! # How a mapped frame is owned
 //!
-//! A frame of anonymous memory has one mapper. Its descriptor names it: owner class of the `Paging`, owner word
+//! A frame of anonymous memory has one mapper. Its descriptor names it: the `Paging`'s owner number, owner word
 //! = address space (28 bits) and page (36 bits). Every step is one atomic transition of the descriptor:
 //!
 //! | state | the frame is | its page-table entry |
 //! |---|---|---|
-//! | `Owned` | being filled, or being freed | not there yet, or no more |
+//! | `Allocated` | being filled, or being freed | not there yet, or no more |
 //! | `Listed` | mapped | present |
 //! | `Isolated` | in compaction's hands | present, then a migration entry |
-//! | `Owned` and pinned | in use by somebody outside the tables ([`Paging::pin`]) | present |
+//! | `Allocated` and pinned | in use by somebody outside the tables ([`Paging::pin`]) | present |
 //!
 //! # Locks
 //!
@@ -62,7 +62,7 @@
 //! let frames = FrameAllocator::new(&config, &mut metadata)?;
 //! let guest = MockGuest::new(4 * 512);
 //!
-//! let class = OwnerClass::new(1).expect("not 0");
+//! let class = OwnerId::new(1).expect("not 0");
 //! let paging = Paging::new(&frames, &guest, class, 16);
 //! let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
 //! mobility.register(class, &paging)?;

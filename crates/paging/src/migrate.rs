@@ -59,7 +59,7 @@ impl<P: Platform> MovableOwner for Paging<'_, P> {
             }
             None => {
                 let order = self.frames.order(frame);
-                self.must_transition(frame, FrameState::Isolated, FrameState::Owned);
+                self.must_transition(frame, FrameState::Isolated, FrameState::Allocated);
                 self.platform.shoot_down(0, 0);
                 self.free(frame, order);
             }
@@ -93,7 +93,7 @@ impl<P: Platform> Paging<'_, P> {
     /// Puts a migration entry in the place of the mapping of an isolated frame.
     fn begin_move(&self, pair: &MovePair) -> Begin {
         let Some((state, page)) = self.lock_mapper(pair.from) else {
-            self.must_transition(pair.from, FrameState::Isolated, FrameState::Owned);
+            self.must_transition(pair.from, FrameState::Isolated, FrameState::Allocated);
             return Begin::Detached;
         };
         let place = self.peek(&state, page);
@@ -127,7 +127,7 @@ impl<P: Platform> Paging<'_, P> {
         } = self.peek(&state, word.page());
         debug_assert!(entry.kind(depth) == Kind::Migration && entry.frame() == from);
         self.set_entry(table, index, entry.restored(to));
-        self.must_transition(to, FrameState::Owned, FrameState::Listed);
-        self.must_transition(from, FrameState::Isolated, FrameState::Owned);
+        self.must_transition(to, FrameState::Allocated, FrameState::Listed);
+        self.must_transition(from, FrameState::Isolated, FrameState::Allocated);
     }
 }

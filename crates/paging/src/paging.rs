@@ -8,7 +8,7 @@ use crate::{
     tables::new_table,
 };
 use dirigible_frames::{
-    FrameAllocator, FrameFlags, FrameState, Order, OwnerClass, Pfn, Platform, sync::Mutex,
+    FrameAllocator, FrameFlags, FrameState, Order, OwnerId, Pfn, Platform, sync::Mutex,
 };
 
 /// All address spaces of a guest, and the owner of their anonymous memory.
@@ -20,7 +20,7 @@ use dirigible_frames::{
 pub struct Paging<'a, P> {
     pub(crate) frames: &'a FrameAllocator<'a>,
     pub(crate) platform: &'a P,
-    pub(crate) class: OwnerClass,
+    pub(crate) class: OwnerId,
     pub(crate) spaces: Spaces,
     pub(crate) observer: Option<&'a dyn MoveObserver>,
     /// The table whose upper half every root table shares.
@@ -91,7 +91,7 @@ impl<'a, P: Platform> Paging<'a, P> {
     pub fn new(
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
-        class: OwnerClass,
+        class: OwnerId,
         max_spaces: usize,
     ) -> Self {
         Self {
@@ -122,7 +122,7 @@ impl<'a, P: Platform> Paging<'a, P> {
     }
 
     /// The class that the frames carry.
-    pub fn class(&self) -> OwnerClass {
+    pub fn owner_id(&self) -> OwnerId {
         self.class
     }
 
@@ -246,7 +246,7 @@ impl<'a, P: Platform> Paging<'a, P> {
         self.spaces.slot(space)
     }
 
-    /// Gives a frame back that is `Owned` and unreachable.
+    /// Gives a frame back that is `Allocated` and unreachable.
     pub(crate) fn free(&self, frame: Pfn, order: Order) {
         let freed = self.frames.free(self.platform.cpu(), frame, order);
         debug_assert!(freed.is_ok(), "{frame}: {freed:?}");

@@ -26,12 +26,12 @@ impl<P: Platform> Paging<'_, P> {
                 let head = place.entry.frame();
                 match place.kind() {
                     Kind::Empty | Kind::Table => return None,
-                    // A pinned frame is `Owned`, not `Listed`: isolation's one step fails, no flag need be looked at.
+                    // A pinned frame is `Allocated`, not `Listed`: isolation's one step fails, no flag need be looked at.
                     Kind::Leaf
-                        if self.frames.state(head) == FrameState::Owned
+                        if self.frames.state(head) == FrameState::Allocated
                             || self
                                 .frames
-                                .transition(head, FrameState::Listed, FrameState::Owned)
+                                .transition(head, FrameState::Listed, FrameState::Allocated)
                                 .is_ok() =>
                     {
                         if self.frames.get_ref(head) {
@@ -53,7 +53,7 @@ impl<P: Platform> Paging<'_, P> {
         match self.lock_mapper(head) {
             Some(_lock) => {
                 if self.is_last(head) {
-                    self.must_transition(head, FrameState::Owned, FrameState::Listed);
+                    self.must_transition(head, FrameState::Allocated, FrameState::Listed);
                 }
             }
             None => {

@@ -11,7 +11,7 @@ pub struct OutOfMemory;
 ///
 /// Called with no lock held: an implementation may reclaim, compact, or wait.
 pub trait PageSource: Sync {
-    /// A run of frames as `request` asks, in state `Owned`.
+    /// A run of frames as `request` asks, in state `Allocated`.
     fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory>;
 
     /// Takes back what [`PageSource::alloc`] gave and nobody used.

@@ -47,14 +47,14 @@ impl<P: Platform> Paging<'_, P> {
         // Keeps compaction away; fails if it was first, or if the page is pinned.
         if self
             .frames
-            .transition(head, FrameState::Listed, FrameState::Owned)
+            .transition(head, FrameState::Listed, FrameState::Allocated)
             .is_err()
         {
             return Err(SplitError::Busy);
         }
         let Some(table) = self.withdraw_table(state) else {
             debug_assert!(false, "a huge page without a deposited table");
-            self.must_transition(head, FrameState::Owned, FrameState::Listed);
+            self.must_transition(head, FrameState::Allocated, FrameState::Listed);
             return Err(SplitError::Busy);
         };
         // Walkers wait for a moment, so that no mark is lost, and no CPU holds translations of both sizes at once. The
@@ -72,7 +72,7 @@ impl<P: Platform> Paging<'_, P> {
         self.set_entry(place.table, place.index, Entry::table(table));
         for index in 0..ENTRIES {
             let frame = head.plus(index);
-            self.must_transition(frame, FrameState::Owned, FrameState::Listed);
+            self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
         }
         state.tables += 1;
         state.huge -= 1;

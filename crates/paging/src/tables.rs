@@ -9,7 +9,7 @@ use crate::{
     source::{OutOfMemory, PageSource},
     space::SpaceState,
 };
-use dirigible_frames::{AllocRequest, FrameAllocator, OwnerClass, Pfn, Platform};
+use dirigible_frames::{AllocRequest, FrameAllocator, OwnerId, Pfn, Platform};
 
 /// Where a walk ended: at a leaf, a migration entry, or an empty entry at any depth.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ pub(crate) fn new_table<P: Platform>(
 ) -> Result<Pfn, OutOfMemory> {
     let table = memory.alloc(AllocRequest::unmovable())?;
     platform.zero_frames(table, 1);
-    frames.set_owner(table, OwnerClass::NONE, 0);
+    frames.set_owner(table, OwnerId::NONE, 0);
     Ok(table)
 }
 

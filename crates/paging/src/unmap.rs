@@ -209,7 +209,7 @@ impl<P: Platform> Paging<'_, P> {
     fn detach(&self, frame: Pfn) -> bool {
         let free = self
             .frames
-            .transition(frame, FrameState::Listed, FrameState::Owned)
+            .transition(frame, FrameState::Listed, FrameState::Allocated)
             .is_ok();
         if !free {
             self.frames.set_owner_word(frame, OwnerWord::DETACHED.0);

@@ -71,7 +71,7 @@ fn contents_can_come_from_the_caller() {
         let fault = w
             .paging
             .fault_filled(space, Page::new(page), kind, w.source, |head, order| {
-                assert_eq!(w.frames.state(head), FrameState::Owned);
+                assert_eq!(w.frames.state(head), FrameState::Allocated);
                 for i in 0..order.frames() as u64 {
                     w.guest.write_word(head.plus(i), 0, 100 + i);
                 }
@@ -393,7 +393,7 @@ fn a_pinned_page_outlives_its_mapping() {
         );
         assert_eq!(
             w.frames.state(head),
-            FrameState::Owned,
+            FrameState::Allocated,
             "still in use by the pinner"
         );
         w.paging.unpin(head);

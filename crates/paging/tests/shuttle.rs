@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64 as RawU64, Ordering::SeqCst};
 
 use dirigible_frames::{
-    Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState, Order, OwnerClass, Pfn,
+    Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState, Order, OwnerId, Pfn,
     Placement, Platform, Watermarks, ZoneConfig,
     sync::{AtomicU64, spin_hint},
 };
@@ -148,7 +148,7 @@ impl World {
             sections: (0..CPUS).map(|_| AtomicU64::new(0)).collect(),
             step: AtomicU64::new(0),
         });
-        let paging = leak(Paging::new(frames, guest, OwnerClass::new(1).unwrap(), 2));
+        let paging = leak(Paging::new(frames, guest, OwnerId::new(1).unwrap(), 2));
         let source = leak(FreeFrames::new(frames, guest));
         let space = paging.create_space(source).unwrap();
         let page = Page::new(4711);
@@ -351,7 +351,7 @@ fn pin_against_migrate_and_unmap() {
     explore(|w| {
         let pinner = w.spawn(1, |w| {
             if let Some(frame) = w.paging.pin(w.space, w.page) {
-                assert_eq!(w.frames.state(frame), FrameState::Owned);
+                assert_eq!(w.frames.state(frame), FrameState::Allocated);
                 assert_eq!(w.frames.frame(frame).unwrap().class, FrameClass::Movable);
                 assert_eq!(w.guest.read_word(frame, 0), 7);
                 w.paging.unpin(frame);

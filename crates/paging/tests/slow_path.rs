@@ -117,7 +117,7 @@ fn what_is_free_is_taken_without_ado() {
         AllocRequest::huge(),
     ] {
         let frame = slow.alloc(request).unwrap();
-        assert_eq!(w.frames.state(frame), FrameState::Owned);
+        assert_eq!(w.frames.state(frame), FrameState::Allocated);
         slow.free(frame, request.order);
     }
     assert_eq!(

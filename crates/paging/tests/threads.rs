@@ -238,12 +238,12 @@ impl MoveObserver for Gate {
 /// Fault, access, unmap and destroy that meet a migration entry wait until the page is back.
 #[test]
 fn pitfall_66_everyone_waits_for_a_migration_entry() {
-    use dirigible_frames::OwnerClass;
+    use dirigible_frames::OwnerId;
     use dirigible_paging::Paging;
     for act in 0..4 {
         let w = &world(4);
         let gate = support::leak(Gate::default());
-        let class = OwnerClass::new(7).unwrap();
+        let class = OwnerId::new(7).unwrap();
         let paging = support::leak(Paging::new(w.frames, w.guest, class, 4).observed_by(gate));
         w.mobility.register(class, paging).unwrap();
         let space = paging.create_space(w.source).unwrap();

@@ -8,7 +8,7 @@ use alloc::{boxed::Box, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::BalloonStats;
-use dirigible_frames::{Event, OwnerClass, Platform};
+use dirigible_frames::{Event, OwnerId, Platform};
 use dirigible_mobility::Mobility;
 use spin::Mutex;
 
@@ -30,18 +30,18 @@ use crate::{
 };
 
 /// Owner class of anonymous memory.
-pub const PAGING: OwnerClass = class(1);
+pub const PAGING: OwnerId = class(1);
 /// Owner class of the balloon.
-pub const BALLOON: OwnerClass = class(2);
+pub const BALLOON: OwnerId = class(2);
 /// Owner class of the filler.
-pub const FILLER: OwnerClass = class(3);
+pub const FILLER: OwnerId = class(3);
 /// More address spaces than jobs can ever have.
 pub const SPACES: usize = 64;
 
-const fn class(number: u8) -> OwnerClass {
-    match OwnerClass::new(number) {
+const fn class(number: u8) -> OwnerId {
+    match OwnerId::new(number) {
         Some(class) => class,
-        None => OwnerClass::NONE,
+        None => OwnerId::NONE,
     }
 }
 

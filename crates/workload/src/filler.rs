@@ -10,7 +10,7 @@ use alloc::{boxed::Box, vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, BlockId, FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerClass, Pfn, Platform,
+    AllocRequest, BlockId, FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, Pfn, Platform,
     Watermark,
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
@@ -38,7 +38,7 @@ const END: u32 = u32::MAX - 1;
 pub struct Filler<'a, P: Platform> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
-    class: OwnerClass,
+    class: OwnerId,
     contents: &'a ContentLog,
     books: Mutex<Books>,
     dropped: AtomicBool,
@@ -133,7 +133,7 @@ impl<'a, P: Platform> Filler<'a, P> {
     pub fn new(
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
-        class: OwnerClass,
+        class: OwnerId,
         contents: &'a ContentLog,
     ) -> Self {
         let base = frames.block_start(BlockId::new(0)).get();
@@ -216,7 +216,7 @@ impl<'a, P: Platform> Filler<'a, P> {
         for &frame in frames {
             let index = books.index(frame);
             books.push(index);
-            self.must_transition(frame, FrameState::Owned, FrameState::Listed);
+            self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
         }
     }
 
@@ -251,7 +251,7 @@ impl<'a, P: Platform> Filler<'a, P> {
             let frame = books.frame(at);
             if self
                 .frames
-                .transition(frame, FrameState::Listed, FrameState::Owned)
+                .transition(frame, FrameState::Listed, FrameState::Allocated)
                 .is_ok()
             {
                 books.unlink(at);
@@ -346,8 +346,8 @@ impl<P: Platform> MovableOwner for Filler<'_, P> {
             let mut books = self.books.lock();
             let (from, to) = (books.index(pair.from), books.index(pair.to));
             books.replace(from, to);
-            self.must_transition(pair.to, FrameState::Owned, FrameState::Listed);
-            self.must_transition(pair.from, FrameState::Isolated, FrameState::Owned);
+            self.must_transition(pair.to, FrameState::Allocated, FrameState::Listed);
+            self.must_transition(pair.from, FrameState::Isolated, FrameState::Allocated);
             pair.outcome = Outcome::Moved;
         }
     }

@@ -7,9 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use dirigible_balloon::MAX_PFNS;
-use dirigible_frames::{
-    AllocRequest, Cost, FrameClass, FrameState, Order, OwnerClass, Pfn, Platform,
-};
+use dirigible_frames::{AllocRequest, Cost, FrameClass, FrameState, Order, OwnerId, Pfn, Platform};
 use dirigible_mobility::{Mobility, MovePair, Outcome};
 use dirigible_paging::PageSource;
 
@@ -28,7 +26,7 @@ pub struct MoverParts<'k, 'm, P: Platform> {
     /// The balloon.
     pub balloon: &'k dyn BalloonControl,
     /// The class of its frames.
-    pub class: OwnerClass,
+    pub class: OwnerId,
     /// Who moves them.
     pub mobility: &'k Mobility<'m, P>,
     /// Where the frames come from that take their places.

@@ -8,7 +8,7 @@ mod guest;
 use dirigible_balloon::FrameSource;
 use dirigible_frames::{
     BalloonPlacement, BlockId, Config, FRAMES_PER_BLOCK, Fallback, FrameAllocator, FrameState,
-    Order, OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility, MovableOwner, MovePair, Outcome};
 use dirigible_paging::{FaultKind, NoReclaim, Page, Paging, SlowPath, SlowPathConfig};
@@ -38,7 +38,7 @@ impl BalloonControl for Full {
 }
 
 /// An owner of balloon frames without a host.
-struct Frames<'a>(&'a FrameAllocator<'a>, OwnerClass);
+struct Frames<'a>(&'a FrameAllocator<'a>, OwnerId);
 
 impl MovableOwner for Frames<'_> {
     fn isolate(&self, frame: Pfn) -> bool {
@@ -49,10 +49,10 @@ impl MovableOwner for Frames<'_> {
             self.0.set_owner(pair.to, self.1, 0);
             let listed = self
                 .0
-                .transition(pair.to, FrameState::Owned, FrameState::Listed);
+                .transition(pair.to, FrameState::Allocated, FrameState::Listed);
             let left = self
                 .0
-                .transition(pair.from, FrameState::Isolated, FrameState::Owned);
+                .transition(pair.from, FrameState::Isolated, FrameState::Allocated);
             assert!(listed.is_ok() && left.is_ok());
             pair.outcome = Outcome::Moved;
         }
@@ -86,7 +86,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
     let guest = MockGuest::new(BLOCKS * FRAMES_PER_BLOCK);
-    let (programs, balloon) = (OwnerClass::new(1).unwrap(), OwnerClass::new(2).unwrap());
+    let (programs, balloon) = (OwnerId::new(1).unwrap(), OwnerId::new(2).unwrap());
     let paging = Paging::new(&frames, &guest, programs, 4);
     let owner = Frames(&frames, balloon);
     let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
@@ -101,7 +101,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
     for &frame in &held {
         frames.set_owner(frame, balloon, 0);
         frames
-            .transition(frame, FrameState::Owned, FrameState::Listed)
+            .transition(frame, FrameState::Allocated, FrameState::Listed)
             .unwrap();
     }
 
@@ -122,7 +122,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
     let first = frames.block_start(block);
     for frame in (0..FRAMES_PER_BLOCK as u64).map(|offset| first.plus(offset)) {
         frames
-            .transition(frame, FrameState::Listed, FrameState::Owned)
+            .transition(frame, FrameState::Listed, FrameState::Allocated)
             .expect("not moved yet");
         frames.free(guest.cpu(), frame, Order::BASE).unwrap();
     }

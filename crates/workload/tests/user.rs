@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::FrameSource;
 use dirigible_frames::{
-    Config, Event, Fallback, FrameAllocator, OwnerClass, Pfn, Placement, Platform, WORDS_PER_LINE,
+    Config, Event, Fallback, FrameAllocator, OwnerId, Pfn, Placement, Platform, WORDS_PER_LINE,
     ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility};
@@ -136,7 +136,7 @@ fn with_machine<R>(
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
     let guest = MockGuest::new(params.memory_frames() as usize);
-    let class = |number| OwnerClass::new(number).unwrap();
+    let class = |number| OwnerId::new(number).unwrap();
     let contents = ContentLog::new();
     let checks = MoveChecks::new(&guest, &contents);
     let filler = Filler::new(&frames, &guest, class(2), &contents);

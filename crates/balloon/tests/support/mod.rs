@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dirigible_balloon::{BalloonConfig, FrameSource, MAX_PFNS, NoSettle, Settle, VirtioBalloon};
 use dirigible_frames::{
     BalloonPlacement, Config, Cost, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
-    OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 
 use host::{FakeHal, FakeTransport, Host};
 
-pub const CLASS: OwnerClass = OwnerClass::new(3).unwrap();
-pub const OTHER: OwnerClass = OwnerClass::new(4).unwrap();
+pub const CLASS: OwnerId = OwnerId::new(3).unwrap();
+pub const OTHER: OwnerId = OwnerId::new(4).unwrap();
 
 /// A platform with a clock that only waiting moves; frames have no contents.
 #[derive(Default)]
@@ -220,7 +220,7 @@ impl Guest {
         host: Host,
         settle: &'static dyn Settle,
         config: BalloonConfig,
-        class: OwnerClass,
+        class: OwnerId,
     ) -> Self {
         Self::sized_on(clock, frames, host, settle, config, class)
     }
@@ -245,7 +245,7 @@ impl<const N: usize> Guest<N> {
         host: Host,
         settle: &'static dyn Settle,
         config: BalloonConfig,
-        class: OwnerClass,
+        class: OwnerId,
     ) -> Self {
         host.inner().most = N;
         let balloon =

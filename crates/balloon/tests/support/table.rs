@@ -4,14 +4,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::Books;
-use dirigible_frames::{FrameState, OwnerClass, Pfn};
+use dirigible_frames::{FrameState, OwnerId, Pfn};
 
 pub const FRAMES: u64 = 600;
 pub const BASE: u64 = 0x1234;
 
 /// A table. Two zones, the border in the middle.
 pub struct Table {
-    frames: Mutex<Vec<(FrameState, Option<OwnerClass>, u64)>>,
+    frames: Mutex<Vec<(FrameState, Option<OwnerId>, u64)>>,
     pub managed: Mutex<[i64; 2]>,
     pub managed_calls: AtomicU64,
 }
@@ -32,7 +32,7 @@ impl Table {
     pub fn with<R>(
         &self,
         frame: Pfn,
-        f: impl FnOnce(&mut (FrameState, Option<OwnerClass>, u64)) -> R,
+        f: impl FnOnce(&mut (FrameState, Option<OwnerId>, u64)) -> R,
     ) -> R {
         f(&mut self.frames.lock().unwrap()[(frame.get() - BASE) as usize])
     }
@@ -59,10 +59,10 @@ impl Books for Table {
             }
         })
     }
-    fn owner(&self, frame: Pfn) -> Option<OwnerClass> {
+    fn owner(&self, frame: Pfn) -> Option<OwnerId> {
         self.with(frame, |entry| entry.1)
     }
-    fn claim(&self, frame: Pfn, class: OwnerClass, word: u64) {
+    fn claim(&self, frame: Pfn, class: OwnerId, word: u64) {
         self.with(frame, |entry| (entry.1, entry.2) = (Some(class), word));
     }
     fn disown(&self, frame: Pfn) {

@@ -50,7 +50,7 @@ impl Model<'_> {
             .held
             .iter()
             .filter(|(_, held)| held.order == Order::HUGE)
-            .filter(|(_, held)| matches!(held.state, FrameState::Owned | FrameState::Isolated))
+            .filter(|(_, held)| matches!(held.state, FrameState::Allocated | FrameState::Isolated))
             .map(|(pfn, _)| *pfn)
             .collect();
         let Some(position) = pick.checked_rem(huge.len()) else {
@@ -78,7 +78,7 @@ impl Model<'_> {
         if held.state != FrameState::Leaving {
             let wrong = self
                 .frames
-                .transition(pfn, FrameState::Leaving, FrameState::Owned);
+                .transition(pfn, FrameState::Leaving, FrameState::Allocated);
             assert_eq!(wrong, Err(held.state));
         }
         assert_eq!(self.frames.transition(pfn, held.state, to), Ok(()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dirigible_frames::{
     AllocRequest, BlockId, BlockState, CpuId, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
-    FrameFlags, FrameState, FreeError, IsolatedBlock, Ledger, Order, OwnerClass, Pfn, Watermark,
+    FrameFlags, FrameState, FreeError, IsolatedBlock, Ledger, Order, OwnerId, Pfn, Watermark,
     Watermarks, ZoneId,
 };
 
@@ -16,7 +16,7 @@ pub struct Held {
     pub order: Order,
     pub class: FrameClass,
     pub state: FrameState,
-    pub owner: OwnerClass,
+    pub owner: OwnerId,
     pub word: u64,
 }
 
@@ -288,21 +288,21 @@ impl<'a> Model<'a> {
         let info = frames.frame(pfn).expect("inside the span");
         assert_eq!(
             (info.state, info.order, info.class),
-            (FrameState::Owned, order, class)
+            (FrameState::Allocated, order, class)
         );
         assert_eq!(
             (info.owner, info.flags),
-            (OwnerClass::NONE, FrameFlags::EMPTY),
+            (OwnerId::NONE, FrameFlags::EMPTY),
             "as new"
         );
         assert_eq!((info.refcount, info.generation), (0, 0), "as new");
         // An owner signs what it gets; frames inside a huge page are signed when it is split.
-        let owner = OwnerClass::new(1 + (self.words % 31) as u8).expect("not 0");
+        let owner = OwnerId::new(1 + (self.words % 31) as u8).expect("not 0");
         self.words += 1;
         let held = Held {
             order,
             class,
-            state: FrameState::Owned,
+            state: FrameState::Allocated,
             owner,
             word: self.words,
         };
@@ -396,14 +396,14 @@ impl<'a> Model<'a> {
 
     fn free(&mut self, cpu: CpuId, pfn: Pfn, held: Held) {
         let result = self.frames.free(cpu, pfn, held.order);
-        if held.state == FrameState::Owned {
+        if held.state == FrameState::Allocated {
             assert_eq!(result, Ok(()));
             self.held.remove(&pfn);
             self.counted.1 += held.order.frames() as u64;
             let again = self.frames.free(cpu, pfn, held.order);
-            assert_eq!(again, Err(FreeError::NotOwned(pfn)), "a second time");
+            assert_eq!(again, Err(FreeError::NotAllocated(pfn)), "a second time");
         } else {
-            assert_eq!(result, Err(FreeError::NotOwned(pfn)));
+            assert_eq!(result, Err(FreeError::NotAllocated(pfn)));
         }
     }
 
@@ -415,16 +415,16 @@ impl<'a> Model<'a> {
         let pfns: Vec<Pfn> = some.map(|(pfn, _)| *pfn).collect();
         let fits = |pfn: &Pfn| {
             let held = self.held[pfn];
-            held.state == FrameState::Owned && held.order == Order::BASE
+            held.state == FrameState::Allocated && held.order == Order::BASE
         };
         let wrong = pfns.iter().position(|pfn| !fits(pfn));
         let result = self.frames.free_bulk(cpu, &pfns);
         match wrong.map(|at| pfns[at]) {
             None => assert_eq!(result, Ok(())),
-            Some(pfn) if self.held[&pfn].state == FrameState::Owned => {
+            Some(pfn) if self.held[&pfn].state == FrameState::Allocated => {
                 assert_eq!(result, Err(FreeError::WrongOrder(pfn)));
             }
-            Some(pfn) => assert_eq!(result, Err(FreeError::NotOwned(pfn))),
+            Some(pfn) => assert_eq!(result, Err(FreeError::NotAllocated(pfn))),
         }
         let freed = &pfns[..wrong.unwrap_or(pfns.len())];
         for pfn in freed {
@@ -437,15 +437,15 @@ impl<'a> Model<'a> {
         let order = Order::new(order).expect("0 to 10");
         let pfn = self.frame(pick);
         let held = self.held.get(&pfn);
-        if held.is_some_and(|held| held.order == order && held.state == FrameState::Owned) {
+        if held.is_some_and(|held| held.order == order && held.state == FrameState::Allocated) {
             return;
         }
         let result = self.frames.free(cpu, pfn, order);
         match held {
-            Some(held) if held.state == FrameState::Owned => {
+            Some(held) if held.state == FrameState::Allocated => {
                 assert_eq!(result, Err(FreeError::WrongOrder(pfn)));
             }
-            _ => assert_eq!(result, Err(FreeError::NotOwned(pfn))),
+            _ => assert_eq!(result, Err(FreeError::NotAllocated(pfn))),
         }
         let last = all_frames(self.frames).max().expect("there is memory");
         let past = last.plus(1);
@@ -462,10 +462,10 @@ impl<'a> Model<'a> {
             self.frames.unisolate_block(token);
         }
         for (pfn, held) in core::mem::take(&mut self.held) {
-            // Whatever it was in the middle of, Owned is reachable.
+            // Whatever it was in the middle of, Allocated is reachable.
             let through = match held.state {
-                FrameState::Owned => Ok(()),
-                from => self.frames.transition(pfn, from, FrameState::Owned),
+                FrameState::Allocated => Ok(()),
+                from => self.frames.transition(pfn, from, FrameState::Allocated),
             };
             assert_eq!(through, Ok(()));
             assert_eq!(self.frames.free(CpuId::new(0), pfn, held.order), Ok(()));

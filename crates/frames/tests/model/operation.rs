@@ -115,7 +115,7 @@ fn placement() -> impl Strategy<Value = BalloonPlacement> {
 
 fn held_state() -> impl Strategy<Value = FrameState> {
     prop_oneof![
-        Just(FrameState::Owned),
+        Just(FrameState::Allocated),
         Just(FrameState::Entering),
         Just(FrameState::Listed),
         Just(FrameState::Isolated),

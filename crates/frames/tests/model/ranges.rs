@@ -136,10 +136,10 @@ impl Model<'_> {
             let below = self.held.range(..=pfn).next_back();
             let holder = below.filter(|(head, held)| pfn < head.plus(held.order.frames() as u64));
             let Some((&head, &held)) = holder else {
-                break Err(FreeError::NotOwned(pfn));
+                break Err(FreeError::NotAllocated(pfn));
             };
-            if held.state != FrameState::Owned {
-                break Err(FreeError::NotOwned(pfn));
+            if held.state != FrameState::Allocated {
+                break Err(FreeError::NotAllocated(pfn));
             }
             if head == pfn && held.order.frames() <= count - done {
                 self.held.remove(&head);
@@ -155,7 +155,7 @@ impl Model<'_> {
     /// Makes single frames of an allocation of any order.
     pub fn split_any(&mut self, head: Pfn, held: Held) {
         let result = self.frames.split(head);
-        if held.order > Order::BASE && held.state == FrameState::Owned {
+        if held.order > Order::BASE && held.state == FrameState::Allocated {
             assert_eq!(result, Ok(()));
             self.split_held(head, held);
         } else {

@@ -227,7 +227,7 @@ fn pitfall_77_nothing_unavailable_is_ever_handed_out() {
                 assert!(present, "{pfn:?} is reserved or no memory");
                 assert_ne!(frames.block_of(pfn), Some(isolated));
                 assert_ne!(frames.block_of(pfn), frames.block_of(huge));
-                assert_eq!(frames.state(pfn), FrameState::Owned);
+                assert_eq!(frames.state(pfn), FrameState::Allocated);
             }
             frames.unisolate_block(token);
         });

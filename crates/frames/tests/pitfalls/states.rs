@@ -2,13 +2,13 @@
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags,
-    FrameState, FreeError, Migratetype, Order, OwnerClass, Pfn, Watermark,
+    FrameState, FreeError, Migratetype, Order, OwnerId, Pfn, Watermark,
 };
 
 use crate::machine::{A, B, Machine, Random, block, order, prepare};
 
-fn owner(number: u8) -> OwnerClass {
-    OwnerClass::new(number).expect("not 0")
+fn owner(number: u8) -> OwnerId {
+    OwnerId::new(number).expect("not 0")
 }
 
 #[test]
@@ -16,7 +16,7 @@ fn pitfall_10_an_owner_word_of_another_kind_is_not_followed() {
     Machine::of_blocks(3).run(|frames| {
         let mut random = Random::new(10);
         let states = [
-            FrameState::Owned,
+            FrameState::Allocated,
             FrameState::Entering,
             FrameState::Listed,
             FrameState::Isolated,
@@ -53,12 +53,12 @@ fn pitfall_10_an_owner_word_of_another_kind_is_not_followed() {
             .expect("two blocks are whole");
         for pfn in [huge.plus(1), huge.plus(511), Pfn::new(0), Pfn::new(1 << 40)] {
             assert!(frames.try_isolate(pfn, owner(2)).is_err());
-            assert_eq!(frames.owner(pfn), OwnerClass::NONE);
+            assert_eq!(frames.owner(pfn), OwnerId::NONE);
         }
     });
 }
 
-/// How to come to a state from Owned.
+/// How to come to a state from Allocated.
 fn path(state: FrameState) -> &'static [FrameState] {
     use FrameState::{Entering, Isolated, Leaving, Listed};
     match state {
@@ -131,10 +131,10 @@ fn pitfall_18_each_way_out_of_isolation_is_counted() {
 /// What is left of an earlier life would make a new holder's frame look like somebody else's.
 fn assert_blank(frames: &FrameAllocator<'_>, pfn: Pfn) {
     let info = frames.frame(pfn).expect("inside");
-    assert_eq!(info.state, FrameState::Owned);
+    assert_eq!(info.state, FrameState::Allocated);
     assert_eq!(
         (info.owner, info.flags),
-        (OwnerClass::NONE, FrameFlags::EMPTY),
+        (OwnerId::NONE, FrameFlags::EMPTY),
         "{pfn:?}"
     );
     assert_eq!((info.refcount, info.generation), (0, 0), "{pfn:?}");
@@ -223,7 +223,7 @@ fn pitfall_48_a_captured_block_has_one_holder() {
         assert_eq!(frames.block_of(huge), Some(held));
         assert_ne!(huge, other);
         assert!(frames.alloc(B, AllocRequest::movable()).is_err());
-        assert_eq!(frames.state(huge), FrameState::Owned);
+        assert_eq!(frames.state(huge), FrameState::Allocated);
         assert_eq!(frames.state(huge.plus(300)), FrameState::Tail);
         // The request died meanwhile: an ordinary free gives the block back, once.
         frames.free(A, huge, Order::HUGE).expect("ours");

@@ -6,7 +6,7 @@ use dirigible_balloon::{
     AllocatorSource, BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, NoSettle, Step,
 };
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, Order, OwnerClass, Pfn,
+    AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, Order, OwnerId, Pfn,
     Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_workload::protocol::{Message, ask};
@@ -61,7 +61,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
     let platform = GuestPlatform;
     let transport = device()?;
     let line = transport.line();
-    let class = OwnerClass::new(1).ok_or("no owner class")?;
+    let class = OwnerId::new(1).ok_or("no owner number")?;
     let settings = BalloonConfig {
         placement: BalloonPlacement::FillHoles,
         deflate: Deflate::NewestFirst,

@@ -10,7 +10,7 @@ mod programs;
 use alloc::{string::String, vec::Vec};
 
 use dirigible_frames::{
-    Config, ConfigError, Fallback, FrameAllocator, OwnerClass, Placement, Platform, Watermarks,
+    Config, ConfigError, Fallback, FrameAllocator, OwnerId, Placement, Platform, Watermarks,
     ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility};
@@ -187,7 +187,7 @@ fn with_manager(
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
     let frames = allocator(guest, metadata)?;
     let platform = GuestPlatform;
-    let class = OwnerClass::new(1).ok_or("no owner class")?;
+    let class = OwnerId::new(1).ok_or("no owner number")?;
     let paging = Paging::new(&frames, &platform, class, 16).with_kernel_half(guest.kernel_root);
     let mobility = alloc::boxed::Box::new(Mobility::new(
         &frames,

@@ -6,7 +6,7 @@ use core::mem::ManuallyDrop;
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step, VirtioBalloon};
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, Order,
-    OwnerClass, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_hosted::{
     BalloonOptions, HostBalloon, HostedHal, HostedMachine, HostedPlatform, InProcessTransport, Mode,
@@ -15,7 +15,7 @@ use dirigible_mobility::{CompactionConfig, Mobility};
 
 use super::first_frame;
 
-pub const BALLOON: OwnerClass = OwnerClass::new(7).unwrap();
+pub const BALLOON: OwnerId = OwnerId::new(7).unwrap();
 pub const MIB: u64 = 64;
 
 /// The driver over the hosted machine.

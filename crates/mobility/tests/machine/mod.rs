@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock};
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, Cost, CpuId, Event, Fallback, FrameAllocator,
-    FrameClass, FrameFlags, FrameState, Order, OwnerClass, Pfn, Placement, Platform, Watermark,
+    FrameClass, FrameFlags, FrameState, Order, OwnerId, Pfn, Placement, Platform, Watermark,
     Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
@@ -85,7 +85,7 @@ pub enum Answer {
 /// An owner whose answers are scripted: one word of the script for each pair; without script, everything moves.
 pub struct MockOwner {
     frames: &'static FrameAllocator<'static>,
-    pub class: OwnerClass,
+    pub class: OwnerId,
     pub of: FrameClass,
     pub books: Mutex<BTreeSet<Pfn>>,
     pub stubborn: Mutex<BTreeSet<Pfn>>,
@@ -120,7 +120,7 @@ impl MockOwner {
     fn new(frames: &'static FrameAllocator<'static>, class: u8, of: FrameClass) -> &'static Self {
         Box::leak(Box::new(Self {
             frames,
-            class: OwnerClass::new(class).unwrap(),
+            class: OwnerId::new(class).unwrap(),
             of,
             books: Mutex::default(),
             stubborn: Mutex::default(),
@@ -158,10 +158,10 @@ impl MockOwner {
 
     fn enter(&self, frame: Pfn) {
         if self.of == FrameClass::Balloon {
-            self.step(frame, FrameState::Owned, FrameState::Entering);
+            self.step(frame, FrameState::Allocated, FrameState::Entering);
             self.step(frame, FrameState::Entering, FrameState::Listed);
         } else {
-            self.step(frame, FrameState::Owned, FrameState::Listed);
+            self.step(frame, FrameState::Allocated, FrameState::Listed);
         }
         assert!(self.books.lock().unwrap().insert(frame));
     }
@@ -169,9 +169,9 @@ impl MockOwner {
     fn leave(&self, frame: Pfn, from: FrameState) {
         if self.of == FrameClass::Balloon {
             self.step(frame, from, FrameState::Leaving);
-            self.step(frame, FrameState::Leaving, FrameState::Owned);
+            self.step(frame, FrameState::Leaving, FrameState::Allocated);
         } else {
-            self.step(frame, from, FrameState::Owned);
+            self.step(frame, from, FrameState::Allocated);
         }
     }
 
@@ -292,7 +292,7 @@ impl MovableOwner for MockOwner {
             assert_eq!((from.state, from.owner), (FrameState::Isolated, self.class));
             assert_eq!(
                 (to.state, to.class, to.order),
-                (FrameState::Owned, from.class, from.order)
+                (FrameState::Allocated, from.class, from.order)
             );
             let named = self.answers.lock().unwrap().get(&pair.from).copied();
             let scripted = named.or_else(|| self.script.lock().unwrap().pop_front());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dirigible_frames::{BlockState, FrameClass, FrameState, Order, OwnerClass, Pfn, Watermark};
+use dirigible_frames::{BlockState, FrameClass, FrameState, Order, OwnerId, Pfn, Watermark};
 use dirigible_mobility::{ContiguousError, ContiguousRequest};
 
 use super::{CPU, Machine, blocks};
@@ -25,7 +25,12 @@ pub fn own(m: &Machine, first: Pfn, frames: usize, class: FrameClass) -> Vec<Pfn
         let info = m.frames.frame(frame).unwrap();
         assert_eq!(
             (info.state, info.class, info.order, info.owner),
-            (FrameState::Owned, class, Order::BASE, OwnerClass::default()),
+            (
+                FrameState::Allocated,
+                class,
+                Order::BASE,
+                OwnerId::default()
+            ),
             "{frame}"
         );
         for owner in [m.user, m.balloon] {

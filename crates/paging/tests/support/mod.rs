@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, Config, Event, Fallback, FrameAllocator, Order, OwnerClass, Pfn, Placement,
+    AllocRequest, Config, Event, Fallback, FrameAllocator, Order, OwnerId, Pfn, Placement,
     Platform, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome};
@@ -141,7 +141,7 @@ fn build(
     let guest = leak(MockGuest::new(blocks as usize * 512));
     let mobility = leak(Mobility::new(frames, guest, CompactionConfig::default()));
     let notes = leak(Notes::default());
-    let class = OwnerClass::new(1).unwrap();
+    let class = OwnerId::new(1).unwrap();
     let mut paging = Paging::new(frames, guest, class, 8).observed_by(notes);
     if let Some(kept) = &kept {
         paging = paging.with_kernel_half(kept.start);

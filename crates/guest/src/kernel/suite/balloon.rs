@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step};
-use dirigible_frames::{AllocRequest, FrameState, Order, OwnerClass, Pfn, Platform, Watermark};
+use dirigible_frames::{AllocRequest, FrameState, Order, OwnerId, Pfn, Platform, Watermark};
 use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved};
 use dirigible_paging::{NoReclaim, PageSource, SlowPath, SlowPathConfig};
 use dirigible_workload::{protocol::TESTS_BALLOON, relief::Relief};
@@ -59,7 +59,7 @@ fn with_balloon(
         &platform,
         CompactionConfig::default(),
     ));
-    let class = OwnerClass::new(2).ok_or("no owner class")?;
+    let class = OwnerId::new(2).ok_or("no owner number")?;
     let transport = device()?;
     let line = transport
         .line()
@@ -134,7 +134,7 @@ fn with_balloon(
 /// The frames on the balloon's list.
 fn listed(
     frames: &dirigible_frames::FrameAllocator<'_>,
-    class: OwnerClass,
+    class: OwnerId,
     guest: &Guest,
 ) -> Vec<Pfn> {
     let all = guest
