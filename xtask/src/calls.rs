@@ -20,6 +20,8 @@ const TYPES: [(&str, &[&str]); 4] = [
             "Events",
             "AccessSection",
             "Platform",
+            "FrameContents",
+            "PageTables",
             "Interrupts",
         ],
     ),

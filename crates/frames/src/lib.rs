@@ -99,7 +99,9 @@ pub use isolate::{IsolateError, IsolatedBlock};
 pub use ledger::{BlockState, Ledger, Refusal};
 pub use pfn::{BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn};
 pub use placement::BalloonPlacement;
-pub use platform::{Cost, Interrupts, LINES_PER_FRAME, Platform, WORDS_PER_LINE};
+pub use platform::{
+    Cost, FrameContents, Interrupts, LINES_PER_FRAME, PageTables, Platform, WORDS_PER_LINE,
+};
 pub use query::{ClassCounts, PageTypeInfo};
 pub use range::AllocAtError;
 pub use request::{AllocError, AllocRequest, FreeError, Watermark};

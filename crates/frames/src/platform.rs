@@ -1,4 +1,4 @@
-//! Everything the CPU and the machine give, in one small trait.
+//! What the machine gives, in three small traits: CPUs and time, contents of frames, page tables.
 
 use crate::{CpuId, FRAME_SIZE, Pfn};
 
@@ -41,25 +41,37 @@ pub trait Interrupts: Sync + core::fmt::Debug {
     fn restore(&self, before: bool);
 }
 
-/// The machine below the memory manager.
+/// The processors, the time, and waiting: what every floor needs of the machine.
 ///
-/// Frame contents are reached by number and position, never by reference: another CPU, or the host, may change them at
-/// any time. All accesses are volatile or atomic.
-///
-/// # What the implementer owes
-///
-/// Accesses to a frame that the allocator manages reach that frame's memory and no other. Frames outside the machine's
-/// memory are a caller's error; an implementation panics or ignores them, it does not touch other memory.
+/// [`FrameContents`] and [`PageTables`] add what only those need who touch memory. A kernel that takes the allocator, compaction
+/// and the balloon implements this trait alone.
 pub trait Platform: Sync {
     /// The processor that the caller runs on. It must stay there while it works with the answer (preemption off, or a pinned thread).
     fn cpu(&self) -> CpuId;
     /// Nanoseconds since the machine began; never goes back.
     fn now(&self) -> u64;
+    /// Lets others run while the caller waits: yields or halts for a moment, and returns. Called with no lock held.
+    fn relax(&self);
     /// Charges `cost` to a virtual clock. Machines with real time do nothing.
     fn charge(&self, cost: Cost) {
         let _ = cost;
     }
+    /// How to mask interrupts, where handlers allocate or free frames; for [`Config::interrupts`](crate::Config::interrupts).
+    fn interrupts(&self) -> Option<&'static dyn Interrupts> {
+        None
+    }
+}
 
+/// The contents of frames: what owners of frames with contents need beside [`Platform`].
+///
+/// They are reached by number and position, never by reference: another CPU, or the host, may change them at any time.
+/// All accesses are volatile or atomic.
+///
+/// # What the implementer owes
+///
+/// Accesses to a frame that the allocator manages reach that frame's memory and no other. Frames outside the machine's
+/// memory are a caller's error; an implementation panics or ignores them, it does not touch other memory.
+pub trait FrameContents: Platform {
     /// Reads 64-bit word `index` (0 to 511) of a frame.
     fn read_word(&self, frame: Pfn, index: usize) -> u64;
     /// Writes 64-bit word `index` (0 to 511) of a frame.
@@ -80,7 +92,10 @@ pub trait Platform: Sync {
     fn copy_frames(&self, from: Pfn, to: Pfn, count: usize);
     /// Fills `count` whole frames with zeroes.
     fn zero_frames(&self, first: Pfn, count: usize);
+}
 
+/// Page tables in frames: what those need who map frames beside [`FrameContents`].
+pub trait PageTables: FrameContents {
     /// Atomic load (acquire) of word `index` of a page-table frame.
     fn load_entry(&self, table: Pfn, index: usize) -> u64;
     /// Atomic swap (acquire and release) of word `index` of a page-table frame; gives the old value.
@@ -104,7 +119,4 @@ pub trait Platform: Sync {
     /// Returns when no CPU uses a translation any more that was replaced before the call.
     /// `address` is a hint (a virtual address of space `space`), not a limit.
     fn shoot_down(&self, space: u32, address: u64);
-
-    /// Lets others run while the caller waits: yields or halts for a moment, and returns.
-    fn relax(&self);
 }

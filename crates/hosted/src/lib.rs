@@ -6,7 +6,7 @@
 //! input gives the same run) or with *threads* (real time, devices on threads of their own).
 //!
 //! ```
-//! use dirigible_frames::{Pfn, Platform};
+//! use dirigible_frames::{FrameContents, Pfn, Platform};
 //! use dirigible_hosted::{BalloonOptions, MachineBuilder};
 //!
 //! let machine = MachineBuilder::new(64 << 20).balloon(BalloonOptions::default()).build()?;

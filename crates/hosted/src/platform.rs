@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use dirigible_frames::{Cost, CpuId, Pfn, Platform};
+use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 
 use crate::{
     binding::{BindError, CpuBinding, CpuTable, bound_cpu},
@@ -187,6 +187,20 @@ impl Platform for HostedPlatform {
         self.clock.charge(price(cost));
     }
 
+    /// Deterministic: lets [`RELAX`] of virtual time pass and devices answer what is due. Threads: parks until a device's
+    /// interrupt, 100 µs at most; it never spins.
+    fn relax(&self) {
+        match self.mode {
+            Mode::Deterministic => {
+                self.clock.charge(RELAX);
+                self.run_due();
+            }
+            Mode::Threads => self.park(),
+        }
+    }
+}
+
+impl FrameContents for HostedPlatform {
     #[inline]
     fn read_word(&self, frame: Pfn, index: usize) -> u64 {
         self.managed.word(frame, index).load(Ordering::Relaxed)
@@ -216,7 +230,9 @@ impl Platform for HostedPlatform {
     fn zero_frames(&self, first: Pfn, count: usize) {
         self.managed.zero(first, count);
     }
+}
 
+impl PageTables for HostedPlatform {
     #[inline]
     fn load_entry(&self, table: Pfn, index: usize) -> u64 {
         self.managed.word(table, index).load(Ordering::Acquire)
@@ -269,18 +285,6 @@ impl Platform for HostedPlatform {
     fn shoot_down(&self, _space: u32, _address: u64) {
         if let Some(cpu) = self.section_cpu() {
             self.sections.wait_for_others(cpu);
-        }
-    }
-
-    /// Deterministic: lets [`RELAX`] of virtual time pass and devices answer what is due. Threads: parks until a device's
-    /// interrupt, 100 µs at most; it never spins.
-    fn relax(&self) {
-        match self.mode {
-            Mode::Deterministic => {
-                self.clock.charge(RELAX);
-                self.run_due();
-            }
-            Mode::Threads => self.park(),
         }
     }
 }

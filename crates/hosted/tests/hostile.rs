@@ -4,7 +4,7 @@
 
 mod support;
 
-use dirigible_frames::{Pfn, Platform};
+use dirigible_frames::{FrameContents, Pfn, Platform};
 use dirigible_hosted::{BalloonOptions, HostedMachine, Mode, features};
 use proptest::prelude::*;
 use support::*;

@@ -5,7 +5,7 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use dirigible_frames::{Cost, CpuId, Pfn, Platform};
+use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 use dirigible_hosted::{
     Backing, BalloonOptions, HostFacts, HostedHal, MAX_CPUS, MachineBuilder, Mode, costs, features,
 };

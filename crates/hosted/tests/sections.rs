@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dirigible_frames::{CpuId, Platform};
+use dirigible_frames::{CpuId, FrameContents, PageTables};
 use dirigible_hosted::{MachineBuilder, Mode};
 
 /// A page-table entry names one of two frames. A writer moves it back and forth: it replaces the entry, shoots down, then

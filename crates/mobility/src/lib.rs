@@ -65,26 +65,19 @@
 //! use std::sync::Mutex;
 //! use dirigible_frames::*;
 //! use dirigible_mobility::*;
-//! # struct Machine;
-//! # impl Platform for Machine {
-//! #     fn cpu(&self) -> CpuId { CpuId::new(0) }
-//! #     fn now(&self) -> u64 { 0 }
-//! #     fn read_word(&self, _: Pfn, _: usize) -> u64 { 0 }
-//! #     fn write_word(&self, _: Pfn, _: usize, _: u64) {}
-//! #     fn copy_frames(&self, _: Pfn, _: Pfn, _: usize) {}
-//! #     fn zero_frames(&self, _: Pfn, _: usize) {}
-//! #     fn load_entry(&self, _: Pfn, _: usize) -> u64 { 0 }
-//! #     fn swap_entry(&self, _: Pfn, _: usize, _: u64) -> u64 { 0 }
-//! #     fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> { Ok(0) }
-//! #     fn or_entry(&self, _: Pfn, _: usize, _: u64) -> u64 { 0 }
-//! #     fn shoot_down(&self, _: u32, _: u64) {}
-//! #     fn relax(&self) {}
-//! # }
+//!
+//! /// A machine with one processor and no clock.
+//! struct Machine;
+//!
+//! impl Platform for Machine {
+//!     fn cpu(&self) -> CpuId { CpuId::new(0) }
+//!     fn now(&self) -> u64 { 0 }
+//!     fn relax(&self) {}
+//! }
 //!
 //! /// Keeps one frame.
 //! struct Keeper<'a> {
 //!     frames: &'a FrameAllocator<'a>,
-//!     machine: &'a Machine,
 //!     book: Mutex<Option<Pfn>>,
 //! }
 //!
@@ -98,7 +91,7 @@
 //!
 //!     fn migrate(&self, pairs: &mut [MovePair]) {
 //!         for pair in pairs {
-//!             self.machine.copy_frames(pair.from, pair.to, 1);
+//!             // Here the contents of `from` are copied to `to`.
 //!             self.frames.set_owner(pair.to, OwnerId::new(1).unwrap(), 0);
 //!             self.frames.transition(pair.to, FrameState::Allocated, FrameState::Listed).unwrap();
 //!             *self.book.lock().unwrap() = Some(pair.to);
@@ -130,7 +123,7 @@
 //! let mut metadata = vec![0; FrameAllocator::metadata_bytes(&layout)?];
 //! let frames = FrameAllocator::new(&layout, &mut metadata)?;
 //! let (cpu, machine) = (CpuId::new(0), Machine);
-//! let keeper = Keeper { frames: &frames, machine: &machine, book: Mutex::new(None) };
+//! let keeper = Keeper { frames: &frames, book: Mutex::new(None) };
 //! let mobility = Mobility::new(&frames, &machine, CompactionConfig::default());
 //! let class = OwnerId::new(1).unwrap();
 //! mobility.register(class, &keeper)?;

@@ -38,25 +38,6 @@ impl Platform for Machine {
     fn now(&self) -> u64 {
         self.clock.fetch_add(1_000, Ordering::Relaxed)
     }
-    fn read_word(&self, _: Pfn, _: usize) -> u64 {
-        0
-    }
-    fn write_word(&self, _: Pfn, _: usize, _: u64) {}
-    fn copy_frames(&self, _: Pfn, _: Pfn, _: usize) {}
-    fn zero_frames(&self, _: Pfn, _: usize) {}
-    fn load_entry(&self, _: Pfn, _: usize) -> u64 {
-        0
-    }
-    fn swap_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
-        0
-    }
-    fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> {
-        Ok(0)
-    }
-    fn or_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
-        0
-    }
-    fn shoot_down(&self, _: u32, _: u64) {}
     fn relax(&self) {
         thread::yield_now();
     }

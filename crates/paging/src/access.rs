@@ -7,7 +7,7 @@ use crate::{
     space::{Slot, SpaceId},
     tables::walk,
 };
-use dirigible_frames::{Pfn, Platform};
+use dirigible_frames::{PageTables, Pfn};
 
 /// What one walk found.
 enum Touch {
@@ -17,22 +17,22 @@ enum Touch {
 }
 
 /// An access section that ends however its block is left.
-struct Section<'p, P: Platform>(&'p P);
+struct Section<'p, P: PageTables>(&'p P);
 
-impl<'p, P: Platform> Section<'p, P> {
+impl<'p, P: PageTables> Section<'p, P> {
     fn enter(platform: &'p P) -> Self {
         platform.enter_access();
         Self(platform)
     }
 }
 
-impl<P: Platform> Drop for Section<'_, P> {
+impl<P: PageTables> Drop for Section<'_, P> {
     fn drop(&mut self) {
         self.0.leave_access();
     }
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Runs `f` on the base frame that holds `page`, and marks the mapping accessed, and dirty if `write`; `None` if the
     /// page is not mapped.
     ///

@@ -6,7 +6,7 @@ use crate::{
     paging::Paging,
     space::{OwnerWord, SpaceId, SpaceState},
 };
-use dirigible_frames::{FrameClass, FrameFlags, FrameState, Order, OwnerId, Pfn, Platform};
+use dirigible_frames::{FrameClass, FrameFlags, FrameState, Order, OwnerId, PageTables, Pfn};
 
 /// What the audit found, over all spaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -98,7 +98,7 @@ pub enum AuditError {
     },
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Compares all page tables with the frame descriptors and with the counts. Holds the lock of one space at a time.
     ///
     /// Faults, unmaps and moves that run at the same time do no harm and are seen before or after; at rest there are no

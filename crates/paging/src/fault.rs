@@ -9,7 +9,7 @@ use crate::{
     tables::{Place, new_table},
 };
 use arrayvec::ArrayVec;
-use dirigible_frames::{AllocRequest, Cost, Event, FrameClass, FrameState, Order, Pfn, Platform};
+use dirigible_frames::{AllocRequest, Cost, Event, FrameClass, FrameState, Order, PageTables, Pfn};
 
 /// What a fault may map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +64,7 @@ struct Need {
     huge: bool,
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Maps `page`, zeroed, unless it is mapped already.
     ///
     /// Charges a fault, and the filling of each new frame.

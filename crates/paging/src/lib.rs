@@ -3,7 +3,7 @@
 //! # What it is
 //!
 //! [`Paging`] keeps x86-64 page tables (four levels, the format that the hardware walks) in frames of the guest itself
-//! and reads and writes them through the [`Platform`](dirigible_frames::Platform) alone: a hosted machine walks them in
+//! and reads and writes them through [`PageTables`](dirigible_frames::PageTables) alone: a hosted machine walks them in
 //! software, bare metal points CR3 at them. It maps anonymous memory at 4 KiB and 2 MiB and gives it back; and it is a
 //! [`MovableOwner`](dirigible_mobility::MovableOwner), so compaction can move any mapped page while programs run.
 //!
@@ -39,7 +39,7 @@
 //! use dirigible_frames::*;
 //! use dirigible_mobility::{CompactionConfig, Mobility, MovePair};
 //! use dirigible_paging::{FaultKind, NoReclaim, Page, PageSource, Paging, SlowPath, SlowPathConfig};
-//! // A `Platform` over a vector of words, a hundred lines: tests/support/guest.rs.
+//! // A `PageTables` over a vector of words, a hundred lines: tests/support/guest.rs.
 //! use guest::MockGuest;
 //!
 //! // Four blocks of memory from frame 1024 on.

@@ -7,10 +7,10 @@ use crate::{
     space::{OwnerWord, SpaceState},
     tables::Place,
 };
-use dirigible_frames::{Cost, FrameFlags, FrameState, Order, Pfn, Platform, sync::MutexGuard};
+use dirigible_frames::{Cost, FrameFlags, FrameState, Order, PageTables, Pfn, sync::MutexGuard};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 
-impl<P: Platform> MovableOwner for Paging<'_, P> {
+impl<P: PageTables> MovableOwner for Paging<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
         self.frames.try_isolate(frame, self.class).is_ok()
     }
@@ -77,7 +77,7 @@ enum Begin {
     Detached,
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Locks the space that maps `frame`, a frame that the caller has isolated or pinned; `None` if it was unmapped
     /// meanwhile and is the caller's to free. While the lock is held the mapping stays.
     pub(crate) fn lock_mapper(&self, frame: Pfn) -> Option<(MutexGuard<'_, SpaceState>, Page)> {

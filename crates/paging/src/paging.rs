@@ -8,7 +8,7 @@ use crate::{
     tables::new_table,
 };
 use dirigible_frames::{
-    FrameAllocator, FrameFlags, FrameState, Order, OwnerId, Pfn, Platform, sync::Mutex,
+    FrameAllocator, FrameFlags, FrameState, Order, OwnerId, PageTables, Pfn, sync::Mutex,
 };
 
 /// All address spaces of a guest, and the owner of their anonymous memory.
@@ -80,7 +80,7 @@ impl Usage {
     }
 }
 
-impl<'a, P: Platform> Paging<'a, P> {
+impl<'a, P: PageTables> Paging<'a, P> {
     /// Paging without a space yet, whose frames carry `class`.
     ///
     /// This is the only place that uses the heap: for the table of `max_spaces` slots.

@@ -6,9 +6,9 @@ use crate::{
     paging::{Paging, frame_of},
     space::SpaceId,
 };
-use dirigible_frames::{FrameFlags, FrameState, Pfn, Platform};
+use dirigible_frames::{FrameFlags, FrameState, PageTables, Pfn};
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Keeps `page` in its frame until [`Paging::unpin`], and gives the frame; `None` if the page is not mapped. Waits
     /// while the frame is isolated. A huge page is pinned whole. Pins count: up to 31 of one page, a further one waits until
     /// one of them ends.

@@ -7,7 +7,7 @@ use crate::{
     space::{OwnerWord, SpaceId, SpaceState},
     tables::Place,
 };
-use dirigible_frames::{Event, FrameState, Platform};
+use dirigible_frames::{Event, FrameState, PageTables};
 
 /// Why a huge page was not split. The mapping is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum SplitError {
     Busy,
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Splits the huge page that `page` lies in: the same frames, mapped one by one.
     pub fn split_huge(&self, space: SpaceId, page: Page) -> Result<(), SplitError> {
         let slot = self.slot(space).ok_or(SplitError::NotHuge)?;

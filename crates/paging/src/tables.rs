@@ -9,7 +9,7 @@ use crate::{
     source::{OutOfMemory, PageSource},
     space::SpaceState,
 };
-use dirigible_frames::{AllocRequest, FrameAllocator, OwnerId, Pfn, Platform};
+use dirigible_frames::{AllocRequest, FrameAllocator, OwnerId, PageTables, Pfn};
 
 /// Where a walk ended: at a leaf, a migration entry, or an empty entry at any depth.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ impl Place {
 }
 
 /// A zeroed frame for a table, not counted nor linked yet.
-pub(crate) fn new_table<P: Platform>(
+pub(crate) fn new_table<P: PageTables>(
     frames: &FrameAllocator<'_>,
     platform: &P,
     memory: &dyn PageSource,
@@ -40,7 +40,7 @@ pub(crate) fn new_table<P: Platform>(
 }
 
 /// Walks from `root` toward `page`, at most to its last level.
-pub(crate) fn walk<P: Platform>(platform: &P, root: Pfn, page: Page) -> Place {
+pub(crate) fn walk<P: PageTables>(platform: &P, root: Pfn, page: Page) -> Place {
     let mut table = root;
     let mut depth = 0;
     loop {
@@ -59,7 +59,7 @@ pub(crate) fn walk<P: Platform>(platform: &P, root: Pfn, page: Page) -> Place {
     }
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Walks to `page` under the lock, and remembers its last-level table.
     pub(crate) fn find(&self, state: &mut SpaceState, page: Page) -> Place {
         let place = self.peek(state, page);

@@ -9,7 +9,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use core::ops::Range;
-use dirigible_frames::{FrameState, Order, Pfn, Platform};
+use dirigible_frames::{FrameState, Order, PageTables, Pfn};
 
 /// Base pages cleared under one hold of the lock, and freed together.
 const BATCH: usize = 64;
@@ -41,7 +41,7 @@ enum Stop {
     Wait,
 }
 
-impl<P: Platform> Paging<'_, P> {
+impl<P: PageTables> Paging<'_, P> {
     /// Unmaps `pages` and frees their frames; gives how many base pages were mapped (0 for a space that is no more).
     ///
     /// A huge page that lies in the range in part is split; the rest of it stays mapped. On return nobody uses the old

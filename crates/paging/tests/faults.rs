@@ -2,7 +2,7 @@
 
 mod support;
 
-use dirigible_frames::{Event, FrameFlags, FrameState, Order, Pfn, Platform};
+use dirigible_frames::{Event, FrameContents, FrameFlags, FrameState, Order, Pfn};
 use dirigible_mobility::MovableOwner;
 use dirigible_paging::{
     Fault, FaultError, FaultKind, Page, SpaceError, SpaceId, SplitError, Usage,

@@ -2,7 +2,7 @@
 
 mod support;
 
-use dirigible_frames::{Order, Platform};
+use dirigible_frames::{Order, PageTables};
 use dirigible_paging::{FaultError, FaultKind, Page, SplitError};
 use support::{TEMPLATE, WORDS, world, world_with_kernel_half};
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use dirigible_frames::{FrameFlags, FrameState, Order, Pfn, Platform};
+use dirigible_frames::{FrameContents, FrameFlags, FrameState, Order, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use dirigible_paging::{Page, PageSource, SplitError};
 use support::{World, world};

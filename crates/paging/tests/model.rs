@@ -229,7 +229,7 @@ impl Pair {
                     self.w
                         .paging
                         .access(self.spaces[space], Page::new(page), true, |frame| {
-                            use dirigible_frames::Platform;
+                            use dirigible_frames::FrameContents;
                             guest.write_word(frame, 17, value);
                         });
                 assert_eq!(done.is_some(), self.model[space].contains_key(&page));

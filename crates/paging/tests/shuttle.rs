@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64 as RawU64, Ordering::SeqCst};
 
 use dirigible_frames::{
-    Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState, Order, OwnerId, Pfn,
-    Placement, Platform, Watermarks, ZoneConfig,
+    Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameContents, FrameState, Order, OwnerId,
+    PageTables, Pfn, Placement, Platform, Watermarks, ZoneConfig,
     sync::{AtomicU64, spin_hint},
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
@@ -49,6 +49,12 @@ impl Platform for Guest {
     fn now(&self) -> u64 {
         0
     }
+    fn relax(&self) {
+        spin_hint();
+    }
+}
+
+impl FrameContents for Guest {
     fn read_word(&self, frame: Pfn, index: usize) -> u64 {
         self.word(frame, index).load(SeqCst)
     }
@@ -66,6 +72,9 @@ impl Platform for Guest {
             .iter()
             .for_each(|word| word.store(0, SeqCst));
     }
+}
+
+impl PageTables for Guest {
     fn load_entry(&self, table: Pfn, index: usize) -> u64 {
         self.word(table, index).load(SeqCst)
     }
@@ -98,9 +107,6 @@ impl Platform for Guest {
                 spin_hint();
             }
         }
-    }
-    fn relax(&self) {
-        spin_hint();
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 
-use dirigible_frames::{Order, Platform};
+use dirigible_frames::{FrameContents, Order};
 use dirigible_mobility::{MovePair, Outcome};
 use dirigible_paging::{FaultKind, MoveObserver, Page, PageSource, SpaceId};
 use support::{World, run_on, world};

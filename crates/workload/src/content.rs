@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use dirigible_frames::{LINES_PER_FRAME, Pfn, Platform, WORDS_PER_LINE};
+use dirigible_frames::{LINES_PER_FRAME, PageTables, Pfn, WORDS_PER_LINE};
 use spin::Mutex;
 
 use crate::rng::mix;
@@ -33,12 +33,12 @@ impl Pattern {
     }
 
     /// Writes the pattern into every line of `frame`.
-    pub fn write<P: Platform>(self, platform: &P, frame: Pfn) {
+    pub fn write<P: PageTables>(self, platform: &P, frame: Pfn) {
         platform.write_lines(frame, &core::array::from_fn(|line| self.word(line)));
     }
 
     /// The first line of `frame` that does not hold the pattern.
-    pub fn first_wrong<P: Platform>(self, platform: &P, frame: Pfn) -> Option<Wrong> {
+    pub fn first_wrong<P: PageTables>(self, platform: &P, frame: Pfn) -> Option<Wrong> {
         let mut found = [0; LINES];
         platform.read_lines(frame, &mut found);
         self.first_wrong_read(&found)
@@ -55,7 +55,7 @@ impl Pattern {
     }
 
     /// The same for the four lines that `draw` names, six bits each.
-    pub fn first_wrong_of_four<P: Platform>(
+    pub fn first_wrong_of_four<P: PageTables>(
         self,
         platform: &P,
         frame: Pfn,
@@ -135,7 +135,7 @@ impl ContentLog {
     // The counts are sums for the report: nothing is published through them, so Relaxed will do.
 
     /// Checks every line of `frame`.
-    pub fn check_whole<P: Platform>(
+    pub fn check_whole<P: PageTables>(
         &self,
         platform: &P,
         frame: Pfn,
@@ -154,7 +154,7 @@ impl ContentLog {
     }
 
     /// Checks the four lines of `frame` that `draw` names.
-    pub fn check_four<P: Platform>(
+    pub fn check_four<P: PageTables>(
         &self,
         platform: &P,
         frame: Pfn,

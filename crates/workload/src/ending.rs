@@ -3,7 +3,7 @@
 use alloc::{format, string::String};
 
 use dirigible_balloon::{BalloonStats, Held};
-use dirigible_frames::Platform;
+use dirigible_frames::PageTables;
 use dirigible_mobility::Mobility;
 
 use crate::{actor::time::SECOND, balloon::BalloonDriver, content::ContentLog, system::Parts};
@@ -13,7 +13,7 @@ const SETTLE: u64 = 2 * SECOND;
 
 /// Waits for what is under way: with several CPUs the last exchange may still be with the device when the engines end. Until
 /// then the counts of compaction do not add up.
-pub(crate) fn settle<P: Platform>(
+pub(crate) fn settle<P: PageTables>(
     platform: &P,
     mobility: &Mobility<'_, P>,
     balloon: &dyn BalloonDriver,
@@ -31,7 +31,7 @@ pub(crate) fn settle<P: Platform>(
 /// # Errors
 ///
 /// The first book that does not balance.
-pub(crate) fn give_all_back<P: Platform>(
+pub(crate) fn give_all_back<P: PageTables>(
     parts: &Parts<'_, P>,
     mobility: &Mobility<'_, P>,
     balloon: &dyn BalloonDriver,

@@ -8,7 +8,7 @@ use alloc::{boxed::Box, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::BalloonStats;
-use dirigible_frames::{Event, OwnerId, Platform};
+use dirigible_frames::{Event, OwnerId, PageTables};
 use dirigible_mobility::Mobility;
 use spin::Mutex;
 
@@ -46,7 +46,7 @@ const fn class(number: u8) -> OwnerId {
 }
 
 /// A column under way.
-pub struct Experiment<'e, 'a, 'm, P: Platform> {
+pub struct Experiment<'e, 'a, 'm, P: PageTables> {
     params: &'e Params,
     system: &'e System<'a, P>,
     mobility: &'e Mobility<'m, P>,
@@ -56,7 +56,7 @@ pub struct Experiment<'e, 'a, 'm, P: Platform> {
     means: BalloonMeans,
 }
 
-impl<'e, 'a, 'm, P: Platform> Experiment<'e, 'a, 'm, P> {
+impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// The experiment of `params` on `system`, whose frames `mobility` moves.
     pub fn new(
         params: &'e Params,

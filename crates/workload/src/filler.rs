@@ -10,7 +10,7 @@ use alloc::{boxed::Box, vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, BlockId, FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, Pfn, Platform,
+    AllocRequest, BlockId, FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, PageTables, Pfn,
     Watermark,
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
@@ -35,7 +35,7 @@ const OUT: u32 = u32::MAX;
 const END: u32 = u32::MAX - 1;
 
 /// The filler's memory. It is a [`MovableOwner`] of its frames and the guest's [`Reclaim`].
-pub struct Filler<'a, P: Platform> {
+pub struct Filler<'a, P: PageTables> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
     class: OwnerId,
@@ -128,7 +128,7 @@ impl Books {
     }
 }
 
-impl<'a, P: Platform> Filler<'a, P> {
+impl<'a, P: PageTables> Filler<'a, P> {
     /// A filler that holds nothing yet; its frames will carry `class`.
     pub fn new(
         frames: &'a FrameAllocator<'a>,
@@ -306,13 +306,13 @@ impl<'a, P: Platform> Filler<'a, P> {
     }
 }
 
-impl<P: Platform> Reclaim for Filler<'_, P> {
+impl<P: PageTables> Reclaim for Filler<'_, P> {
     fn reclaim(&self, frames: usize) -> usize {
         self.give_back(frames, false)
     }
 }
 
-impl<P: Platform> MovableOwner for Filler<'_, P> {
+impl<P: PageTables> MovableOwner for Filler<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
         // The place in the list stays: reclaim passes isolated frames over.
         if self
@@ -358,7 +358,7 @@ impl<P: Platform> MovableOwner for Filler<'_, P> {
 }
 
 /// Fills and touches at a steady pace.
-pub struct FillerLoad<'a, P: Platform> {
+pub struct FillerLoad<'a, P: PageTables> {
     filler: &'a Filler<'a, P>,
     control: &'a Control,
     tuning: FillerTuning,
@@ -367,7 +367,7 @@ pub struct FillerLoad<'a, P: Platform> {
     answered: Stage,
 }
 
-impl<'a, P: Platform> FillerLoad<'a, P> {
+impl<'a, P: PageTables> FillerLoad<'a, P> {
     /// The actor of `filler`.
     pub fn new(
         filler: &'a Filler<'a, P>,
@@ -387,7 +387,7 @@ impl<'a, P: Platform> FillerLoad<'a, P> {
     }
 }
 
-impl<P: Platform> Actor for FillerLoad<'_, P> {
+impl<P: PageTables> Actor for FillerLoad<'_, P> {
     fn step(&mut self, now: u64) -> Next {
         let stage = self.control.stage();
         if stage != self.answered {

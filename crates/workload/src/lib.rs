@@ -14,7 +14,7 @@
 //!   requests waited.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
-//! Nothing here knows on what it runs. A machine brings a [`Platform`](dirigible_frames::Platform), a
+//! Nothing here knows on what it runs. A machine brings its [`PageTables`](dirigible_frames::PageTables), a
 //! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware walks the page tables, a
 //! [`UserMemory`](user::UserMemory). It puts the parts together and lets an [`experiment`] run on them; `dirigible-hosted`
 //! shows how (`run_column`).

@@ -7,7 +7,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use dirigible_balloon::MAX_PFNS;
-use dirigible_frames::{AllocRequest, Cost, FrameClass, FrameState, Order, OwnerId, Pfn, Platform};
+use dirigible_frames::{
+    AllocRequest, Cost, FrameClass, FrameState, Order, OwnerId, PageTables, Pfn,
+};
 use dirigible_mobility::{Mobility, MovePair, Outcome};
 use dirigible_paging::PageSource;
 
@@ -22,7 +24,7 @@ use crate::{
 const BATCH: usize = MAX_PFNS;
 
 /// What a mover works on.
-pub struct MoverParts<'k, 'm, P: Platform> {
+pub struct MoverParts<'k, 'm, P: PageTables> {
     /// The balloon.
     pub balloon: &'k dyn BalloonControl,
     /// The class of its frames.
@@ -35,7 +37,7 @@ pub struct MoverParts<'k, 'm, P: Platform> {
     pub control: &'k Control,
 }
 
-impl<P: Platform> MoverParts<'_, '_, P> {
+impl<P: PageTables> MoverParts<'_, '_, P> {
     /// The state of a frame of the balloon.
     fn state(&self, frame: Pfn) -> Option<FrameState> {
         let info = self.mobility.frames().frame(frame)?;
@@ -44,7 +46,7 @@ impl<P: Platform> MoverParts<'_, '_, P> {
 }
 
 /// Waits until the balloon is full for the first time and then moves all its frames, round after round.
-pub struct Mover<'k, 'm, P: Platform> {
+pub struct Mover<'k, 'm, P: PageTables> {
     parts: MoverParts<'k, 'm, P>,
     /// The full balloon, in frames.
     full: u64,
@@ -58,7 +60,7 @@ pub struct Mover<'k, 'm, P: Platform> {
     pairs: Vec<MovePair>,
 }
 
-impl<'k, 'm, P: Platform> Mover<'k, 'm, P> {
+impl<'k, 'm, P: PageTables> Mover<'k, 'm, P> {
     /// The mover of a balloon of `full` frames at its fullest, in so many rounds.
     pub fn new(parts: MoverParts<'k, 'm, P>, full: u64, rounds: u64) -> Self {
         Self {
@@ -147,7 +149,7 @@ impl<'k, 'm, P: Platform> Mover<'k, 'm, P> {
     }
 }
 
-impl<P: Platform> Actor for Mover<'_, '_, P> {
+impl<P: PageTables> Actor for Mover<'_, '_, P> {
     fn step(&mut self, now: u64) -> Next {
         if self.parts.control.stage() != Stage::Loaded || self.rounds == 0 {
             return Next::Done;

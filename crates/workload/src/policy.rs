@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use dirigible_balloon::{BalloonConfig, Deflate};
-use dirigible_frames::{Config, Pfn, Platform, ZoneConfig};
+use dirigible_frames::{Config, PageTables, Pfn, ZoneConfig};
 use dirigible_mobility::{CompactionConfig, Mobility};
 use dirigible_paging::{Reclaim, SlowPath, SlowPathConfig};
 
@@ -50,7 +50,7 @@ impl ColumnPolicy {
 
     /// The allocation slow path over `mobility`. It asks `relief` before a request fails where the balloon accepts to deflate
     /// for that ([`balloon`](Self::balloon)): what is not wired is not negotiated. `stalls` hears of what is not served at once.
-    pub fn slow_path<'a, P: Platform>(
+    pub fn slow_path<'a, P: PageTables>(
         &self,
         mobility: &'a Mobility<'a, P>,
         reclaim: &'a dyn Reclaim,

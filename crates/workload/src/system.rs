@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::FrameSource;
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, FrameAllocator, FrameClass, Order, Pfn, Platform, Watermarks,
+    AllocRequest, BalloonPlacement, FrameAllocator, FrameClass, Order, PageTables, Pfn, Watermarks,
 };
 use dirigible_paging::{
     Fault, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
@@ -37,7 +37,7 @@ pub trait HostClock: Sync {
 }
 
 /// The parts of a machine.
-pub struct Parts<'a, P: Platform> {
+pub struct Parts<'a, P: PageTables> {
     /// CPU, clock, frame contents.
     pub platform: &'a P,
     /// The allocator.
@@ -62,7 +62,7 @@ pub struct Parts<'a, P: Platform> {
 }
 
 /// The real machine.
-pub struct System<'a, P: Platform> {
+pub struct System<'a, P: PageTables> {
     pub(crate) parts: Parts<'a, P>,
     rested: Watermarks,
     serial: AtomicU64,
@@ -71,19 +71,19 @@ pub struct System<'a, P: Platform> {
 }
 
 /// Sees that migration brought a page's contents along.
-pub struct MoveChecks<'a, P: Platform> {
+pub struct MoveChecks<'a, P: PageTables> {
     platform: &'a P,
     contents: &'a ContentLog,
 }
 
-impl<'a, P: Platform> MoveChecks<'a, P> {
+impl<'a, P: PageTables> MoveChecks<'a, P> {
     /// Checks every page that paging moves.
     pub fn new(platform: &'a P, contents: &'a ContentLog) -> Self {
         Self { platform, contents }
     }
 }
 
-impl<P: Platform> MoveObserver for MoveChecks<'_, P> {
+impl<P: PageTables> MoveObserver for MoveChecks<'_, P> {
     fn moved(&self, space: SpaceId, page: Page, frame: Pfn, order: Order) {
         for offset in 0..order.frames() as u64 {
             let (page, frame) = (page.get() + offset, frame.plus(offset));
@@ -95,7 +95,7 @@ impl<P: Platform> MoveObserver for MoveChecks<'_, P> {
     }
 }
 
-impl<'a, P: Platform> System<'a, P> {
+impl<'a, P: PageTables> System<'a, P> {
     /// The machine made of `parts`, whose watermarks at rest will be `rested`.
     pub fn new(parts: Parts<'a, P>, rested: Watermarks) -> Self {
         let passes = Mutex::new(PassBook::new(parts.frames));
@@ -153,7 +153,7 @@ impl<'a, P: Platform> System<'a, P> {
     }
 }
 
-impl<P: Platform> System<'_, P> {
+impl<P: PageTables> System<'_, P> {
     /// Serves a page fault: what is new arrives with its pattern.
     pub(crate) fn serve_fault(
         &self,
@@ -188,7 +188,7 @@ pub(crate) fn pattern_of(space: Space, page: u64) -> Pattern {
     Pattern::new(u64::from(space.0), page)
 }
 
-impl<P: Platform> LoadMemory for System<'_, P> {
+impl<P: PageTables> LoadMemory for System<'_, P> {
     fn create_space(&self) -> Result<Space, NoMemory> {
         let made = self.parts.paging.create_space(self.parts.memory);
         made.map(|space| Space(space.get())).map_err(|_| NoMemory)
@@ -273,7 +273,7 @@ impl<P: Platform> LoadMemory for System<'_, P> {
 #[derive(Debug)]
 pub struct ProbeBlock(Pfn);
 
-impl<P: Platform> Stage for System<'_, P> {
+impl<P: PageTables> Stage for System<'_, P> {
     type Block = ProbeBlock;
 
     fn attempt(&self) -> Result<ProbeBlock, NoMemory> {
@@ -351,7 +351,7 @@ impl<P: Platform> Stage for System<'_, P> {
     }
 }
 
-impl<P: Platform> FrameSource for System<'_, P> {
+impl<P: PageTables> FrameSource for System<'_, P> {
     fn take(&self, how: BalloonPlacement, out: &mut [Pfn]) -> usize {
         self.parts.memory.take_balloon(how, out)
     }

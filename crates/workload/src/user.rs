@@ -1,6 +1,6 @@
 //! Programs' own loads and stores, on a machine whose hardware walks the page tables.
 
-use dirigible_frames::Platform;
+use dirigible_frames::PageTables;
 use dirigible_paging::{Page, SpaceId};
 
 use crate::{
@@ -43,7 +43,7 @@ pub trait UserMemory: Sync {
     ) -> Option<u64>;
 }
 
-impl<P: Platform> System<'_, P> {
+impl<P: PageTables> System<'_, P> {
     /// A program's first store into `page`, and the fault that brings it there; whether it is part of a huge page.
     ///
     /// The fault fills the page whole, so that a move that overtakes the program finds its contents.

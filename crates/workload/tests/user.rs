@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::FrameSource;
 use dirigible_frames::{
-    Config, Event, Fallback, FrameAllocator, OwnerId, Pfn, Placement, Platform, WORDS_PER_LINE,
-    ZoneConfig,
+    Config, Event, Fallback, FrameAllocator, FrameContents, OwnerId, Pfn, Placement,
+    WORDS_PER_LINE, ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility};
 use dirigible_paging::{Page, Paging, SlowPath, SlowPathConfig, SpaceId};

@@ -48,27 +48,6 @@ impl Platform for Clock {
         self.now.load(Ordering::SeqCst)
     }
     fn charge(&self, _cost: Cost) {}
-    fn read_word(&self, _frame: Pfn, _index: usize) -> u64 {
-        0
-    }
-    fn write_word(&self, _frame: Pfn, _index: usize, _value: u64) {}
-    fn copy_frames(&self, _from: Pfn, _to: Pfn, _count: usize) {
-        panic!("a balloon frame has no contents to copy");
-    }
-    fn zero_frames(&self, _first: Pfn, _count: usize) {}
-    fn load_entry(&self, _table: Pfn, _index: usize) -> u64 {
-        0
-    }
-    fn swap_entry(&self, _table: Pfn, _index: usize, _value: u64) -> u64 {
-        0
-    }
-    fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> {
-        Ok(0)
-    }
-    fn or_entry(&self, _table: Pfn, _index: usize, _bits: u64) -> u64 {
-        0
-    }
-    fn shoot_down(&self, _space: u32, _address: u64) {}
     fn relax(&self) {
         self.pass(self.relax_ns.load(Ordering::SeqCst));
         yield_now();

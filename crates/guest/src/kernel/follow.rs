@@ -6,8 +6,8 @@ use dirigible_balloon::{
     AllocatorSource, BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, NoSettle, Step,
 };
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, Order, OwnerId, Pfn,
-    Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, FrameContents, Order,
+    OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_workload::protocol::{Message, ask};
 

@@ -2,7 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
-use dirigible_frames::{CpuId, LINES_PER_FRAME, Pfn, Platform, WORDS_PER_LINE};
+use dirigible_frames::{
+    CpuId, FrameContents, LINES_PER_FRAME, PageTables, Pfn, Platform, WORDS_PER_LINE,
+};
 
 use super::arch::{clock, cpu, interrupts, physical, shoot_down};
 
@@ -29,6 +31,27 @@ impl Platform for GuestPlatform {
         clock::now()
     }
 
+    /// Spins for a moment, and when the wait goes on halts the CPU until an interrupt, at most until the next tick.
+    fn relax(&self) {
+        let cpu = cpu::current();
+        let now = clock::now();
+        let (mut since, last) = cpu.waiting.get();
+        // The clock begins anew when a run does.
+        if last > now || now - last > BETWEEN {
+            since = now;
+        }
+        if now - since < SPIN {
+            for _ in 0..PAUSES {
+                core::hint::spin_loop();
+            }
+        } else {
+            interrupts::idle();
+        }
+        cpu.waiting.set((since, clock::now()));
+    }
+}
+
+impl FrameContents for GuestPlatform {
     #[inline]
     fn read_word(&self, frame: Pfn, index: usize) -> u64 {
         physical::word(frame, index).load(Ordering::Relaxed)
@@ -60,7 +83,9 @@ impl Platform for GuestPlatform {
     fn zero_frames(&self, first: Pfn, count: usize) {
         physical::zero(first, count);
     }
+}
 
+impl PageTables for GuestPlatform {
     #[inline]
     fn load_entry(&self, table: Pfn, index: usize) -> u64 {
         physical::word(table, index).load(Ordering::Acquire)
@@ -105,24 +130,5 @@ impl Platform for GuestPlatform {
 
     fn shoot_down(&self, _space: u32, _address: u64) {
         shoot_down::everywhere();
-    }
-
-    /// Spins for a moment, and when the wait goes on halts the CPU until an interrupt, at most until the next tick.
-    fn relax(&self) {
-        let cpu = cpu::current();
-        let now = clock::now();
-        let (mut since, last) = cpu.waiting.get();
-        // The clock begins anew when a run does.
-        if last > now || now - last > BETWEEN {
-            since = now;
-        }
-        if now - since < SPIN {
-            for _ in 0..PAUSES {
-                core::hint::spin_loop();
-            }
-        } else {
-            interrupts::idle();
-        }
-        cpu.waiting.set((since, clock::now()));
     }
 }

@@ -5,7 +5,7 @@ pub mod guest;
 
 use std::time::{Duration, Instant};
 
-use dirigible_frames::{Pfn, Platform};
+use dirigible_frames::{FrameContents, Pfn, Platform};
 use dirigible_hosted::{
     BalloonOptions, HostBalloon, HostedHal, HostedMachine, InProcessTransport, MachineBuilder, Mode,
 };

@@ -43,31 +43,6 @@ impl Platform for MockPlatform {
         };
         self.clock.fetch_add(100, Ordering::Relaxed);
     }
-    fn read_word(&self, _: Pfn, _: usize) -> u64 {
-        unreachable!("mobility does not look into frames")
-    }
-    fn write_word(&self, _: Pfn, _: usize, _: u64) {
-        unreachable!("mobility does not look into frames")
-    }
-    fn copy_frames(&self, _: Pfn, _: Pfn, _: usize) {
-        unreachable!("owners copy")
-    }
-    fn zero_frames(&self, _: Pfn, _: usize) {
-        unreachable!("mobility does not look into frames")
-    }
-    fn load_entry(&self, _: Pfn, _: usize) -> u64 {
-        unreachable!("no page tables here")
-    }
-    fn swap_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
-        unreachable!("no page tables here")
-    }
-    fn compare_exchange_entry(&self, _: Pfn, _: usize, _: u64, _: u64) -> Result<u64, u64> {
-        unreachable!("no page tables here")
-    }
-    fn or_entry(&self, _: Pfn, _: usize, _: u64) -> u64 {
-        unreachable!("no page tables here")
-    }
-    fn shoot_down(&self, _: u32, _: u64) {}
     fn relax(&self) {
         self.clock.fetch_add(1_000, Ordering::Relaxed);
     }

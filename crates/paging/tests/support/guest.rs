@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use dirigible_frames::{Cost, CpuId, Pfn, Platform};
+use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 
 pub const WORDS: usize = 512;
 pub const CPUS: u16 = 4;
@@ -71,6 +71,13 @@ impl Platform for MockGuest {
             _ => 0,
         };
     }
+    fn relax(&self) {
+        self.relaxed.fetch_add(1, Ordering::Relaxed);
+        std::thread::yield_now();
+    }
+}
+
+impl FrameContents for MockGuest {
     fn read_word(&self, frame: Pfn, index: usize) -> u64 {
         self.word(frame, index).load(Ordering::Relaxed)
     }
@@ -89,6 +96,9 @@ impl Platform for MockGuest {
             (0..WORDS).for_each(|index| self.write_word(first.plus(i), index, 0));
         }
     }
+}
+
+impl PageTables for MockGuest {
     fn load_entry(&self, table: Pfn, index: usize) -> u64 {
         self.word(table, index).load(Ordering::Acquire)
     }
@@ -122,9 +132,5 @@ impl Platform for MockGuest {
                 std::thread::yield_now();
             }
         }
-    }
-    fn relax(&self) {
-        self.relaxed.fetch_add(1, Ordering::Relaxed);
-        std::thread::yield_now();
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, Config, Event, Fallback, FrameAllocator, Order, OwnerId, Pfn, Placement,
-    Platform, Watermarks, ZoneConfig,
+    AllocRequest, Config, Event, Fallback, FrameAllocator, FrameContents, Order, OwnerId,
+    PageTables, Pfn, Placement, Platform, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome};
 use dirigible_paging::{

@@ -3,7 +3,9 @@
 use alloc::{string::String, vec::Vec};
 
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step};
-use dirigible_frames::{AllocRequest, FrameState, Order, OwnerId, Pfn, Platform, Watermark};
+use dirigible_frames::{
+    AllocRequest, FrameContents, FrameState, Order, OwnerId, Pfn, Platform, Watermark,
+};
 use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved};
 use dirigible_paging::{NoReclaim, PageSource, SlowPath, SlowPathConfig};
 use dirigible_workload::{protocol::TESTS_BALLOON, relief::Relief};

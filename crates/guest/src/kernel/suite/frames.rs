@@ -2,7 +2,9 @@
 
 use alloc::vec::Vec;
 
-use dirigible_frames::{AllocRequest, FRAME_SIZE, FrameClass, Order, Pfn, Platform, Watermark};
+use dirigible_frames::{
+    AllocRequest, FRAME_SIZE, FrameClass, FrameContents, Order, Pfn, Platform, Watermark,
+};
 
 use super::{MILLISECOND, Numbers, Outcome, Verdict, allocator, ensure, is_over};
 use crate::kernel::{arch::smp, machine::Guest, platform::GuestPlatform};

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use dirigible_frames::{
-    AllocRequest, CpuId, FrameAllocator, FrameClass, Order, Pfn, Platform, Watermark,
+    AllocRequest, CpuId, FrameAllocator, FrameClass, Order, PageTables, Pfn, Platform, Watermark,
 };
 
 use super::{MILLISECOND, Numbers, Outcome, allocator, ensure, is_over};

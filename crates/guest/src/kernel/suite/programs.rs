@@ -3,7 +3,7 @@
 use alloc::string::String;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dirigible_frames::{AllocRequest, FrameClass, Order, Platform};
+use dirigible_frames::{AllocRequest, FrameClass, FrameContents, Order, Platform};
 use dirigible_mobility::MovePair;
 use dirigible_paging::{FaultError, FaultKind, Page, PageSource, SpaceId};
 
