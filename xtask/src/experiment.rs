@@ -114,7 +114,7 @@ pub fn run(words: &[&str]) -> Result<(), String> {
         .map_err(|error| format!("cannot make {}: {error}", plan.out.display()))?;
     Step::new(
         "build",
-        &mut cargo(&["build", "--release", "--package", "dirigible"]),
+        &mut cargo(&["build", "--release", "--package", "dirigible-cli"]),
     )
     .run()?;
     for cell in MATRIX {

@@ -6,7 +6,13 @@ use crate::step::{cargo, root};
 
 /// The crates, by folder under `crates/`.
 const CRATES: &[&str] = &[
-    "prefetch", "frames", "mobility", "balloon", "paging", "workload",
+    "prefetch",
+    "frames",
+    "mobility",
+    "balloon",
+    "paging",
+    "dirigible",
+    "workload",
 ];
 /// A target without a standard library: building for it is the proof.
 const BARE: &str = "x86_64-unknown-none";

@@ -212,7 +212,7 @@ struct Build {
 impl Build {
     /// Builds it. All parts run this one file, whatever becomes of the sources meanwhile.
     fn new(out: &Path) -> Result<Self, String> {
-        let mut build = cargo(&["build", "--release", "--package", "dirigible"]);
+        let mut build = cargo(&["build", "--release", "--package", "dirigible-cli"]);
         Step::new("build", &mut build).run()?;
         let built = target().join(format!("release/dirigible{EXE_SUFFIX}"));
         let program = std::path::absolute(out.join(format!("dirigible{EXE_SUFFIX}")))

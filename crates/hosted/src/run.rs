@@ -5,12 +5,12 @@ mod port;
 
 use std::{mem::ManuallyDrop, thread, time::Instant};
 
+use dirigible::schedule::Engine;
 use dirigible_balloon::BalloonError;
 use dirigible_frames::{ConfigError, CpuId, FrameAllocator};
 use dirigible_mobility::{Mobility, RegisterError};
 use dirigible_paging::Paging;
 use dirigible_workload::{
-    actor::Engine,
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,

@@ -6,10 +6,10 @@ use spin::Mutex;
 use virtio_drivers::{Hal, transport::Transport};
 
 use crate::{
-    actor::{Actor, Next},
     control::{Control, Stage},
     tuning::{BALLOON_MESSAGES, BALLOON_TICK},
 };
+use dirigible::schedule::{Actor, Next};
 
 /// A balloon, with the host's end of it: the machine's own.
 pub trait BalloonControl: Sync {

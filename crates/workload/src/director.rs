@@ -6,7 +6,6 @@ use dirigible_frames::FRAMES_PER_BLOCK;
 use spin::Mutex;
 
 use crate::{
-    actor::{Actor, Next, time::MILLISECOND},
     control::{self, Control},
     machine::{NoMemory, Space, Stage},
     timeline::{PassPlan, PassResult, TargetsHash, Test, Timeline, What},
@@ -15,6 +14,7 @@ use crate::{
         QUICK_WRITES_WITHOUT_GAIN, STALL,
     },
 };
+use dirigible::schedule::{Actor, Next, time::MILLISECOND};
 
 /// Time between two looks whether others have done their part.
 const LOOK: u64 = 10 * MILLISECOND;

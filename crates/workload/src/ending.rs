@@ -6,7 +6,8 @@ use dirigible_balloon::{BalloonStats, Held};
 use dirigible_frames::PageTables;
 use dirigible_mobility::Mobility;
 
-use crate::{actor::time::SECOND, balloon::BalloonDriver, content::ContentLog, system::Parts};
+use crate::{balloon::BalloonDriver, content::ContentLog, system::Parts};
+use dirigible::schedule::time::SECOND;
 
 /// How long the end of a run waits for what is still under way.
 const SETTLE: u64 = 2 * SECOND;

@@ -13,7 +13,6 @@ use dirigible_mobility::Mobility;
 use spin::Mutex;
 
 use crate::{
-    actor::{Actor, Clock, Engine, time},
     balloon::{BalloonDriver, BalloonMeans, BalloonWorker},
     control::Control,
     director::{Director, Targets},
@@ -28,6 +27,7 @@ use crate::{
     timeline::{TargetsHash, Timeline, mem_total_frames},
     tuning::{ColumnPolicy, LoadTuning},
 };
+use dirigible::schedule::{Actor, Clock, Engine, time};
 
 /// Owner class of anonymous memory.
 pub const PAGING: OwnerId = class(1);

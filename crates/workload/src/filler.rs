@@ -18,12 +18,12 @@ use dirigible_paging::Reclaim;
 use spin::Mutex;
 
 use crate::{
-    actor::{Actor, Next},
     content::{ContentLog, Pattern, When},
     control::{Control, Stage},
     rng::{Rng, Source},
     tuning::FillerTuning,
 };
+use dirigible::schedule::{Actor, Next};
 
 /// Key of the filler's pages in their patterns.
 const OWNER: u64 = 0xf111_e400_0000_0000;

@@ -10,12 +10,12 @@ use core::sync::atomic::Ordering;
 use dirigible_frames::{FRAMES_PER_BLOCK, Order};
 
 use crate::{
-    actor::{Actor, Next, time::MILLISECOND},
     control::{Control, Stage},
     machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space},
     rng::{Rng, Source},
     tuning::{JobTuning, KERNEL_ORDERS, STALL},
 };
+use dirigible::schedule::{Actor, Next, time::MILLISECOND};
 
 /// A job looks up at least this often, to see that the load has ended.
 const NAP: u64 = 250 * MILLISECOND;

@@ -3,10 +3,8 @@
 use dirigible_frames::Platform;
 use dirigible_mobility::Mobility;
 
-use crate::{
-    actor::{Actor, Next},
-    tuning::{KCOMPACTD_BLOCKS, KCOMPACTD_TICK},
-};
+use crate::tuning::{KCOMPACTD_BLOCKS, KCOMPACTD_TICK};
+use dirigible::schedule::{Actor, Next};
 
 /// Looks at a steady pace whether background compaction has work, and lets it do a bounded piece.
 pub struct Kcompactd<'k, 'a, P: Platform> {

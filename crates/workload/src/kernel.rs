@@ -7,13 +7,13 @@ use alloc::{collections::BinaryHeap, vec::Vec};
 use core::cmp::Reverse;
 
 use crate::{
-    actor::{Actor, Next},
     control::{Control, Stage},
     jobs::draw_request,
     machine::{Check, KernelMemory, KernelRequest, LoadMemory},
     rng::{Rng, Source},
     tuning::{KernelTuning, STALL},
 };
+use dirigible::schedule::{Actor, Next};
 
 /// A steady source of kernel memory: random bursts of requests, each answered one given back after its drawn life.
 pub struct KernelLoad<'a, M: LoadMemory> {

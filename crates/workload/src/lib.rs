@@ -6,7 +6,7 @@
 //!   the plan of phases and balloon targets, [`report`] is what comes out.
 //! - The load: [`jobs`], [`kernel`] memory and the [`filler`], each drawing from a stream of its own ([`rng`]), all pages
 //!   carrying checked [`content`]s.
-//! - The run: [`actor`]s in a queue ordered by time; the [`director`] takes them through the phases and makes the passes'
+//! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases and makes the passes'
 //!   attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
 //!   counts-only [`twin`], which says what would be attainable if frames had no places.
@@ -15,7 +15,7 @@
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
 //! Nothing here knows on what it runs. A machine brings its [`PageTables`](dirigible_frames::PageTables), a
-//! [`Clock`](actor::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware walks the page tables, a
+//! [`Clock`](dirigible::schedule::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware walks the page tables, a
 //! [`UserMemory`](user::UserMemory). It puts the parts together and lets an [`experiment`] run on them; `dirigible-hosted`
 //! shows how (`run_column`).
 //!
@@ -44,7 +44,6 @@
 
 extern crate alloc;
 
-pub mod actor;
 pub mod balloon;
 pub mod content;
 pub mod control;

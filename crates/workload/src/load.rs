@@ -3,9 +3,10 @@
 use alloc::{boxed::Box, vec::Vec};
 
 use crate::{
-    actor::Actor, control::Control, jobs::Job, kernel::KernelLoad, machine::LoadMemory,
-    params::Params, rng::Source, tuning::LoadTuning,
+    control::Control, jobs::Job, kernel::KernelLoad, machine::LoadMemory, params::Params,
+    rng::Source, tuning::LoadTuning,
 };
+use dirigible::schedule::Actor;
 
 /// The actors that make the load of `params` on `memory`: all begin at time 0, and each answers the director once for
 /// each stage. The filler is not among them: it belongs to the real machine.

@@ -14,11 +14,11 @@ use dirigible_mobility::{Mobility, MovePair, Outcome};
 use dirigible_paging::PageSource;
 
 use crate::{
-    actor::{Actor, Next},
     balloon::BalloonControl,
     control::{Control, Stage},
     tuning::{MOVER_BATCHES, MOVER_LOOK, MOVER_TICK},
 };
+use dirigible::schedule::{Actor, Next};
 
 /// Frames that are isolated and moved together: what one message holds.
 const BATCH: usize = MAX_PFNS;

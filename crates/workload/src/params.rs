@@ -4,7 +4,7 @@ use dirigible_frames::FRAME_SIZE;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::actor::time::SECOND;
+use dirigible::schedule::time::SECOND;
 
 /// One column of one run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -331,7 +331,8 @@ impl TargetsHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actor::time::SECOND, params::Column};
+    use crate::params::Column;
+    use dirigible::schedule::time::SECOND;
 
     fn paper(seed: u64) -> Params {
         Params {

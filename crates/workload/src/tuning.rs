@@ -6,10 +6,10 @@
 use dirigible_frames::{BalloonPlacement, Fallback, Placement, Watermarks};
 
 use crate::{
-    actor::time::{MILLISECOND, SECOND},
     params::{Column, InflatePlacement, Params, Profile},
     report::Policy,
 };
+use dirigible::schedule::time::{MILLISECOND, SECOND};
 
 /// The guest that the sizes below are given for, in frames.
 pub const REFERENCE_FRAMES: u64 = 1 << 20;

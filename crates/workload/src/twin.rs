@@ -12,7 +12,6 @@ use dirigible_frames::{FRAMES_PER_BLOCK, Pfn};
 use spin::Mutex;
 
 use crate::{
-    actor::{Engine, FreeClock},
     control::Control,
     director::{Director, Targets},
     load,
@@ -22,6 +21,7 @@ use crate::{
     timeline::{PassPlan, PassResult, TargetsHash, Timeline, mem_total_frames},
     tuning::{rested_watermarks, watermarks},
 };
+use dirigible::schedule::{Engine, FreeClock};
 
 const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 

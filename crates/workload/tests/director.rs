@@ -5,8 +5,8 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use dirigible::schedule::{Clock, Engine, FreeClock, time::MILLISECOND};
 use dirigible_workload::{
-    actor::{Clock, Engine, FreeClock, time::MILLISECOND},
     control::Control,
     director::{Director, Targets},
     load,

@@ -5,6 +5,7 @@
 #[path = "../../paging/tests/support/guest.rs"]
 mod guest;
 
+use dirigible::schedule::{Actor, Next};
 use dirigible_balloon::FrameSource;
 use dirigible_frames::{
     BalloonPlacement, BlockId, Config, FRAMES_PER_BLOCK, Fallback, FrameAllocator, FrameState,
@@ -13,7 +14,6 @@ use dirigible_frames::{
 use dirigible_mobility::{CompactionConfig, Mobility, MovableOwner, MovePair, Outcome};
 use dirigible_paging::{FaultKind, NoReclaim, Page, Paging, SlowPath, SlowPathConfig};
 use dirigible_workload::{
-    actor::{Actor, Next},
     balloon::BalloonControl,
     control::Control,
     mover::{Mover, MoverParts},

@@ -7,6 +7,7 @@ mod guest;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dirigible::schedule::{Engine, FreeClock};
 use dirigible_balloon::FrameSource;
 use dirigible_frames::{
     Config, Event, Fallback, FrameAllocator, FrameContents, OwnerId, Pfn, Placement,
@@ -15,7 +16,6 @@ use dirigible_frames::{
 use dirigible_mobility::{CompactionConfig, Mobility};
 use dirigible_paging::{Page, Paging, SlowPath, SlowPathConfig, SpaceId};
 use dirigible_workload::{
-    actor::{Engine, FreeClock},
     balloon::BalloonControl,
     content::{ContentLog, LINES, When},
     control::Control,

@@ -11,11 +11,11 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use dirigible::schedule::{Clock, Engine};
 use dirigible_frames::{Config, FrameAllocator};
 use dirigible_mobility::Mobility;
 use dirigible_paging::Paging;
 use dirigible_workload::{
-    actor::{Clock, Engine},
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,

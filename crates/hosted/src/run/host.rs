@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dirigible::schedule::Clock;
 use dirigible_frames::Platform;
 use dirigible_workload::{
-    actor::Clock,
     params::Params,
     report::{self, AttemptHost, ColumnHost, Residency},
     system::HostClock,

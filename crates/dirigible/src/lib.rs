@@ -1,0 +1,8 @@
+//! A memory manager for guests that a kernel takes whole.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod schedule;
