@@ -1,8 +1,22 @@
 //! A memory manager for guests that a kernel takes whole.
 
-#![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)]
 
 extern crate alloc;
 
+pub mod balloon_worker;
+pub mod boot;
+pub mod chain;
+pub mod daemon;
+pub mod kcompactd;
+mod manager;
+pub mod memory_map;
+mod parts;
+pub mod room;
 pub mod schedule;
+mod shutdown;
+pub mod watermarks;
+
+pub use manager::{AddError, MANAGER_BYTES, ManagerConfig, MemoryManager, TooManyCpus};
+pub use shutdown::{ShutdownError, VerifyError};

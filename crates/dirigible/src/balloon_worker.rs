@@ -1,0 +1,81 @@
+//! The balloon's worker as a daemon.
+
+use dirigible_balloon::{BalloonDriver, FrameSource, Step};
+
+use crate::daemon::{Daemon, Next};
+
+/// How often the balloon's worker looks, and how much it does at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BalloonWorkerConfig {
+    /// Time between two looks, in nanoseconds. Default 10 ms.
+    pub tick_ns: u64,
+    /// Requests that it sends at most in one look. Default 4: 4 MiB in 10 ms.
+    pub messages: usize,
+    /// Come again at once while there is more to do, instead of after `tick_ns`. Default: no, so that a large step of the
+    /// balloon does not keep a CPU.
+    pub eager: bool,
+}
+
+impl Default for BalloonWorkerConfig {
+    fn default() -> Self {
+        Self {
+            tick_ns: 10_000_000,
+            messages: 4,
+            eager: false,
+        }
+    }
+}
+
+/// A device's interrupt line.
+pub trait InterruptLine: Sync {
+    /// Whether the device has interrupted since its driver looked last.
+    fn is_pending(&self) -> bool;
+}
+
+/// Works toward the balloon's target at a steady pace.
+pub struct BalloonWorker<'a> {
+    balloon: &'a dyn BalloonDriver,
+    source: &'a dyn FrameSource,
+    line: Option<&'a dyn InterruptLine>,
+    config: BalloonWorkerConfig,
+}
+
+impl<'a> BalloonWorker<'a> {
+    /// The worker of `balloon`, which takes its frames from `source`. Somebody else calls the driver's bottom half.
+    pub fn new(
+        balloon: &'a dyn BalloonDriver,
+        source: &'a dyn FrameSource,
+        config: BalloonWorkerConfig,
+    ) -> Self {
+        Self {
+            balloon,
+            source,
+            line: None,
+            config,
+        }
+    }
+
+    /// The same, which calls the driver's bottom half itself when `line` is pending.
+    #[must_use]
+    pub fn with_line(self, line: &'a dyn InterruptLine) -> Self {
+        Self {
+            line: Some(line),
+            ..self
+        }
+    }
+}
+
+impl Daemon for BalloonWorker<'_> {
+    fn step(&mut self, now: u64) -> Next {
+        if self.line.is_some_and(|line| line.is_pending()) {
+            self.balloon.handle_interrupt();
+        }
+        let tick = now.saturating_add(self.config.tick_ns);
+        match self.balloon.step(self.source, self.config.messages) {
+            Step::Busy if self.config.eager => Next::At(now),
+            Step::Idle | Step::Waiting => Next::Event { latest: tick },
+            Step::RetryAt(time) => Next::At(time.max(tick)),
+            _ => Next::At(tick),
+        }
+    }
+}

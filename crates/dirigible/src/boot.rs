@@ -1,0 +1,339 @@
+//! From a memory map to an allocator: zones, watermarks, and the place of the manager's own tables inside the map.
+
+use core::{mem::MaybeUninit, ops::Range};
+
+use arrayvec::ArrayVec;
+use dirigible_frames::{
+    AllocAtError, AllocRequest, Config, ConfigError, CostFn, CpuId, FRAME_SIZE, FRAMES_PER_BLOCK,
+    Fallback, FrameAllocator, MAX_ZONES, Pfn, Placement, Platform, Watermark, Watermarks,
+    ZoneConfig,
+};
+
+use crate::{
+    manager::MANAGER_BYTES,
+    memory_map::{self, MapEntry, MapError, Ranges},
+    room::{NoRoom, Room},
+    watermarks,
+};
+
+/// A zone: all memory of the map below an address that no zone before it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ZoneSpec {
+    /// For reports.
+    pub name: &'static str,
+    /// The first byte above the zone; a multiple of 2 MiB, or `u64::MAX` for all the rest.
+    pub below: u64,
+}
+
+/// Where the watermarks come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Marks {
+    /// They grow with memory, as [`watermarks::scaled`] says.
+    Scaled,
+    /// These, for each zone.
+    Fixed(Watermarks),
+}
+
+/// Where the manager's own tables lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tables {
+    /// In memory of the map, at the start of the first range with enough room below this address: as far as the kernel can reach.
+    /// They are not managed.
+    InMap {
+        /// First byte that they must not reach.
+        below: u64,
+    },
+    /// In memory that the map does not have.
+    Apart,
+}
+
+/// How to boot.
+#[derive(Clone, Copy, Debug)]
+pub struct BootConfig<'a> {
+    /// Processors, numbered from 0.
+    pub cpus: u16,
+    /// One to [`MAX_ZONES`], ascending. Zones without memory are left out. Default: one, *Normal*.
+    pub zones: &'a [ZoneSpec],
+    /// Watermarks. Default: scaled.
+    pub marks: Marks,
+    /// Whole free blocks that each zone keeps from movable base requests. Default `None`: one for each GiB.
+    pub reserve_blocks: Option<u32>,
+    /// Where movable requests go. Default: into the fullest block.
+    pub placement: Placement,
+    /// What requests for immovable memory do in need. Default: a movable block is emptied for them.
+    pub fallback: Fallback,
+    /// Whole blocks by which each zone may grow later. Default: none.
+    pub later: &'a [u32],
+    /// What emptying a block costs. Default: the allocator's own rule.
+    pub cost: Option<CostFn>,
+    /// Where the tables lie. Default: anywhere in the map.
+    pub tables: Tables,
+}
+
+impl Default for BootConfig<'_> {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            zones: &[ZoneSpec {
+                name: "Normal",
+                below: u64::MAX,
+            }],
+            marks: Marks::Scaled,
+            reserve_blocks: None,
+            placement: Placement::FullestFirst,
+            fallback: Fallback::Evacuate,
+            later: &[],
+            cost: None,
+            tables: Tables::InMap { below: u64::MAX },
+        }
+    }
+}
+
+/// Why nothing can be booted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BootError {
+    /// The map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The allocator refuses what follows from map and settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The zones do not ascend, or one ends inside of a block.
+    #[error("zone {0} must end at a multiple of 2 MiB above the one before it")]
+    ZoneBorder(&'static str),
+    /// Memory of the map that is in no zone.
+    #[error("memory from {0:#x} on is above the last zone")]
+    AboveZones(u64),
+    /// No range of the map has room for the tables.
+    #[error(
+        "no usable range below {below:#x} has the {needed} bytes that the manager's tables need"
+    )]
+    NoPlace {
+        /// Bytes needed.
+        needed: usize,
+        /// The limit that was set.
+        below: u64,
+    },
+    /// The memory handed in is too small for the tables.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// Frames in use could not be taken over.
+    #[error("frames in use from {frame} on cannot be taken over: {error}")]
+    InUse {
+        /// The first of them.
+        frame: Pfn,
+        /// Why.
+        error: AllocAtError,
+    },
+}
+
+/// What follows from a memory map, before anything is written. About 6 KiB.
+#[derive(Debug)]
+pub struct BootPlan<'a> {
+    config: BootConfig<'a>,
+    managed: Ranges,
+    in_use: Ranges,
+    /// Of each zone that has memory: its name, and its ranges in `managed`.
+    zones: ArrayVec<(&'static str, Range<usize>), MAX_ZONES>,
+    bytes: usize,
+    place: Option<Range<Pfn>>,
+}
+
+/// An allocator, and the room that is left for the manager.
+#[derive(Debug)]
+pub struct Booted<'m> {
+    /// The allocator.
+    pub frames: &'m FrameAllocator<'m>,
+    /// For [`MemoryManager::new_in`](crate::MemoryManager::new_in).
+    pub room: Room<'m>,
+}
+
+impl<'a> BootPlan<'a> {
+    /// Lays out zones and tables for `map`. Entries may stand in any order.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the map or the settings.
+    pub fn new(map: &[MapEntry], config: BootConfig<'a>) -> Result<Self, BootError> {
+        let memory_map::Frames { managed, in_use } = memory_map::frames(map)?;
+        let mut plan = Self {
+            config,
+            managed,
+            in_use,
+            zones: ArrayVec::new(),
+            bytes: 0,
+            place: None,
+        };
+        plan.divide()?;
+        // The tables for what they themselves take are a few bytes too many.
+        plan.bytes = plan.with_config(None, FrameAllocator::metadata_bytes)?
+            + size_of::<FrameAllocator<'_>>()
+            + align_of::<FrameAllocator<'_>>()
+            + MANAGER_BYTES;
+        if let Tables::InMap { below } = config.tables {
+            let place = plan.find_place(below)?;
+            plan.managed = memory_map::without(&plan.managed, &place)?;
+            if plan.managed.is_empty() {
+                return Err(MapError::Empty.into());
+            }
+            plan.place = Some(place);
+            plan.divide()?;
+        }
+        Ok(plan)
+    }
+
+    /// How much memory [`boot`](Self::boot) needs, in bytes; alignment included.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where in the map that memory lies, in whole frames; `None` for [`Tables::Apart`].
+    pub fn place(&self) -> Option<Range<Pfn>> {
+        self.place.clone()
+    }
+
+    /// The frames that will be managed, ascending.
+    pub fn managed(&self) -> &[Range<Pfn>] {
+        &self.managed
+    }
+
+    /// Those of them that are in use already, ascending.
+    pub fn in_use(&self) -> &[Range<Pfn>] {
+        &self.in_use
+    }
+
+    /// Makes the allocator in `memory`, of at least [`bytes`](Self::bytes), whatever is in it. What is in use is allocated in it, as
+    /// single unmovable frames: [`free_range`](FrameAllocator::free_range) gives it back. Interrupts are masked as `platform` says.
+    ///
+    /// # Errors
+    ///
+    /// `memory` is too small, or frames in use are in the way of each other.
+    pub fn boot<'m, P: Platform + ?Sized>(
+        &self,
+        memory: &'m mut [MaybeUninit<u8>],
+        platform: &P,
+    ) -> Result<Booted<'m>, BootError> {
+        let mut room = Room::new(memory);
+        let frames = self.with_config(platform.interrupts(), |config| {
+            let bytes = FrameAllocator::metadata_bytes(config)?;
+            // The allocator aligns its tables itself.
+            let tables = room.zeroed(1, bytes)?;
+            let slot = room.slot()?;
+            Ok::<_, BootError>(&*slot.write(FrameAllocator::new(config, tables)?))
+        })?;
+        self.take_over(frames)?;
+        Ok(Booted { frames, room })
+    }
+
+    /// Allocates what is in use, zone by zone.
+    fn take_over(&self, frames: &FrameAllocator<'_>) -> Result<(), BootError> {
+        let request = AllocRequest::unmovable().with_watermark(Watermark::None);
+        for (used, range) in self
+            .in_use
+            .iter()
+            .flat_map(|used| self.managed.iter().map(move |range| (used, range)))
+        {
+            let (start, end) = (used.start.max(range.start), used.end.min(range.end));
+            if start < end {
+                let count = (end.get() - start.get()) as usize;
+                frames
+                    .alloc_at(CpuId::new(0), start, count, request)
+                    .map_err(|error| BootError::InUse {
+                        frame: start,
+                        error,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the zones their ranges.
+    fn divide(&mut self) -> Result<(), BootError> {
+        const BLOCK: u64 = (FRAME_SIZE * FRAMES_PER_BLOCK) as u64;
+        let mut below = Pfn::new(0);
+        let (mut split, mut zones) = (Ranges::new(), ArrayVec::new());
+        if self.config.zones.is_empty() || self.config.zones.len() > MAX_ZONES {
+            return Err(ConfigError::ZoneCount(self.config.zones.len()).into());
+        }
+        for zone in self.config.zones {
+            let border = match zone.below {
+                u64::MAX => Pfn::new(u64::MAX),
+                bytes if bytes.is_multiple_of(BLOCK) => Pfn::containing(bytes),
+                _ => return Err(BootError::ZoneBorder(zone.name)),
+            };
+            if border <= below {
+                return Err(BootError::ZoneBorder(zone.name));
+            }
+            let first = split.len();
+            for range in &self.managed {
+                memory_map::push(&mut split, range.start.max(below)..range.end.min(border))?;
+            }
+            if split.len() > first {
+                zones.push((zone.name, first..split.len()));
+            }
+            below = border;
+        }
+        if let Some(range) = self.managed.iter().find(|range| range.end > below) {
+            return Err(BootError::AboveZones(range.start.max(below).address()));
+        }
+        (self.managed, self.zones) = (split, zones);
+        Ok(())
+    }
+
+    fn with_config<T>(
+        &self,
+        interrupts: Option<&'static dyn dirigible_frames::Interrupts>,
+        use_it: impl FnOnce(&Config<'_>) -> T,
+    ) -> T {
+        let all = memory_map::count(&self.managed);
+        let zone = |(name, ranges): &(&'static str, Range<usize>)| {
+            let ranges = &self.managed[ranges.clone()];
+            let frames = memory_map::count(ranges);
+            ZoneConfig {
+                name,
+                ranges,
+                watermarks: match self.config.marks {
+                    Marks::Scaled => watermarks::scaled(frames, all),
+                    Marks::Fixed(marks) => marks,
+                },
+                reserve_blocks: self.config.reserve_blocks.unwrap_or((frames >> 18) as u32),
+            }
+        };
+        let zones: ArrayVec<_, MAX_ZONES> = self.zones.iter().map(zone).collect();
+        use_it(&Config {
+            zones: &zones,
+            reserved: &[],
+            cpus: self.config.cpus,
+            placement: self.config.placement,
+            fallback: self.config.fallback,
+            later: self.config.later,
+            interrupts,
+            cost: self.config.cost,
+        })
+    }
+
+    /// The first frames below `below` that have room for the tables and are not in use.
+    fn find_place(&self, below: u64) -> Result<Range<Pfn>, BootError> {
+        let count = self.bytes.div_ceil(FRAME_SIZE) as u64;
+        let limit = Pfn::containing(below);
+        for range in &self.managed {
+            let mut start = range.start;
+            let stops = self
+                .in_use
+                .iter()
+                .filter(|used| used.start >= range.start && used.end <= range.end);
+            for stop in stops.chain([&(range.end..range.end)]) {
+                let end = stop.start.min(limit);
+                if end > start && end.get() - start.get() >= count {
+                    return Ok(start..start.plus(count));
+                }
+                start = stop.end;
+            }
+        }
+        Err(BootError::NoPlace {
+            needed: self.bytes,
+            below,
+        })
+    }
+}

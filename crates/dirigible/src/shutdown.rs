@@ -1,0 +1,178 @@
+//! Checking all books, and the orderly end.
+
+use dirigible_balloon::Fault;
+use dirigible_frames::{OwnerId, Platform};
+use dirigible_mobility::{IdentityError, RegisterError};
+use dirigible_paging::AuditError;
+
+use crate::{MemoryManager, parts::Part};
+
+/// Books that do not balance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The allocator's.
+    #[error("allocator: {0}")]
+    Frames(#[from] dirigible_frames::VerifyError),
+    /// Compaction's.
+    #[error("mobility: {0}")]
+    Mobility(#[from] IdentityError),
+    /// A balloon's.
+    #[error("balloon (owner {}): {error}", owner.get())]
+    Balloon {
+        /// Its number.
+        owner: OwnerId,
+        /// What does not fit.
+        error: Fault,
+    },
+    /// Those of address spaces.
+    #[error("page tables (owner {}): {error}", owner.get())]
+    Paging {
+        /// Their number.
+        owner: OwnerId,
+        /// What does not fit.
+        error: AuditError,
+    },
+}
+
+/// Why a manager cannot be shut down. What was shut down stays so, the rest is as before; calling again goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShutdownError {
+    /// Books that do not balance.
+    #[error(transparent)]
+    Books(#[from] VerifyError),
+    /// A balloon does not let go of its frames.
+    #[error("the balloon with owner number {} cannot be shut down: {error}", owner.get())]
+    Balloon {
+        /// Its number.
+        owner: OwnerId,
+        /// Why.
+        error: Fault,
+    },
+    /// Address spaces are left.
+    #[error("{spaces} address spaces with owner number {} are left: end their programs first", owner.get())]
+    Spaces {
+        /// Their number.
+        owner: OwnerId,
+        /// How many.
+        spaces: u64,
+    },
+    /// Frames of an owner are isolated still.
+    #[error("owner {} cannot leave: {error}", owner.get())]
+    Owner {
+        /// Its number.
+        owner: OwnerId,
+        /// Why.
+        error: RegisterError,
+    },
+    /// Frames are allocated still.
+    #[error("{out} frames are not free: whoever allocated them has to free them first")]
+    FramesOut {
+        /// How many, beside those that the caller keeps.
+        out: u64,
+    },
+}
+
+impl<P: Platform> MemoryManager<'_, P> {
+    /// Checks the books of all parts against each other. Only while nothing else runs and nothing is under way; walks all memory's
+    /// descriptors and all page tables.
+    ///
+    /// # Errors
+    ///
+    /// The first book that does not balance.
+    pub fn verify(&self) -> Result<(), VerifyError> {
+        self.mobility.verify()?;
+        for part in self.parts.owners.iter() {
+            match part {
+                Part::Owner(_) => {}
+                Part::Balloon(owner, balloon) => {
+                    balloon
+                        .verify()
+                        .map_err(|error| VerifyError::Balloon { owner, error })?;
+                }
+                Part::Paging(owner, spaces) => {
+                    spaces
+                        .audit()
+                        .map_err(|error| VerifyError::Paging { owner, error })?;
+                }
+            }
+        }
+        self.frames.drain_cpu_caches();
+        Ok(self.frames.verify()?)
+    }
+
+    /// Waits until nothing is under way any more, at most [`shutdown_ns`](crate::ManagerConfig::shutdown_ns); `false` when
+    /// something is. The daemons must not run any more.
+    pub fn settle(&self) -> bool {
+        let deadline = self.platform.now().saturating_add(self.config.shutdown_ns);
+        loop {
+            for part in self.parts.owners.iter() {
+                if let Part::Balloon(_, balloon) = part {
+                    balloon.handle_interrupt();
+                }
+            }
+            self.mobility.drain_settled();
+            if self.mobility.isolated_frames() == 0 {
+                return true;
+            }
+            if self.platform.now() >= deadline {
+                return false;
+            }
+            self.platform.relax();
+        }
+    }
+
+    /// Ends everything: waits for what is under way, has the balloons give their frames back, checks that no address space is
+    /// left, takes all owners out, checks all books, and demands that all frames are free but `kept`: those that the caller knows
+    /// to be allocated, the kernel's own.
+    ///
+    /// Owners, reclaimers and notifiers may be dropped afterwards, and the memory for the tables used for something else.
+    ///
+    /// # Errors
+    ///
+    /// What stands in the way. Nothing is lost: mend it and call again.
+    pub fn shutdown(&self, kept: u64) -> Result<(), ShutdownError> {
+        self.settle();
+        for part in self.parts.owners.iter() {
+            if let Part::Paging(owner, spaces) = part {
+                let audit = spaces
+                    .audit()
+                    .map_err(|error| VerifyError::Paging { owner, error })?;
+                if audit.spaces > 0 {
+                    return Err(ShutdownError::Spaces {
+                        owner,
+                        spaces: audit.spaces,
+                    });
+                }
+            }
+        }
+        for part in self.parts.owners.iter() {
+            if let Part::Balloon(owner, balloon) = part {
+                balloon
+                    .shutdown()
+                    .map_err(|error| ShutdownError::Balloon { owner, error })?;
+            }
+        }
+        self.mobility.drain_settled();
+        self.verify()?;
+        for part in self.parts.owners.iter() {
+            let owner = part.owner();
+            self.mobility
+                .unregister(owner)
+                .map_err(|error| ShutdownError::Owner { owner, error })?;
+            self.parts.owners.remove(|other| other.owner() == owner);
+        }
+        let out = self
+            .frames
+            .managed_frames()
+            .saturating_sub(self.frames.free_frames());
+        if out > kept {
+            return Err(ShutdownError::FramesOut { out: out - kept });
+        }
+        self.parts.reclaimers.remove(|_| true);
+        self.parts.notifiers.remove(|_| true);
+        self.parts.observers.remove(|_| true);
+        Ok(())
+    }
+}
