@@ -7,6 +7,7 @@ mod experiment;
 mod no_std;
 mod pitfalls;
 mod qemu;
+mod rust_version;
 mod size;
 mod soak;
 mod step;

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, process::Stdio, time::Instant};
 
 use crate::{
-    calls, no_std, pitfalls, qemu, soak,
+    calls, no_std, pitfalls, qemu, rust_version, soak,
     step::{Step, cargo, root, seconds, target, timed},
     totals::{Totals, tests},
 };
@@ -40,6 +40,7 @@ pub fn run(quick: bool) -> Result<(), String> {
     ];
     note(Step::new("docs", cargo(&docs).env("RUSTDOCFLAGS", "-D warnings")).run());
     note(deny());
+    note(rust_version::check());
     if !quick {
         note(timed("model checks", || model_checks(&mut total)));
         note(smoke());
