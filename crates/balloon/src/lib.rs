@@ -183,25 +183,3 @@ pub use request::{LARGE_PFNS, MAX_PFNS, Message, REQUESTS, RequestId, RequestMem
 pub use source::{AllocatorSource, FrameSource, NoSettle, Settle};
 #[cfg(feature = "virtio-drivers")]
 pub use virtio::{BalloonError, DeviceError, QUEUE_SIZE, VirtioBalloon};
-
-/// TEMP.
-pub trait BalloonDriver: Sync {
-    /// .
-    fn actual(&self) -> u64;
-    /// .
-    fn target(&self) -> u64;
-    /// .
-    fn step(&self, source: &dyn FrameSource, messages: usize) -> Step;
-    /// .
-    fn stats(&self) -> BalloonStats;
-    /// .
-    fn held(&self) -> Held;
-    /// .
-    fn verify(&self) -> Result<(), Fault>;
-    /// .
-    fn handle_interrupt(&self);
-    /// .
-    fn deflate_on_oom(&self, frames: usize) -> usize;
-    /// .
-    fn shutdown(&self) -> Result<(), Fault>;
-}

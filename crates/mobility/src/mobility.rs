@@ -118,9 +118,3 @@ impl<P: Platform + ?Sized> core::fmt::Debug for Mobility<'_, P> {
             .finish_non_exhaustive()
     }
 }
-impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// TEMP.
-    pub fn drain_settled(&self) -> usize {
-        0
-    }
-}
