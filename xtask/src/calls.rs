@@ -28,7 +28,13 @@ const TYPES: [(&str, &[&str]); 4] = [
     ("mobility", &["Mobility", "MovableOwner"]),
     (
         "balloon",
-        &["Balloon", "VirtioBalloon", "Books", "FrameSource", "Settle"],
+        &[
+            "Balloon",
+            "VirtioBalloon",
+            "BalloonDriver",
+            "Books",
+            "FrameSource",
+        ],
     ),
     (
         "paging",

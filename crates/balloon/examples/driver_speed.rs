@@ -23,7 +23,7 @@ use dirigible_balloon::{
 use dirigible_frames::{AllocRequest, CpuId, FrameAllocator, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{FakeHal, VERSION_1};
-use support::{CLASS, Clock, NO_SETTLE, Source, memory};
+use support::{CLASS, Clock, Source, memory};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 
 const CPU: CpuId = CpuId::new(0);
@@ -224,7 +224,7 @@ impl<const N: usize> Guest<N> {
             ..BalloonConfig::default()
         };
         let wire = Wire(device.clone());
-        let driver = VirtioBalloon::new(wire, frames, clock, NO_SETTLE, CLASS, config).unwrap();
+        let driver = VirtioBalloon::new(wire, frames, clock, CLASS, config).unwrap();
         Self {
             frames,
             clock,

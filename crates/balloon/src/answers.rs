@@ -28,9 +28,6 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                     self.requests[at].release();
                     return Some(Output::Free);
                 }
-                (Phase::Done, Role::ExchangeIn(out)) if !self.requests[at].attended => {
-                    return Some(self.hand_out_pair(at, out as usize));
-                }
                 _ => {}
             }
         }

@@ -26,15 +26,6 @@ pub enum Output {
     },
     /// The message's frames are the guest's again: give them to the allocator. They still carry the balloon's class.
     Free,
-    /// A pair whose `migrate` ended as pending has ended now.
-    Settled {
-        /// The old frame; free to be given to the allocator when the outcome is `Moved`, `Isolated` when `Refused`.
-        from: Pfn,
-        /// The new frame; on the balloon's books when the outcome is `Moved`.
-        to: Pfn,
-        /// `Moved` or `Refused`.
-        outcome: Outcome,
-    },
     /// Write this size to the configuration space.
     WriteActual(u32),
 }
@@ -82,7 +73,7 @@ pub struct ProtocolError;
 #[derive(Debug)]
 pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = RequestMemory<N>> {
     pub(crate) books: &'a B,
-    pub(crate) class: OwnerId,
+    pub(crate) id: OwnerId,
     pub(crate) config: BalloonConfig,
     pub(crate) features: Features,
     pub(crate) list: List,
@@ -109,8 +100,8 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) silent: Option<u64>,
     pub(crate) stopping: bool,
     pub(crate) stats: BalloonStats,
-    /// Pairs settled through outputs or taken by `finish_exchange`.
-    pub(crate) settled: u64,
+    /// Exchanges whose requests are free again.
+    pub(crate) exchanges_ended: u64,
     /// Deflations that were undone before the host heard of them: their frames are on the list again.
     pub(crate) undone: u64,
 }
@@ -123,11 +114,11 @@ impl<'a, B: Books + ?Sized, const N: usize> Balloon<'a, B, N> {
     /// named.
     pub fn new(
         books: &'a B,
-        class: OwnerId,
+        id: OwnerId,
         features: Features,
         config: BalloonConfig,
     ) -> Result<Self, Fault> {
-        Self::in_memory(books, class, features, config, [[0; N]; REQUESTS])
+        Self::in_memory(books, id, features, config, [[0; N]; REQUESTS])
     }
 }
 
@@ -138,15 +129,15 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     /// As [`new`](Balloon::new).
     pub fn in_memory(
         books: &'a B,
-        class: OwnerId,
+        id: OwnerId,
         features: Features,
         config: BalloonConfig,
         memory: M,
     ) -> Result<Self, Fault> {
-        check::<B, N>(books, class, &config)?;
+        check::<B, N>(books, id, &config)?;
         Ok(Self {
             books,
-            class,
+            id,
             config,
             features,
             list: List::new(books),
@@ -166,7 +157,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             silent: None,
             stopping: false,
             stats: BalloonStats::default(),
-            settled: 0,
+            exchanges_ended: 0,
             undone: 0,
         })
     }
@@ -232,15 +223,28 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     /// Pairs of exchanges that have not ended.
     pub fn pending_pairs(&self) -> u64 {
         let of = |slot: &Slot| match slot.role {
-            Role::ExchangeIn(_) if slot.phase != Phase::Free => slot.len() as u64,
+            Role::ExchangeIn(_) if slot.phase != Phase::Free && !slot.is_settled() => {
+                slot.len() as u64
+            }
             _ => 0,
         };
         self.requests.slots().iter().map(of).sum()
     }
 
-    /// A number that moves whenever pairs of exchanges end.
-    pub const fn settled(&self) -> u64 {
-        self.settled
+    /// Pairs that were pending, have ended, and wait for [`take_settled`](Self::take_settled).
+    pub fn settled_pairs(&self) -> u64 {
+        request::settled(self.requests.slots(), None)
+    }
+
+    /// Isolated frames whose move has ended without effect: they come back by `putback`, and nothing else of the balloon
+    /// depends on it.
+    pub(crate) fn refused_frames(&self) -> u64 {
+        request::settled(self.requests.slots(), Some(Outcome::Refused))
+    }
+
+    /// A number that moves whenever an exchange ends for good: there is room for another one.
+    pub const fn exchanges_ended(&self) -> u64 {
+        self.exchanges_ended
     }
 
     /// Whether frames change the managed count: without `DEFLATE_ON_OOM` they are not the guest's any more.
@@ -383,7 +387,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
     pub(crate) fn is_listed_here(&self, frame: Pfn) -> bool {
         self.in_span(frame)
             && self.books.state(frame) == FrameState::Listed
-            && self.books.owner(frame) == Some(self.class)
+            && self.books.owner(frame) == Some(self.id)
     }
 
     /// Recounts everything: for tests, with no call running.
@@ -429,7 +433,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 /// Whether a balloon can be made with these settings.
 pub(crate) fn check<B: Books + ?Sized, const N: usize>(
     books: &B,
-    class: OwnerId,
+    id: OwnerId,
     config: &BalloonConfig,
 ) -> Result<(), Fault> {
     for (setting, value) in [
@@ -441,7 +445,7 @@ pub(crate) fn check<B: Books + ?Sized, const N: usize>(
             return Err(Fault::Range { setting, most });
         }
     }
-    if class == OwnerId::NONE {
+    if id == OwnerId::NONE {
         return Err(Fault::Setting("a balloon needs an owner number"));
     }
     let (base, span) = (books.base().get(), books.span());
@@ -473,9 +477,9 @@ mod tests {
     #[test]
     fn a_frame_missing_from_the_books_is_noticed() {
         let (books, owned) = frames(3);
-        let class = OwnerId::new(1).unwrap();
+        let id = OwnerId::new(1).unwrap();
         let mut balloon: Balloon<'_, _> =
-            Balloon::new(books, class, Features::empty(), BalloonConfig::default()).unwrap();
+            Balloon::new(books, id, Features::empty(), BalloonConfig::default()).unwrap();
         balloon.set_target(3, 512);
         assert_eq!(balloon.begin_inflate(&owned, 0), 3);
         let mut message = crate::Message::new();

@@ -1,13 +1,33 @@
-//! What the balloon needs to know of a kernel's frames, and the list it keeps through their owner words.
+//! What the balloon needs of a kernel's frame descriptors, and the list that it keeps in their owner words.
 #![forbid(unsafe_code)]
 
 use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, Pfn};
 
-/// A kernel's frame descriptors, as far as the balloon needs them: a state and one 64-bit word per frame.
+/// A kernel's frame descriptors, as far as the balloon needs them: a state, an owner and one 64-bit word per frame.
 ///
-/// `FrameAllocator` implements it. A kernel with an allocator of its own needs one byte of state and one word for each
-/// frame that can be ballooned. Only [`transition`](Books::transition) must be atomic; everything else happens under
-/// the balloon's lock, on frames that the balloon owns.
+/// `FrameAllocator` implements it. A kernel with an allocator of its own needs a byte of state, a byte of owner and a
+/// word for each frame that can be ballooned. Only [`transition`](Books::transition) must be atomic; everything else
+/// happens under the balloon's lock, on frames that the balloon owns.
+///
+/// # Who sets which state
+///
+/// The kernel sets [`Allocated`](FrameState::Allocated) when it hands a frame out, before it gives the frame to
+/// [`begin_inflate`](crate::Balloon::begin_inflate) or as the target of an exchange, and takes frames back in that state:
+/// it is the only state that the balloon expects and has not set itself. The states of frames that are not handed out are
+/// the kernel's own. All other changes of the balloon's frames are the balloon's, by `transition`:
+///
+/// | from | to |
+/// |---|---|
+/// | `Allocated` | `Entering` |
+/// | `Entering` | `Listed`, `Allocated` |
+/// | `Listed` | `Isolated`, `Leaving`, `Allocated` |
+/// | `Isolated` | `Listed`, `Leaving`, `Allocated` |
+/// | `Leaving` | `Allocated`, `Listed` |
+///
+/// Two things must be refused: a change whose `from` is not the state found, and any edge from or to a state of frames
+/// that are not handed out. So a frame that is given twice, or is somebody else's, is noticed. The balloon asks for no
+/// edge that is not in the table, and a kernel may refuse all others. A kernel that keeps the state in a byte stores
+/// `state as u8`; `FrameState::from_bits` decodes it.
 pub trait Books: Sync {
     /// The lowest frame; the list numbers frames from here.
     fn base(&self) -> Pfn;
@@ -15,20 +35,24 @@ pub trait Books: Sync {
     fn span(&self) -> u64;
     /// The frame's state at this moment.
     fn state(&self, frame: Pfn) -> FrameState;
-    /// Changes the state from `from` to `to` in one atomic step; the error is the state found.
+    /// Changes the state from `from` to `to` in one atomic step.
+    ///
+    /// # Errors
+    /// The state found, and nothing is changed: it is not `from`, or the [edge](Books#who-sets-which-state) must be
+    /// refused.
     fn transition(&self, frame: Pfn, from: FrameState, to: FrameState) -> Result<(), FrameState>;
-    /// Whose frame it is, if anybody's.
+    /// The frame's owner, if it has one.
     fn owner(&self, frame: Pfn) -> Option<OwnerId>;
-    /// Makes the frame, which the caller owns, one of `class` with word `word`.
-    fn claim(&self, frame: Pfn, class: OwnerId, word: u64);
-    /// Makes the frame, which the caller owns, nobody's.
+    /// Makes `owner` the owner of a frame that the caller holds, and `word` its word.
+    fn claim(&self, frame: Pfn, owner: OwnerId, word: u64);
+    /// Takes the owner off a frame that the caller holds.
     fn disown(&self, frame: Pfn);
     /// The frame's word.
     fn word(&self, frame: Pfn) -> u64;
     /// Sets the frame's word.
     fn set_word(&self, frame: Pfn, word: u64);
     /// Adds `delta` for each of `frames` to the managed frames of its zone; a whole request's frames come at once.
-    /// Kernels that do not count them do nothing.
+    /// A kernel that does not count them keeps this default, which does nothing.
     fn adjust_managed(&self, frames: &mut dyn Iterator<Item = Pfn>, delta: i64) {
         let _ = (frames, delta);
     }
@@ -55,8 +79,8 @@ impl Books for FrameAllocator<'_> {
         Some(FrameAllocator::owner(self, frame)).filter(|&owner| owner != OwnerId::NONE)
     }
 
-    fn claim(&self, frame: Pfn, class: OwnerId, word: u64) {
-        self.set_owner(frame, class, word);
+    fn claim(&self, frame: Pfn, owner: OwnerId, word: u64) {
+        self.set_owner(frame, owner, word);
     }
 
     fn disown(&self, frame: Pfn) {
@@ -79,7 +103,7 @@ impl Books for FrameAllocator<'_> {
 
 /// The end of the list.
 const NIL: u32 = u32::MAX;
-/// The previous frame of one that is on no list: a frame unlinked twice is noticed.
+/// Stands for the previous frame in a frame that is on no list: so a frame that is unlinked twice is noticed.
 const UNLINKED: u32 = NIL - 1;
 
 /// The most frames, holes included, that a balloon's list can span: 16 TiB less two frames. Frame numbers on the wire
@@ -89,7 +113,7 @@ pub const MAX_SPAN: u64 = UNLINKED as u64;
 /// The owner word of a balloon frame: previous and next frame in 32 bits each, both one higher than they are, so that
 /// a word of zeroes links to nothing.
 ///
-/// Whose frame it is stands in its owner's number alone, so each balloon of a machine has a class of its own.
+/// Only the owner number says whose frame it is, so each balloon of a machine has a number of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Link {
     prev: u32,
@@ -129,7 +153,7 @@ pub(crate) const fn mark_of(word: u64) -> Option<u32> {
     }
 }
 
-/// The links of a frame do not fit together: something wrote over an owner word.
+/// The links of a frame do not fit together: somebody wrote over an owner word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Corrupt;
 
@@ -139,7 +163,7 @@ pub(crate) struct Corrupt;
 /// frame outside the books.
 #[derive(Debug)]
 pub(crate) struct List {
-    /// The books' first frame, which they may have to search for.
+    /// The books' first frame. Kept here, because the books may have to search for it.
     base: Pfn,
     head: u32,
     len: u64,
@@ -154,7 +178,7 @@ impl List {
         }
     }
 
-    /// The lowest frame that it can hold.
+    /// The lowest frame that the list can hold.
     pub(crate) const fn base(&self) -> Pfn {
         self.base
     }
@@ -203,7 +227,7 @@ impl List {
         self.len += 1;
     }
 
-    /// Takes `frame` out, from wherever it stands, and leaves `mark` in its word.
+    /// Takes `frame` out, wherever it is in the list, and leaves `mark` in its word.
     pub(crate) fn unlink<B: Books + ?Sized>(
         &mut self,
         books: &B,
@@ -377,7 +401,7 @@ pub(crate) mod tests {
         assert_eq!((list.newest(books), list.len()), (Ok(None), 0));
     }
 
-    /// Neighbours as in a list of this one, and still not of it: a count that would fall below zero is no panic.
+    /// The neighbours fit, and yet the frame is not on this list: a count that would fall below zero is no panic.
     #[test]
     fn a_frame_of_another_list_is_not_taken() {
         let (books, frames) = frames(3);

@@ -10,7 +10,7 @@ use core::borrow::BorrowMut;
 use dirigible_frames::{FrameState, Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 
-use crate::balloon::{Balloon, Output};
+use crate::balloon::Balloon;
 use crate::books::{Books, mark_of, unlinked_word};
 use crate::request::{MAX_EXCHANGE, Phase, REQUESTS, RequestMemory, Role, Roles};
 
@@ -67,7 +67,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     pub fn putback(&mut self, frame: Pfn) -> bool {
         let is_ours = self.in_span(frame)
             && self.books.state(frame) == FrameState::Isolated
-            && self.books.owner(frame) == Some(self.class);
+            && self.books.owner(frame) == Some(self.id);
         if !is_ours {
             return true;
         }
@@ -143,7 +143,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             && self.in_span(pair.from)
             && self.in_span(pair.to)
             && self.books.state(pair.from) == FrameState::Isolated
-            && self.books.owner(pair.from) == Some(self.class)
+            && self.books.owner(pair.from) == Some(self.id)
             && self.books.word(pair.from) == unlinked_word(self.mark())
             && self.requests.push(new, pair.to);
         if !fit {
@@ -158,7 +158,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             return false;
         }
         self.books
-            .claim(pair.to, self.class, unlinked_word(self.mark()));
+            .claim(pair.to, self.id, unlinked_word(self.mark()));
         let pushed = self.requests.push(old, pair.from);
         debug_assert!(pushed, "both slots hold the same number");
         true
@@ -171,7 +171,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// Ends the attendance of an exchange: writes the outcome into its pairs (the same slice that began it).
-    /// Pairs that the host has not answered become `Pending` and come later as [`Output::Settled`].
+    /// Pairs that the host has not answered become `Pending`. When they have ended they stay in the requests of their
+    /// exchange until [`take_settled`](Self::take_settled) hands them out.
     pub fn finish_exchange(&mut self, exchange: ExchangeId, pairs: &mut [MovePair]) {
         let new = usize::from(exchange.0);
         let Role::ExchangeIn(old) = self.requests[new].role else {
@@ -184,10 +185,59 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         end_todo(pairs, outcome);
         self.requests[new].attended = false;
         if outcome != Outcome::Pending {
-            self.settled += self.requests[new].len() as u64;
-            self.requests[new].release();
-            self.requests[usize::from(old)].release();
+            self.end_exchange(new, usize::from(old));
         }
+    }
+
+    /// Hands out pairs that [`finish_exchange`](Self::finish_exchange) left `Pending` and that have ended since, each
+    /// once: writes them to the front of `out`, with outcome `Moved` or `Refused`, and gives how many. Fewer than `out`
+    /// holds: there are no more at the moment.
+    ///
+    /// Of a pair that has moved, `from` is in state `Allocated` and the caller's to be freed. Of a refused one, `from` is
+    /// `Isolated` and to be [put back](Self::putback), and `to` is `Allocated` and the caller's again.
+    ///
+    /// Pairs that nobody takes keep the requests of their exchange: at most two exchanges, then
+    /// [`begin_exchange`](Self::begin_exchange) has no room. Nothing else waits for them, neither
+    /// [`device_reset`](Self::device_reset) nor [`restart`](Self::restart).
+    pub fn take_settled(&mut self, out: &mut [MovePair]) -> usize {
+        let mut taken = 0;
+        for new in 0..REQUESTS {
+            let Role::ExchangeIn(old) = self.requests[new].role else {
+                continue;
+            };
+            if !self.requests[new].is_settled() {
+                continue;
+            }
+            let old = usize::from(old);
+            let (at, outcome) = (self.requests[new].handed_out, self.requests[new].outcome);
+            let end = self.requests[new].len().min(at + out.len() - taken);
+            for n in at..end {
+                let (from, to) = (self.requests.frame(old, n), self.requests.frame(new, n));
+                out[taken] = MovePair {
+                    outcome,
+                    ..MovePair::base(from, to)
+                };
+                taken += 1;
+            }
+            self.requests[new].handed_out = end;
+            if end == self.requests[new].len() {
+                self.end_exchange(new, old);
+            }
+        }
+        taken
+    }
+
+    /// All pairs of the exchange are with whoever asked for them: its requests are free again.
+    fn end_exchange(&mut self, new: usize, old: usize) {
+        self.exchanges_ended += 1;
+        self.requests[new].release();
+        self.requests[old].release();
+    }
+
+    /// What follows from an answer, or from its absence, is known. Nobody attends, or the beginner has yet to fetch it.
+    fn settle(&mut self, new: usize, outcome: Outcome) {
+        self.requests[new].outcome = outcome;
+        self.requests[new].phase = Phase::Done;
     }
 
     /// The new frames are with the host: the old ones may leave it.
@@ -212,31 +262,13 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     pub(crate) fn exchange_left(&mut self, old: usize, new: usize) {
         self.stats.frames_moved += self.leave(old);
         self.requests[old].phase = Phase::Held;
-        self.requests[new].outcome = Outcome::Moved;
-        self.requests[new].phase = Phase::Done;
+        self.settle(new, Outcome::Moved);
     }
 
     /// The host has not heard of the exchange: everything is as before it.
     pub(crate) fn exchange_refused(&mut self, new: usize) {
         self.stats.refused += self.requests[new].len() as u64;
-        self.requests[new].outcome = Outcome::Refused;
-        self.requests[new].phase = Phase::Done;
-    }
-
-    pub(crate) fn hand_out_pair(&mut self, new: usize, old: usize) -> Output {
-        let at = self.requests[new].handed_out;
-        let output = Output::Settled {
-            from: self.requests.frame(old, at),
-            to: self.requests.frame(new, at),
-            outcome: self.requests[new].outcome,
-        };
-        self.requests[new].handed_out += 1;
-        self.settled += 1;
-        if self.requests[new].handed_out == self.requests[new].len() {
-            self.requests[new].release();
-            self.requests[old].release();
-        }
-        output
+        self.settle(new, Outcome::Refused);
     }
 }
 

@@ -21,18 +21,24 @@
 //! # #[cfg(feature = "virtio-drivers")] {
 //! use dirigible_balloon::{AllocatorSource, BalloonConfig, BalloonError, Step, VirtioBalloon};
 //! use dirigible_frames::{FrameAllocator, OwnerId, Platform, Watermark};
-//! use dirigible_mobility::Mobility;
+//! use dirigible_mobility::{Mobility, RegisterError};
 //! use virtio_drivers::{Hal, transport::Transport};
 //!
 //! fn balloon<'a, H: Hal, T: Transport + Send, P: Platform>(
 //!     transport: T,
 //!     frames: &'a FrameAllocator<'a>,
 //!     platform: &'a P,
-//!     mobility: &'a Mobility<'a, P>,
 //! ) -> Result<VirtioBalloon<'a, H, T, P>, BalloonError> {
-//!     let class = OwnerId::new(1).unwrap();
-//!     // Then: mobility.register(class, &balloon), once the balloon has its place in memory.
-//!     VirtioBalloon::new(transport, frames, platform, mobility, class, BalloonConfig::default())
+//!     let id = OwnerId::new(1).unwrap();
+//!     VirtioBalloon::new(transport, frames, platform, id, BalloonConfig::default())
+//! }
+//!
+//! /// Once the balloon has its place in memory. It knows nobody, and is declared before the `Mobility` that calls it.
+//! fn make_movable<'a, H: Hal, T: Transport + Send, P: Platform>(
+//!     balloon: &'a VirtioBalloon<'_, H, T, P>,
+//!     mobility: &Mobility<'a, P>,
+//! ) -> Result<(), RegisterError> {
+//!     mobility.register(balloon.owner_id(), balloon)
 //! }
 //!
 //! /// The worker's turn: after an interrupt, at the time that the last turn named, and now and then.
@@ -88,7 +94,7 @@
 //!                 balloon.complete(queue, request).unwrap();
 //!             }
 //!             Output::Free => message.frames().for_each(|frame| frames.free(cpu, frame, Default::default()).unwrap()),
-//!             Output::WriteActual(_) | Output::Settled { .. } => {}
+//!             Output::WriteActual(_) => {}
 //!         }
 //!     }
 //!     host.len()
@@ -164,6 +170,7 @@ mod answers;
 mod balloon;
 mod books;
 mod config;
+mod driver;
 mod exchange;
 mod features;
 mod recovery;
@@ -177,9 +184,10 @@ mod virtio;
 pub use balloon::{Balloon, Output, ProtocolError, Work};
 pub use books::{Books, MAX_SPAN};
 pub use config::{BalloonConfig, BalloonStats, Deflate, Fault, Held, Step};
+pub use driver::BalloonDriver;
 pub use exchange::{Begin, ExchangeId};
 pub use features::{Features, Queue, QueueNumbering, config_space};
 pub use request::{LARGE_PFNS, MAX_PFNS, Message, REQUESTS, RequestId, RequestMemory};
-pub use source::{AllocatorSource, FrameSource, NoSettle, Settle};
+pub use source::{AllocatorSource, FrameSource};
 #[cfg(feature = "virtio-drivers")]
 pub use virtio::{BalloonError, DeviceError, QUEUE_SIZE, VirtioBalloon};

@@ -39,8 +39,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// guest's again.
     ///
     /// What follows comes out through [`next_output`](Self::next_output): listed frames, and those of inflations and
-    /// deflations, as [`Output::Free`](crate::Output::Free), at most 256 listed ones at a time; pairs of exchanges as
-    /// [`Output::Settled`](crate::Output::Settled), `Refused` when the new frames were not acknowledged, else `Moved`.
+    /// deflations, as [`Output::Free`](crate::Output::Free), at most 256 listed ones at a time. Pairs of exchanges have
+    /// settled ([`take_settled`](Self::take_settled)): `Refused` when the new frames were not acknowledged, else `Moved`.
     /// Frames that are isolated at this moment come back by [`putback`](Self::putback), which says that they are to be
     /// freed. Nothing is sent before [`restart`](Self::restart).
     pub fn device_reset(&mut self) {

@@ -130,7 +130,7 @@ pub(crate) enum Phase {
 pub(crate) struct Slot {
     pub(crate) phase: Phase,
     pub(crate) role: Role,
-    /// Exchanges: somebody waits to fetch the answer; without, the pairs are settled through outputs.
+    /// Exchanges: its beginner has yet to fetch the answer. Otherwise the pairs stay here until they are taken.
     pub(crate) attended: bool,
     /// When it was sent.
     pub(crate) sent_at: u64,
@@ -175,6 +175,11 @@ impl Slot {
 
     pub(crate) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether this is the new half of an exchange that has ended and waits to be taken.
+    pub(crate) const fn is_settled(&self) -> bool {
+        matches!((self.phase, self.role), (Phase::Done, Role::ExchangeIn(_))) && !self.attended
     }
 }
 
@@ -233,6 +238,16 @@ pub(crate) fn to_be_freed(slots: &[Slot]) -> u64 {
         .iter()
         .filter(|slot| slot.phase == Phase::Done && slot.role.is_among(Roles::RESIZING))
         .map(|slot| slot.len() as u64)
+        .sum()
+}
+
+/// Pairs of exchanges that have ended and wait to be taken, with this outcome or with any.
+#[inline(never)]
+pub(crate) fn settled(slots: &[Slot], outcome: Option<Outcome>) -> u64 {
+    slots
+        .iter()
+        .filter(|slot| slot.is_settled() && outcome.is_none_or(|of| of == slot.outcome))
+        .map(|slot| (slot.len() - slot.handed_out) as u64)
         .sum()
 }
 

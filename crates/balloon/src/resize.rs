@@ -81,7 +81,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             {
                 break;
             }
-            self.books.claim(frame, self.class, word);
+            self.books.claim(frame, self.id, word);
             let pushed = self.requests.push(slot, frame);
             debug_assert!(pushed, "want is at most a request's length");
             taken += 1;

@@ -1,8 +1,7 @@
-//! Where the balloon's frames come from, and whom it tells of moves that end later.
+//! Where the frames of an inflation come from.
 #![forbid(unsafe_code)]
 
 use dirigible_frames::{BalloonPlacement, FrameAllocator, Pfn, Platform, Watermark};
-use dirigible_mobility::{Mobility, Outcome};
 
 /// Gives frames to inflation.
 ///
@@ -36,26 +35,4 @@ impl<P: Platform + ?Sized> FrameSource for AllocatorSource<'_, P> {
         let given = self.frames.free_bulk(self.platform.cpu(), frames);
         debug_assert!(given.is_ok(), "frames from take are owned: {given:?}");
     }
-}
-
-/// Hears how pending pairs ended. It is called with no lock of the balloon held, perhaps before the `migrate` that
-/// began the pair has returned.
-pub trait Settle: Sync {
-    /// The pair ended with `outcome`.
-    fn settled(&self, from: Pfn, to: Pfn, outcome: Outcome);
-}
-
-impl<P: Platform + ?Sized> Settle for Mobility<'_, P> {
-    fn settled(&self, from: Pfn, to: Pfn, outcome: Outcome) {
-        let settled = self.complete(from, to, outcome);
-        debug_assert!(settled, "mobility does not know the pair {from} to {to}");
-    }
-}
-
-/// For a balloon that nobody asks to move frames.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoSettle;
-
-impl Settle for NoSettle {
-    fn settled(&self, _from: Pfn, _to: Pfn, _outcome: Outcome) {}
 }

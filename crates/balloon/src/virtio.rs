@@ -2,10 +2,9 @@
 //!
 //! Three locks. `state` guards the books and is held for the length of one call of [`Balloon`]. `queues` guards the
 //! rings and their buffers, which lie in memory, and is held for one request or one look at the used rings. `wire`
-//! guards the transport: it is only ever tried. If it is taken, the job is left to its holder (`jobs.rs`). None of
-//! them is held while memory is allocated or freed, anybody waits, or a [`Settle`] runs. The exception is `wire`:
-//! whoever resets a device or sets one up holds it while the device confirms the reset and while DMA memory comes and
-//! goes.
+//! guards the transport: it is only ever tried. If it is taken, the work is left to its holder (`posted.rs`). None of
+//! them is held while memory is allocated or freed, or anybody waits. The exception is `wire`: whoever resets a device
+//! or sets one up holds it while the device confirms the reset and while DMA memory comes and goes.
 //!
 //! Order: `wire`, `queues`, `state`. The last two are held together where a request goes out or an answer comes in,
 //! so that a reset falls before it or after it.
@@ -16,11 +15,14 @@
 
 mod device;
 mod dma;
-mod jobs;
+mod driver;
+mod error;
 mod ledger;
 mod owner;
+mod posted;
 mod pump;
 mod repair;
+mod serve;
 mod wait;
 mod wire;
 mod worker;
@@ -30,26 +32,14 @@ use dirigible_frames::{FrameAllocator, OwnerId, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
+pub use self::device::QUEUE_SIZE;
 use self::device::Queues;
-pub use self::device::{DeviceError, QUEUE_SIZE};
 use self::dma::Numbers;
-use self::jobs::Posts;
+pub use self::error::{BalloonError, DeviceError};
+use self::posted::Posted;
 use self::wire::Wire;
 use crate::balloon::{Balloon, check};
-use crate::source::Settle;
 use crate::{BalloonConfig, BalloonStats, Fault, Features, Held, MAX_PFNS};
-
-/// Why a balloon could not be set up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BalloonError {
-    /// The settings or the guest's memory do not fit.
-    #[error(transparent)]
-    Fault(#[from] Fault),
-    /// The device does not fit.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-}
 
 /// The state machine with its numbers in DMA memory.
 type Core<'a, H, const N: usize> = Balloon<'a, FrameAllocator<'a>, N, Numbers<H, N>>;
@@ -99,6 +89,14 @@ impl<H: Hal, const N: usize> State<'_, H, N> {
         self.balloon.fault() == Some(Fault::NeedsReset) && !self.balloon.is_stopping()
     }
 
+    /// Frames that stand in the way of an end: all, without those that only have to be put back. Whoever asked for the
+    /// move of the latter has to take its end, and nothing of the balloon waits for that.
+    fn awaited(&self) -> u64 {
+        self.held()
+            .total()
+            .saturating_sub(self.balloon.refused_frames())
+    }
+
     /// After a call that may have undone deflations: what came back to the list is movable in the ledger, so the next
     /// look at it begins a new walk.
     fn note_undone(&mut self) {
@@ -134,20 +132,21 @@ impl<H: Hal, const N: usize> State<'_, H, N> {
 ///
 /// Dropping the balloon resets the device. If the device confirms that, the frames go back to the allocator. If it
 /// does not, the host may have them for ever: they are lost for good, as unmovable frames of no owner, and the
-/// queues' memory and the transport are leaked. A balloon that is registered with a mobility that it refers to itself
-/// cannot be dropped, as each would outlive the other; [`reset`](Self::reset) it instead.
+/// queues' memory and the transport are leaked. Pairs that have settled and that nobody has taken end as if they had
+/// been taken. Declare a balloon before the `Mobility` that it is registered with: then the latter goes first.
 pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize = MAX_PFNS> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
-    settle: &'a dyn Settle,
     config: BalloonConfig,
-    class: OwnerId,
+    id: OwnerId,
     state: Mutex<State<'a, H, N>>,
     queues: Mutex<Queues<H, N>>,
     /// Never waited for, only tried.
     wire: Mutex<Wire<'a, T, P>>,
-    /// The jobs that wait for it.
-    posts: Posts,
+    /// The work that waits for it.
+    posted: Posted,
+    /// There are settled pairs to be taken. Written under `state`.
+    has_settled: AtomicBool,
     /// The device has said since the target was last read that its configuration is another.
     reconfigured: AtomicBool,
     /// An interrupt has come since then that did not say why.
@@ -157,8 +156,9 @@ pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize =
 impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
     /// Negotiates features, sets the queues up, starts the device and gives it its statistics buffer.
     ///
-    /// `settle` hears of pairs that `migrate` left pending; for a balloon that is registered with a
-    /// [`Mobility`](dirigible_mobility::Mobility) that is the `Mobility` itself.
+    /// The balloon's frames carry the owner number `id`. To make them movable, register the balloon with a
+    /// [`Mobility`](dirigible_mobility::Mobility) under that number. The balloon does not know it: what settles late it keeps
+    /// for [`take_settled`](dirigible_mobility::MovableOwner::take_settled).
     ///
     /// # Errors
     /// When the settings are out of range, the guest's memory is larger than a balloon can name, or the device is no
@@ -167,16 +167,15 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         transport: T,
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
-        settle: &'a dyn Settle,
-        class: OwnerId,
+        id: OwnerId,
         config: BalloonConfig,
     ) -> Result<Self, BalloonError> {
         // The settings first: a device that is not touched needs no reset.
-        check::<_, N>(frames, class, &config)?;
+        check::<_, N>(frames, id, &config)?;
         let numbers = Numbers::new()?;
         let mut wire = Wire::new(transport, platform, config.reset_timeout_ns);
         let (features, mut queues) = Self::set_up(&mut wire, &config)?;
-        let balloon = Balloon::in_memory(frames, class, features, config.clone(), numbers);
+        let balloon = Balloon::in_memory(frames, id, features, config.clone(), numbers);
         let balloon = match balloon {
             Ok(balloon) => balloon,
             Err(fault) => {
@@ -190,9 +189,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         let this = Self {
             frames,
             platform,
-            settle,
             config,
-            class,
+            id,
             state: Mutex::new(State {
                 balloon,
                 published: BalloonStats::default(),
@@ -212,7 +210,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             }),
             queues: Mutex::new(queues),
             wire: Mutex::new(wire),
-            posts: Posts::new(),
+            posted: Posted::new(),
+            has_settled: AtomicBool::new(false),
             reconfigured: AtomicBool::new(false),
             unsure: AtomicBool::new(false),
         };
@@ -251,6 +250,11 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         self.state.lock().balloon.pending_pairs()
     }
 
+    /// Pairs that have settled and wait to be taken: by `Mobility::drain_settled`, if the balloon is registered.
+    pub fn settled_pairs(&self) -> u64 {
+        self.state.lock().balloon.settled_pairs()
+    }
+
     /// What is wrong, if anything.
     #[inline(never)]
     pub fn fault(&self) -> Option<Fault> {
@@ -264,9 +268,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         self.state.lock().balloon.features()
     }
 
-    /// The class that the balloon's frames carry.
+    /// The owner number that the balloon's frames carry.
     pub fn owner_id(&self) -> OwnerId {
-        self.class
+        self.id
     }
 
     /// Recounts the books, for tests; see [`Balloon::verify`].

@@ -10,7 +10,6 @@ use dirigible_frames::{CpuId, Event, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use proptest::prelude::*;
 use support::host::{Host, Manner, VERSION_1};
-use support::moves::Ledger;
 use support::{Guest, all_frames, memory};
 
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +19,8 @@ enum Op {
     Isolate(usize),
     Migrate(usize),
     Putback,
+    /// Takes what has settled.
+    Take,
     /// The host answers any of its requests; with an interrupt or without.
     Answer(usize, bool),
     Manner(bool),
@@ -39,6 +40,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => any::<usize>().prop_map(Op::Isolate),
         4 => (1..300_usize).prop_map(Op::Migrate),
         2 => Just(Op::Putback),
+        2 => Just(Op::Take),
         9 => (any::<usize>(), any::<bool>()).prop_map(|(at, tell)| Op::Answer(at, tell)),
         1 => any::<bool>().prop_map(Op::Manner),
         1 => any::<bool>().prop_map(Op::Dry),
@@ -57,10 +59,10 @@ fn lie() -> impl Strategy<Value = Op> {
 
 struct World<const N: usize> {
     guest: Guest<N>,
-    ledger: &'static Ledger,
     total: u64,
     managed: u64,
     isolated: Vec<Pfn>,
+    /// Left pending, and not taken since.
     pending: BTreeMap<Pfn, Pfn>,
     /// The host does not keep to the protocol: nothing that it says proves anything.
     lies: bool,
@@ -70,13 +72,11 @@ struct World<const N: usize> {
 
 impl<const N: usize> World<N> {
     fn new(config: BalloonConfig, lies: bool) -> Self {
-        let ledger: &'static Ledger = Box::leak(Box::default());
         let host = Host::offering(VERSION_1 | 1 << 1);
-        let guest = Guest::sized(memory(&[1, 1]), host, ledger, config);
+        let guest = Guest::sized(memory(&[1, 1]), host, config);
         let (total, managed) = (guest.frames.free_frames(), guest.frames.managed_frames());
         Self {
             guest,
-            ledger,
             total,
             managed,
             isolated: Vec::new(),
@@ -117,6 +117,7 @@ impl<const N: usize> World<N> {
                     .drain(..)
                     .for_each(|frame| guest.balloon.putback(frame));
             }
+            Op::Take => self.take_settled(),
             Op::Migrate(count) => self.migrate(count),
             Op::Answer(at, tell) => {
                 let mut inner = guest.host.inner();
@@ -154,7 +155,6 @@ impl<const N: usize> World<N> {
                 }
             }
         }
-        self.settle();
     }
 
     fn migrate(&mut self, count: usize) {
@@ -188,8 +188,8 @@ impl<const N: usize> World<N> {
         }
     }
 
-    fn settle(&mut self) {
-        for (from, to, outcome) in self.ledger.0.lock().unwrap().drain(..) {
+    fn take_settled(&mut self) {
+        for (from, to, outcome) in self.guest.settled() {
             assert_eq!(self.pending.remove(&from), Some(to));
             match outcome {
                 Outcome::Moved => self.guest.free(&[from]),
@@ -248,7 +248,11 @@ impl<const N: usize> World<N> {
             self.isolated.len() as u64 + self.pending_isolated()
         );
         let free = guest.frames.free_frames() + guest.frames.cached_frames();
-        assert_eq!(free + held.total(), self.total);
+        // Of a pair that nobody has taken one frame is on nobody's books: the old one if it has moved, else the new one.
+        let untaken = guest.balloon.settled_pairs();
+        assert_eq!(free + held.total() + untaken, self.total);
+        let under_way = guest.balloon.pending_pairs() + untaken;
+        assert_eq!(under_way, self.pending.len() as u64);
         let host_side = held.listed + held.isolated + held.leaving;
         assert_eq!(guest.frames.managed_frames() + host_side, self.managed);
         let stats = guest.balloon.stats();
@@ -285,8 +289,10 @@ impl<const N: usize> World<N> {
             // A restart keeps its distance from the one before.
             self.apply(Op::Pass(200_000_000));
             self.apply(Op::Manner(true));
+            // Frames of refused pairs come back this way.
+            self.take_settled();
         }
-        self.settle();
+        self.take_settled();
         assert!(self.pending.is_empty());
         self.check();
         assert_eq!(self.guest.host.size(), 0);

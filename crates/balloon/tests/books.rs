@@ -23,7 +23,7 @@ fn serve<B: Books>(balloon: &mut Balloon<'_, B>) -> usize {
         match output {
             Output::Send { queue, request } => balloon.complete(queue, request).unwrap(),
             Output::Free => freed += message.pfns().len(),
-            Output::WriteActual(_) | Output::Settled { .. } => {}
+            Output::WriteActual(_) => {}
         }
     }
     freed

@@ -8,14 +8,14 @@ use dirigible_balloon::{
 use dirigible_frames::{AllocRequest, CpuId, FrameState};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner, VERSION_1};
-use support::{CLASS, Clock, Guest, NO_SETTLE, all_frames, count, memory};
+use support::{CLASS, Clock, Guest, all_frames, count, memory};
 use virtio_drivers::transport::DeviceType;
 
 const STATS: u64 = 1 << 1;
 const HINT: u64 = 1 << 3;
 
 fn on(host: Host) -> Guest {
-    Guest::with(memory(&[4]), host, NO_SETTLE, BalloonConfig::default())
+    Guest::with(memory(&[4]), host, BalloonConfig::default())
 }
 
 fn attempt(
@@ -27,7 +27,6 @@ fn attempt(
         host.transport(),
         frames,
         clock,
-        NO_SETTLE,
         CLASS,
         BalloonConfig::default(),
     )
@@ -51,7 +50,7 @@ fn negotiates_what_it_should() {
         deflate_on_oom: true,
         ..BalloonConfig::default()
     };
-    let guest = Guest::with(memory(&[2]), Host::offering(!(1 << 34)), NO_SETTLE, config);
+    let guest = Guest::with(memory(&[2]), Host::offering(!(1 << 34)), config);
     assert_eq!(guest.balloon.features(), Features::accepted(true));
 }
 

@@ -6,13 +6,13 @@ use dirigible_balloon::{BalloonConfig, Fault, Step};
 use dirigible_frames::{Event, FrameState, Order};
 use dirigible_mobility::{MovableOwner, Outcome};
 use support::host::{Host, Manner};
-use support::moves::{pairs, relocate, settling};
-use support::{CLASS, Guest, NO_SETTLE, OTHER, count};
+use support::moves::{pairs, relocate};
+use support::{CLASS, Guest, OTHER, count};
 
 #[test]
 fn pitfall_11_one_frame_moves_a_thousand_times() {
     for exchange_batch in [1, 256] {
-        let (guest, _) = settling(
+        let guest = Guest::configured(
             4,
             BalloonConfig {
                 exchange_batch,
@@ -41,7 +41,7 @@ fn pitfall_11_one_frame_moves_a_thousand_times() {
 #[test]
 fn batches_take_two_messages_single_frames_two_each() {
     for (exchange_batch, messages) in [(256, 4), (1, 1000), (100, 10)] {
-        let (guest, _) = settling(
+        let guest = Guest::configured(
             4,
             BalloonConfig {
                 exchange_batch,
@@ -62,7 +62,7 @@ fn batches_take_two_messages_single_frames_two_each() {
 
 #[test]
 fn pitfall_14_no_frame_is_freed_twice_or_never() {
-    let (guest, ledger) = settling(
+    let guest = Guest::configured(
         8,
         BalloonConfig {
             exchange_batch: 7,
@@ -116,7 +116,7 @@ fn pitfall_14_no_frame_is_freed_twice_or_never() {
         while guest.host.answer_one() {
             guest.balloon.handle_interrupt();
         }
-        for (from, _, outcome) in ledger.0.lock().unwrap().drain(..) {
+        for (from, _, outcome) in guest.settled() {
             assert_eq!(outcome, Outcome::Moved);
             guest.free(&[from]);
         }
@@ -133,7 +133,7 @@ fn pitfall_14_no_frame_is_freed_twice_or_never() {
 
 #[test]
 fn pitfall_15_new_frame_deflated_before_the_move_is_over() {
-    let (guest, ledger) = settling(4, BalloonConfig::default());
+    let guest = Guest::configured(4, BalloonConfig::default());
     guest.to(100);
     let from: Vec<_> = guest.listed();
     let to = guest.targets(100);
@@ -168,7 +168,7 @@ fn pitfall_15_new_frame_deflated_before_the_move_is_over() {
     );
     assert!(guest.host.answer_one());
     assert!(guest.balloon.poll(0));
-    let settled: Vec<_> = ledger.0.lock().unwrap().drain(..).collect();
+    let settled = guest.settled();
     assert_eq!(settled.len(), 100);
     for (at, (old, new, outcome)) in settled.into_iter().enumerate() {
         assert_eq!((old, new, outcome), (from[at], to[at], Outcome::Moved));
@@ -180,7 +180,7 @@ fn pitfall_15_new_frame_deflated_before_the_move_is_over() {
 
 #[test]
 fn pitfall_18_isolated_count_is_exact() {
-    let (guest, ledger) = settling(4, BalloonConfig::default());
+    let guest = Guest::configured(4, BalloonConfig::default());
     guest.to(400);
     let exact = |what: &str| {
         let isolated = count(guest.frames, FrameState::Isolated);
@@ -207,7 +207,7 @@ fn pitfall_18_isolated_count_is_exact() {
         guest.balloon.handle_interrupt();
         exact("answer");
     }
-    assert_eq!(ledger.0.lock().unwrap().len(), 100);
+    assert_eq!(guest.settled().len(), 100);
     assert_eq!(guest.balloon.held().isolated, 0);
     let stats = guest.balloon.stats();
     assert_eq!(stats.isolated, stats.frames_moved + stats.returned);
@@ -216,7 +216,7 @@ fn pitfall_18_isolated_count_is_exact() {
 #[test]
 fn pitfall_28_never_less_than_promised() {
     for exchange_batch in [1, 256] {
-        let (guest, _) = settling(
+        let guest = Guest::configured(
             4,
             BalloonConfig {
                 exchange_batch,
@@ -235,7 +235,7 @@ fn pitfall_28_never_less_than_promised() {
 
 #[test]
 fn pitfall_41_exchange_acknowledged_by_half() {
-    let (guest, ledger) = settling(4, BalloonConfig::default());
+    let guest = Guest::configured(4, BalloonConfig::default());
     let total = guest.frames.free_frames();
     guest.to(600);
     let from = guest.listed()[..512].to_vec();
@@ -256,7 +256,7 @@ fn pitfall_41_exchange_acknowledged_by_half() {
     };
     assert_eq!(all(&guest), total);
     assert_eq!(guest.host.size(), 600 + 256);
-    assert!(ledger.0.lock().unwrap().is_empty());
+    assert!(guest.settled().is_empty());
     // Now everything, the latest first.
     loop {
         let mut inner = guest.host.inner();
@@ -267,7 +267,7 @@ fn pitfall_41_exchange_acknowledged_by_half() {
         drop(inner);
         guest.balloon.handle_interrupt();
     }
-    assert_eq!(ledger.0.lock().unwrap().len(), 512);
+    assert_eq!(guest.settled().len(), 512);
     assert_eq!(guest.host.size(), 600);
     guest.free(&from);
     guest.check();
@@ -276,7 +276,7 @@ fn pitfall_41_exchange_acknowledged_by_half() {
 
 #[test]
 fn pitfall_41_exchange_cut_off_by_reset() {
-    let (guest, ledger) = settling(4, BalloonConfig::default());
+    let guest = Guest::configured(4, BalloonConfig::default());
     let total = guest.frames.free_frames();
     let managed = guest.frames.managed_frames();
     guest.to(310);
@@ -297,7 +297,7 @@ fn pitfall_41_exchange_cut_off_by_reset() {
     guest.balloon.verify().unwrap();
     assert_eq!(guest.balloon.fault(), Some(Fault::Removed));
     // Those that had arrived have moved; the others did not, and their old frames are the guest's too.
-    let settled: Vec<_> = ledger.0.lock().unwrap().drain(..).collect();
+    let settled = guest.settled();
     assert_eq!(settled.len(), 300);
     for (at, &(old, new, outcome)) in settled.iter().enumerate() {
         assert_eq!((old, new), (from[at], to[at]));
@@ -320,7 +320,7 @@ fn pitfall_41_exchange_cut_off_by_reset() {
 
 #[test]
 fn a_move_without_a_free_slot_is_busy_at_once() {
-    let (guest, ledger) = settling(8, BalloonConfig::default());
+    let guest = Guest::configured(8, BalloonConfig::default());
     guest.to(1500);
     let from = guest.listed()[..1024].to_vec();
     let to = guest.targets(1024);
@@ -338,15 +338,20 @@ fn a_move_without_a_free_slot_is_busy_at_once() {
     assert!(guest.balloon.isolate(more));
     guest.balloon.putback(more);
     assert!(!guest.balloon.poll(now() + 10));
-    // With an answer there is room again.
+    // With an answer there is room again, once what it has settled is taken.
     while guest.host.answer_one() {
         guest.balloon.poll(now());
     }
     guest.host.set_manner(Manner::AtOnce);
     let mut rest = pairs(&from[512..], &to[512..]);
     guest.balloon.migrate(&mut rest);
+    assert!(rest.iter().all(|pair| pair.outcome == Outcome::Busy));
+    assert!(guest.balloon.poll(u64::MAX), "what has settled is there");
+    assert_eq!(guest.settled().len(), 512);
+    let mut rest = pairs(&from[512..], &to[512..]);
+    guest.balloon.migrate(&mut rest);
     assert!(rest.iter().all(|pair| pair.outcome == Outcome::Moved));
-    assert_eq!(ledger.0.lock().unwrap().len(), 512);
+    assert!(guest.settled().is_empty());
     guest.free(&from);
     guest.check();
     assert_eq!(guest.host.size(), 1500);
@@ -355,16 +360,9 @@ fn a_move_without_a_free_slot_is_busy_at_once() {
 /// Of another balloon, of nobody, and not isolated at all: each is left as it is, though one of ours is out.
 #[test]
 fn a_frame_that_is_not_ours_cannot_be_put_back() {
-    let (guest, _) = settling(8, BalloonConfig::default());
+    let guest = Guest::configured(8, BalloonConfig::default());
     let config = BalloonConfig::default();
-    let other = Guest::on(
-        guest.clock,
-        guest.frames,
-        Host::new(),
-        NO_SETTLE,
-        config,
-        OTHER,
-    );
+    let other = Guest::on(guest.clock, guest.frames, Host::new(), config, OTHER);
     guest.to(100);
     other.to(100);
     let owner = |frame| guest.frames.frame(frame).unwrap().owner;

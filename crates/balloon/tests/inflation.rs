@@ -10,7 +10,7 @@ use dirigible_frames::{
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{Host, Manner, VERSION_1};
-use support::{CLASS, Guest, NO_SETTLE, OTHER, all_frames, count, memory};
+use support::{CLASS, Guest, OTHER, all_frames, count, memory};
 
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 
@@ -56,7 +56,7 @@ fn up_and_down() {
 #[test]
 fn with_deflate_on_oom_the_managed_count_stays() {
     let host = Host::offering(VERSION_1 | DEFLATE_ON_OOM);
-    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, on_oom());
+    let guest = Guest::with(memory(&[4]), host, on_oom());
     let managed = guest.frames.managed_frames();
     guest.to(600);
     assert_eq!(guest.frames.managed_frames(), managed);
@@ -121,7 +121,7 @@ fn pitfall_01_empty_handed_inflate_lets_go() {
 #[test]
 fn pitfall_03_out_of_memory_inside_inflate() {
     let host = Host::offering(VERSION_1 | DEFLATE_ON_OOM);
-    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, on_oom());
+    let guest = Guest::with(memory(&[4]), host, on_oom());
     guest.to(500);
     let balloon = guest.balloon;
     let freed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -152,7 +152,7 @@ fn out_of_memory_is_no_licence_without_the_feature() {
     let plain = || Host::offering(VERSION_1);
     // Not offered, and offered to a guest that did not say that it asks.
     for (host, config) in [(plain(), on_oom()), (offering(), BalloonConfig::default())] {
-        let guest = Guest::with(memory(&[4]), host, NO_SETTLE, config);
+        let guest = Guest::with(memory(&[4]), host, config);
         guest.to(500);
         assert_eq!(guest.balloon.deflate_on_oom(64), 0);
         assert_eq!(guest.host.size(), 500);
@@ -216,9 +216,9 @@ fn pitfall_08_genuine_loss_is_reported() {
 #[test]
 fn pitfall_09_two_balloons_share_nothing() {
     let frames = memory(&[8]);
-    let one = Guest::with(frames, Host::new(), NO_SETTLE, newest_first());
+    let one = Guest::with(frames, Host::new(), newest_first());
     let config = BalloonConfig::default();
-    let two = Guest::on(one.clock, frames, Host::new(), NO_SETTLE, config, OTHER);
+    let two = Guest::on(one.clock, frames, Host::new(), config, OTHER);
     for turn in 1..=6 {
         one.to(turn * 100);
         two.to(turn * 70);
@@ -249,7 +249,7 @@ fn pitfall_09_two_balloons_share_nothing() {
 #[test]
 fn pitfall_16_a_hundred_cycles_return_exactly() {
     let host = Host::offering(VERSION_1 | 1 << 1);
-    let guest = Guest::with(memory(&[6]), host, NO_SETTLE, BalloonConfig::default());
+    let guest = Guest::with(memory(&[6]), host, BalloonConfig::default());
     let (free, managed) = (guest.frames.free_frames(), guest.frames.managed_frames());
     for turn in 0..100 {
         guest.to(700 + turn * 3);
@@ -390,7 +390,7 @@ fn pitfall_27_nothing_is_used_before_its_acknowledgement() {
 #[test]
 fn pitfall_29_actual_follows() {
     let host = Host::offering(VERSION_1 | DEFLATE_ON_OOM);
-    let guest = Guest::with(memory(&[4]), host, NO_SETTLE, on_oom());
+    let guest = Guest::with(memory(&[4]), host, on_oom());
     let follows = |what: &str| {
         let actual = guest.host.actual();
         assert_eq!(actual, guest.host.size(), "{what}");
@@ -487,7 +487,6 @@ fn settings_out_of_range_are_refused() {
             host.transport(),
             frames,
             clock,
-            NO_SETTLE,
             CLASS,
             config,
         );

@@ -10,7 +10,7 @@ use dirigible_balloon::{BalloonConfig, Fault, Step};
 use dirigible_mobility::MovableOwner;
 use support::host::{Host, ISR_CONFIG, ISR_QUEUE, Manner, VERSION_1};
 use support::moves::pairs;
-use support::{Guest, NO_SETTLE, Source, memory};
+use support::{Guest, Source, memory};
 use virtio_drivers::transport::InterruptStatus;
 
 /// What a level-triggered line does to the CPU: the handler is called again and again until the line is down.
@@ -217,7 +217,7 @@ fn a_change_while_the_host_is_busy() {
 #[test]
 fn statistics_do_not_wait_for_the_end() {
     let host = Host::offering(VERSION_1 | 1 << 1);
-    let guest = Guest::with(memory(&[8]), host, NO_SETTLE, BalloonConfig::default());
+    let guest = Guest::with(memory(&[8]), host, BalloonConfig::default());
     guest.host.set_manner(Manner::OnDemand);
     guest.to(2000);
     guest.host.inner().ask_stats();

@@ -10,7 +10,7 @@ use dirigible_frames::{AllocRequest, BalloonPlacement, CpuId, FrameState, Pfn, W
 use dirigible_mobility::Outcome;
 use support::host::{Host, Manner, VERSION_1};
 use support::moves::relocate;
-use support::{CLASS, Guest, NO_SETTLE, all_frames, count, memory};
+use support::{CLASS, Guest, all_frames, count, memory};
 
 const CPU: CpuId = CpuId::new(0);
 
@@ -23,7 +23,7 @@ fn large() -> BalloonConfig {
 }
 
 fn guest(blocks: u64, config: BalloonConfig) -> Guest<LARGE_PFNS> {
-    Guest::sized(memory(&[blocks]), Host::new(), NO_SETTLE, config)
+    Guest::sized(memory(&[blocks]), Host::new(), config)
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn out_of_memory_gives_up_to_a_message() {
             ..large()
         };
         let host = Host(host.0.clone());
-        let guest = Guest::<LARGE_PFNS>::sized(memory(&[16]), host, NO_SETTLE, config);
+        let guest = Guest::<LARGE_PFNS>::sized(memory(&[16]), host, config);
         guest.to(6000);
         assert_eq!(guest.balloon.deflate_on_oom(1000), 1000);
         assert_eq!(guest.balloon.deflate_on_oom(usize::MAX), 4096);

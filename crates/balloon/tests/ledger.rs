@@ -4,9 +4,9 @@ mod support;
 
 use std::sync::atomic::Ordering;
 
-use dirigible_balloon::{BalloonConfig, Fault, Settle, Step};
-use dirigible_frames::{BalloonPlacement, CpuId, FrameClass, FrameState, Pfn};
-use dirigible_mobility::{CompactResult, CompactionConfig, Mobility, MovableOwner, Outcome};
+use dirigible_balloon::{BalloonConfig, Fault, Step};
+use dirigible_frames::{BalloonPlacement, CpuId, FrameClass, FrameState};
+use dirigible_mobility::{CompactResult, CompactionConfig, Mobility, MovableOwner};
 use support::host::{Host, Manner};
 use support::{CLASS, Clock, Guest, all_frames, memory};
 
@@ -83,25 +83,14 @@ fn frames_of_a_broken_device_stay_unmovable_and_are_freed_as_what_they_were() {
     assert_eq!(counted(&guest), (700, 700, 0));
 }
 
-/// The machine's mobility, which the balloon must know before it exists.
-struct Late(std::sync::OnceLock<&'static Mobility<'static, Clock>>);
-
-impl Settle for Late {
-    fn settled(&self, from: Pfn, to: Pfn, outcome: Outcome) {
-        assert!(self.0.get().unwrap().complete(from, to, outcome));
-    }
-}
-
 fn mobile(blocks: u64) -> (Guest, &'static Mobility<'static, Clock>) {
-    let late: &'static Late = Box::leak(Box::new(Late(std::sync::OnceLock::new())));
     let config = BalloonConfig {
         placement: BalloonPlacement::Ordinary,
         ..BalloonConfig::default()
     };
-    let guest = Guest::with(memory(&[blocks]), Host::new(), late, config);
+    let guest = Guest::with(memory(&[blocks]), Host::new(), config);
     let mobility = Mobility::new(guest.frames, guest.clock, CompactionConfig::default());
     let mobility: &'static Mobility<'static, Clock> = Box::leak(Box::new(mobility));
-    assert!(late.0.set(mobility).is_ok());
     mobility.register(CLASS, guest.balloon).unwrap();
     (guest, mobility)
 }
@@ -176,38 +165,24 @@ fn a_pinned_balloon_is_left_alone() {
     guest.frames.verify().unwrap();
 }
 
-/// Isolates a frame when it hears of a move, as compaction may at any time.
-#[derive(Default)]
-struct Grabber {
-    balloon: std::sync::OnceLock<&'static support::FakeBalloon>,
-    wanted: std::sync::Mutex<Option<Pfn>>,
-}
-
-impl Settle for Grabber {
-    fn settled(&self, _from: Pfn, _to: Pfn, _outcome: Outcome) {
-        let wanted = self.wanted.lock().unwrap().unwrap();
-        assert!(self.balloon.get().unwrap().isolate(wanted));
-    }
-}
-
-/// The device has answered, and the ledger does not know it yet.
+/// The device has answered, and the ledger does not know it yet: at this moment compaction isolates a frame.
 #[test]
 fn a_frame_isolated_while_it_was_unmovable_comes_back_movable() {
-    let grabber: &'static Grabber = Box::leak(Box::default());
-    let guest = Guest::with(memory(&[8]), Host::new(), grabber, BalloonConfig::default());
-    assert!(grabber.balloon.set(guest.balloon).is_ok());
+    let guest = Guest::new(8);
     guest.to(500);
     let listed = guest.listed();
-    *grabber.wanted.lock().unwrap() = Some(listed[100]);
     guest.host.set_manner(Manner::OnDemand);
     assert!(guest.balloon.isolate(listed[0]));
     let mut moves = support::moves::pairs(&listed[..1], &guest.targets(1));
     guest.balloon.migrate(&mut moves);
-    assert!(guest.host.answer_one());
-    guest.balloon.handle_interrupt();
     guest.clock.pass(6_000_000_000);
     assert!(matches!(guest.run(), Step::Failed(Fault::Silent { .. })));
     assert!(guest.is_class(listed[100], FrameClass::Unmovable));
+    // The answer is taken, and what follows from it is being sent.
+    let (balloon, mut wanted) = (guest.balloon, Some(listed[100]));
+    guest.host.inner().on_notify = Some(Box::new(move |_| {
+        assert!(wanted.take().is_none_or(|frame| balloon.isolate(frame)));
+    }));
     assert!(guest.host.answer_one());
     guest.balloon.handle_interrupt();
     assert_eq!(guest.frames.state(listed[100]), FrameState::Isolated);

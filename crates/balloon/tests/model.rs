@@ -39,6 +39,7 @@ struct World<'a, const N: usize> {
     isolated: Vec<Pfn>,
     /// Those of them that were isolated when the device was reset.
     orphans: BTreeSet<Pfn>,
+    /// Left pending, and not taken since.
     pending: BTreeMap<Pfn, Pfn>,
     with_host: Vec<Sent>,
     /// Acknowledged by the host.
@@ -125,22 +126,37 @@ impl<'a, const N: usize> World<'a, N> {
                         self.give_back(frame);
                     }
                 }
-                Output::Settled { from, to, outcome } => {
-                    assert_eq!(self.pending.remove(&from), Some(to));
-                    match outcome {
-                        Outcome::Moved => self.give_back(from),
-                        Outcome::Refused => {
-                            // Only a reset ends an exchange so, and then the old frame is the guest's.
-                            assert!(!self.balloon.putback(from));
-                            self.give_back(from);
-                            self.give_back(to);
-                        }
-                        other => panic!("{other:?}"),
-                    }
-                }
                 Output::WriteActual(actual) => self.actual.set(actual),
             }
         }
+    }
+
+    /// Takes up to `most` settled pairs; gives how many there were.
+    fn take_settled(&mut self, most: usize) -> usize {
+        let nothing = MovePair::base(Pfn::new(0), Pfn::new(0));
+        let mut out = vec![nothing; most];
+        let waiting = self.balloon.settled_pairs();
+        let taken = self.balloon.take_settled(&mut out);
+        assert_eq!(taken as u64, waiting.min(most as u64));
+        assert_eq!(self.balloon.settled_pairs(), waiting - taken as u64);
+        assert!(out[taken..].iter().all(|&pair| pair == nothing));
+        for MovePair {
+            from, to, outcome, ..
+        } in out.into_iter().take(taken)
+        {
+            assert_eq!(self.pending.remove(&from), Some(to));
+            match outcome {
+                Outcome::Moved => self.give_back(from),
+                Outcome::Refused => {
+                    // Only a reset ends an exchange so, and then the old frame is the guest's.
+                    assert!(self.orphans.contains(&from));
+                    self.put_back(from);
+                    self.give_back(to);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        taken
     }
 
     fn put_back(&mut self, frame: Pfn) {
@@ -157,11 +173,18 @@ impl<'a, const N: usize> World<'a, N> {
         self.with_host.clear();
         self.resets += 1;
         self.orphans.extend(&self.isolated);
+        let table = self.table;
+        let isolated = |frame: &&Pfn| table.state(**frame) == FrameState::Isolated;
+        let refused: Vec<_> = self.pending.keys().filter(isolated).copied().collect();
+        self.orphans.extend(&refused);
         self.outputs();
         self.balloon.verify().unwrap();
         let held = self.balloon.held();
-        assert_eq!(held.total(), self.isolated.len() as u64);
-        assert_eq!((self.balloon.actual(), self.pending.len()), (0, 0));
+        assert_eq!(held.total(), (self.isolated.len() + refused.len()) as u64);
+        assert_eq!(
+            (self.balloon.actual(), self.balloon.pending_pairs()),
+            (0, 0)
+        );
         assert!(matches!(self.balloon.plan(self.now), Work::Failed(_)));
         if put_back {
             while let Some(frame) = self.isolated.pop() {
@@ -242,6 +265,9 @@ impl<'a, const N: usize> World<'a, N> {
                     self.put_back(frame);
                 }
             }
+            Op::Take(most) => {
+                self.take_settled(most);
+            }
             Op::Reset(put_back) => self.reset(put_back),
             Op::Migrate(count, at_once) => self.migrate(count, at_once),
             Op::Answer(at) => {
@@ -284,7 +310,8 @@ impl<'a, const N: usize> World<'a, N> {
             assert!(matches!(begun, Begin::Refused | Begin::NoRoom));
             self.give_back(to);
         }
-        let count = count.min(self.isolated.len() - self.orphans.len());
+        let is_orphan = |frame: &&Pfn| self.orphans.contains(frame);
+        let count = count.min(self.isolated.len() - self.isolated.iter().filter(is_orphan).count());
         let to = self.take(count);
         let from = self.isolated.split_off(self.isolated.len() - to.len());
         let mut pairs: Vec<_> = from
@@ -357,7 +384,10 @@ impl<'a, const N: usize> World<'a, N> {
             assert_eq!(has, should, "{frame} {state:?}");
             host_zone[zone(frame)] += i64::from(is_out);
             assert_eq!(state == FrameState::Free, self.free.contains(&frame));
-            assert_ne!(state, FrameState::Allocated, "{frame} belongs to nobody");
+            let is_taken = state != FrameState::Allocated;
+            let is_kept =
+                self.pending.contains_key(&frame) || self.pending.values().any(|&to| to == frame);
+            assert!(is_taken || is_kept, "{frame} belongs to nobody");
             entering += u64::from(state == FrameState::Entering);
         }
         let of = |state: FrameState| *by_state.get(&(state as u8)).unwrap_or(&0);
@@ -366,7 +396,10 @@ impl<'a, const N: usize> World<'a, N> {
         assert_eq!(held.isolated, of(FrameState::Isolated));
         assert_eq!(held.entering, entering);
         assert_eq!(held.leaving, of(FrameState::Leaving));
-        assert_eq!(held.total() + self.free.len() as u64, FRAMES);
+        // Of a pair that nobody has taken one frame is on nobody's books: the old one if it has moved, else the new one.
+        let untaken = self.balloon.settled_pairs();
+        assert_eq!(untaken, of(FrameState::Allocated));
+        assert_eq!(held.total() + untaken + self.free.len() as u64, FRAMES);
         if self.balloon.features().contains(Features::DEFLATE_ON_OOM) {
             assert_eq!(*self.table.managed.lock().unwrap(), [0; 2]);
         } else {
@@ -377,9 +410,13 @@ impl<'a, const N: usize> World<'a, N> {
             stats.inflated - stats.deflated - stats.forgotten,
             self.balloon.actual()
         );
-        let under_way = self.pending.len() as u64;
-        assert_eq!(self.balloon.pending_pairs(), under_way);
-        let away = self.isolated.len() as u64 + under_way;
+        assert_eq!(
+            self.balloon.pending_pairs() + untaken,
+            self.pending.len() as u64
+        );
+        let has_left = |frame: &&Pfn| self.table.state(**frame) == FrameState::Allocated;
+        let moved = self.pending.keys().filter(has_left).count();
+        let away = (self.isolated.len() + self.pending.len() - moved) as u64;
         assert_eq!(stats.isolated, stats.frames_moved + stats.returned + away);
         assert_eq!(stats.protocol_errors, self.errors);
         assert_eq!(u64::from(self.actual.get()), self.balloon.actual());
@@ -393,12 +430,14 @@ impl<'a, const N: usize> World<'a, N> {
             self.put_back(frame);
         }
         for _ in 0..20 {
+            self.take_settled(1000);
             while !self.with_host.is_empty() {
                 self.apply(Op::Answer(0));
             }
             self.apply(Op::Pass(20_000 * MS));
             self.apply(Op::Work(300));
         }
+        self.take_settled(1000);
         self.check();
         self.target = self.target.min(FRAMES as u32);
         assert_eq!(self.balloon.actual(), u64::from(self.target));

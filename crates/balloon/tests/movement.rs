@@ -13,7 +13,7 @@ use dirigible_mobility::{
 };
 use support::host::{Host, Manner};
 use support::moves::relocate;
-use support::{CLASS, Clock, Guest, NO_SETTLE, all_frames, memory};
+use support::{CLASS, Clock, Guest, all_frames, memory};
 
 const CPU: CpuId = CpuId::new(0);
 
@@ -21,19 +21,13 @@ const CPU: CpuId = CpuId::new(0);
 fn mobile(blocks: u64) -> (Guest, &'static Mobility<'static, Clock>) {
     let frames = memory(&[blocks]);
     let clock: &'static Clock = Box::leak(Box::default());
+    let config = BalloonConfig::default();
+    let guest = Guest::on(clock, frames, Host::new(), config, CLASS);
     let mobility: &'static Mobility<'static, Clock> = Box::leak(Box::new(Mobility::new(
         frames,
         clock,
         CompactionConfig::default(),
     )));
-    let guest = Guest::on(
-        clock,
-        frames,
-        Host::new(),
-        mobility,
-        BalloonConfig::default(),
-        CLASS,
-    );
     mobility.register(CLASS, guest.balloon).unwrap();
     (guest, mobility)
 }
@@ -208,12 +202,7 @@ fn pitfall_21_no_frame_is_linked_twice() {
 
 #[test]
 fn pitfall_22_managed_follows_across_zones() {
-    let guest = Guest::with(
-        memory(&[4, 4]),
-        Host::new(),
-        NO_SETTLE,
-        BalloonConfig::default(),
-    );
+    let guest = Guest::with(memory(&[4, 4]), Host::new(), BalloonConfig::default());
     let frames = guest.frames;
     let zones = [ZoneId::new(0), ZoneId::new(1)];
     let sum = |zone: ZoneId| {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use dirigible_balloon::{BalloonConfig, Step};
 use support::host::{Host, Manner, VERSION_1};
-use support::{Guest, NO_SETTLE, memory};
+use support::{Guest, memory};
 
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 
@@ -16,7 +16,7 @@ fn guest(blocks: u64) -> Guest {
         deflate_on_oom: true,
         ..BalloonConfig::default()
     };
-    Guest::with(memory(&[blocks]), host, NO_SETTLE, config)
+    Guest::with(memory(&[blocks]), host, config)
 }
 
 /// Answers what waits on the deflate queue.

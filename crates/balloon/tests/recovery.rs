@@ -8,8 +8,8 @@ use dirigible_balloon::{
 use dirigible_frames::{AllocRequest, CpuId, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, Outcome};
 use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner, VERSION_1};
-use support::moves::{pairs, relocate, settling};
-use support::{CLASS, Clock, FakeBalloon, Guest, NO_SETTLE, all_frames, count, memory};
+use support::moves::{pairs, relocate};
+use support::{CLASS, Clock, FakeBalloon, Guest, all_frames, count, memory};
 
 const RETRY_NS: u64 = 200_000_000;
 
@@ -28,7 +28,7 @@ fn take_all(guest: &Guest) -> Vec<Pfn> {
 fn a_device_that_needs_a_reset_is_repaired_and_the_target_reached_again() {
     for offered in [VERSION_1, VERSION_1 | 1 << 1, VERSION_1 | 1 << 2] {
         let host = Host::offering(offered);
-        let guest = Guest::with(memory(&[8]), host, NO_SETTLE, BalloonConfig::default());
+        let guest = Guest::with(memory(&[8]), host, BalloonConfig::default());
         let (free, managed) = (guest.frames.free_frames(), guest.frames.managed_frames());
         guest.to(1300);
         guest.host.set_manner(Manner::OnDemand);
@@ -130,7 +130,7 @@ fn restarts_are_bounded_and_keep_their_distance() {
 
 #[test]
 fn a_confirmed_reset_gives_everything_back() {
-    let (guest, ledger) = settling(8, BalloonConfig::default());
+    let guest = Guest::configured(8, BalloonConfig::default());
     let (free, managed) = (guest.frames.free_frames(), guest.frames.managed_frames());
     guest.to(1200);
     let isolated: Vec<_> = guest.listed().into_iter().step_by(50).collect();
@@ -155,7 +155,7 @@ fn a_confirmed_reset_gives_everything_back() {
         guest.balloon.putback(frame);
         assert_eq!(guest.frames.state(frame), FrameState::Free);
     }
-    assert!(ledger.0.lock().unwrap().is_empty());
+    assert!(guest.settled().is_empty());
     assert_eq!(guest.frames.free_frames(), free);
     assert_eq!(guest.frames.managed_frames(), managed);
     guest.frames.verify().unwrap();
@@ -233,15 +233,7 @@ type Probe = VirtioBalloon<'static, FakeHal, FakeTransport, Clock>;
 /// Another driver of the same class, with a device of its own or the same one.
 fn probe(guest: &Guest, host: &Host) -> Probe {
     let config = BalloonConfig::default();
-    VirtioBalloon::new(
-        host.transport(),
-        guest.frames,
-        guest.clock,
-        NO_SETTLE,
-        CLASS,
-        config,
-    )
-    .unwrap()
+    VirtioBalloon::new(host.transport(), guest.frames, guest.clock, CLASS, config).unwrap()
 }
 
 fn finds_nothing(guest: &Guest, second: &Probe, host: &Host) {

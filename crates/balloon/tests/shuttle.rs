@@ -12,7 +12,7 @@ use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Runner, thread};
 use support::host::{Host, ISR_CONFIG, Manner, VERSION_1};
-use support::{Guest, NO_SETTLE, all_frames, memory, yield_now};
+use support::{Guest, all_frames, memory, yield_now};
 
 const RUNS: usize = 300;
 
@@ -34,7 +34,7 @@ fn guest() -> Arc<Guest> {
         deflate: Deflate::NewestFirst,
         ..BalloonConfig::default()
     };
-    Arc::new(Guest::with(memory(&[1]), Host::new(), NO_SETTLE, config))
+    Arc::new(Guest::with(memory(&[1]), Host::new(), config))
 }
 
 fn states(guest: &Guest, state: FrameState) -> usize {
@@ -151,9 +151,10 @@ fn migrate_against_deflate() {
         rest(&guest);
         guest.check();
         assert_eq!(guest.balloon.held().total(), 0);
-        // `NoSettle` keeps what was pending: those old frames are the guest's, and nobody has freed them.
+        // What was pending has moved; the old frames are kept until they are taken.
         assert_eq!(states(&guest, FrameState::Allocated), pending);
         assert_eq!(guest.balloon.pending_pairs(), 0);
+        assert_eq!(guest.settled().len(), pending);
     };
     check(test);
 }
@@ -457,7 +458,7 @@ fn out_of_memory_against_interrupt() {
             ..BalloonConfig::default()
         };
         let host = Host::offering(VERSION_1 | 1 << 2);
-        let guest = Arc::new(Guest::with(memory(&[1]), host, NO_SETTLE, config));
+        let guest = Arc::new(Guest::with(memory(&[1]), host, config));
         guest.to(4);
         let free = || guest.frames.free_frames() + guest.frames.cached_frames();
         let before = free();
@@ -487,7 +488,7 @@ fn undone_deflation_against_ledger() {
             batch: 1,
             ..BalloonConfig::default()
         };
-        let guest = Arc::new(Guest::with(memory(&[1]), Host::new(), NO_SETTLE, config));
+        let guest = Arc::new(Guest::with(memory(&[1]), Host::new(), config));
         guest.to(6);
         guest.host.set_target(1);
         let worker = {

@@ -13,7 +13,7 @@ use dirigible_balloon::{BalloonConfig, Step};
 use dirigible_mobility::{MovableOwner, Outcome};
 use support::Guest;
 use support::host::{ISR_CONFIG, Manner};
-use support::moves::{pairs, settling};
+use support::moves::pairs;
 use virtio_drivers::transport::InterruptStatus;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -34,7 +34,7 @@ fn hold_next_access(guest: &Guest) -> (Receiver<()>, Sender<()>) {
 
 #[test]
 fn pitfall_05_nobody_waits_for_a_cpu_in_the_configuration_space() {
-    let (guest, ledger) = settling(16, BalloonConfig::default());
+    let guest = Guest::configured(16, BalloonConfig::default());
     guest.to(1000);
     // The new target is known, and no message sent.
     guest.host.set_target(1600);
@@ -60,7 +60,7 @@ fn pitfall_05_nobody_waits_for_a_cpu_in_the_configuration_space() {
             guest.host.look();
             guest.balloon.poll(0);
         }
-        assert_eq!(ledger.0.lock().unwrap().len(), 500);
+        assert_eq!(guest.settled().len(), 500);
         guest.free(&from);
         // And an inflation.
         while guest.balloon.actual() < 1600 {
@@ -131,7 +131,7 @@ fn pitfall_05_answers_are_taken_during_a_configuration_access() {
 /// likes.
 #[test]
 fn pitfall_04_no_lock_is_held_in_any_call_of_the_host() {
-    let (guest, _) = settling(16, BalloonConfig::default());
+    let guest = Guest::configured(16, BalloonConfig::default());
     guest.to(600);
     let victims = guest.listed();
     let calls = Arc::new(AtomicU64::new(0));
@@ -175,7 +175,7 @@ fn pitfall_04_no_lock_is_held_in_any_call_of_the_host() {
 /// device does not know the balloon's size yet.
 #[test]
 fn pitfall_04_a_wait_for_moves_makes_no_configuration_access() {
-    let (guest, _) = settling(16, BalloonConfig::default());
+    let guest = Guest::configured(16, BalloonConfig::default());
     guest.to(600);
     guest.host.set_manner(Manner::OnDemand);
     assert_eq!(guest.to(1000), Step::Waiting);
@@ -203,7 +203,7 @@ fn pitfall_04_a_wait_for_moves_makes_no_configuration_access() {
 /// at the balloon.
 #[test]
 fn many_cpus_and_a_slow_configuration_space() {
-    let (guest, _) = settling(16, BalloonConfig::default());
+    let guest = Guest::configured(16, BalloonConfig::default());
     guest.to(1000);
     guest.host.set_manner(Manner::OnDemand);
     guest.host.inner().on_config = Some(Box::new(|| thread::sleep(Duration::from_millis(1))));
@@ -249,6 +249,10 @@ fn many_cpus_and_a_slow_configuration_space() {
                 while guest.balloon.pending_pairs() > 0 {
                     guest.balloon.poll(0);
                     thread::yield_now();
+                }
+                for (from, _, outcome) in guest.settled() {
+                    assert_eq!(outcome, Outcome::Moved);
+                    guest.free(&[from]);
                 }
                 free = guest.targets(100);
             }

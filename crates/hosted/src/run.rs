@@ -3,7 +3,7 @@
 mod host;
 mod port;
 
-use std::{mem::ManuallyDrop, thread, time::Instant};
+use std::{cell::Cell, thread, time::Instant};
 
 use dirigible::schedule::Engine;
 use dirigible_balloon::BalloonError;
@@ -147,6 +147,8 @@ fn run_on<'a>(
     let binding = (params.threads > 0)
         .then(|| platform.bind_cpu(director_cpu))
         .transpose()?;
+    // Ends after the balloon, which needs a CPU when it is dropped.
+    let binding = Cell::new(binding);
 
     machine.ram().touch_all();
     let resident_empty = machine
@@ -158,26 +160,17 @@ fn run_on<'a>(
     let move_checks = MoveChecks::new(platform, &contents);
     let filler = Filler::new(frames, platform, FILLER, &contents);
     let paging = Paging::new(frames, platform, PAGING, SPACES).observed_by(&move_checks);
-    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
     let transport = host_balloon
         .transport()
         .ok_or(RunError::Missing("balloon transport"))?;
-    // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
-    // shut down below; the process or the machine takes the rest.
-    let balloon: ManuallyDrop<Driver<'_>> = ManuallyDrop::new(Driver::new(
-        transport,
-        frames,
-        platform,
-        &*mobility,
-        BALLOON,
-        policy.balloon(),
-    )?);
+    let balloon = Driver::new(transport, frames, platform, BALLOON, policy.balloon())?;
+    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
     mobility.register(PAGING, &paging)?;
     mobility.register(FILLER, &filler)?;
-    mobility.register(BALLOON, &*balloon)?;
+    mobility.register(BALLOON, &balloon)?;
 
     let (relief, stalls) = (
-        Relief::new(&*balloon),
+        Relief::new(&balloon),
         Stalls::new(&mobility, policy.fallback),
     );
     let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
@@ -198,13 +191,14 @@ fn run_on<'a>(
     let system = System::new(parts, rested_watermarks(params));
     let experiment = Experiment::new(params, &system, &mobility);
     run_actors((params, moves), machine, &experiment, &port, observer);
-    drop(binding);
 
     // One thread from here on; it may be any CPU.
-    let binding = (params.threads > 0)
+    binding.set(None);
+    let first = (params.threads > 0)
         .then(|| platform.bind_cpu(CpuId::new(0)))
         .transpose()?;
-    experiment.settle(&*balloon);
+    binding.set(first);
+    experiment.settle(&balloon);
     let mut report = experiment.report(
         policy,
         balloon.stats(),
@@ -219,9 +213,8 @@ fn run_on<'a>(
         port.residency(resident_empty),
     ));
     let checked = experiment
-        .end(&*balloon, &mut report)
+        .end(&balloon, &mut report)
         .and_then(|()| check_devices(machine));
-    drop(binding);
     match checked {
         Ok(()) => Ok(report),
         Err(what) => Err(RunError::Check {

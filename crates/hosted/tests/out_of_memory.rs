@@ -37,7 +37,7 @@ fn offering(features: u64, answer_ns: u64) -> BalloonOptions {
 }
 
 /// The way of every task, with the balloon at its end.
-fn slow_path<'a>(guest: &Guest<'a>) -> SlowPath<'a, HostedPlatform> {
+fn slow_path<'a>(guest: &Guest<'a, '_>) -> SlowPath<'a, HostedPlatform> {
     // Leaked: it must live as long as the guest.
     let relief = Box::leak(Box::new(Relief::new(guest.balloon)));
     SlowPath::new(guest.mobility, &NoReclaim, SlowPathConfig::default()).with_notifier(relief)
@@ -45,7 +45,7 @@ fn slow_path<'a>(guest: &Guest<'a>) -> SlowPath<'a, HostedPlatform> {
 
 /// Takes all memory by the way of every task until it ends, and gives how many frames were above what was free. Each of
 /// them keeps its contents.
-fn take_all(guest: &Guest<'_>) -> u64 {
+fn take_all(guest: &Guest<'_, '_>) -> u64 {
     let memory = slow_path(guest);
     let free = guest.frames.free_frames() - 64;
     let request = AllocRequest::movable();

@@ -13,7 +13,7 @@ use support::{
 };
 
 /// Frames with contents that must stay as they are.
-fn with_contents(guest: &Guest<'_>, count: usize) -> Vec<Pfn> {
+fn with_contents(guest: &Guest<'_, '_>, count: usize) -> Vec<Pfn> {
     let frames: Vec<_> = (0..count).map(|_| guest.alloc().unwrap()).collect();
     for &frame in &frames {
         stamp(guest.machine, frame.get() as u32);
@@ -21,7 +21,7 @@ fn with_contents(guest: &Guest<'_>, count: usize) -> Vec<Pfn> {
     frames
 }
 
-fn are_intact(guest: &Guest<'_>, frames: &[Pfn]) -> bool {
+fn are_intact(guest: &Guest<'_, '_>, frames: &[Pfn]) -> bool {
     let expected = |frame: &Pfn| Some(frame.get() << 32 | 1);
     frames
         .iter()
@@ -29,7 +29,7 @@ fn are_intact(guest: &Guest<'_>, frames: &[Pfn]) -> bool {
 }
 
 /// Lets time pass until the balloon has its target, whatever it says meanwhile.
-fn recover(guest: &Guest<'_>) {
+fn recover(guest: &Guest<'_, '_>) {
     for _ in 0..100_000 {
         // The device has interrupted.
         guest.balloon.handle_interrupt();

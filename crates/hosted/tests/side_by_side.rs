@@ -130,6 +130,7 @@ fn load_compaction_and_balloon_run_side_by_side() {
         assert!(moved > 0, "nothing was ever moved");
         wait_until("pending pairs", || {
             balloon.handle_interrupt();
+            mobility.drain_settled();
             mobility.isolated_frames() == 0
         });
         balloon.verify().unwrap();

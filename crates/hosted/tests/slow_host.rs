@@ -87,7 +87,7 @@ fn give_back(frames: &FrameAllocator<'_>, cpu: CpuId, held: &mut Vec<Pfn>) {
 
 /// Takes all memory down to the low watermark, keeps it for a while, gives it back and rests a moment, until told to end;
 /// gives how many requests failed while compaction had frames in its hands. `keeps` says whether it keeps what it took.
-fn greedy(guest: &Guest<'_>, cpu: CpuId, keeps: &AtomicBool, over: &AtomicBool) -> u64 {
+fn greedy(guest: &Guest<'_, '_>, cpu: CpuId, keeps: &AtomicBool, over: &AtomicBool) -> u64 {
     let request = AllocRequest::movable().with_watermark(Watermark::Low);
     let holds = || guest.mobility.isolated_frames() > 0;
     let mut failed = 0;
@@ -108,13 +108,13 @@ fn greedy(guest: &Guest<'_>, cpu: CpuId, keeps: &AtomicBool, over: &AtomicBool) 
 }
 
 /// Takes what there is, whatever the watermarks.
-fn take_all(guest: &Guest<'_>) -> Vec<Pfn> {
+fn take_all(guest: &Guest<'_, '_>) -> Vec<Pfn> {
     let request = AllocRequest::movable().with_watermark(Watermark::None);
     let cpu = guest.machine.platform().cpu();
     core::iter::from_fn(|| guest.frames.alloc(cpu, request).ok()).collect()
 }
 
-fn free_some(guest: &Guest<'_>, held: &mut Vec<Pfn>, count: u64) {
+fn free_some(guest: &Guest<'_, '_>, held: &mut Vec<Pfn>, count: u64) {
     let left = held.len() - count as usize;
     held.drain(left..).for_each(|frame| guest.free(frame));
     guest.frames.drain_cpu_caches();
@@ -122,7 +122,7 @@ fn free_some(guest: &Guest<'_>, held: &mut Vec<Pfn>, count: u64) {
 
 /// A balloon of whole blocks, a slow host, and memory full but for [`FREE`] frames, some in each of the other blocks. `work`
 /// also gets what is held, so that it can free more of it in the same way.
-fn with_slow_host(work: impl FnOnce(&Guest<'_>, &mut Vec<Pfn>)) {
+fn with_slow_host(work: impl FnOnce(&Guest<'_, '_>, &mut Vec<Pfn>)) {
     let machine = machine(MIB, Mode::Threads, audited());
     let keeps = Keeps {
         watermarks: MARKS,
@@ -144,6 +144,7 @@ fn with_slow_host(work: impl FnOnce(&Guest<'_>, &mut Vec<Pfn>)) {
         guest.host().set_fault(None);
         support::wait_until("pending pairs", || {
             guest.balloon.handle_interrupt();
+            guest.mobility.drain_settled();
             guest.mobility.isolated_frames() == 0
         });
         held.into_iter().for_each(|frame| guest.free(frame));
@@ -154,7 +155,7 @@ fn with_slow_host(work: impl FnOnce(&Guest<'_>, &mut Vec<Pfn>)) {
 /// Lets background compaction empty a block of the balloon, from a time on when setting it aside would not leave the low
 /// watermark. What it frees is taken as a huge page, and as much is freed elsewhere: the next block finds memory as this
 /// one did.
-fn move_a_block(guest: &Guest<'_>, held: &mut Vec<Pfn>, no_room: &AtomicBool) -> Pfn {
+fn move_a_block(guest: &Guest<'_, '_>, held: &mut Vec<Pfn>, no_room: &AtomicBool) -> Pfn {
     let platform = guest.machine.platform();
     let cpu = platform.cpu();
     support::wait_until("memory to be taken", || no_room.load(Ordering::Relaxed));

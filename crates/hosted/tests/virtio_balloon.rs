@@ -210,6 +210,7 @@ fn delayed_answers_settle_what_was_pending() {
                 );
                 machine.platform().relax();
                 guest.balloon.handle_interrupt();
+                guest.mobility.drain_settled();
             }
             guest.host().set_fault(None);
             assert_eq!(guest.host().held_frames(), 1024);

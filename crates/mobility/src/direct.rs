@@ -69,6 +69,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// and holds no lock meanwhile.
     pub fn compact_direct(&self, cpu: CpuId, class: FrameClass) -> CompactResult {
         let events = self.frames.events();
+        // What has settled meanwhile is free, and no obstacle any more.
+        self.drain_settled();
         let lease = if self.enough_free() {
             self.lease(cpu)
         } else {

@@ -112,13 +112,25 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     fn poll_owners(&self, owners: u32, deadline: u64) -> bool {
         let mut progress = false;
         for number in (0..u32::BITS).filter(|number| owners & (1 << number) != 0) {
-            let owner = u8::try_from(number).ok().and_then(OwnerId::new);
-            if let Some(owner) = owner.and_then(|class| self.registry.enter(class)) {
+            if let Some(id) = u8::try_from(number).ok().and_then(OwnerId::new) {
                 let turn = self.platform.now().saturating_add(TURN_NS).min(deadline);
-                progress |= owner.poll(turn);
+                progress |= self.poll_owner(id, turn);
             }
         }
         progress
+    }
+
+    /// Takes what has settled, or lets the owner go on until `deadline` and takes what settles; whether there was progress.
+    fn poll_owner(&self, id: OwnerId, deadline: u64) -> bool {
+        let Some(owner) = self.registry.enter(id) else {
+            return false;
+        };
+        if self.drain_owner(id, &*owner) > 0 {
+            // It may have room now: its answers are not waited for.
+            return true;
+        }
+        let progress = owner.poll(deadline);
+        self.drain_owner(id, &*owner) > 0 || progress
     }
 
     /// Hands all pairs to their owners, as far as these have room. Those without room keep the outcome `Todo`.
@@ -195,18 +207,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Waits until an owner that had no room answers something; `false` at the deadline.
-    pub(crate) fn wait_for_room(&self, class: OwnerId, deadline: u64) -> bool {
+    pub(crate) fn wait_for_room(&self, id: OwnerId, deadline: u64) -> bool {
         for _ in 0..self.config.idle_polls {
             if self.platform.now() >= deadline {
                 return false;
             }
             // Acquire pairs with the release in `complete`.
             let before = self.settled.load(Ordering::Acquire);
-            let polled = self
-                .registry
-                .enter(class)
-                .is_some_and(|owner| owner.poll(deadline));
-            if polled || self.settled.load(Ordering::Acquire) != before {
+            if self.poll_owner(id, deadline) || self.settled.load(Ordering::Acquire) != before {
                 return true;
             }
             self.platform.relax();

@@ -9,7 +9,10 @@ use dirigible_frames::{
 use dirigible_frames::Event;
 use dirigible_frames::sync::Ordering;
 
-use crate::{Mobility, MovePair, Outcome};
+use crate::{Mobility, MovableOwner, MovePair, Outcome};
+
+/// How many settled pairs are taken from an owner at once, on the stack.
+const SETTLED_BATCH: usize = 32;
 
 /// What became of a batch, in base frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -170,8 +173,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ///
     /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Allocated`) and of the same
     /// order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources that moved
-    /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until
-    /// [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused, and
+    /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until they
+    /// settle and are [drained](Self::drain_settled). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused, and
     /// so is one whose owner has no room ([`Outcome::Busy`]) for
     /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns).
     pub fn migrate_frames(&self, pairs: &mut [MovePair]) -> MigrateStats {
@@ -326,46 +329,55 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Settles a pair that its owner left [`Outcome::Pending`]; called by the owner, once for each such pair, without its
-    /// books' lock held. May come before `migrate` has returned, and long after whoever asked for the move gave up.
-    ///
-    /// The frames are then as the outcome says: for `Moved` and `Released`, `from` is `Allocated` and still carries the
-    /// owner's number; for `Refused`, `from` is `Isolated` and `to` is `Allocated`. Gives whether the pair was settled:
-    /// with frames in any other state, or `outcome` itself pending, nothing is done.
-    pub fn complete(&self, from: Pfn, to: Pfn, outcome: Outcome) -> bool {
+    /// Ends all pairs that `owner`, registered as `id`, has to give at the moment; gives how many.
+    #[inline(never)]
+    pub(crate) fn drain_owner(&self, id: OwnerId, owner: &dyn MovableOwner) -> usize {
+        let mut pairs = [MovePair::base(Pfn::new(0), Pfn::new(0)); SETTLED_BATCH];
+        let mut ended = 0;
+        loop {
+            let taken = owner.take_settled(&mut pairs).min(SETTLED_BATCH);
+            for pair in &pairs[..taken] {
+                ended += usize::from(self.complete(id, owner, pair));
+            }
+            if taken < SETTLED_BATCH {
+                return ended;
+            }
+        }
+    }
+
+    /// Ends one pair that was pending. With frames that are not in the states that its outcome names, or not `owner`'s,
+    /// nothing is done and the answer is `false`: a pair that is given twice frees nothing twice.
+    fn complete(&self, id: OwnerId, owner: &dyn MovableOwner, pair: &MovePair) -> bool {
         let cpu = self.platform.cpu();
-        let Some(info) = self.frames.frame(from) else {
+        let MovePair { from, to, .. } = *pair;
+        let Some(info) = self.frames.frame(from).filter(|info| info.owner == id) else {
             return false;
-        };
-        let kind = Kind {
-            owner: info.owner,
-            class: info.class,
         };
         let n = info.order.frames() as u64;
         let events = self.frames.events();
-        match outcome {
+        match pair.outcome {
             Outcome::Moved | Outcome::Released => {
                 if self.frames.free(cpu, from, info.order).is_err() {
                     return false;
                 }
-                if outcome == Outcome::Released {
+                if pair.outcome == Outcome::Released {
                     Freed::new(self.frames, cpu).push(to, info.order);
                 }
-                self.registry.let_go(kind.owner, 1);
-                self.accounts.moved(events, cpu, kind.class, n);
+                self.accounts.moved(events, cpu, info.class, n);
             }
             Outcome::Refused => {
                 if info.state != FrameState::Isolated {
                     return false;
                 }
-                self.hand_back(kind, from);
+                owner.putback(from);
                 Freed::new(self.frames, cpu).push(to, info.order);
-                self.registry.let_go(kind.owner, 1);
                 events.add(cpu, Event::PgmigrateFail, n);
-                self.accounts.put_back(events, cpu, kind.class, n);
+                self.accounts.put_back(events, cpu, info.class, n);
             }
             Outcome::Todo | Outcome::Busy | Outcome::Pending => return false,
         }
+        // After the accounts: who removes the owner finds them balanced.
+        self.registry.let_go(id, 1);
         // Release pairs with the acquire of whoever waits for the block.
         self.settled.fetch_add(1, Ordering::Release);
         true

@@ -43,27 +43,40 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         }
     }
 
-    /// Makes `owner` the owner of all frames that carry `class`.
+    /// Makes `owner` the owner of all frames that carry the number `id`. The owner outlives this `Mobility`, which calls
+    /// it and is never called by it.
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Busy`] when the class has an owner, [`RegisterError::OutOfRange`] when its number is not 1 to 15.
-    pub fn register(
-        &self,
-        class: OwnerId,
-        owner: &'a dyn MovableOwner,
-    ) -> Result<(), RegisterError> {
-        self.registry.add(class, owner)
+    /// [`RegisterError::Busy`] when the number has an owner, [`RegisterError::OutOfRange`] when it is not 1 to 15.
+    pub fn register(&self, id: OwnerId, owner: &'a dyn MovableOwner) -> Result<(), RegisterError> {
+        self.registry.add(id, owner)
     }
 
-    /// Takes the owner of `class` out of the table. Frames that still carry the class cannot be moved any more.
+    /// Takes the owner with number `id` out of the table. Frames that still carry the number cannot be moved any more.
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Isolated`] while any of its frames is isolated or one of its operations runs: removal waits,
-    /// the caller decides how. [`RegisterError::Absent`] when there is no such owner.
-    pub fn unregister(&self, class: OwnerId) -> Result<(), RegisterError> {
-        self.registry.remove(class)
+    /// [`RegisterError::Isolated`] while any of its frames is isolated, any of its pairs is pending or waits to be
+    /// [drained](Self::drain_settled), or one of its operations runs: removal waits, the caller decides how.
+    /// [`RegisterError::Absent`] when there is no such owner.
+    pub fn unregister(&self, id: OwnerId) -> Result<(), RegisterError> {
+        self.registry.remove(id)
+    }
+
+    /// Takes what has settled from all owners: pairs that were left [`Outcome::Pending`](crate::Outcome::Pending) and
+    /// have ended since ([`MovableOwner::take_settled`]). Frees their frames, or puts them back, and balances the accounts.
+    /// Gives how many pairs that were.
+    ///
+    /// For daemons, each time they have woken. Compaction does the same wherever it waits; without either, frames of late
+    /// pairs stay isolated, and their owner has no room for further ones. When nothing is out it costs one load of an
+    /// atomic for each possible owner.
+    pub fn drain_settled(&self) -> usize {
+        let drain = |id| {
+            let owner = self.registry.enter(id);
+            owner.map_or(0, |owner| self.drain_owner(id, &*owner))
+        };
+        self.registry.in_use().map(drain).sum()
     }
 
     /// The allocator whose frames these are.

@@ -18,8 +18,8 @@ pub enum Outcome {
     /// The owner has no room at the moment, and nothing changed: `from` is still `Isolated` and `to` `Allocated`. The core
     /// hands the pair over again after [`MovableOwner::poll`], or puts it back if it cannot wait.
     Busy,
-    /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until it calls
-    /// [`Mobility::complete`](crate::Mobility::complete).
+    /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until the pair has
+    /// ended and the owner hands it over in [`MovableOwner::take_settled`].
     Pending,
 }
 
@@ -67,8 +67,10 @@ impl MovePair {
 ///
 /// The owner's number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how
 /// the core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps
-/// with the lock of a zone's compaction held, `migrate` and `poll` with no lock at all. An owner may take its own books'
-/// lock in each of them, and must not call back into mobility while it holds that lock.
+/// with the lock of a zone's compaction held, `migrate`, `poll` and `take_settled` with no lock at all. An owner may take
+/// its own books' lock in each of them.
+///
+/// An owner does not know the core: it never calls it. What it has to report later it keeps until it is asked.
 ///
 /// The core never asks what kind of frames an owner has; it never follows anything found in a frame's owner word.
 pub trait MovableOwner: Sync {
@@ -83,16 +85,38 @@ pub trait MovableOwner: Sync {
     ///
     /// The owner allocates nothing here, and does not wait longer than its own books' lock: what takes longer is
     /// [`Outcome::Pending`], and what cannot be begun yet [`Outcome::Busy`].
+    ///
+    /// A pair may be left pending only if there is a place to keep it until it is taken: an owner whose places are full,
+    /// with pairs under way or with settled ones, reports `Busy`, and the core takes the settled ones before it tries
+    /// again.
     fn migrate(&self, pairs: &mut [MovePair]);
 
     /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
     fn putback(&self, frame: Pfn);
 
     /// Lets pending pairs make progress: one step of a device that is driven by polling, or a wait that ends at
-    /// `deadline` (on the clock of `Platform::now`). Gives whether any pair settled. Owners that are never pending
-    /// keep this default.
+    /// `deadline` (on the clock of `Platform::now`). Gives whether any pair settled or is there to be taken; then it does
+    /// not wait. Owners that are never pending keep this default.
     fn poll(&self, deadline: u64) -> bool {
         let _ = deadline;
         false
+    }
+
+    /// Hands over pairs that `migrate` left [`Outcome::Pending`] and that have ended since: writes them to the front of
+    /// `out` and gives how many. Fewer than `out` holds: there are no more at the moment. Owners that are never pending
+    /// keep this default.
+    ///
+    /// Each pair is given once, with the outcome `Moved`, `Refused` or `Released` and its frames in the states that the
+    /// outcome names; that may be before the `migrate` that began it has returned, and long after whoever asked for the
+    /// move gave up. Until then the owner keeps both frames as they are. From then on they are the core's: it frees what
+    /// is to be freed, puts a refused `from` back by [`putback`](Self::putback), and balances its accounts. Nobody else
+    /// may take pairs of an owner that is registered.
+    ///
+    /// It is called by [`Mobility::drain_settled`](crate::Mobility::drain_settled) and wherever the core waits for an
+    /// answer or for room, from several CPUs at once, with no lock held. With nothing to give it costs one load of an
+    /// atomic: it is called often. It allocates nothing and does not wait for a device.
+    fn take_settled(&self, out: &mut [MovePair]) -> usize {
+        let _ = out;
+        0
     }
 }

@@ -231,8 +231,8 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
             m.balloon.room.store(room, Ordering::Relaxed);
         }
         Step::Settle(kind) => {
-            m.user.settle(outcome(kind % 3));
-            m.balloon.settle(outcome(kind / 4 % 3));
+            m.settle(m.user, outcome(kind % 3));
+            m.settle(m.balloon, outcome(kind / 4 % 3));
         }
         Step::Direct => {
             held.huge.extend(match m.direct(FrameClass::Unmovable) {
@@ -334,8 +334,8 @@ proptest! {
                 prop_assert_eq!(m.frames.isolated_blocks(), 0);
             }
         }
-        m.user.settle(Outcome::Moved);
-        m.balloon.settle(Outcome::Moved);
+        m.settle(m.user, Outcome::Moved);
+        m.settle(m.balloon, Outcome::Moved);
         take(&m, Step::Unpin, &mut held);
         m.check_at_rest();
         take(&m, Step::FreePieces(3), &mut held);

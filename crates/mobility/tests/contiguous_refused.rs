@@ -202,7 +202,7 @@ fn a_host_that_does_not_answer_ends_the_call() {
     assert!((50_000_000..52_000_000).contains(&waited), "{waited} ns");
     all_open(&m, 0..6);
     m.check();
-    m.balloon.settle(Outcome::Moved);
+    m.settle(m.balloon, Outcome::Moved);
     assert_eq!(contents(&m), before);
     m.check_at_rest();
 }

@@ -216,7 +216,7 @@ fn a_deadline_ends_the_attempt_and_the_pairs_settle_later() {
         m.check();
         // The block is open and lives on; the isolated frames hold it until the answer comes.
         assert!(matches!(evacuate(&m, 0), Err(EvacuateError::UnderWay(_))));
-        assert_eq!(m.balloon.settle(outcome), 15);
+        assert_eq!(m.settle(m.balloon, outcome), 15);
         m.check_at_rest();
         *m.balloon.answer.lock().unwrap() = Answer::Moved;
         let _ = evacuate(&m, 0);

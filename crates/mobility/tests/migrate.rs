@@ -102,7 +102,7 @@ fn pitfall_14_each_outcome_frees_the_right_frame() {
         );
     }
     assert_eq!(m.mobility.isolated_frames(), 1);
-    m.user.settle(Outcome::Moved);
+    m.settle(m.user, Outcome::Moved);
     m.check_at_rest();
 }
 
@@ -132,8 +132,8 @@ fn pitfall_18_isolated_counts_are_symmetric_on_every_path() {
         m.mobility.migrate_frames(&mut pairs);
     }
     assert_eq!(m.mobility.isolated_frames(), 2, "the pending ones");
-    m.user.settle(Outcome::Released);
-    m.balloon.settle(Outcome::Refused);
+    m.settle(m.user, Outcome::Released);
+    m.settle(m.balloon, Outcome::Refused);
     assert_eq!(m.mobility.isolated_frames(), 0);
     let frame = m.balloon.frames()[0];
     assert!(m.mobility.isolate(frame));
@@ -161,7 +161,7 @@ fn pitfall_25_a_class_has_one_owner_and_keeps_it_while_frames_are_out() {
     m.mobility
         .migrate_frames(&mut [MovePair::base(frame, target(&m))]);
     assert_eq!(m.mobility.unregister(class), Err(RegisterError::Isolated));
-    m.user.settle(Outcome::Moved);
+    m.settle(m.user, Outcome::Moved);
     assert_eq!(m.mobility.unregister(class), Ok(()));
     assert_eq!(m.mobility.unregister(class), Err(RegisterError::Absent));
     let listed = m.user.frames()[0];
@@ -263,26 +263,5 @@ fn owners_get_their_whole_group_in_one_batch() {
     assert_eq!(m.mobility.migrate_frames(&mut pairs).moved, 60);
     assert_eq!(*m.user.batches.lock().unwrap(), [30]);
     assert_eq!(*m.balloon.batches.lock().unwrap(), [30]);
-    m.check_at_rest();
-}
-
-#[test]
-fn a_pair_completes_once() {
-    let m = blocks(2);
-    let from = m.map().unwrap();
-    assert!(m.mobility.isolate(from));
-    m.user.say([Outcome::Pending]);
-    let to = target(&m);
-    m.mobility.migrate_frames(&mut [MovePair::base(from, to)]);
-    assert!(!m.mobility.complete(from, to, Outcome::Pending));
-    assert!(
-        !m.mobility.complete(from, to, Outcome::Moved),
-        "its owner has not moved it"
-    );
-    m.user.settle(Outcome::Refused);
-    assert!(
-        !m.mobility.complete(from, to, Outcome::Refused),
-        "it is not isolated any more"
-    );
     m.check_at_rest();
 }

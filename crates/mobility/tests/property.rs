@@ -25,6 +25,9 @@ enum Step {
     Say(u8, u8),
     Answer(u8),
     Settle(u8),
+    /// Pending pairs end, and nobody takes them yet.
+    EndUntaken(u8),
+    Drain,
     Direct(u8),
     Background(u8),
     EvacuateFor,
@@ -48,6 +51,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (any::<u8>(), any::<u8>()).prop_map(|(n, kind)| Step::Say(n, kind)),
         1 => any::<u8>().prop_map(Step::Answer),
         2 => any::<u8>().prop_map(Step::Settle),
+        3 => any::<u8>().prop_map(Step::EndUntaken),
+        1 => Just(Step::Drain),
         4 => (0u8..3).prop_map(Step::Direct),
         3 => (1u8..6).prop_map(Step::Background),
         1 => Just(Step::EvacuateFor),
@@ -152,8 +157,16 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
             *m.balloon.answer.lock().unwrap() = answer;
         }
         Step::Settle(kind) => {
-            m.user.settle(settled(kind));
-            m.balloon.settle(settled(kind / 4));
+            m.settle(m.user, settled(kind));
+            m.settle(m.balloon, settled(kind / 4));
+        }
+        Step::EndUntaken(kind) => {
+            m.user.answer_all(settled(kind));
+            m.balloon.answer_all(settled(kind / 4));
+        }
+        Step::Drain => {
+            let [user, balloon] = [m.user, m.balloon].map(|o| o.settled.lock().unwrap().len());
+            assert_eq!(m.mobility.drain_settled(), user + balloon);
         }
         Step::Direct(class) => {
             let class = [
@@ -242,8 +255,8 @@ proptest! {
                 m.check();
             }
         }
-        m.user.settle(Outcome::Moved);
-        m.balloon.settle(Outcome::Moved);
+        m.settle(m.user, Outcome::Moved);
+        m.settle(m.balloon, Outcome::Moved);
         m.check_at_rest();
         held.huge.drain(..).for_each(|head| m.free_huge(head));
         held.unmovable.drain(..).for_each(|frame| {

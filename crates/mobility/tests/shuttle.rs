@@ -50,6 +50,8 @@ struct Owner {
     book: Mutex<BTreeSet<Pfn>>,
     /// Answer `migrate` with `Pending` and leave the pairs here.
     pending: Option<Mutex<Vec<MovePair>>>,
+    /// Pairs that have ended and that mobility has not taken.
+    settled: Mutex<Vec<MovePair>>,
 }
 
 impl Owner {
@@ -70,6 +72,20 @@ impl Owner {
             self.book.lock().unwrap().remove(&frame);
         }
         won
+    }
+
+    /// The host answers all that is pending at the moment; mobility takes it when it likes.
+    fn answer_all(&self, outcome: Outcome) {
+        let taken = std::mem::take(&mut *self.pending.as_ref().unwrap().lock().unwrap());
+        for pair in taken {
+            if outcome == Outcome::Moved {
+                self.moved(&pair);
+            }
+            self.settled
+                .lock()
+                .unwrap()
+                .push(MovePair { outcome, ..pair });
+        }
     }
 
     fn moved(&self, pair: &MovePair) {
@@ -102,6 +118,15 @@ impl MovableOwner for Owner {
         self.frames
             .transition(frame, FrameState::Isolated, FrameState::Listed)
             .unwrap();
+    }
+
+    fn take_settled(&self, out: &mut [MovePair]) -> usize {
+        let mut settled = self.settled.lock().unwrap();
+        let count = out.len().min(settled.len());
+        for (place, pair) in out.iter_mut().zip(settled.drain(..count)) {
+            *place = pair;
+        }
+        count
     }
 }
 
@@ -151,6 +176,7 @@ impl World {
             frames,
             book: Mutex::new(BTreeSet::new()),
             pending: pending.then(|| Mutex::new(Vec::new())),
+            settled: Mutex::new(Vec::new()),
         }));
         let config = CompactionConfig {
             lock_relaxes,
@@ -235,19 +261,17 @@ fn pitfall_41_completion_against_the_wait() {
         let w = World::new(1, true);
         let device = w.spawn(1, |w| {
             for turn in 0..40 {
-                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-                for pair in taken {
-                    let outcome = if turn % 4 == 3 {
-                        Outcome::Refused
-                    } else {
-                        Outcome::Moved
-                    };
-                    if outcome == Outcome::Moved {
-                        w.owner.moved(&pair);
-                    }
-                    assert!(w.mobility.complete(pair.from, pair.to, outcome));
-                }
+                let outcome = if turn % 4 == 3 {
+                    Outcome::Refused
+                } else {
+                    Outcome::Moved
+                };
+                w.owner.answer_all(outcome);
                 thread::yield_now();
+                // A daemon, in competition with whoever waits.
+                if turn % 2 == 1 {
+                    w.mobility.drain_settled();
+                }
             }
         });
         if let Ok(token) = w.mobility.evacuate(BlockId::new(0)) {
@@ -255,11 +279,8 @@ fn pitfall_41_completion_against_the_wait() {
             w.frames.unisolate_block(token);
         }
         device.join().unwrap();
-        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-        for pair in late {
-            w.owner.moved(&pair);
-            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-        }
+        w.owner.answer_all(Outcome::Moved);
+        w.mobility.drain_settled();
         w.check(0);
         assert_eq!(w.owner.book.lock().unwrap().len(), 3);
     });
@@ -300,11 +321,7 @@ fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
         let w = World::new(2, true);
         let device = w.spawn(2, |w| {
             for _ in 0..60 {
-                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-                for pair in taken {
-                    w.owner.moved(&pair);
-                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-                }
+                w.owner.answer_all(Outcome::Moved);
                 thread::yield_now();
             }
         });
@@ -321,11 +338,8 @@ fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
         direct(w);
         other.join().unwrap();
         device.join().unwrap();
-        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-        for pair in late {
-            w.owner.moved(&pair);
-            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-        }
+        w.owner.answer_all(Outcome::Moved);
+        w.mobility.drain_settled();
         let heads = std::mem::take(&mut *captured.lock().unwrap());
         w.check(512 * heads.len());
         assert_eq!(w.owner.book.lock().unwrap().len(), 6);
@@ -348,6 +362,45 @@ fn pitfall_25_unregister_against_isolate() {
         }
         remover.join().unwrap();
         w.check(0);
+    });
+}
+
+/// Two who drain the same owner, and one who removes it: each pair ends once, and the owner goes when all have ended.
+#[test]
+fn drain_against_drain_and_unregister() {
+    explore(|| {
+        let w = World::new(1, true);
+        let mut pairs = Vec::new();
+        for from in [0, 1].map(Pfn::new) {
+            assert!(w.mobility.isolate(from));
+            let mut to = [Pfn::new(0)];
+            let how = BalloonPlacement::Ordinary;
+            let got = w
+                .frames
+                .alloc_balloon(CpuId::new(0), how, Watermark::None, &mut to);
+            assert_eq!(got, 1);
+            pairs.push(MovePair::base(from, to[0]));
+        }
+        assert_eq!(w.mobility.migrate_frames(&mut pairs).pending, 2);
+        let ended: &'static AtomicUsize = Box::leak(Box::new(AtomicUsize::new(0)));
+        let drainers = [1, 2].map(|cpu| {
+            w.spawn(cpu, move |w| {
+                w.owner.answer_all(Outcome::Moved);
+                ended.fetch_add(w.mobility.drain_settled(), Relaxed);
+            })
+        });
+        match w.mobility.unregister(CLASS) {
+            Ok(()) => assert_eq!(w.mobility.isolated_frames(), 0),
+            Err(error) => assert_eq!(error, RegisterError::Isolated),
+        }
+        drainers
+            .into_iter()
+            .for_each(|drainer| drainer.join().unwrap());
+        // One may have looked before the other had answered.
+        ended.fetch_add(w.mobility.drain_settled(), Relaxed);
+        assert_eq!(ended.load(Relaxed), 2);
+        w.check(0);
+        assert_eq!(w.owner.book.lock().unwrap().len(), 3);
     });
 }
 
@@ -405,11 +458,7 @@ fn two_ranges_wait_for_the_host_side_by_side() {
         let asked: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
         let device = w.spawn(2, |w| {
             while asked.load(Ordering::Relaxed) < 2 {
-                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-                for pair in taken {
-                    w.owner.moved(&pair);
-                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-                }
+                w.owner.answer_all(Outcome::Moved);
                 thread::yield_now();
             }
         });
@@ -426,11 +475,8 @@ fn two_ranges_wait_for_the_host_side_by_side() {
         ask(w);
         other.join().unwrap();
         device.join().unwrap();
-        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-        for pair in late {
-            w.owner.moved(&pair);
-            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-        }
+        w.owner.answer_all(Outcome::Moved);
+        w.mobility.drain_settled();
         let given = std::mem::take(&mut *given.lock().unwrap());
         assert!(given.len() <= 1);
         GIVEN.fetch_add(given.len(), Relaxed);

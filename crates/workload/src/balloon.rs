@@ -1,9 +1,7 @@
 //! What the experiment needs of a balloon, and the actor that works for it.
 
-use dirigible_balloon::{BalloonStats, Fault, FrameSource, Held, VirtioBalloon};
-use dirigible_frames::Platform;
+use dirigible_balloon::FrameSource;
 use spin::Mutex;
-use virtio_drivers::{Hal, transport::Transport};
 
 use crate::{
     control::{Control, Stage},
@@ -21,62 +19,6 @@ pub trait BalloonControl: Sync {
     fn actual(&self) -> u64;
     /// Works toward the target, with at most `messages` requests to the device.
     fn step(&self, source: &dyn FrameSource, messages: usize);
-}
-
-/// A balloon's driver, whatever it drives: its books, and its end.
-pub trait BalloonDriver: Sync {
-    /// What has happened so far.
-    fn stats(&self) -> BalloonStats;
-
-    /// Where the frames are.
-    fn held(&self) -> Held;
-
-    /// Recounts the books.
-    ///
-    /// # Errors
-    ///
-    /// What does not fit.
-    fn verify(&self) -> Result<(), Fault>;
-
-    /// Takes the device's answers and does what follows from them.
-    fn handle_interrupt(&self);
-
-    /// Takes about `frames` frames back for want of memory; gives how many the host has let go of, 0 where that was not
-    /// negotiated.
-    fn deflate_on_oom(&self, frames: usize) -> usize;
-
-    /// Gives every frame back to the guest and resets the device.
-    ///
-    /// # Errors
-    ///
-    /// What keeps frames out, or the device from giving them back.
-    fn shutdown(&self) -> Result<(), Fault>;
-}
-
-impl<H: Hal, T: Transport + Send, P: Platform> BalloonDriver for VirtioBalloon<'_, H, T, P> {
-    fn stats(&self) -> BalloonStats {
-        self.stats()
-    }
-
-    fn held(&self) -> Held {
-        self.held()
-    }
-
-    fn verify(&self) -> Result<(), Fault> {
-        self.verify()
-    }
-
-    fn handle_interrupt(&self) {
-        self.handle_interrupt();
-    }
-
-    fn deflate_on_oom(&self, frames: usize) -> usize {
-        self.deflate_on_oom(frames)
-    }
-
-    fn shutdown(&self) -> Result<(), Fault> {
-        self.shutdown()
-    }
 }
 
 /// Size and target of the balloon over the time under load, each weighted by how long it lasted.

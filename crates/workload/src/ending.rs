@@ -2,11 +2,11 @@
 
 use alloc::{format, string::String};
 
-use dirigible_balloon::{BalloonStats, Held};
+use dirigible_balloon::{BalloonDriver, BalloonStats, Held};
 use dirigible_frames::PageTables;
 use dirigible_mobility::Mobility;
 
-use crate::{balloon::BalloonDriver, content::ContentLog, system::Parts};
+use crate::{content::ContentLog, system::Parts};
 use dirigible::schedule::time::SECOND;
 
 /// How long the end of a run waits for what is still under way.
@@ -22,7 +22,9 @@ pub(crate) fn settle<P: PageTables>(
     let patience = platform.now() + SETTLE;
     while mobility.isolated_frames() > 0 && platform.now() < patience {
         balloon.handle_interrupt();
-        platform.relax();
+        if mobility.drain_settled() == 0 {
+            platform.relax();
+        }
     }
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn give_all_back<P: PageTables>(
     balloon
         .shutdown()
         .map_err(|error| text("balloon shutdown", &error))?;
+    mobility.drain_settled();
     let audit = paging
         .audit()
         .map_err(|error| text("page tables", &error))?;

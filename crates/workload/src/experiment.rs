@@ -7,13 +7,13 @@
 use alloc::{boxed::Box, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use dirigible_balloon::BalloonStats;
+use dirigible_balloon::{BalloonDriver, BalloonStats};
 use dirigible_frames::{Event, OwnerId, PageTables};
 use dirigible_mobility::Mobility;
 use spin::Mutex;
 
 use crate::{
-    balloon::{BalloonDriver, BalloonMeans, BalloonWorker},
+    balloon::{BalloonMeans, BalloonWorker},
     control::Control,
     director::{Director, Targets},
     ending,

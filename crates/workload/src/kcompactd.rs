@@ -6,7 +6,7 @@ use dirigible_mobility::Mobility;
 use crate::tuning::{KCOMPACTD_BLOCKS, KCOMPACTD_TICK};
 use dirigible::schedule::{Actor, Next};
 
-/// Looks at a steady pace whether background compaction has work, and lets it do a bounded piece.
+/// At a steady pace takes the ends of late moves, and lets background compaction do a bounded piece of work if it has any.
 pub struct Kcompactd<'k, 'a, P: Platform> {
     mobility: &'k Mobility<'a, P>,
 }
@@ -20,6 +20,7 @@ impl<'k, 'a, P: Platform> Kcompactd<'k, 'a, P> {
 
 impl<P: Platform> Actor for Kcompactd<'_, '_, P> {
     fn step(&mut self, now: u64) -> Next {
+        self.mobility.drain_settled();
         if self.mobility.wants_background() {
             let cpu = self.mobility.platform().cpu();
             self.mobility.compact_background(cpu, KCOMPACTD_BLOCKS);

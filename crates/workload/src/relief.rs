@@ -1,8 +1,7 @@
 //! The balloon as the last means against want of memory.
 
+use dirigible_balloon::BalloonDriver;
 use dirigible_paging::OutOfMemoryNotifier;
-
-use crate::balloon::BalloonDriver;
 
 /// Has a balloon deflate before a request of the guest fails. It gives nothing unless `DEFLATE_ON_OOM` was negotiated.
 #[derive(Clone, Copy)]

@@ -5,9 +5,10 @@ use arrayvec::ArrayVec;
 use dirigible_frames::Platform;
 use virtio_drivers::Hal;
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::{DeviceType, Transport};
+use virtio_drivers::transport::Transport;
 
 use super::dma::{Buffers, STATS_PLACE};
+use super::error::DeviceError;
 use super::wire::{Quiet, Wire};
 use crate::request::{LARGE_PFNS, Message, REQUESTS, RequestId};
 use crate::stats::{ENTRY_BYTES, MAX_ENTRIES, Report};
@@ -19,35 +20,6 @@ pub const QUEUE_SIZE: usize = 16;
 const _: () = assert!(QUEUE_SIZE >= REQUESTS);
 // What stands in `Outstanding`.
 const _: () = assert!(LARGE_PFNS * 4 <= u16::MAX as usize);
-
-/// Why a device cannot be used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
-    /// It is another kind of device.
-    #[error("the device is no memory balloon but {0:?}")]
-    NotABalloon(DeviceType),
-    /// It does not agree to the features.
-    #[error("the device refused the features {0:?}")]
-    FeaturesRefused(Features),
-    /// A queue could not be set up.
-    #[error("the {queue:?} queue cannot be set up: {error}")]
-    Queue {
-        /// Which.
-        queue: Queue,
-        /// What virtio-drivers says.
-        error: virtio_drivers::Error,
-    },
-    /// No memory for the requests.
-    #[error("no DMA memory for the requests")]
-    NoDmaMemory,
-    /// The configuration space cannot be read.
-    #[error("the configuration space cannot be read: {0}")]
-    Config(virtio_drivers::Error),
-    /// It does not say that a reset is over, or another CPU does not come back from it.
-    #[error("the device does not finish its reset")]
-    NoReset,
-}
 
 /// What stands behind a descriptor that the device has.
 #[derive(Clone, Copy)]

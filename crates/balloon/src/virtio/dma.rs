@@ -9,7 +9,7 @@ use core::slice;
 
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
-use super::device::DeviceError;
+use super::error::DeviceError;
 use crate::request::{REQUESTS, RequestMemory};
 use crate::stats::{ENTRY_BYTES, MAX_ENTRIES};
 

@@ -49,8 +49,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             return false;
         }
         for frame in self.frames.used_frames(block) {
-            if self.frames.owner(frame) == self.class
-                && self.frames.state(frame) == FrameState::Listed
+            if self.frames.owner(frame) == self.id && self.frames.state(frame) == FrameState::Listed
             {
                 self.keep_frame(&mut state, frame);
             }

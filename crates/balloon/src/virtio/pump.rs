@@ -8,7 +8,7 @@ use virtio_drivers::Hal;
 use virtio_drivers::transport::{InterruptStatus, Transport};
 
 use super::VirtioBalloon;
-use super::jobs::Jobs;
+use super::posted::TransportWork;
 use crate::balloon::Output;
 use crate::request::Message;
 use crate::stats::{Report, Tag};
@@ -30,7 +30,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// interrupt without pause, the handler reads the status itself and calls
     /// [`handle_interrupt_with`](Self::handle_interrupt_with).
     pub fn handle_interrupt(&self) {
-        self.posts.add(Jobs::ACKNOWLEDGE);
+        self.posted.add(TransportWork::ACKNOWLEDGE);
         self.pump();
     }
 
@@ -46,13 +46,13 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     /// allocator of it.
     pub(super) fn pump(&self) {
         loop {
-            self.turn(Jobs::all());
+            self.turn(TransportWork::all());
             self.ask_the_silent();
             // Writing may take long.
             if self.size_is_due() {
-                self.posts.add(Jobs::SIZE);
+                self.posted.add(TransportWork::SIZE);
             }
-            if self.serve(Jobs::all()).is_empty() {
+            if self.serve(TransportWork::all()).is_empty() {
                 break;
             }
         }
@@ -62,7 +62,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
 
     /// The same without telling anybody: for more than one message at a time. At the transport it does jobs among
     /// `kinds`.
-    pub(super) fn turn(&self, kinds: Jobs) {
+    pub(super) fn turn(&self, kinds: TransportWork) {
         let mut message = Message::new();
         let mut stats_due = true;
         loop {
@@ -93,9 +93,6 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
                         self.give_back(&chunk);
                     }
                 }
-                Output::Settled { from, to, outcome } => {
-                    self.settle.settled(from, to, outcome);
-                }
                 Output::WriteActual(_) => self.state.lock().unwritten = true,
             }
         }
@@ -109,13 +106,15 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         let output = state.balloon.next_output(self.platform.now(), message);
         match output {
             Some(Output::Send { queue, request }) => match queues.send(queue, request, message) {
-                Ok(()) => self.posts.add(Jobs::bell(queue)),
+                Ok(()) => self.posted.add(TransportWork::bell(queue)),
                 Err(_) => state.balloon.send_failed(request),
             },
             Some(Output::Free) => state.returning += message.pfns().len() as u64,
             _ => {}
         }
         state.note_undone();
+        // Exchanges of a device that has failed are given up before they are sent.
+        self.note_settled(&state);
         output
     }
 
@@ -157,6 +156,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
             // New on the list, and movable in the ledger: the next look at it begins a new walk.
             state.unmovable = None;
         }
+        self.note_settled(&state);
         true
     }
 
@@ -169,7 +169,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         if is_silent && now >= state.asked_at.saturating_add(self.config.retry_delay_ns) {
             state.asked_at = now;
             drop(state);
-            self.posts.add(Jobs::STATUS);
+            self.posted.add(TransportWork::STATUS);
         }
     }
 
@@ -186,7 +186,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         );
         let sent = self.queues.lock().send_stats(&report);
         if sent {
-            self.posts.add(Jobs::STATS);
+            self.posted.add(TransportWork::STATS);
             self.state.lock().balloon.stats.stats_buffers += 1;
         }
         sent
@@ -216,11 +216,14 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         }
         // The interrupt without a status may have meant that the device needs a reset.
         if self.unsure.swap(false, Ordering::SeqCst) {
-            self.posts.add(Jobs::STATUS);
+            self.posted.add(TransportWork::STATUS);
         }
-        self.posts.ask_target();
-        if self.serve(Jobs::all()).intersects(Jobs::SWIFT) {
-            self.turn(Jobs::all());
+        self.posted.ask_target();
+        if self
+            .serve(TransportWork::all())
+            .intersects(TransportWork::SWIFT)
+        {
+            self.turn(TransportWork::all());
         }
         true
     }

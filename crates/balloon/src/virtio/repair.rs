@@ -2,15 +2,17 @@
 #![forbid(unsafe_code)]
 
 use dirigible_frames::sync::{MutexGuard, Ordering};
-use dirigible_frames::{FrameClass, Platform};
+use dirigible_frames::{FrameClass, Pfn, Platform};
+use dirigible_mobility::{MovePair, Outcome};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
-use super::device::{DeviceError, Queues};
-use super::jobs::Jobs;
+use super::VirtioBalloon;
+use super::device::Queues;
+use super::error::{BalloonError, DeviceError};
+use super::posted::TransportWork;
 use super::wait::Wait;
 use super::wire::Wire;
-use super::{BalloonError, VirtioBalloon};
 use crate::{BalloonConfig, Fault, Features, Held, Step};
 
 /// Who takes the device down.
@@ -59,8 +61,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// Resets the device, even in the middle of its work, and says what it held.
     ///
     /// A device that confirms it has forgotten everything: before this returns, listed frames and those in requests
-    /// are back with the allocator, pairs of exchanges have settled, and frames that are isolated go back to the
-    /// allocator when they are put back. [`restart`](Self::restart) starts it anew.
+    /// are back with the allocator, pairs of exchanges have settled and wait to be
+    /// [taken](dirigible_mobility::MovableOwner::take_settled), and frames that are isolated go back to the allocator when
+    /// they are put back. [`restart`](Self::restart) starts it anew.
     ///
     /// If the device does not confirm it, it may still have everything: all frames stay on the books, counted as
     /// unmovable, and are never given out. (Isolated ones can still be put back.) A later reset that is confirmed
@@ -121,13 +124,15 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 state.unmovable = None;
             }
             state.adrift = quiet.is_none();
+            self.note_settled(&state);
             (held, state.ends)
         };
         let forgotten = quiet.as_ref().map(|quiet| queues.release(quiet));
         drop(queues);
         drop(forgotten);
         // Bells of rings that are gone.
-        self.posts.take(Jobs::INFLATE | Jobs::DEFLATE | Jobs::STATS);
+        self.posted
+            .take(TransportWork::INFLATE | TransportWork::DEFLATE | TransportWork::STATS);
         Some(Down {
             held,
             is_quiet: quiet.is_some(),
@@ -255,9 +260,34 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 }
 
+impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
+    /// Ends settled pairs that nobody will take any more, as mobility would.
+    fn end_settled(&self) {
+        let mut pairs = [MovePair::base(Pfn::new(0), Pfn::new(0)); 32];
+        loop {
+            let taken = self.state.lock().balloon.take_settled(&mut pairs);
+            for pair in &pairs[..taken] {
+                let back = match pair.outcome {
+                    Outcome::Moved => pair.from,
+                    _ => {
+                        self.take_back(pair.from);
+                        pair.to
+                    }
+                };
+                self.state.lock().returning += 1;
+                self.give_back(&[back]);
+            }
+            if taken < pairs.len() {
+                return;
+            }
+        }
+    }
+}
+
 impl<H: Hal, T: Transport, P: Platform, const N: usize> Drop for VirtioBalloon<'_, H, T, P, N> {
     fn drop(&mut self) {
         self.reset();
+        self.end_settled();
         let frames = self.frames;
         let mut state = self.state.lock();
         if state.adrift {

@@ -4,7 +4,7 @@
 use dirigible_frames::Platform;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 
-use super::device::DeviceError;
+use super::error::DeviceError;
 use super::wait::Wait;
 use crate::Features;
 use crate::features::config_space;

@@ -7,7 +7,7 @@ use dirigible_frames::{BlockId, FrameClass, FrameState, Pfn, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
-use super::jobs::Jobs;
+use super::posted::TransportWork;
 use super::pump::CHUNK;
 use super::wait::Wait;
 use super::{Core, VirtioBalloon};
@@ -34,7 +34,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns). If it fails once more, it is reset and left so: its
     /// frames are the guest's, and the step says [`Fault::NeedsReset`].
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
-        self.turn(Jobs::all());
+        self.turn(TransportWork::all());
         if let Some(step) = self.repair() {
             self.pump();
             return step;
@@ -59,9 +59,14 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// reads the target or the interrupt status for us, or has left a job that compaction does not do.
     fn is_news_due(&self) -> bool {
         // The flag last. Pairs with the store in `note_interrupt`, which comes before the job there is done.
-        self.posts.is_target_awaited()
-            || self.posts.is_unfinished()
+        self.posted.is_target_awaited()
+            || self.posted.is_unfinished()
             || self.reconfigured.load(Ordering::SeqCst)
+    }
+
+    /// Frames that stand in the way of an end.
+    fn awaited(&self) -> u64 {
+        self.state.lock().awaited()
     }
 
     fn approach(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
@@ -132,14 +137,14 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 break;
             }
         }
-        self.turn(Jobs::all());
+        self.turn(TransportWork::all());
         None
     }
 
     /// One deflate message; how many frames it asks back.
     fn deflate(&self, want: usize) -> usize {
         let begun = self.ask_back(want, Core::begin_deflate);
-        self.turn(Jobs::all());
+        self.turn(TransportWork::all());
         begun
     }
 
@@ -189,7 +194,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             // The class first: most frames that are not ours have another.
             .filter(|&frame| {
                 self.frames.class(frame) == FrameClass::Balloon
-                    && self.frames.owner(frame) == self.class
+                    && self.frames.owner(frame) == self.id
                     && self.frames.state(frame) == FrameState::Listed
             })
     }
@@ -226,7 +231,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 
     /// Gives every frame back to the guest and then resets the device. Isolated frames are waited for, and so is the
-    /// host, both at most [`shutdown_timeout_ns`](crate::BalloonConfig::shutdown_timeout_ns).
+    /// host, both at most [`shutdown_timeout_ns`](crate::BalloonConfig::shutdown_timeout_ns). Settled pairs that nobody
+    /// has taken are not waited for: they can be taken afterwards.
     ///
     /// From this call on the balloon takes no more frames and compaction gets none of it any more.
     ///
@@ -259,14 +265,14 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
                 Work::Failed(Fault::NeedsReset) => {
                     self.reset();
                 }
-                Work::Failed(fault) if self.held().total() > 0 => return Err(fault),
+                Work::Failed(fault) if self.awaited() > 0 => return Err(fault),
                 _ => {}
             }
-            let held = self.held();
-            if held.total() == 0 {
+            if self.awaited() == 0 {
                 break;
             }
             if !wait.go_on() {
+                let held = self.held();
                 return Err(self.fault().unwrap_or(Fault::StillHeld {
                     listed: held.listed,
                     isolated: held.isolated,

@@ -7,12 +7,13 @@ pub mod moves;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dirigible_balloon::{BalloonConfig, FrameSource, MAX_PFNS, NoSettle, Settle, VirtioBalloon};
+use dirigible_balloon::{BalloonConfig, FrameSource, MAX_PFNS, VirtioBalloon};
 use dirigible_frames::{
     BalloonPlacement, Config, Cost, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
     OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 
+use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use host::{FakeHal, FakeTransport, Host};
 
 pub const CLASS: OwnerId = OwnerId::new(3).unwrap();
@@ -173,35 +174,31 @@ pub struct Guest<const N: usize = MAX_PFNS> {
     pub balloon: &'static FakeBalloon<N>,
 }
 
-pub const NO_SETTLE: &NoSettle = &NoSettle;
-
 impl Guest {
     pub fn new(blocks: u64) -> Self {
         Self::configured(blocks, BalloonConfig::default())
     }
 
     pub fn configured(blocks: u64, config: BalloonConfig) -> Self {
-        Self::with(memory(&[blocks]), Host::new(), NO_SETTLE, config)
+        Self::with(memory(&[blocks]), Host::new(), config)
     }
 
     pub fn with(
         frames: &'static FrameAllocator<'static>,
         host: Host,
-        settle: &'static dyn Settle,
         config: BalloonConfig,
     ) -> Self {
-        Self::sized(frames, host, settle, config)
+        Self::sized(frames, host, config)
     }
 
     pub fn on(
         clock: &'static Clock,
         frames: &'static FrameAllocator<'static>,
         host: Host,
-        settle: &'static dyn Settle,
         config: BalloonConfig,
         class: OwnerId,
     ) -> Self {
-        Self::sized_on(clock, frames, host, settle, config, class)
+        Self::sized_on(clock, frames, host, config, class)
     }
 }
 
@@ -210,25 +207,22 @@ impl<const N: usize> Guest<N> {
     pub fn sized(
         frames: &'static FrameAllocator<'static>,
         host: Host,
-        settle: &'static dyn Settle,
         config: BalloonConfig,
     ) -> Self {
         let clock: &'static Clock = Box::leak(Box::default());
         clock.relax_ns.store(10_000, Ordering::SeqCst);
-        Self::sized_on(clock, frames, host, settle, config, CLASS)
+        Self::sized_on(clock, frames, host, config, CLASS)
     }
 
     fn sized_on(
         clock: &'static Clock,
         frames: &'static FrameAllocator<'static>,
         host: Host,
-        settle: &'static dyn Settle,
         config: BalloonConfig,
         class: OwnerId,
     ) -> Self {
         host.inner().most = N;
-        let balloon =
-            VirtioBalloon::new(host.transport(), frames, clock, settle, class, config).unwrap();
+        let balloon = VirtioBalloon::new(host.transport(), frames, clock, class, config).unwrap();
         let balloon = Box::leak(Box::new(balloon));
         Self {
             frames,
@@ -262,6 +256,24 @@ impl<const N: usize> Guest<N> {
     pub fn check(&self) {
         self.balloon.verify().unwrap();
         self.host.check();
+    }
+
+    /// What has settled late, in the order in which the balloon gives it: old frame, new frame, outcome.
+    pub fn settled(&self) -> Vec<(Pfn, Pfn, Outcome)> {
+        let mut all = Vec::new();
+        // An odd size: exchanges are taken in parts, and parts of two together.
+        let mut some = [MovePair::base(Pfn::default(), Pfn::default()); 37];
+        loop {
+            let taken = self.balloon.take_settled(&mut some);
+            all.extend(
+                some[..taken]
+                    .iter()
+                    .map(|pair| (pair.from, pair.to, pair.outcome)),
+            );
+            if taken < some.len() {
+                return all;
+            }
+        }
     }
 
     /// All listed frames, lowest first.

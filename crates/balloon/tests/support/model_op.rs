@@ -17,6 +17,8 @@ pub enum Op {
     /// Moves up to so many isolated frames; with the host answering at once or not.
     Migrate(usize, bool),
     Putback(usize),
+    /// Takes up to so many settled pairs.
+    Take(usize),
     /// The host answers one of its requests, any of them.
     Answer(usize),
     /// The host answers a request that it does not have.
@@ -34,6 +36,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         5 => any::<usize>().prop_map(Op::Isolate),
         4 => (1..40_usize, any::<bool>()).prop_map(|(n, at_once)| Op::Migrate(n, at_once)),
         2 => any::<usize>().prop_map(Op::Putback),
+        2 => prop_oneof![1..20_usize, Just(300)].prop_map(Op::Take),
         9 => any::<usize>().prop_map(Op::Answer),
         1 => (any::<u8>(), any::<bool>()).prop_map(|(id, queue)| Op::Nonsense(id, queue)),
         1 => (1..40_usize).prop_map(Op::OutOfMemory),

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dirigible_balloon::{FrameSource, MAX_PFNS, VirtioBalloon};
+use dirigible_balloon::{BalloonDriver, FrameSource, MAX_PFNS, VirtioBalloon};
 use dirigible_workload::{balloon::BalloonControl, protocol::Message};
 use virtio_drivers::transport::DeviceType;
 
@@ -35,7 +35,7 @@ pub fn device() -> Result<LineTransport, alloc::string::String> {
 
 /// The balloon, whose target the hypervisor sets.
 pub struct BalloonPort<'a> {
-    driver: &'a Driver<'a>,
+    driver: &'a dyn BalloonDriver,
     line: Option<&'static Line>,
     /// The schedule's fullest, in frames.
     full: u64,
@@ -45,7 +45,7 @@ pub struct BalloonPort<'a> {
 
 impl<'a> BalloonPort<'a> {
     /// The balloon of `driver`, whose device interrupts on `line`, at its fullest with `full` frames.
-    pub fn new(driver: &'a Driver<'a>, line: Option<&'static Line>, full: u64) -> Self {
+    pub fn new(driver: &'a dyn BalloonDriver, line: Option<&'static Line>, full: u64) -> Self {
         Self {
             driver,
             line,

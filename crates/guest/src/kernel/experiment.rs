@@ -7,7 +7,6 @@ use alloc::{
 };
 use core::{
     fmt::Display,
-    mem::ManuallyDrop,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -62,28 +61,17 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
         .observed_by(&move_checks)
         .with_kernel_half(guest.kernel_root);
     let programs = Programs::new(&paging);
-    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
     let transport = device()?;
     let line = transport.line();
-    // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
-    // shut down below, and then the machine is.
-    let balloon: ManuallyDrop<Driver<'_>> = ManuallyDrop::new(
-        Driver::new(
-            transport,
-            frames,
-            platform,
-            &*mobility,
-            BALLOON,
-            policy.balloon(),
-        )
-        .map_err(text)?,
-    );
+    let balloon: Driver<'_> =
+        Driver::new(transport, frames, platform, BALLOON, policy.balloon()).map_err(text)?;
+    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
     mobility.register(PAGING, &paging).map_err(text)?;
     mobility.register(FILLER, &filler).map_err(text)?;
-    mobility.register(BALLOON, &*balloon).map_err(text)?;
+    mobility.register(BALLOON, &balloon).map_err(text)?;
 
     let (relief, stalls) = (
-        Relief::new(&*balloon),
+        Relief::new(&balloon),
         Stalls::new(&mobility, policy.fallback),
     );
     let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
@@ -104,13 +92,13 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     let experiment = Experiment::new(params, &system, &mobility);
     run_actors(guest, &experiment, moves);
 
-    experiment.settle(&*balloon);
+    experiment.settle(&balloon);
     let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
     report.host = Some(ColumnHost {
         attempts: system.passes().1,
         ..ColumnHost::default()
     });
-    experiment.end(&*balloon, &mut report)?;
+    experiment.end(&balloon, &mut report)?;
     say(&Message::Column(Box::new(report)));
     Ok(())
 }

@@ -2,9 +2,7 @@
 
 use alloc::{string::String, vec::Vec};
 
-use dirigible_balloon::{
-    AllocatorSource, BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, NoSettle, Step,
-};
+use dirigible_balloon::{AllocatorSource, BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, Step};
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, FrameContents, Order,
     OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
@@ -61,7 +59,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
     let platform = GuestPlatform;
     let transport = device()?;
     let line = transport.line();
-    let class = OwnerId::new(1).ok_or("no owner number")?;
+    let id = OwnerId::new(1).ok_or("no owner number")?;
     let settings = BalloonConfig {
         placement: BalloonPlacement::FillHoles,
         deflate: Deflate::NewestFirst,
@@ -69,8 +67,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         ..BalloonConfig::default()
     };
     let driver: Driver<'_, N> =
-        Driver::new(transport, &frames, &platform, &NoSettle, class, settings)
-            .map_err(|error| text(&error))?;
+        Driver::new(transport, &frames, &platform, id, settings).map_err(|error| text(&error))?;
     let source = AllocatorSource {
         frames: &frames,
         platform: &platform,

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use dirigible_balloon::{FrameSource, VirtioBalloon};
+use dirigible_balloon::{BalloonDriver, FrameSource, VirtioBalloon};
 use dirigible_workload::{
     balloon::BalloonControl,
     report::{Residency, Tenths},
@@ -25,7 +25,7 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(20);
 
 /// Both ends of the balloon, and what is measured when it is full for the first time.
 pub(crate) struct BalloonPort<'a> {
-    driver: &'a Driver<'a>,
+    driver: &'a dyn BalloonDriver,
     host: &'a HostBalloon,
     ram: &'a GuestRam,
     /// The schedule's fullest, in frames.
@@ -37,7 +37,7 @@ pub(crate) struct BalloonPort<'a> {
 impl<'a> BalloonPort<'a> {
     /// The balloon of `driver` and `host`, at its fullest with `full` frames.
     pub(crate) fn new(
-        driver: &'a Driver<'a>,
+        driver: &'a dyn BalloonDriver,
         host: &'a HostBalloon,
         ram: &'a GuestRam,
         full: u64,

@@ -1,8 +1,6 @@
 //! A guest with allocator, compaction and balloon, but without a load.
 #![allow(dead_code)]
 
-use core::mem::ManuallyDrop;
-
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step, VirtioBalloon};
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, Order,
@@ -22,11 +20,11 @@ pub const MIB: u64 = 64;
 pub type Balloon<'a> = VirtioBalloon<'a, HostedHal, InProcessTransport, HostedPlatform>;
 
 /// Everything that a running guest has but its load.
-pub struct Guest<'a> {
+pub struct Guest<'a, 'b> {
     pub machine: &'a HostedMachine,
     pub frames: &'a FrameAllocator<'a>,
     pub mobility: &'a Mobility<'a, HostedPlatform>,
-    pub balloon: &'a Balloon<'a>,
+    pub balloon: &'a Balloon<'b>,
     pub source: AllocatorSource<'a, HostedPlatform>,
 }
 
@@ -61,7 +59,7 @@ impl Default for Keeps {
 }
 
 /// Builds a guest on `machine`, runs `work` in it as CPU 0, and checks all books at the end.
-pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&Guest<'_>)) {
+pub fn guest(machine: &HostedMachine, config: BalloonConfig, work: impl FnOnce(&Guest<'_, '_>)) {
     guest_that_keeps(Keeps::default(), machine, config, work);
 }
 
@@ -70,7 +68,7 @@ pub fn guest_that_keeps(
     keeps: Keeps,
     machine: &HostedMachine,
     config: BalloonConfig,
-    work: impl FnOnce(&Guest<'_>),
+    work: impl FnOnce(&Guest<'_, '_>),
 ) {
     let platform = machine.platform();
     let _binding = platform.bind_cpu(CpuId::new(0)).unwrap();
@@ -99,13 +97,10 @@ pub fn guest_that_keeps(
         reserve_high: keeps.whole_blocks,
         ..CompactionConfig::default()
     };
-    let mobility = Mobility::new(&frames, platform, compaction);
     let transport = machine.balloons()[0].transport().unwrap();
-    // Mobility and the balloon refer to each other: neither can be dropped before the other.
-    let balloon = ManuallyDrop::new(
-        Balloon::new(transport, &frames, platform, &mobility, BALLOON, config).unwrap(),
-    );
-    mobility.register(BALLOON, &*balloon).unwrap();
+    let balloon = Balloon::new(transport, &frames, platform, BALLOON, config).unwrap();
+    let mobility = Mobility::new(&frames, platform, compaction);
+    mobility.register(BALLOON, &balloon).unwrap();
     let source = AllocatorSource {
         frames: &frames,
         platform,
@@ -118,8 +113,9 @@ pub fn guest_that_keeps(
         balloon: &balloon,
         source,
     });
-    // A device that has been reset leaves nothing behind.
+    // A device that has been reset leaves nothing behind, once what had settled is taken.
     balloon.reset();
+    mobility.drain_settled();
     assert_eq!(balloon.held().total(), 0);
     assert_eq!(frames.managed_frames(), layout.managed_frames());
     frames.drain_cpu_caches();
@@ -128,7 +124,7 @@ pub fn guest_that_keeps(
     assert_eq!(machine.balloons()[0].counters().errors.total(), 0);
 }
 
-impl Guest<'_> {
+impl Guest<'_, '_> {
     pub fn host(&self) -> &HostBalloon {
         &self.machine.balloons()[0]
     }

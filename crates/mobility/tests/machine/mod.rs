@@ -1,13 +1,13 @@
 //! A machine for tests: an allocator, a platform whose clock only moves when something is charged, and two owners whose
-//! answers are scripted. Everything is leaked: owners, mobility and allocator refer to each other.
+//! answers are scripted. Everything is leaked: tests are short.
 #![allow(dead_code)]
 
 pub mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, BlockId, Config, Cost, CpuId, Event, Fallback, FrameAllocator,
@@ -67,11 +67,12 @@ pub struct MockOwner {
     pub script: Mutex<VecDeque<Outcome>>,
     pub answer: Mutex<Answer>,
     pub pending: Mutex<Vec<MovePair>>,
+    /// Pairs that have ended and that mobility has not taken.
+    pub settled: Mutex<VecDeque<MovePair>>,
     /// Sizes of the batches of `migrate`.
     pub batches: Mutex<Vec<usize>>,
     /// All pairs that were ever seen.
     pub seen: Mutex<Vec<(Pfn, Pfn)>>,
-    mobility: OnceLock<&'static Mobility<'static, MockPlatform>>,
     /// Called by `migrate` before anything else.
     pub hook: Mutex<Option<Box<dyn Fn() + Send>>>,
     /// Called by `poll` before anything else.
@@ -104,7 +105,7 @@ impl MockOwner {
             pending: Mutex::default(),
             batches: Mutex::default(),
             seen: Mutex::default(),
-            mobility: OnceLock::new(),
+            settled: Mutex::default(),
             hook: Mutex::default(),
             poll_hook: Mutex::default(),
             answers: Mutex::default(),
@@ -220,18 +221,14 @@ impl MockOwner {
         }
     }
 
-    /// Answers all pending pairs; gives how many there were.
-    pub fn settle(&self, outcome: Outcome) -> usize {
+    /// Answers all pending pairs, which then wait to be taken; gives how many there were.
+    pub fn answer_all(&self, outcome: Outcome) -> usize {
         let pending = std::mem::take(&mut *self.pending.lock().unwrap());
         for pair in &pending {
             self.act(pair, outcome);
-            assert!(
-                self.mobility
-                    .get()
-                    .unwrap()
-                    .complete(pair.from, pair.to, outcome)
-            );
         }
+        let ended = pending.iter().map(|&pair| MovePair { outcome, ..pair });
+        self.settled.lock().unwrap().extend(ended);
         pending.len()
     }
 }
@@ -275,7 +272,8 @@ impl MovableOwner for MockOwner {
                 .or(*self.always.lock().unwrap())
                 .unwrap_or(Outcome::Moved);
             let room = self.room.load(Ordering::Relaxed);
-            if pair.outcome == Outcome::Pending && self.pending.lock().unwrap().len() >= room {
+            let kept = self.pending.lock().unwrap().len() + self.settled.lock().unwrap().len();
+            if pair.outcome == Outcome::Pending && kept >= room {
                 pair.outcome = Outcome::Busy;
             } else {
                 self.seen.lock().unwrap().push((pair.from, pair.to));
@@ -302,7 +300,16 @@ impl MovableOwner for MockOwner {
             Answer::Refused => Outcome::Refused,
             Answer::Released => Outcome::Released,
         };
-        self.settle(outcome) > 0
+        self.answer_all(outcome) > 0
+    }
+
+    fn take_settled(&self, out: &mut [MovePair]) -> usize {
+        let mut settled = self.settled.lock().unwrap();
+        let count = out.len().min(settled.len());
+        for (place, pair) in out.iter_mut().zip(settled.drain(..count)) {
+            *place = pair;
+        }
+        count
     }
 }
 
@@ -371,7 +378,6 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
     let mobility: &'static _ = Box::leak(Box::new(Mobility::new(frames, platform, config)));
     for owner in [user, balloon] {
         mobility.register(owner.class, owner).unwrap();
-        assert!(owner.mobility.set(mobility).is_ok());
     }
     Machine {
         frames,
@@ -385,6 +391,14 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
 }
 
 impl Machine {
+    /// Answers all pending pairs of `owner` and has mobility take them; gives how many there were.
+    pub fn settle(&self, owner: &MockOwner, outcome: Outcome) -> usize {
+        let answered = owner.answer_all(outcome);
+        assert!(self.mobility.drain_settled() >= answered);
+        assert!(owner.settled.lock().unwrap().is_empty());
+        answered
+    }
+
     /// Allocates one movable frame and lists it with the user.
     pub fn map(&self) -> Option<Pfn> {
         let request = AllocRequest::movable().with_watermark(Watermark::None);
@@ -497,7 +511,8 @@ impl Machine {
             (self.balloon, counts.balloon, isolated.balloon),
         ] {
             let pending = owner.pending.lock().unwrap().len();
-            assert_eq!(isolated, pending as u64);
+            let settled = owner.settled.lock().unwrap();
+            assert_eq!(isolated, (pending + settled.len()) as u64);
             let held = self.held.lock().unwrap();
             let mut listed: usize = held
                 .iter()
@@ -527,10 +542,14 @@ impl Machine {
                     listed += info.order.frames();
                 }
             }
-            // A pending pair holds two frames.
+            // A pending pair holds two frames, one that nobody has taken at least its old one.
+            let untaken: usize = settled
+                .iter()
+                .map(|pair| 2 - usize::from(pair.outcome == Outcome::Moved))
+                .sum();
             assert_eq!(
                 count,
-                (listed + 2 * pending) as u64,
+                (listed + 2 * pending + untaken) as u64,
                 "{:?} frames lost or found",
                 owner.of
             );

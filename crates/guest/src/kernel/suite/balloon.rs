@@ -22,8 +22,8 @@ const PATIENCE: u64 = 10_000 * MILLISECOND;
 const PATTERN: u64 = 0x6261_6c6c_6f6f_6e00;
 
 /// A machine with a balloon that has come to its target.
-struct Ballooned<'a> {
-    driver: &'a Driver<'a>,
+struct Ballooned<'a, 'b> {
+    driver: &'a Driver<'b>,
     mobility: &'a Mobility<'a, GuestPlatform>,
     /// The way of every task, with the balloon at its end.
     memory: &'a SlowPath<'a, GuestPlatform>,
@@ -36,7 +36,7 @@ struct Ballooned<'a> {
 fn with_balloon(
     guest: &Guest,
     metadata: &mut [u8],
-    test: impl FnOnce(&Ballooned<'_>) -> Outcome,
+    test: impl FnOnce(&Ballooned<'_, '_>) -> Outcome,
 ) -> Outcome {
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
     let frames = allocator(guest, metadata)?;
@@ -56,27 +56,24 @@ fn with_balloon(
             .free(cpu, frame, Default::default())
             .map_err(|error| alloc::format!("{error:?}"))?;
     }
+    let id = OwnerId::new(2).ok_or("no owner number")?;
+    let transport = device()?;
+    let line = transport
+        .line()
+        .ok_or("the balloon has no interrupt line")?;
+    let config = BalloonConfig {
+        deflate_on_oom: true,
+        ..BalloonConfig::default()
+    };
+    let driver: Driver<'_> =
+        Driver::new(transport, &frames, &platform, id, config).map_err(|error| text(&error))?;
     let mobility = alloc::boxed::Box::new(Mobility::new(
         &frames,
         &platform,
         CompactionConfig::default(),
     ));
-    let class = OwnerId::new(2).ok_or("no owner number")?;
-    let transport = device()?;
-    let line = transport
-        .line()
-        .ok_or("the balloon has no interrupt line")?;
-    // Mobility and the balloon refer to each other; the balloon is shut down below.
-    let config = BalloonConfig {
-        deflate_on_oom: true,
-        ..BalloonConfig::default()
-    };
-    let driver = core::mem::ManuallyDrop::new(
-        Driver::new(transport, &frames, &platform, &*mobility, class, config)
-            .map_err(|error| text(&error))?,
-    );
     mobility
-        .register(class, &*driver)
+        .register(id, &driver)
         .map_err(|error| text(&error))?;
     let source = AllocatorSource {
         frames: &frames,
@@ -105,7 +102,7 @@ fn with_balloon(
     ensure(interrupted > 0, || "the device never interrupted".into())?;
     taken.sort_unstable();
     driver.verify().map_err(|error| text(&error))?;
-    let held = listed(&frames, class, guest);
+    let held = listed(&frames, id, guest);
     ensure(held.len() as u64 == TESTS_BALLOON, || {
         alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
     })?;
@@ -114,7 +111,7 @@ fn with_balloon(
     ensure(written, || {
         "the balloon took frames that nobody had written".into()
     })?;
-    let relief = Relief::new(&*driver);
+    let relief = Relief::new(&driver);
     let memory =
         SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default()).with_notifier(&relief);
     test(&Ballooned {
@@ -134,16 +131,12 @@ fn with_balloon(
 }
 
 /// The frames on the balloon's list.
-fn listed(
-    frames: &dirigible_frames::FrameAllocator<'_>,
-    class: OwnerId,
-    guest: &Guest,
-) -> Vec<Pfn> {
+fn listed(frames: &dirigible_frames::FrameAllocator<'_>, id: OwnerId, guest: &Guest) -> Vec<Pfn> {
     let all = guest
         .managed
         .iter()
         .flat_map(|range| (range.start.get()..range.end.get()).map(Pfn::new));
-    all.filter(|&frame| frames.state(frame) == FrameState::Listed && frames.owner(frame) == class)
+    all.filter(|&frame| frames.state(frame) == FrameState::Listed && frames.owner(frame) == id)
         .collect()
 }
 
