@@ -5,7 +5,7 @@ use dirigible_frames::sync::Ordering;
 use dirigible_frames::{BlockId, CpuId, Event, MAX_ZONES, Platform, Watermark, ZoneId};
 
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
-use crate::workspace::Lease;
+use crate::place::Lease;
 use crate::zone::ZoneState;
 use crate::{EvacuateError, Mobility};
 

@@ -9,8 +9,8 @@ use dirigible_frames::{
 };
 
 use crate::config::MAX_LOOK;
+use crate::place::Lease;
 use crate::range::{Obstacle, Range};
-use crate::workspace::Lease;
 use crate::{EvacuateError, Mobility};
 
 /// A request for frames in a row.

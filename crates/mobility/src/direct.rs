@@ -6,7 +6,7 @@ use dirigible_frames::{
 };
 
 use crate::evacuate::{Attempt, Attempts};
-use crate::workspace::Lease;
+use crate::place::Lease;
 use crate::zone::ZoneState;
 use crate::{EvacuateError, Mobility};
 

@@ -145,7 +145,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod account;
 mod background;
@@ -159,6 +159,7 @@ mod handover;
 mod migrate;
 mod mobility;
 mod owner;
+mod place;
 mod range;
 mod refusal;
 mod registry;

@@ -4,15 +4,15 @@ use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
 use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerId, Platform, ZoneId};
 
 use crate::account::Accounts;
+use crate::place::Workspaces;
 use crate::registry::Registry;
-use crate::workspace::Workspaces;
-use crate::zone::{ZoneState, zone_states};
+use crate::zone::ZoneState;
 use crate::{CompactionConfig, IdentityError, MovableOwner, PerClass, RegisterError};
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///
-/// It holds its workspaces in itself, about 43 KiB: keep it in a static, a box or a place of its own rather than on a
-/// small stack.
+/// It holds its workspaces in itself: `size_of::<Mobility<P>>()` is about 43 KiB. Where stacks are small, build it where it stays
+/// ([`new_in`](Self::new_in)).
 pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) frames: &'a FrameAllocator<'a>,
     pub(crate) platform: &'a P,
@@ -28,21 +28,6 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
 }
 
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
-    /// Mobility for the frames of `frames`, without owners yet.
-    pub fn new(frames: &'a FrameAllocator<'a>, platform: &'a P, config: CompactionConfig) -> Self {
-        Self {
-            frames,
-            platform,
-            config: config.in_range(),
-            registry: Registry::new(),
-            accounts: Accounts::default(),
-            settled: AtomicU64::new(0),
-            background_runs: AtomicBool::new(false),
-            zones: zone_states(),
-            workspaces: Workspaces::new(),
-        }
-    }
-
     /// Makes `owner` the owner of all frames that carry the number `id`. The owner outlives this `Mobility`, which calls
     /// it and is never called by it.
     ///

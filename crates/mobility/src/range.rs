@@ -19,8 +19,8 @@ use dirigible_frames::{
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::evacuate::{Attempt, Attempts};
 use crate::migrate::Freed;
+use crate::place::Lease;
 use crate::window::Window;
-use crate::workspace::Lease;
 use crate::{EvacuateError, Mobility};
 
 /// How often blocks of one window are isolated and tried again after a frame of them was under way.
