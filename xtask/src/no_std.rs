@@ -57,8 +57,12 @@ pub fn check() -> Result<(), String> {
         .try_for_each(|folder| no_std_features(&package(folder)))
 }
 
+/// The package of a folder under `crates/`.
 fn package(folder: &str) -> String {
-    format!("dirigible-{folder}")
+    match folder {
+        "dirigible" => folder.to_string(),
+        _ => format!("dirigible-{folder}"),
+    }
 }
 
 fn bare_target_installed() -> bool {

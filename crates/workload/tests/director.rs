@@ -10,7 +10,7 @@ use dirigible_workload::{
     control::Control,
     director::{Director, Targets},
     load,
-    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space, Stage},
+    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
     params::{Column, Params, Profile},
     timeline::{PassPlan, PassResult, TargetsHash, Timeline},
     twin::Counts,
@@ -74,7 +74,7 @@ impl LoadMemory for Watched<'_> {
     }
 }
 
-impl Stage for Watched<'_> {
+impl PassMachine for Watched<'_> {
     type Block = ();
 
     fn attempt(&self) -> Result<(), NoMemory> {

@@ -108,7 +108,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
     let control = Control::new();
     let parts = MoverParts {
         balloon: &Full,
-        class: balloon,
+        owner: balloon,
         mobility: &mobility,
         memory: &memory,
         control: &control,

@@ -136,14 +136,14 @@ fn with_machine<R>(
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
     let guest = MockGuest::new(params.memory_frames() as usize);
-    let class = |number| OwnerId::new(number).unwrap();
+    let id = |number| OwnerId::new(number).unwrap();
     let contents = ContentLog::new();
     let checks = MoveChecks::new(&guest, &contents);
-    let filler = Filler::new(&frames, &guest, class(2), &contents);
-    let paging = Paging::new(&frames, &guest, class(1), 64).observed_by(&checks);
+    let filler = Filler::new(&frames, &guest, id(2), &contents);
+    let paging = Paging::new(&frames, &guest, id(1), 64).observed_by(&checks);
     let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
-    mobility.register(class(1), &paging).unwrap();
-    mobility.register(class(2), &filler).unwrap();
+    mobility.register(id(1), &paging).unwrap();
+    mobility.register(id(2), &filler).unwrap();
     let memory = SlowPath::new(&mobility, &filler, SlowPathConfig::default());
     let stalls = Stalls::new(&mobility, Fallback::Steal);
     let walker = Walker {
@@ -188,8 +188,8 @@ fn counts(own_accesses: bool) -> (Vec<u64>, Vec<u64>, u64, u64) {
         let (control, timeline) = (Control::new(), Timeline::new(&params));
         let mut engine = Engine::new();
         let load = load::actors(system, &control, &params);
-        let audience = load.len() as u64 + 1;
-        engine.add(0, Director::new(system, &control, &timeline, audience));
+        let actors = load.len() as u64 + 1;
+        engine.add(0, Director::new(system, &control, &timeline, actors));
         let tuning = LoadTuning::new(&params).filler;
         engine.add(0, FillerLoad::new(filler, &control, tuning, params.seed));
         for actor in load {
