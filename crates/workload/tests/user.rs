@@ -1,4 +1,5 @@
-//! A machine whose programs load and store for themselves does what one does that reads and writes frames for them.
+//! A machine on which programs load and store themselves gives the same results as one that reads and writes their
+//! frames for them.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -54,7 +55,7 @@ impl HostClock for NoClock {
     }
 }
 
-/// A walker in software; now and then a load faults for no reason, as hardware may.
+/// A page-table walker in software. Some loads fault spuriously, as on hardware.
 struct Walker<'p> {
     paging: &'p Paging<'p, MockGuest>,
     guest: &'p MockGuest,
@@ -181,7 +182,7 @@ fn small() -> Params {
     }
 }
 
-/// All that a run counts: events, huge pages of each pass, pages checked, errors.
+/// The counts of a run: events, huge pages of each pass, pages checked, errors.
 fn counts(own_accesses: bool) -> (Vec<u64>, Vec<u64>, u64, u64) {
     let params = small();
     with_machine(&params, own_accesses, |system, filler, walker| {
@@ -224,7 +225,7 @@ fn own_accesses_change_no_count() {
 }
 
 #[test]
-fn a_wrong_line_is_found_through_the_programs_eyes() {
+fn a_program_finds_a_wrong_line_in_its_page() {
     with_machine(&small(), true, |system, _, walker| {
         let space = system.create_space().unwrap();
         let Space(number) = space;
