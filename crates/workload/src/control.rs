@@ -62,7 +62,7 @@ impl Control {
 
     /// Acknowledges the present stage: the caller has done what it requires.
     pub fn acknowledge(&self) {
-        // Release: pairs with the acquire in `acknowledged`: whoever sees the count also sees the memory given back.
+        // Release: pairs with the acquire in `acknowledged`: if the count is seen, the memory is given back.
         self.acknowledged.fetch_add(1, Ordering::Release);
     }
 

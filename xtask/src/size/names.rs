@@ -6,7 +6,7 @@ pub const CRATES: [&str; 3] = ["frames", "mobility", "balloon"];
 /// The prefix of the project's crates.
 const PREFIX: &str = "dirigible_";
 
-/// What a function's name tells about it.
+/// The parsed name of a function.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Name {
     /// The index of its crate in [`CRATES`], if it is one of them.
