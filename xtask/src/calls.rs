@@ -1,7 +1,7 @@
-//! `docs/calls.md` says of each public call whether it may be made from an interrupt handler, and more; a call that it
-//! does not name would be guessed about.
+//! Checks `docs/calls.md`, which says of each public call whether interrupt handlers may make it, what it waits for and
+//! whom it calls. A call that is missing there would have no documented rules.
 //!
-//! Each of the types below has a section of its name there, with a table whose first column names the calls.
+//! Each of the types below has a section there, with a table whose first column names its calls.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::step::root;
 
-/// The crates and those of their types and traits that callers and implementers deal with.
+/// The crates, and the types and traits whose calls the document lists.
 const TYPES: [(&str, &[&str]); 4] = [
     (
         "frames",
@@ -50,11 +50,11 @@ const TYPES: [(&str, &[&str]); 4] = [
     ),
 ];
 
-/// Demands that the tables name each public call that there is and no other.
+/// Checks that the tables name all public calls and no others.
 ///
 /// # Errors
 ///
-/// What differs.
+/// The differences.
 pub fn check() -> Result<(), String> {
     let text = read(&root().join("docs/calls.md"))?;
     let (mut count, mut wrong) = (0, String::new());
@@ -83,7 +83,7 @@ pub fn check() -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "docs/calls.md does not name the calls that there are:\n{wrong}"
+        "docs/calls.md does not name the present calls:\n{wrong}"
     ))
 }
 
@@ -91,7 +91,7 @@ fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// The source files below a folder.
+/// The source files in a folder and its subfolders.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(folder)
         .map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
@@ -106,7 +106,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(found)
 }
 
-/// The public methods of a type, or all methods of a public trait. By the looks of it: the format is rustfmt's.
+/// The public methods of a type, or all methods of a public trait. It reads lines, and relies on the format of rustfmt.
 fn calls(source: &str, of: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut public = None;
@@ -116,7 +116,7 @@ fn calls(source: &str, of: &str) -> BTreeSet<String> {
             head.clear();
         }
         if line.starts_with("impl") || line.starts_with("pub trait ") || !head.is_empty() {
-            // A head may take several lines.
+            // The head of an `impl` may span several lines.
             head += line;
             head += " ";
             if line.ends_with('{') || line.ends_with('}') {
@@ -136,7 +136,7 @@ fn calls(source: &str, of: &str) -> BTreeSet<String> {
     found
 }
 
-/// The type or trait that an `impl` or a `trait` is about; nothing for a trait's implementation.
+/// The name of the type of an inherent `impl`, or of a `trait`; empty for the implementation of a trait.
 fn subject(head: &str) -> &str {
     let rest = match head.strip_prefix("impl") {
         Some(rest) => after_generics(rest).trim_start(),
@@ -153,7 +153,7 @@ fn subject(head: &str) -> &str {
     name
 }
 
-/// What follows a list in angle brackets at the beginning of `text`, if there is one.
+/// The rest of `text` after a list in angle brackets at its beginning, if there is one.
 fn after_generics(text: &str) -> &str {
     let mut depth = 0;
     for (at, c) in text.char_indices() {
@@ -169,7 +169,7 @@ fn after_generics(text: &str) -> &str {
     text
 }
 
-/// The name of the function that a line begins, without its visibility.
+/// The name of the function that a line without visibility declares.
 fn function(line: &str) -> Option<String> {
     let qualified = ["const ", "unsafe ", "async "]
         .iter()
@@ -182,7 +182,7 @@ fn function(line: &str) -> Option<String> {
     Some(name)
 }
 
-/// What the first column of the tables in the section of a type names.
+/// The names in the first column of the tables in the section of a type.
 fn named(text: &str, of: &str) -> BTreeSet<String> {
     let head = format!("## `{of}`");
     let mut found = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! `cargo xtask experiment`: every figure that docs/experiment.md speaks of, into one folder.
+//! `cargo xtask experiment`: all figures of docs/experiment.md, in one folder.
 
 use std::{
     fs,
@@ -11,11 +11,11 @@ use crate::{
     verdict,
 };
 
-/// One cell of the matrix: a name, and flags of `stress-highalloc`.
+/// One cell of the matrix: a name, and the flags of `stress-highalloc`.
 struct Cell {
     name: &'static str,
     flags: &'static str,
-    /// Whether it gets all the seeds, or the variants' number of them.
+    /// Whether it runs with all seeds, or with the number of seeds of a variant.
     main: bool,
 }
 
@@ -57,7 +57,7 @@ const MATRIX: &[Cell] = &[
     variant("quick-held", "--profile quick --schedule held"),
 ];
 
-/// What was asked for.
+/// The options of a call.
 struct Plan {
     runs: u64,
     variant_runs: u64,
@@ -103,7 +103,7 @@ impl Plan {
     }
 }
 
-/// Runs the matrix, or what is missing of it, and writes the verdict.
+/// Runs the cells of the matrix that are missing, and writes the verdict.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask test` and its like.
+//! The project's tasks: `cargo xtask test` and others.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use step::{Step, cargo};
 
 const USAGE: &str = "\
-Usage: cargo xtask <chore>
+Usage: cargo xtask <task>
 
   test [--quick]          everything that a change must pass: format, lints, docs, all tests, model checks, no_std, a run
                           of the command, a short soak, and under QEMU a boot, the guest's tests and two runs; --quick
@@ -29,7 +29,7 @@ Usage: cargo xtask <chore>
   qemu COMMAND …          builds it and runs one of the command's commands on it: guest-hello, guest-test, balloon-speed,
                           balloon-moves, stress-highalloc
   size [--json] [--functions N]
-                          builds it and tells how many bytes of text frames, mobility and balloon have in it, and fails above
+                          builds it, prints how many bytes of text frames, mobility and balloon have in it, and fails above
                           the limit; with --functions the N largest functions and the N in most copies, too
   bench [-- OPTIONS]      the allocator beside its peers, and what compaction's choice of a block costs; with options only the
                           former: `-- --only LIST` runs some of speed, latency, refused, aging, boot, metadata, for more see
@@ -43,7 +43,7 @@ Usage: cargo xtask <chore>
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
                           3), into DIR (default target/experiment); what is there already is not run again
   calls                   checks that docs/calls.md names each public call of the memory manager and no others
-  pitfalls [--write]      checks that docs/pitfalls.md names each test called pitfall_NN_… and no others; --write mends it";
+  pitfalls [--write]      checks that docs/pitfalls.md names each test called pitfall_NN_… and no others; --write corrects it";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -82,7 +82,7 @@ fn bench(rest: &[&str]) -> Result<(), String> {
     let of = |package| cargo(&["bench", "-p", package]);
     let mut allocator = of("dirigible-frames");
     Step::new("benchmarks of the allocator", allocator.args(rest)).run()?;
-    // Options are the allocator's: the other bench has none, and who gives some wants a part.
+    // Options belong to the allocator's bench; the other has none. With options only the former runs.
     if rest.is_empty() {
         let mut compaction = of("dirigible-mobility");
         Step::new("benchmarks of compaction", &mut compaction).run()?;

@@ -1,4 +1,4 @@
-//! Floors 0 to 3 run in kernels: no standard library in them, nor in what they depend on.
+//! Checks that the crates that run in kernels, and their dependencies, do without the standard library.
 
 use std::{fs, process::Command};
 
@@ -14,15 +14,15 @@ const CRATES: &[&str] = &[
     "dirigible",
     "workload",
 ];
-/// A target without a standard library: building for it is the proof.
+/// A target without a standard library: what builds for it does not need one.
 const BARE: &str = "x86_64-unknown-none";
 
-/// Builds for the bare target where it is installed; otherwise looks at what can be looked at: each crate declares
-/// `no_std`, and no dependency has a feature called `std` on.
+/// Checks that each crate declares `no_std`. If the bare target is installed, builds the crates for it; otherwise
+/// checks that no dependency has a feature called `std` enabled.
 ///
 /// # Errors
 ///
-/// Names the crate and what stands against it.
+/// The crate, and why it is not `no_std`.
 pub fn check() -> Result<(), String> {
     for folder in CRATES {
         let path = root().join("crates").join(folder).join("src/lib.rs");
@@ -51,14 +51,18 @@ pub fn check() -> Result<(), String> {
             false => Err(format!("a crate needs the standard library: {build:?}")),
         };
     }
-    println!("{BARE} is not installed (rustup target add {BARE}): looking at features instead");
+    println!("{BARE} is not installed (rustup target add {BARE}): checking features instead");
     CRATES
         .iter()
         .try_for_each(|folder| no_std_features(&package(folder)))
 }
 
+/// The package of a folder under `crates/`.
 fn package(folder: &str) -> String {
-    format!("dirigible-{folder}")
+    match folder {
+        "dirigible" => folder.to_string(),
+        _ => format!("dirigible-{folder}"),
+    }
 }
 
 fn bare_target_installed() -> bool {
@@ -72,7 +76,7 @@ fn bare_target_installed() -> bool {
     })
 }
 
-/// Demands that no dependency of `package` has its feature `std` on.
+/// Checks that no dependency of `package` has a feature `std` enabled.
 fn no_std_features(package: &str) -> Result<(), String> {
     let tree = [
         "tree",

@@ -1,7 +1,7 @@
-//! `docs/pitfalls.md` maps known pitfalls to tests; a name in it that no test has would be an empty promise.
+//! Checks `docs/pitfalls.md`, which maps known pitfalls to the tests that cover them.
 //!
-//! The table has a row for each number that a test is called after (`pitfall_NN_…`): the number, the mistake in words, the
-//! tests with their files. Words are written by hand, the tests by `cargo xtask pitfalls --write`.
+//! The table has a row for each number NN of a test called `pitfall_NN_…`: the number, a description of the mistake,
+//! and the tests with their files. Descriptions are written by hand, the tests by `cargo xtask pitfalls --write`.
 
 use std::{
     collections::BTreeMap,
@@ -11,21 +11,21 @@ use std::{
 
 use crate::step::root;
 
-/// What stands for words that nobody has written yet.
+/// The placeholder for a description that is not written yet.
 const UNDESCRIBED: &str = "(to be described)";
 
-/// Demands that the table has each test that exists and no other, and words for each number.
+/// Checks that the table names all tests and no others, and describes each pitfall.
 ///
 /// # Errors
 ///
-/// What differs, and how to mend it.
+/// The differences, and how to correct them.
 pub fn check() -> Result<(), String> {
     let (text, tests) = (read(&table())?, existing()?);
     if text.contains(UNDESCRIBED) {
         return Err(format!("docs/pitfalls.md: a pitfall is {UNDESCRIBED}"));
     }
-    let mended = mend(&text, &tests);
-    if text == mended {
+    let updated = update(&text, &tests);
+    if text == updated {
         let count: usize = tests.values().map(Vec::len).sum();
         println!(
             "{count} tests of {} pitfalls, all in docs/pitfalls.md",
@@ -43,23 +43,23 @@ pub fn check() -> Result<(), String> {
             .collect::<String>()
     };
     Err(format!(
-        "docs/pitfalls.md does not name the tests that there are (`cargo xtask pitfalls --write` mends it); it has\n{}\
+        "docs/pitfalls.md does not name the present tests (`cargo xtask pitfalls --write` corrects it); it has\n{}\
          and should have\n{}",
-        differing(&text, &mended),
-        differing(&mended, &text)
+        differing(&text, &updated),
+        differing(&updated, &text)
     ))
 }
 
-/// Writes the tests that there are into the table.
+/// Writes the present tests into the table.
 ///
 /// # Errors
 ///
 /// A file that cannot be read or written.
 pub fn write() -> Result<(), String> {
-    let mended = mend(&read(&table())?, &existing()?);
-    fs::write(table(), &mended)
+    let updated = update(&read(&table())?, &existing()?);
+    fs::write(table(), &updated)
         .map_err(|error| format!("cannot write docs/pitfalls.md: {error}"))?;
-    if mended.contains(UNDESCRIBED) {
+    if updated.contains(UNDESCRIBED) {
         println!("docs/pitfalls.md: now replace each {UNDESCRIBED}");
     }
     Ok(())
@@ -69,33 +69,33 @@ fn table() -> PathBuf {
     root().join("docs/pitfalls.md")
 }
 
-/// The text with the rows of its table made anew; everything else and the words stay.
-fn mend(text: &str, tests: &Tests) -> String {
-    let mut words = BTreeMap::new();
+/// The text with the rows of its table rebuilt; the descriptions and everything else stay.
+fn update(text: &str, tests: &Tests) -> String {
+    let mut descriptions = BTreeMap::new();
     let mut before = Vec::new();
     let mut after = Vec::new();
     for line in text.lines() {
         match row(line) {
             Some((number, description)) => {
-                words.insert(number, description.to_string());
+                descriptions.insert(number, description.to_string());
             }
-            None if words.is_empty() => before.push(line.to_string()),
+            None if descriptions.is_empty() => before.push(line.to_string()),
             None => after.push(line.to_string()),
         }
     }
     let rows = tests.iter().map(|(number, tests)| {
-        let words = words.get(number).map_or(UNDESCRIBED, String::as_str);
+        let description = descriptions.get(number).map_or(UNDESCRIBED, String::as_str);
         let tests: Vec<String> = tests
             .iter()
             .map(|(name, path)| format!("`{name}` ({})", path.display()))
             .collect();
-        format!("| {number} | {words} | {} |", tests.join("<br>"))
+        format!("| {number} | {description} | {} |", tests.join("<br>"))
     });
     let lines: Vec<String> = before.into_iter().chain(rows).chain(after).collect();
     lines.join("\n") + "\n"
 }
 
-/// Number and words of a row of the table.
+/// The number and the description of a row of the table.
 fn row(line: &str) -> Option<(u32, &str)> {
     let mut cells = line.strip_prefix("| ")?.split(" | ");
     let number = cells.next()?.parse().ok()?;
@@ -105,7 +105,7 @@ fn row(line: &str) -> Option<(u32, &str)> {
 /// Names of tests and their files, by number of pitfall.
 type Tests = BTreeMap<u32, Vec<(String, PathBuf)>>;
 
-/// All test functions that are called `pitfall_NN_…`.
+/// All test functions called `pitfall_NN_…`.
 fn existing() -> Result<Tests, String> {
     let mut files = Vec::new();
     let mut folders = vec![root().join("crates")];
@@ -124,7 +124,7 @@ fn existing() -> Result<Tests, String> {
     let mut found = Tests::new();
     for path in files {
         let short = path.strip_prefix(root()).unwrap_or(&path);
-        remember(&mut found, &read(&path)?, short);
+        add_tests(&mut found, &read(&path)?, short);
     }
     Ok(found)
 }
@@ -133,8 +133,8 @@ fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// Adds the pitfall tests in `source`. A name may bear several numbers: `pitfall_02_12_…` stands for both.
-fn remember(found: &mut Tests, source: &str, path: &Path) {
+/// Adds the pitfall tests in `source`. A name may have several numbers: `pitfall_02_12_…` counts for both.
+fn add_tests(found: &mut Tests, source: &str, path: &Path) {
     for (at, start) in source.match_indices("fn pitfall_") {
         let name: String = source[at + 3..]
             .chars()
@@ -161,7 +161,7 @@ mod tests {
 
     fn tests(source: &str) -> Tests {
         let mut found = Tests::new();
-        remember(&mut found, source, Path::new("a.rs"));
+        add_tests(&mut found, source, Path::new("a.rs"));
         found
     }
 
@@ -177,15 +177,18 @@ mod tests {
     }
 
     #[test]
-    fn the_table_keeps_its_words_and_gets_its_tests() {
+    fn the_table_keeps_its_descriptions_and_gets_its_tests() {
         let text = "# Head\n\n| no. | the mistake | test |\n|---|---|---|\n| 1 | words | `gone` (b.rs) |\n\nFoot\n";
-        let mended = mend(text, &tests("fn pitfall_01_a() {} fn pitfall_03_b() {}"));
+        let updated = update(text, &tests("fn pitfall_01_a() {} fn pitfall_03_b() {}"));
         let expected = "# Head\n\n| no. | the mistake | test |\n|---|---|---|\n| 1 | words | `pitfall_01_a` (a.rs) |\n\
                         | 3 | (to be described) | `pitfall_03_b` (a.rs) |\n\nFoot\n";
-        assert_eq!(mended, expected);
+        assert_eq!(updated, expected);
         assert_eq!(
-            mend(&mended, &tests("fn pitfall_01_a() {} fn pitfall_03_b() {}")),
-            mended
+            update(
+                &updated,
+                &tests("fn pitfall_01_a() {} fn pitfall_03_b() {}")
+            ),
+            updated
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The guest kernel, and the virtual machine that it runs on.
+//! Builds the guest kernel and runs it in QEMU.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
-/// How the guest kernel is compiled. Where it is put stands in the configuration, too.
+/// How the guest kernel is compiled. The configuration also sets its target directory.
 const GUEST: [&str; 6] = [
     "--package",
     "dirigible-guest",
@@ -24,7 +24,7 @@ const GUEST: [&str; 6] = [
     ".cargo/guest.toml",
 ];
 
-/// Where the kernel with all checks lies, for its own tests.
+/// The path of the kernel with all checks, for its own tests.
 const CHECKED: &str = "target/guest/x86_64-unknown-linux-gnu/kernel-checked/dirigible-guest";
 
 /// Builds the guest kernel with debug assertions and overflow checks.
@@ -43,12 +43,12 @@ fn build_checked() -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// It does not compile.
+/// The kernel does not compile.
 pub fn build_guest() -> Result<(), String> {
     Step::new("guest", &mut guest_build()).run()
 }
 
-/// What builds the guest kernel.
+/// The command that builds the guest kernel.
 pub fn guest_build() -> Command {
     let mut build = cargo(&["build"]);
     build.args(GUEST);
@@ -59,7 +59,7 @@ pub fn guest_build() -> Command {
 ///
 /// # Errors
 ///
-/// It does not compile, or the command fails.
+/// The kernel does not compile, or the command fails.
 pub fn run(words: &[&str]) -> Result<(), String> {
     build_guest()?;
     let mut command = cargo(&["run", "--release", "--quiet", "--"]);
@@ -67,7 +67,7 @@ pub fn run(words: &[&str]) -> Result<(), String> {
     Step::new("qemu", &mut command).run()
 }
 
-/// The experiment runs on other machines, too, and has to be told.
+/// The flags that select the machine: the experiment also runs on others.
 fn machine_of(words: &[&str]) -> &'static [&'static str] {
     let told = words.iter().any(|word| word.starts_with("--machine"));
     match words.first() {
@@ -76,11 +76,11 @@ fn machine_of(words: &[&str]) -> &'static [&'static str] {
     }
 }
 
-/// A run that is small and has everything in it.
+/// A small run that covers all parts.
 const SMALL: &str = "stress-highalloc --machine qemu --memory 512M --balloon 128M --step 32M --profile quick --columns steered \
                      --time-scale 0.1";
 
-/// The steps of `cargo xtask test` that need QEMU. When it or the guest cannot be had, the rest is left out.
+/// The steps of `cargo xtask test` that need QEMU. Without QEMU or the guest kernel the rest is skipped.
 pub fn suite(total: &mut Totals, note: &mut dyn FnMut(Result<(), String>)) {
     note(Step::new("clippy for the guest", &mut clippy()).run());
     let ready = timed("QEMU", install)
@@ -104,14 +104,14 @@ pub fn suite(total: &mut Totals, note: &mut dyn FnMut(Result<(), String>)) {
     note(Step::new("balloon frames that move", &mut command("balloon-moves")).run());
 }
 
-/// What the kernel does on request, and what the command must say of it.
+/// How the kernel fails on request, and what the command must report then.
 const FAILURES: [(&str, &str); 3] = [
     ("!panic", "the guest panicked: asked to panic"),
     ("!fault", "the guest panicked: page fault"),
     ("!reset", "the guest reset"),
 ];
 
-/// A kernel that fails makes the command fail, with the reason.
+/// Checks that the command fails with the right reason if the kernel fails.
 fn guests_that_fail() -> Result<(), String> {
     for (how, expected) in FAILURES {
         let output = command("guest-test")
@@ -135,14 +135,14 @@ fn clippy() -> Command {
     clippy
 }
 
-/// The command as a user starts it.
+/// The command, started as a user starts it.
 fn command(words: &str) -> Command {
     let mut command = cargo(&["run", "--release", "--quiet", "--"]);
     command.args(words.split_whitespace());
     command
 }
 
-/// Sees to it that there is a QEMU.
+/// Installs QEMU if it is missing.
 fn install() -> Result<(), String> {
     if runs(PROGRAM, "--version") {
         return Ok(());
@@ -164,7 +164,7 @@ fn install() -> Result<(), String> {
     }
 }
 
-/// Whether a program is there and does this well.
+/// Whether a program exists and succeeds with `argument`.
 fn runs(program: &str, argument: &str) -> bool {
     let mut command = Command::new(program);
     command
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_experiment_is_told_its_machine_once() {
+    fn the_experiment_gets_its_machine_once() {
         assert_eq!(
             machine_of(&["stress-highalloc", "--runs", "3"]),
             ["--machine", "qemu"]

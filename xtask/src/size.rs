@@ -1,4 +1,4 @@
-//! How much code the crates add to a kernel: the guest's, as it is released.
+//! How much code the crates add to a kernel, measured in the release build of the guest's.
 
 mod names;
 mod symbols;
@@ -10,12 +10,12 @@ use crate::{qemu, step::root};
 use names::CRATES;
 use symbols::Function;
 
-/// Bytes of text that the crates should have together, in a kernel that uses each generic type with one size.
+/// Bytes of text that the crates together should have at most, in a kernel that uses each generic type with one size.
 const AIM: u64 = 110_000;
-/// What they must not exceed: what they have reached, with a little room. It comes down with them.
+/// The limit: the present size with a small margin. It is lowered as the size falls.
 const LIMIT: u64 = 200_000;
 
-/// What is asked for.
+/// The options of a call.
 #[derive(PartialEq, Eq, Default, Debug)]
 struct Options {
     json: bool,
@@ -40,11 +40,11 @@ impl Options {
     }
 }
 
-/// Builds the guest kernel and tells the sizes.
+/// Builds the guest kernel and prints the sizes.
 ///
 /// # Errors
 ///
-/// It does not compile, cannot be read, or the limit is exceeded.
+/// The kernel does not compile or cannot be read, or the limit is exceeded.
 pub fn run(words: &[&str]) -> Result<(), String> {
     let options = Options::of(words)?;
     let mut build = qemu::guest_build();
@@ -55,19 +55,19 @@ pub fn run(words: &[&str]) -> Result<(), String> {
     if !status.success() {
         return Err(format!("the guest does not compile: {build:?}"));
     }
-    tell(&options)
+    print(&options)
 }
 
-/// Tells the sizes of a guest kernel that is built already.
+/// Prints the sizes of a guest kernel that is built already.
 ///
 /// # Errors
 ///
 /// As [`run`].
 pub fn check() -> Result<(), String> {
-    tell(&Options::default())
+    print(&Options::default())
 }
 
-fn tell(options: &Options) -> Result<(), String> {
+fn print(options: &Options) -> Result<(), String> {
     let functions = symbols::functions(&kernel())?;
     if options.json {
         println!(
@@ -80,11 +80,12 @@ fn tell(options: &Options) -> Result<(), String> {
             table::text(&functions, [AIM, LIMIT], options.functions)
         );
     }
-    judge(&functions)
+    check_sizes(&functions)
 }
 
-/// Demands that there is code of every crate, so that a name that is not understood does not pass for none, and not too much.
-fn judge(functions: &[Function]) -> Result<(), String> {
+/// Checks that the sizes do not exceed the limit, and that each crate has code: if names were misread, it would seem to
+/// have none.
+fn check_sizes(functions: &[Function]) -> Result<(), String> {
     let shares = table::shares(functions);
     for (name, share) in CRATES.iter().zip(&shares) {
         if share.bytes == 0 {
@@ -101,7 +102,7 @@ fn judge(functions: &[Function]) -> Result<(), String> {
     }
 }
 
-/// Where the kernel is built: in the folder that `.cargo/guest.toml` names, unless the environment names one.
+/// The path of the kernel: in the target directory of the environment, else in that of `.cargo/guest.toml`.
 fn kernel() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target/guest"), PathBuf::from);
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn too_much_is_refused_and_so_is_nothing() {
+    fn sizes_above_the_limit_and_missing_crates_are_refused() {
         let kernel = |bytes| {
             CRATES.map(|name| Function {
                 demangled: String::new(),
@@ -135,9 +136,9 @@ mod tests {
                 bytes,
             })
         };
-        assert_eq!(judge(&kernel(LIMIT / 3)), Ok(()));
-        assert!(judge(&kernel(LIMIT / 3 + 1)).is_err());
-        assert!(judge(&kernel(LIMIT)[..2]).is_err());
-        assert!(judge(&[]).is_err());
+        assert_eq!(check_sizes(&kernel(LIMIT / 3)), Ok(()));
+        assert!(check_sizes(&kernel(LIMIT / 3 + 1)).is_err());
+        assert!(check_sizes(&kernel(LIMIT)[..2]).is_err());
+        assert!(check_sizes(&[]).is_err());
     }
 }

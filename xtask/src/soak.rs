@@ -1,7 +1,7 @@
-//! `cargo xtask soak`: threads in real time under a full guest, with hosts that answer at once and late.
+//! `cargo xtask soak`: threads in real time in a full guest, with hosts that answer at once and late.
 //!
-//! Each part is a run of the command, its report a file: a soak that was interrupted goes on where it stopped. Beside each
-//! report stands by which build and with which flags it was made; one of another run is made again.
+//! Each part is a run of the command whose report is kept in a file, so an interrupted soak continues where it stopped.
+//! A stamp beside each report records the build and the flags that made it; if the stamp differs, the part runs again.
 
 use std::{
     env::consts::EXE_SUFFIX,
@@ -16,13 +16,13 @@ use crate::step::{Step, cargo, root, target, timed};
 
 /// Length of the profile `quick` in seconds.
 const QUICK_SECONDS: u64 = 256;
-/// What all parts have in common.
+/// The flags that all parts have in common.
 const FLAGS: &str = "stress-highalloc --threads 2 --profile quick --memory 1G --seed 1";
-/// A stall of a base request that is longer is said, as it may be the host's CPUs that were busy: the slow path waits for
-/// compaction 200 ms at most.
+/// A longer stall of a base request is noted, and is no fault: the slow path waits for compaction for at most 200 ms,
+/// the rest may be due to busy CPUs of the host.
 const LONG_NS: u64 = 250_000_000;
 
-/// What was asked for.
+/// The options of a call.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     seconds: u64,
@@ -73,7 +73,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// All combinations, and the first column and schedule once more with the slowest host and a balloon that deflates.
+    /// All combinations, and once more the first column and schedule, with the slowest host and a balloon that deflates
+    /// on out-of-memory.
     fn parts(&self) -> Vec<Part> {
         let mut parts = Vec::new();
         for &column in &self.columns {
@@ -116,12 +117,12 @@ struct Part {
     schedule: &'static str,
     answer_ms: u64,
     seconds: u64,
-    /// Whether the balloon deflates when memory ends. It is so large then that memory does end.
+    /// Whether the balloon deflates on out-of-memory. It is then so large that memory runs out.
     deflates: bool,
 }
 
 impl Part {
-    /// Names the file.
+    /// The name of its files.
     fn name(&self) -> String {
         let Self {
             column,
@@ -139,7 +140,7 @@ impl Part {
         if self.deflates { 768 } else { 256 }
     }
 
-    /// The command's flags, but for the place of the report.
+    /// The command's flags, without the path of the report.
     fn flags(&self) -> String {
         let thousandths = (self.seconds * 1000 / QUICK_SECONDS).max(1);
         let mut flags = format!(
@@ -158,7 +159,7 @@ impl Part {
         flags
     }
 
-    /// Runs it, if there is no report of the same run, and reads the report.
+    /// Runs the part, unless there is a report of the same run, and reads the report.
     fn run(&self, plan: &Plan, build: &Build) -> Result<Figures, String> {
         let name = self.name();
         let json = std::path::absolute(plan.out.join(format!("{name}.json")))
@@ -167,17 +168,17 @@ impl Part {
         let (stamp, wanted) = (json.with_extension("stamp"), build.stamp(self));
         if json.exists() {
             if !plan.fresh {
-                // Without a stamp nobody knows whose report it is.
+                // A report without a stamp may be of any run.
                 if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
                     println!("==> {name}: there already ({})", json.display());
                     return Figures::read(&json);
                 }
                 println!("==> {name}: of another build or with other flags, so again");
             }
-            // Should the run fail, the old report must not stand for it.
+            // If the run fails, the old report must not be taken for its own.
             fs::remove_file(&json).map_err(|error| failed("remove its old report", error))?;
         }
-        // The report of a run that fails is not that of the part: it is run again.
+        // If the run fails, its report is not kept, so the part runs again.
         let draft = json.with_extension("draft");
         timed(&name, || {
             let table = fs::File::create(json.with_extension("txt"))
@@ -196,7 +197,7 @@ impl Part {
                 false => Err(format!("{name} failed ({status})")),
             }
         })?;
-        // The stamp first: a report never stands beside that of another run.
+        // The stamp is written first, so that a report never has the stamp of another run.
         fs::write(&stamp, wanted).map_err(|error| failed("write its stamp", error))?;
         fs::rename(&draft, &json).map_err(|error| failed("keep its report", error))?;
         Figures::read(&json)
@@ -210,7 +211,7 @@ struct Build {
 }
 
 impl Build {
-    /// Builds it. All parts run this one file, whatever becomes of the sources meanwhile.
+    /// Builds the command and copies it, so that all parts run the same program even if the sources change.
     fn new(out: &Path) -> Result<Self, String> {
         let mut build = cargo(&["build", "--release", "--package", "dirigible-cli"]);
         Step::new("build", &mut build).run()?;
@@ -218,7 +219,7 @@ impl Build {
         let program = std::path::absolute(out.join(format!("dirigible{EXE_SUFFIX}")))
             .map_err(|error| format!("no such place: {error}"))?;
         let wrong = |error: std::io::Error| format!("{}: {error}", built.display());
-        // A program that runs cannot be written, but it can be replaced.
+        // A running program cannot be overwritten, but it can be replaced.
         let copy = program.with_extension("new");
         fs::copy(&built, &copy).map_err(wrong)?;
         fs::rename(&copy, &program).map_err(wrong)?;
@@ -226,20 +227,20 @@ impl Build {
         Ok(Self { program, hash })
     }
 
-    /// What makes a run of a part another one.
+    /// What identifies a run of a part: the build and the flags.
     fn stamp(&self, part: &Part) -> String {
         format!("{:016x} {}\n", self.hash, part.flags())
     }
 }
 
-/// FNV-1a: the same with every version of the standard library.
+/// FNV-1a, which does not depend on the version of the standard library.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// What a part found.
+/// The figures of a part.
 struct Figures(Value);
 
 impl Figures {
@@ -248,7 +249,7 @@ impl Figures {
         let text = fs::read_to_string(path).map_err(|error| wrong(&error))?;
         let report: Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
         let figures = Self(report["columns"][0].clone());
-        // A file that is no report must not pass for one without faults.
+        // A file that is not a report must not count as one without faults.
         match figures.number("/stalls/min_failed") {
             Some(_) => Ok(figures),
             None => Err(wrong(&"no report of a soak; --fresh runs it again")),
@@ -269,7 +270,7 @@ impl Figures {
         self.number(pointer).map_or_else(|| "?".into(), ms)
     }
 
-    /// What must be 0 and is not, and what must have happened and has not.
+    /// Figures that must be 0 and are not, and events that must have happened and have not.
     fn faults(&self, part: &Part) -> Vec<String> {
         let wrong = MUST_BE_NONE
             .iter()
@@ -283,7 +284,7 @@ impl Figures {
             }
         }
         if part.deflates {
-            // It need not have been full: memory may end before.
+            // It need not have been full: memory may run out before.
             if !happened("/oom_deflated") {
                 faults.push("the balloon never gave anything back".into());
             }
@@ -300,7 +301,7 @@ impl Figures {
         faults
     }
 
-    /// What is no fault and yet worth a look.
+    /// A note on what is no fault but worth attention.
     fn note(&self) -> Option<String> {
         let longest = "/stalls/base/max_ns";
         (self.number(longest)? > LONG_NS).then(|| {
@@ -336,7 +337,7 @@ const MUST_BE_NONE: [(&str, &str); 3] = [
     ("/device_errors", "device errors"),
 ];
 
-/// Without these a part has tested nothing.
+/// If one of these did not happen, the part has tested nothing.
 const MUST_HAPPEN: [(&str, &str); 3] = [
     ("/stalls/base/count", "no base request stalled"),
     ("/balloon_frames_moved", "no frame of the balloon was moved"),
@@ -348,12 +349,12 @@ const HEAD: &str = "\
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
 
-/// Runs the parts that are missing and prints what all of them found.
+/// Runs the parts that are missing and prints the figures of all of them.
 ///
 /// # Errors
 ///
-/// Parts that failed (wrong contents, counters or books), figures that must be 0 and are not, and parts in which nothing
-/// happened.
+/// Parts that failed (wrong contents, counters or books), figures that must be 0 and are not, and parts that have
+/// tested nothing.
 pub fn run(words: &[&str]) -> Result<(), String> {
     let plan = Plan::parse(words)?;
     fs::create_dir_all(&plan.out)
@@ -381,7 +382,7 @@ pub fn run(words: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The shortest soak, anew.
+/// The shortest soak, always run again.
 ///
 /// # Errors
 ///
@@ -465,7 +466,7 @@ mod tests {
             out: out.clone(),
             ..Plan::parse(&[]).unwrap()
         };
-        // A program that is not there: a part that is run fails.
+        // The program does not exist, so a part that is run fails.
         let build = |hash| Build {
             program: out.join("none"),
             hash,
@@ -515,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_and_missing_figures_are_none() {
+    fn faults_are_reported_and_missing_figures_are_faults() {
         let good = Figures(figures());
         assert_eq!(good.faults(&part(false)), [""; 0]);
         let row = "| x | 3 | ? | 1.500 | 1 | ? | ? | ? | 7 | 0 | 0 | 0 | 0 |\n";

@@ -1,4 +1,4 @@
-//! One command of a chore: announced, timed, and loud when it fails.
+//! One command of a task: it is announced and timed, and its failure is reported.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,16 +13,16 @@ pub struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    /// A step that is `command`.
+    /// A step that runs `command`.
     pub fn new(name: &'a str, command: &'a mut Command) -> Self {
         Self { name, command }
     }
 
-    /// Runs it, its output passed through.
+    /// Runs the command and passes its output through.
     ///
     /// # Errors
     ///
-    /// Says which step failed and how.
+    /// Which step failed, and how.
     pub fn run(self) -> Result<(), String> {
         let Self { name, command } = self;
         timed(name, || {
@@ -39,11 +39,11 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Runs `work` between two lines that name it, the second with the time that it took.
+/// Runs `work` and prints a line before and after it, the latter with the time that it took.
 ///
 /// # Errors
 ///
-/// Those of `work`.
+/// The errors of `work`.
 pub fn timed<T>(name: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     println!("==> {name}");
     let started = Instant::now();
@@ -58,9 +58,9 @@ pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// Cargo, at the root of the workspace.
+/// A cargo command that runs at the root of the workspace.
 pub fn cargo(arguments: &[&str]) -> Command {
-    // Cargo tells its children which cargo it is.
+    // Cargo passes its own path to its children.
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root());
@@ -73,7 +73,7 @@ pub fn root() -> PathBuf {
     xtask.parent().unwrap_or(xtask).to_path_buf()
 }
 
-/// Where cargo builds.
+/// The target directory of cargo.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }

@@ -8,8 +8,8 @@ use crate::{
     totals::{Totals, tests},
 };
 
-/// Runs all steps, the cheapest first, and ends with the closing line of all tests together. A step that fails does not
-/// keep the others from running: one run tells all that is wrong.
+/// Runs all steps, the cheapest first, and ends with a closing line that sums up all tests. If a step fails, the others
+/// still run, so that one run reports all failures.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub fn run(quick: bool) -> Result<(), String> {
     }
 }
 
-/// Licences and advisories, where cargo-deny is installed. It needs the network, so a failure to fetch is not ours.
+/// Licences, bans and sources, if cargo-deny is installed. It runs offline, without the advisories.
 fn deny() -> Result<(), String> {
     let installed = cargo(&["deny", "--version"])
         .stdout(Stdio::null())
@@ -82,7 +82,7 @@ fn deny() -> Result<(), String> {
     Step::new("deny", &mut cargo(&checks)).run()
 }
 
-/// The tests that need `--cfg shuttle`, in a target folder of their own: the flag rebuilds everything.
+/// The tests that need `--cfg shuttle`. They have a target folder of their own, because the flag rebuilds everything.
 fn model_checks(total: &mut Totals) -> Result<(), String> {
     for (folder, test) in model_checked()? {
         let manifest = folder.join("Cargo.toml");
@@ -101,7 +101,7 @@ fn model_checks(total: &mut Totals) -> Result<(), String> {
     Ok(())
 }
 
-/// Crates and their tests called `shuttle…`.
+/// The crates and names of the tests whose names begin with `shuttle`.
 fn model_checked() -> Result<Vec<(PathBuf, String)>, String> {
     let mut found = Vec::new();
     let crates = root().join("crates");
@@ -125,7 +125,7 @@ fn model_checked() -> Result<Vec<(PathBuf, String)>, String> {
     Ok(found)
 }
 
-/// Whether a manifest has a feature `shuttle`, of its own or by an optional dependency.
+/// Whether a manifest has a feature `shuttle`, explicit or through an optional dependency.
 fn has_shuttle_feature(manifest: &str) -> bool {
     manifest.lines().any(|line| {
         line.starts_with("shuttle = [")
@@ -133,7 +133,7 @@ fn has_shuttle_feature(manifest: &str) -> bool {
     })
 }
 
-/// A small run of the command as a user starts it.
+/// A small run of the command, started as a user starts it.
 fn smoke() -> Result<(), String> {
     let run = "run --release --quiet -- stress-highalloc --memory 256M --balloon 64M --step 16M --profile quick";
     Step::new(

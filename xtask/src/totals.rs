@@ -1,4 +1,4 @@
-//! What tests say of themselves, added up.
+//! Sums up the closing lines of test binaries.
 
 use std::{
     io::{BufRead, BufReader},
@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-/// Runs a command that tests, passes its output through and adds up its closing lines.
+/// Runs a test command, passes its output through and adds up its closing lines.
 ///
 /// # Errors
 ///
-/// It failed.
+/// The command cannot be run, or failed.
 pub fn tests(command: &mut Command, total: &mut Totals) -> Result<(), String> {
     let mut child = command
         .stdin(Stdio::null())
@@ -33,7 +33,7 @@ pub fn tests(command: &mut Command, total: &mut Totals) -> Result<(), String> {
     }
 }
 
-/// What the closing lines of test binaries say, added up.
+/// The sums of the closing lines of test binaries.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Totals {
     passed: u64,
@@ -42,7 +42,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// What a line like `test result: ok. 3 passed; 0 failed; …` says.
+    /// Parses a line like `test result: ok. 3 passed; 0 failed; …`.
     fn of_closing_line(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let mut total = Self::default();
@@ -61,7 +61,7 @@ impl Totals {
         Some(total)
     }
 
-    /// Such a line.
+    /// A closing line with these sums.
     pub fn closing_line(self, all_well: bool, elapsed: Duration) -> String {
         let Self {
             passed,

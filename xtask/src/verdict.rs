@@ -1,10 +1,10 @@
-//! What the experiment's figures say about the claims of docs/experiment.md.
+//! Checks the claims of docs/experiment.md against the experiment's figures.
 
 use std::{fmt::Write, fs, path::Path};
 
 use serde_json::Value;
 
-/// A table of every cell in `folder` and, for the two main ones, each claim with its figures.
+/// A table of all cells in `folder`, and each claim about the main ones with its figures.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ struct Cell {
     runs: Vec<Value>,
 }
 
-/// Figures of several runs.
+/// One figure of several runs.
 struct Figures(Vec<f64>);
 
 impl Figures {
@@ -246,7 +246,7 @@ impl Cell {
         }
     }
 
-    /// `pinned` is not crippled: without a balloon it scores what `movable` scores.
+    /// The control: without a balloon `pinned` must score what `movable` scores.
     fn control(&self, text: &mut String) {
         for (pass, name) in self.pass_names().iter().enumerate() {
             let (pinned, movable) = (
@@ -264,7 +264,7 @@ impl Cell {
         }
     }
 
-    /// A figure of a column's residency, first run only: the host is the same in all.
+    /// A figure of a column's residency in the first run; only that one is evaluated.
     fn host(&self, column: usize, key: &str) -> Vec<f64> {
         let path = format!("/host/columns/{column}/residency/{key}");
         self.runs

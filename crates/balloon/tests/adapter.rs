@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use dirigible_balloon::{BalloonConfig, Deflate, Fault, LARGE_PFNS, MAX_PFNS, Step};
 use dirigible_frames::{CpuId, Event, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use support::host::{Host, Manner, VERSION_1};
 use support::{Guest, all_frames, memory};
 
@@ -350,7 +350,10 @@ fn any_lie<const N: usize>(ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn nothing_is_lost_whatever_the_order(

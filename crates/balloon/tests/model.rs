@@ -15,7 +15,7 @@ use dirigible_balloon::{
 use dirigible_frames::{FrameState, OwnerId, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use model_op::{MS, Op, op};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use table::{BASE, FRAMES, Table, zone};
 
 const CLASS: OwnerId = OwnerId::new(1).unwrap();
@@ -502,7 +502,10 @@ fn any_targets<const N: usize>(targets: Vec<(u32, usize)>, order: usize, batch: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 96,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn every_frame_is_accounted_for(

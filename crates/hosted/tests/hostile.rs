@@ -6,7 +6,7 @@ mod support;
 
 use dirigible_frames::{FrameContents, Pfn, Platform};
 use dirigible_hosted::{BalloonOptions, HostedMachine, Mode, features};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use support::*;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
@@ -136,7 +136,10 @@ fn prepare(machine: &HostedMachine, attack: &Attack) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig {
+        cases: 300,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn any_rings_leave_the_device_standing(

@@ -13,7 +13,7 @@ use dirigible_frames::{
 };
 use dirigible_mobility::{CompactionConfig, EvacuateError, Outcome};
 use machine::{Answer, CPU, Machine, blocks, machine};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
 const ZONE: ZoneId = ZoneId::new(0);
 
@@ -97,7 +97,10 @@ fn outcome(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn a_batch_is_as_good_as_its_blocks_alone(plan in obstacles()) {

@@ -11,7 +11,7 @@ use dirigible_mobility::{
 };
 use machine::ranges::{contents, own, release};
 use machine::{Answer, CPU, Machine};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -282,7 +282,10 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn ranges_are_exclusive_and_no_contents_are_lost(

@@ -9,7 +9,7 @@ use dirigible_frames::{
 };
 use dirigible_mobility::{CompactResult, CompactionConfig, EvacuateError, Outcome};
 use machine::{Answer, CPU, Machine, blocks, machine};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
 /// Four blocks: 40 movable frames in the first, 300 in the second, 400 in the others.
 fn usual() -> Machine {
@@ -324,7 +324,10 @@ fn evacuate_for_gives_a_block_to_another_type_and_leaves_no_hybrid() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     /// Zones of any shape: targets lie in managed memory outside the block, and the work is bounded.
     #[test]

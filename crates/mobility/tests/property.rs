@@ -5,7 +5,7 @@ mod machine;
 use dirigible_frames::{AllocRequest, FrameClass, FrameFlags, Pfn, Watermark};
 use dirigible_mobility::{CompactResult, CompactionConfig, MovePair, Outcome};
 use machine::{Answer, CPU, Machine};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -215,7 +215,10 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn pitfall_81_identities_hold_after_every_step(

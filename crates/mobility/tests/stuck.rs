@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use dirigible_frames::{BlockId, Event, FrameClass, FrameFlags, FrameState, Pfn, ZoneId};
 use dirigible_mobility::{CompactResult, CompactionConfig};
 use machine::{CPU, Machine, blocks, machine, zoned};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
 fn block_of(frame: Pfn) -> usize {
     frame.get() as usize / 512
@@ -272,7 +272,10 @@ fn other_frames_pins_do_not_end_a_refusal() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 64,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     /// Whatever blocks are stuck, however many and for whatever reason: every block that can be emptied is emptied.
     #[test]

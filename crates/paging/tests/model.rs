@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use dirigible_frames::{Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use dirigible_paging::{FaultError, FaultKind, Page, SpaceId};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use support::{World, world, world_with_kernel_half};
 
 /// Pages that the steps use, in ranges of 2 MiB, two of them next to each other: these, and the last that a space can map.
@@ -413,7 +413,10 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 60,
+        ..ProptestConfig::with_failure_persistence(FileFailurePersistence::WithSource("proptest-regressions"))
+    })]
 
     #[test]
     fn paging_keeps_what_the_model_keeps(

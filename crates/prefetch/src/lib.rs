@@ -1,12 +1,12 @@
-//! Asks the processor for a cache line that will be written soon.
+//! Prefetches a cache line that will be written soon.
 //!
-//! One function, in a crate of its own because it needs an instruction, and the crates that gain from it forbid `unsafe`.
-//! The standard library's prefetches want vector registers, which kernels do without.
+//! One function. It has a crate of its own because it needs inline assembly, and the crates that use it forbid
+//! `unsafe`. The standard library's prefetch intrinsics need vector registers, which kernels do not use.
 
 #![no_std]
 
-/// Begins to bring the cache line of `place` into this CPU's cache, to write to it; returns at once. Where the processor has no
-/// such instruction, or under Miri, nothing happens.
+/// Begins to fetch the cache line of `place` into this CPU's cache for writing, and returns at once. Does nothing under
+/// Miri, or if the processor has no such instruction.
 ///
 /// ```
 /// let place = 7;
@@ -16,8 +16,9 @@
 #[inline(always)]
 pub fn for_write<T>(place: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: `prefetchw` is a hint: it changes no register, flag or memory that the program can see, and faults for no
-    // address (AMD64 Architecture Programmer's Manual, volume 3, PREFETCHW; Intel's SDM: processors without it take it for a NOP).
+    // SAFETY: `prefetchw` is a hint: it changes no register, flag or memory that the program can see, and it faults for
+    // no address (AMD64 Architecture Programmer's Manual, volume 3, PREFETCHW). Processors without it execute it as a
+    // NOP (Intel SDM).
     unsafe {
         core::arch::asm!(
             "prefetchw [{}]",
@@ -26,7 +27,7 @@ pub fn for_write<T>(place: &T) {
         );
     }
     #[cfg(all(target_arch = "aarch64", not(miri)))]
-    // SAFETY: as above; `prfm` is a hint, too.
+    // SAFETY: as above; `prfm` is a hint as well.
     unsafe {
         core::arch::asm!(
             "prfm pstl1keep, [{}]",

@@ -1,7 +1,8 @@
-//! What stands in the pages of the load, and how it is checked.
+//! The contents of the load's pages, and their checks.
 //!
-//! A page carries one word in each of its 64-byte lines, made from who owns it, which page of the owner it is, and the line.
-//! A page that was lost, mixed up, copied half, or used while the host held it (it reads as zeroes then) shows it.
+//! Each 64-byte line of a page holds one word, computed from the owner, the page's position at the owner, and the line.
+//! If a page was lost, confused with another, copied in part, or used while the host held it (it then reads as zeroes),
+//! its check fails.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -13,10 +14,10 @@ use crate::rng::mix;
 
 /// Lines of 64 bytes in a page.
 pub const LINES: usize = LINES_PER_FRAME;
-/// The errors that are kept with all details; the others are only counted.
+/// How many errors are kept with all details; the others are only counted.
 const KEPT: usize = 8;
 
-/// The pattern of one page: owner and position mixed once, then one addition per line.
+/// The pattern of one page: a mix of owner and position, with one addition for each line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pattern(u64);
 
@@ -26,7 +27,7 @@ impl Pattern {
         Self(mix(owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ position))
     }
 
-    /// What stands in `line`.
+    /// The word of `line`.
     pub const fn word(self, line: usize) -> u64 {
         self.0
             .wrapping_add((line as u64).wrapping_mul(0xd6e8_feb8_6659_fd93))
@@ -44,17 +45,17 @@ impl Pattern {
         self.first_wrong_read(&found)
     }
 
-    /// The first of a page's lines, read before, that does not hold the pattern.
+    /// The first of a page's lines, given as read, that does not hold the pattern.
     pub fn first_wrong_read(self, found: &[u64; LINES]) -> Option<Wrong> {
         (0..LINES).find_map(|line| self.wrong_read(line, found[line]))
     }
 
-    /// What is wrong with `line`, where `found` stands.
+    /// The error in `line`, which reads as `found`, if there is one.
     pub fn wrong_read(self, line: usize, found: u64) -> Option<Wrong> {
         (found != self.word(line)).then_some(Wrong { line, found })
     }
 
-    /// The same for the four lines that `draw` names, six bits each.
+    /// The first wrong line of the four that `draw` selects, six bits each.
     pub fn first_wrong_of_four<P: PageTables>(
         self,
         platform: &P,
@@ -67,7 +68,7 @@ impl Pattern {
     }
 }
 
-/// The four lines that `draw` names.
+/// The four lines that `draw` selects.
 pub const fn four_lines(draw: u32) -> [usize; 4] {
     const fn line(draw: u32) -> usize {
         draw as usize % LINES
@@ -80,38 +81,38 @@ pub const fn four_lines(draw: u32) -> [usize; 4] {
     ]
 }
 
-/// A line that holds something else.
+/// A line with wrong contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wrong {
     /// The line.
     pub line: usize,
-    /// What stands there.
+    /// What it holds.
     pub found: u64,
 }
 
-/// When a page was looked at.
+/// The occasion of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum When {
-    /// It had just been moved.
+    /// The page had just been moved.
     Moved,
-    /// Its owner used it again.
+    /// The owner used it again.
     Used,
-    /// Its owner gave it back.
+    /// The owner gave it back.
     Ended,
 }
 
-/// A page that was found wrong.
+/// A page with wrong contents.
 #[derive(Clone, Copy, Debug)]
 pub struct ContentError {
-    /// Where it was.
+    /// Its frame.
     pub frame: Pfn,
-    /// Which line, and what stood there.
+    /// The wrong line.
     pub wrong: Wrong,
-    /// When it was found.
+    /// The check that found it.
     pub when: When,
-    /// Whose page it was, for a reader: a job's address space, the filler, the kernel, the probe.
+    /// The owner in words: a compile job (`job`), the filler, the kernel or the probe.
     pub owner: &'static str,
-    /// The page of that owner.
+    /// Its position at that owner.
     pub position: u64,
 }
 
@@ -124,7 +125,7 @@ pub struct ContentLog {
 }
 
 impl ContentLog {
-    /// Nothing checked yet.
+    /// An empty log.
     pub fn new() -> Self {
         Self {
             first: Mutex::new(Vec::with_capacity(KEPT)),
@@ -132,7 +133,7 @@ impl ContentLog {
         }
     }
 
-    // The counts are sums for the report: nothing is published through them, so Relaxed will do.
+    // Relaxed: the counts are sums for the report and publish nothing.
 
     /// Checks every line of `frame`.
     pub fn check_whole<P: PageTables>(
@@ -148,12 +149,12 @@ impl ContentLog {
         }
     }
 
-    /// One more page was checked whole.
+    /// Counts one more page that was checked whole.
     pub fn count_whole(&self) {
         self.checked_whole.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Checks the four lines of `frame` that `draw` names.
+    /// Checks the four lines of `frame` that `draw` selects.
     pub fn check_four<P: PageTables>(
         &self,
         platform: &P,
@@ -167,7 +168,7 @@ impl ContentLog {
         }
     }
 
-    /// Counts one more error.
+    /// Records an error.
     pub fn record(&self, frame: Pfn, wrong: Wrong, note: (When, &'static str, u64)) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         let (when, owner, position) = note;
@@ -193,7 +194,7 @@ impl ContentLog {
         self.checked_whole.load(Ordering::Relaxed)
     }
 
-    /// The first errors, with all that is known about them.
+    /// The first errors, with all details.
     pub fn first_errors(&self) -> Vec<ContentError> {
         self.first.lock().clone()
     }

@@ -1,51 +1,51 @@
-//! What the director tells the load, and what the load counts.
+//! The stage of a run, which the director sets and the load follows, and the counts that the load keeps.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
 
-/// How far the experiment has come, as the load must know it.
+/// The stage of a run, as far as the load depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u64)]
 pub enum Stage {
     /// The load runs.
     Loaded = 0,
-    /// The load ends; kernel memory that outlives it stays.
+    /// The load has ended; kernel memory that outlives it stays.
     Rested = 1,
     /// Everything is given back.
     Over = 2,
 }
 
-/// The shared state of one run. The load's actors read the stage at each step and answer once per change.
+/// The shared state of one run. The load's actors read the stage at each step and acknowledge each change once.
 #[derive(Debug, Default)]
 pub struct Control {
     stage: AtomicU64,
-    /// Actors that have answered the present stage.
-    answers: AtomicU64,
+    /// Actors that have acknowledged the present stage.
+    acknowledged: AtomicU64,
     ended: AtomicBool,
     phases: Mutex<Vec<(&'static str, u64)>>,
-    /// Jobs begun.
+    /// Compile jobs begun.
     pub jobs_started: AtomicU64,
-    /// Jobs that came to their end.
+    /// Compile jobs finished.
     pub jobs_finished: AtomicU64,
     /// Times that a request of the load had to wait.
     pub waits: AtomicU64,
-    /// Time spent so, in nanoseconds.
+    /// The sum of these waits, in nanoseconds.
     pub waited: AtomicU64,
     /// Rounds in which every frame of the balloon was moved.
     pub balloon_rounds: AtomicU64,
 }
 
 impl Control {
-    /// The beginning: loaded.
+    /// A run at its beginning, in the stage `Loaded`.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The present stage.
     pub fn stage(&self) -> Stage {
-        // Acquire: pairs with the release in `enter`, so an answer counts for the stage it answers.
+        // Acquire: pairs with the release in `enter`, so an acknowledgement counts for the stage that was read.
         match self.stage.load(Ordering::Acquire) {
             0 => Stage::Loaded,
             1 => Stage::Rested,
@@ -53,22 +53,22 @@ impl Control {
         }
     }
 
-    /// Goes on to `stage`: the answers begin at 0.
+    /// Enters `stage` and resets the count of acknowledgements.
     pub fn enter(&self, stage: Stage) {
-        self.answers.store(0, Ordering::Relaxed);
-        // Release: pairs with the acquire in `stage`; nobody answers before the count is 0.
+        self.acknowledged.store(0, Ordering::Relaxed);
+        // Release: pairs with the acquire in `stage`; no actor acknowledges before the count is 0.
         self.stage.store(stage as u64, Ordering::Release);
     }
 
-    /// An actor has done what the present stage asks of it.
-    pub fn answer(&self) {
-        // Release: pairs with the acquire in `answers`, so what the actor gave back is given back when it counts.
-        self.answers.fetch_add(1, Ordering::Release);
+    /// Acknowledges the present stage: the caller has done what it requires.
+    pub fn acknowledge(&self) {
+        // Release: pairs with the acquire in `acknowledged`: if the count is seen, the memory is given back.
+        self.acknowledged.fetch_add(1, Ordering::Release);
     }
 
-    /// How many actors have answered the present stage.
-    pub fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Acquire)
+    /// How many actors have acknowledged the present stage.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
     }
 
     /// Ends the run.
@@ -76,12 +76,12 @@ impl Control {
         self.ended.store(true, Ordering::Release);
     }
 
-    /// Set when the run has ended.
+    /// The flag that is set when the run has ended.
     pub fn ended(&self) -> &AtomicBool {
         &self.ended
     }
 
-    /// Writes down that phase `name` began at `time`.
+    /// Records that phase `name` began at `time`.
     pub fn log_phase(&self, name: &'static str, time: u64) {
         self.phases.lock().push((name, time));
     }
@@ -98,7 +98,7 @@ impl Control {
 
     // The counters below are sums for the report and publish nothing: Relaxed.
 
-    /// A request of the load waits for `time`.
+    /// Counts a wait of the load of `time` nanoseconds.
     pub fn count_wait(&self, time: u64) {
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.waited.fetch_add(time, Ordering::Relaxed);

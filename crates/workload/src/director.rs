@@ -1,4 +1,4 @@
-//! The director: takes a run through its phases and makes the passes' attempts.
+//! The director: runs the phases and makes the attempts of the passes.
 
 use alloc::vec::Vec;
 
@@ -6,8 +6,8 @@ use dirigible_frames::FRAMES_PER_BLOCK;
 use spin::Mutex;
 
 use crate::{
-    control::{self, Control},
-    machine::{NoMemory, Space, Stage},
+    control::{Control, Stage},
+    machine::{NoMemory, PassMachine, Space},
     timeline::{PassPlan, PassResult, TargetsHash, Test, Timeline, What},
     tuning::{
         QUICK_PAUSE_FULL, QUICK_PAUSE_SHORT, QUICK_THP_GROUP, QUICK_WRITE_BLOCKS,
@@ -16,27 +16,27 @@ use crate::{
 };
 use dirigible::schedule::{Actor, Next, time::MILLISECOND};
 
-/// Time between two looks whether others have done their part.
+/// Interval at which it checks whether the load has acknowledged a stage.
 const LOOK: u64 = 10 * MILLISECOND;
 
-/// Takes a run through its [`Timeline`].
-pub struct Director<'a, S: Stage> {
-    stage: &'a S,
+/// Runs the phases of a [`Timeline`].
+pub struct Director<'a, M: PassMachine> {
+    machine: &'a M,
     control: &'a Control,
     timeline: &'a Timeline,
-    /// Actors that must answer when the load ends.
-    audience: u64,
+    /// Actors that must acknowledge when the load ends.
+    actors: u64,
     next: usize,
-    doing: Doing<S::Block>,
+    doing: Doing<M::Block>,
 }
 
 enum Doing<B> {
-    /// Until the next phase.
+    /// Waits for the next phase.
     Waiting,
     Passing(Pass<B>),
-    /// The load is told to end.
-    Killing,
-    /// Everything is given back.
+    /// Waits for the load to end.
+    EndingLoad,
+    /// Waits until everything is given back.
     Ending,
 }
 
@@ -44,7 +44,7 @@ enum Doing<B> {
 struct Pass<B> {
     plan: PassPlan,
     start: u64,
-    /// What the averages have taken in so far.
+    /// The time up to which the averages are computed.
     weighed: u64,
     result: PassResult,
     held: Vec<B>,
@@ -52,14 +52,14 @@ struct Pass<B> {
     without_gain: u64,
 }
 
-impl<'a, S: Stage> Director<'a, S> {
-    /// The director of a run whose load has `audience` actors.
-    pub fn new(stage: &'a S, control: &'a Control, timeline: &'a Timeline, audience: u64) -> Self {
+impl<'a, M: PassMachine> Director<'a, M> {
+    /// The director of a run whose load has `actors` actors.
+    pub fn new(machine: &'a M, control: &'a Control, timeline: &'a Timeline, actors: u64) -> Self {
         Self {
-            stage,
+            machine,
             control,
             timeline,
-            audience,
+            actors,
             next: 0,
             doing: Doing::Waiting,
         }
@@ -78,7 +78,7 @@ impl<'a, S: Stage> Director<'a, S> {
         match phase.what {
             What::Wait => {}
             What::Pass(plan) => {
-                self.stage.begin_pass(&plan);
+                self.machine.begin_pass(&plan);
                 let held = Vec::with_capacity(plan.test.asked() as usize);
                 let result = PassResult::default();
                 self.doing = Doing::Passing(Pass {
@@ -92,39 +92,40 @@ impl<'a, S: Stage> Director<'a, S> {
                 });
             }
             What::Kill => {
-                self.control.enter(control::Stage::Rested);
-                self.doing = Doing::Killing;
+                self.control.enter(Stage::Rested);
+                self.doing = Doing::EndingLoad;
             }
             What::End => {
-                self.control.enter(control::Stage::Over);
+                self.control.enter(Stage::Over);
                 self.doing = Doing::Ending;
             }
         }
         Next::At(now)
     }
 
-    fn everybody_answered(&self) -> bool {
-        self.control.answers() >= self.audience
+    fn all_acknowledged(&self) -> bool {
+        self.control.acknowledged() >= self.actors
     }
 }
 
 impl<B> Pass<B> {
-    /// Takes the time since the last look into the averages.
-    fn weigh<S: Stage<Block = B>>(&mut self, stage: &S, now: u64) {
+    /// Adds the time since the last call to the averages.
+    fn weigh<M: PassMachine<Block = B>>(&mut self, machine: &M, now: u64) {
         let time = now.saturating_sub(self.weighed) as u128;
-        self.result.balloon_time += stage.balloon_actual() as u128 * time;
-        self.result.target_time += stage.balloon_target() as u128 * time;
+        self.result.balloon_time += machine.balloon_actual() as u128 * time;
+        self.result.target_time += machine.balloon_target() as u128 * time;
         self.weighed = now;
     }
 
-    /// One piece of the pass; `None` when it is over.
-    fn go_on<S: Stage<Block = B>>(&mut self, stage: &S, now: u64) -> Option<u64> {
-        self.weigh(stage, now);
+    /// One piece of the pass. Returns when the next one is due, or `None` when the pass is over.
+    fn go_on<M: PassMachine<Block = B>>(&mut self, machine: &M, now: u64) -> Option<u64> {
+        self.weigh(machine, now);
         match self.plan.test {
             Test::Probe { count, period } => {
                 if self.result.attempts < count {
-                    self.attempt(stage);
-                    // From start to start: the next one is due a period after this one was, however long this one took.
+                    self.attempt(machine);
+                    // From start to start: the next attempt is due one period after this one, however long this one
+                    // took.
                     return Some(self.start + self.result.attempts * period);
                 }
                 None
@@ -138,8 +139,8 @@ impl<B> Pass<B> {
                     return None;
                 }
                 let ask = (got + QUICK_WRITE_BLOCKS).min(goal);
-                // One write goes on to its first failure.
-                while self.result.allocated < ask && self.attempt(stage) {}
+                // One write ends at its first failure.
+                while self.result.allocated < ask && self.attempt(machine) {}
                 if self.result.allocated > got {
                     self.without_gain = 0;
                 } else {
@@ -161,7 +162,7 @@ impl<B> Pass<B> {
                 let space = match self.space {
                     Some(space) => space,
                     None => {
-                        let Ok(space) = stage.create_space() else {
+                        let Ok(space) = machine.create_space() else {
                             return Some(now + STALL);
                         };
                         *self.space.insert(space)
@@ -170,7 +171,7 @@ impl<B> Pass<B> {
                 for _ in 0..QUICK_THP_GROUP.min(goal - self.result.attempts) {
                     self.result.attempts += 1;
                     let page = self.result.attempts * FRAMES_PER_BLOCK as u64;
-                    if let Ok(pages) = stage.fault(space, page, true)
+                    if let Ok(pages) = machine.fault(space, page, true)
                         && pages > 1
                     {
                         self.result.allocated += 1;
@@ -181,9 +182,9 @@ impl<B> Pass<B> {
         }
     }
 
-    fn attempt<S: Stage<Block = B>>(&mut self, stage: &S) -> bool {
+    fn attempt<M: PassMachine<Block = B>>(&mut self, machine: &M) -> bool {
         self.result.attempts += 1;
-        match stage.attempt() {
+        match machine.attempt() {
             Ok(block) => {
                 self.held.push(block);
                 self.result.allocated += 1;
@@ -194,39 +195,39 @@ impl<B> Pass<B> {
         }
     }
 
-    fn finish<S: Stage<Block = B>>(mut self, stage: &S, now: u64) {
+    fn finish<M: PassMachine<Block = B>>(mut self, machine: &M, now: u64) {
         self.result.length = now - self.start;
-        stage.end_pass(&self.plan, &self.result);
+        machine.end_pass(&self.plan, &self.result);
         for block in self.held.drain(..) {
-            stage.release(block);
+            machine.release(block);
         }
         if let Some(space) = self.space.take() {
-            stage.exit(space);
+            machine.exit(space);
         }
     }
 }
 
-impl<S: Stage> Actor for Director<'_, S> {
+impl<M: PassMachine> Actor for Director<'_, M> {
     fn step(&mut self, now: u64) -> Next {
         match core::mem::replace(&mut self.doing, Doing::Waiting) {
             Doing::Waiting => self.begin_phase(now),
-            Doing::Passing(mut pass) => match pass.go_on(self.stage, now) {
+            Doing::Passing(mut pass) => match pass.go_on(self.machine, now) {
                 Some(next) => {
                     self.doing = Doing::Passing(pass);
                     Next::At(next)
                 }
                 None => {
-                    pass.finish(self.stage, now);
+                    pass.finish(self.machine, now);
                     Next::At(now)
                 }
             },
-            Doing::Killing if self.everybody_answered() => {
-                self.stage.drop_filler();
-                self.stage.rest_watermarks();
+            Doing::EndingLoad if self.all_acknowledged() => {
+                self.machine.drop_filler();
+                self.machine.rest_watermarks();
                 self.control.log_phase("filler-dropped", now);
                 Next::At(now)
             }
-            Doing::Ending if self.everybody_answered() => {
+            Doing::Ending if self.all_acknowledged() => {
                 self.control.end();
                 Next::Done
             }
@@ -239,18 +240,18 @@ impl<S: Stage> Actor for Director<'_, S> {
 }
 
 /// Sets the balloon's targets at their times.
-pub struct Targets<'a, S: Stage> {
-    stage: &'a S,
+pub struct Targets<'a, M: PassMachine> {
+    machine: &'a M,
     timeline: &'a Timeline,
     next: usize,
     hash: &'a Mutex<TargetsHash>,
 }
 
-impl<'a, S: Stage> Targets<'a, S> {
-    /// The setter of `timeline`'s targets; each is taken into `hash` as it is set.
-    pub fn new(stage: &'a S, timeline: &'a Timeline, hash: &'a Mutex<TargetsHash>) -> Self {
+impl<'a, M: PassMachine> Targets<'a, M> {
+    /// Sets the targets of `timeline` and adds each to `hash`.
+    pub fn new(machine: &'a M, timeline: &'a Timeline, hash: &'a Mutex<TargetsHash>) -> Self {
         Self {
-            stage,
+            machine,
             timeline,
             next: 0,
             hash,
@@ -258,7 +259,7 @@ impl<'a, S: Stage> Targets<'a, S> {
     }
 }
 
-impl<S: Stage> Actor for Targets<'_, S> {
+impl<M: PassMachine> Actor for Targets<'_, M> {
     fn step(&mut self, now: u64) -> Next {
         while let Some(&(time, frames)) = self.timeline.targets.get(self.next) {
             if time > now {
@@ -266,7 +267,7 @@ impl<S: Stage> Actor for Targets<'_, S> {
             }
             self.next += 1;
             self.hash.lock().add(time, frames);
-            self.stage.set_balloon_target(frames);
+            self.machine.set_balloon_target(frames);
         }
         Next::Done
     }

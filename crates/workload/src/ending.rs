@@ -1,4 +1,4 @@
-//! The end of a run: everything is given back, and all books must balance.
+//! The end of a run: everything is given back, and the books of all parts must balance.
 
 use alloc::{format, string::String};
 
@@ -9,11 +9,11 @@ use dirigible_mobility::Mobility;
 use crate::{content::ContentLog, system::Parts};
 use dirigible::schedule::time::SECOND;
 
-/// How long the end of a run waits for what is still under way.
+/// How long the end of a run waits for frames that are still isolated.
 const SETTLE: u64 = 2 * SECOND;
 
-/// Waits for what is under way: with several CPUs the last exchange may still be with the device when the engines end. Until
-/// then the counts of compaction do not add up.
+/// Waits for moves that are under way: with several CPUs the last exchange may still be pending when the engines end.
+/// Until it has settled, the counts of compaction do not add up.
 pub(crate) fn settle<P: PageTables>(
     platform: &P,
     mobility: &Mobility<'_, P>,
@@ -28,12 +28,12 @@ pub(crate) fn settle<P: PageTables>(
     }
 }
 
-/// Has filler and balloon give everything back and balances the books of all parts. Nothing else runs any more; afterwards
-/// `managed` frames must be free.
+/// Makes the filler and the balloon give everything back and verifies the books of all parts. Nothing else may run
+/// meanwhile. Afterwards `managed` frames must be free.
 ///
 /// # Errors
 ///
-/// The first book that does not balance.
+/// Describes the first book that does not balance.
 pub(crate) fn give_all_back<P: PageTables>(
     parts: &Parts<'_, P>,
     mobility: &Mobility<'_, P>,
@@ -88,17 +88,18 @@ pub(crate) fn give_all_back<P: PageTables>(
     Ok(())
 }
 
-/// Whether the host has what it was given and has neither given back nor, in a reset of its device, forgotten.
+/// Whether the host has the frames that it was given and has neither given back nor, in a reset of its device,
+/// forgotten.
 fn balances(stats: &BalloonStats, held: &Held) -> bool {
     let gone = stats.deflated + stats.forgotten;
     stats.inflated.checked_sub(gone) == Some(held.listed + held.isolated + held.leaving)
 }
 
-/// Contents that were wrong make the run fail.
+/// Fails if any page had wrong contents.
 ///
 /// # Errors
 ///
-/// How many there were, and the first of them.
+/// How many pages had wrong contents, and the first of them.
 pub(crate) fn content_verdict(contents: &ContentLog) -> Result<(), String> {
     match contents.first_errors().first() {
         None => Ok(()),

@@ -128,7 +128,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         }
         let parts = MoverParts {
             balloon: self.system.parts().balloon,
-            class: BALLOON,
+            owner: BALLOON,
             mobility: self.mobility,
             memory: self.system.parts().memory,
             control: &self.control,

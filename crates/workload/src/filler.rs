@@ -1,10 +1,10 @@
-//! The filler: stands in for the page cache.
+//! The filler, a stand-in for the page cache.
 //!
-//! Single movable frames with checked contents that take whatever memory is free and are given back least recently used
-//! first. So memory is always full, and what comes free is scattered: random touches move frames to the young end of the
-//! list, so the order of age has little to do with the order of places.
+//! It takes whatever memory is free as single movable frames with checked contents, and gives them back least recently
+//! used first. So memory is always full. Random touches move frames to the young end of the list, so the order of age
+//! has little to do with the order of addresses, and the frames that become free are scattered.
 //!
-//! The books are two arrays indexed by frame, made once: nothing is allocated while the filler works.
+//! The books are two arrays indexed by frame and allocated once: the filler allocates nothing while it works.
 
 use alloc::{boxed::Box, vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,9 +25,9 @@ use crate::{
 };
 use dirigible::schedule::{Actor, Next};
 
-/// Key of the filler's pages in their patterns.
-const OWNER: u64 = 0xf111_e400_0000_0000;
-/// Frames handled between two looks at the lock.
+/// Key of the filler's pages in the patterns of their contents.
+const PATTERN_KEY: u64 = 0xf111_e400_0000_0000;
+/// Frames handled each time the lock is taken.
 const BATCH: usize = 64;
 /// Not in the list.
 const OUT: u32 = u32::MAX;
@@ -38,7 +38,7 @@ const END: u32 = u32::MAX - 1;
 pub struct Filler<'a, P: PageTables> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
-    class: OwnerId,
+    owner: OwnerId,
     contents: &'a ContentLog,
     books: Mutex<Books>,
     dropped: AtomicBool,
@@ -54,7 +54,7 @@ struct Books {
     oldest: u32,
     youngest: u32,
     held: u64,
-    /// Number of the page that was made last: with it the contents of each are its own.
+    /// Number of the newest page; it makes the contents of each page unique.
     serial: u64,
 }
 
@@ -83,7 +83,7 @@ impl Books {
         self.older[index as usize] != OUT
     }
 
-    /// Puts a frame at the young end.
+    /// Adds a frame at the young end.
     fn push(&mut self, index: u32) {
         self.older[index as usize] = self.youngest;
         self.younger[index as usize] = END;
@@ -110,7 +110,7 @@ impl Books {
         self.held -= 1;
     }
 
-    /// Puts `to` into the place of `from`: a move does not make a page younger.
+    /// Replaces `from` by `to` in the list: a move does not make a page younger.
     fn replace(&mut self, from: u32, to: u32) {
         let (older, younger) = (self.older[from as usize], self.younger[from as usize]);
         self.older[to as usize] = older;
@@ -129,11 +129,11 @@ impl Books {
 }
 
 impl<'a, P: PageTables> Filler<'a, P> {
-    /// A filler that holds nothing yet; its frames will carry `class`.
+    /// A filler that holds no frame yet. Its frames will be registered under `owner`.
     pub fn new(
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
-        class: OwnerId,
+        owner: OwnerId,
         contents: &'a ContentLog,
     ) -> Self {
         let base = frames.block_start(BlockId::new(0)).get();
@@ -141,7 +141,7 @@ impl<'a, P: PageTables> Filler<'a, P> {
         Self {
             frames,
             platform,
-            class,
+            owner,
             contents,
             books: Mutex::new(Books::new(base, span)),
             dropped: AtomicBool::new(false),
@@ -179,7 +179,7 @@ impl<'a, P: PageTables> Filler<'a, P> {
             .sum()
     }
 
-    /// Takes up to `count` frames, as far as the headroom goes; gives how many.
+    /// Takes up to `count` frames within the headroom. Returns how many.
     pub fn fill(&self, count: u64) -> u64 {
         let request = AllocRequest::movable().with_watermark(Watermark::High);
         let mut out = [Pfn::new(0); BATCH];
@@ -208,8 +208,8 @@ impl<'a, P: PageTables> Filler<'a, P> {
             books.serial - frames.len() as u64
         };
         for (serial, &frame) in (first..).zip(frames) {
-            Pattern::new(OWNER, serial).write(self.platform, frame);
-            self.frames.set_owner(frame, self.class, serial);
+            Pattern::new(PATTERN_KEY, serial).write(self.platform, frame);
+            self.frames.set_owner(frame, self.owner, serial);
             self.platform.charge(dirigible_frames::Cost::FillFrame);
         }
         let mut books = self.books.lock();
@@ -220,9 +220,10 @@ impl<'a, P: PageTables> Filler<'a, P> {
         }
     }
 
-    /// Uses the page in frame `draw` modulo memory, if it is the filler's: checks four lines and makes it the youngest.
+    /// Uses the page in the frame that `draw` selects, if it is the filler's: checks four lines and makes it the
+    /// youngest.
     pub fn touch(&self, draw: u64) {
-        // The lock is held over the check: nobody can finish moving the page or giving it back meanwhile.
+        // The lock is held during the check, so that the page is neither moved nor given back meanwhile.
         let mut books = self.books.lock();
         let index = (draw % books.older.len() as u64) as u32;
         if !books.holds(index) {
@@ -234,14 +235,14 @@ impl<'a, P: PageTables> Filler<'a, P> {
         }
         let serial = self.frames.owner_word(frame);
         let note = (When::Used, "filler", serial);
-        let pattern = Pattern::new(OWNER, serial);
+        let pattern = Pattern::new(PATTERN_KEY, serial);
         self.contents
             .check_four(self.platform, frame, pattern, (draw >> 32) as u32, note);
         books.unlink(index);
         books.push(index);
     }
 
-    /// Takes up to `out.len()` of the oldest frames off the books; those that are isolated at this moment are passed over.
+    /// Takes up to `out.len()` of the oldest frames off the books. Isolated frames are skipped.
     fn take_oldest(&self, out: &mut [Pfn]) -> usize {
         let mut books = self.books.lock();
         let mut taken = 0;
@@ -271,7 +272,7 @@ impl<'a, P: PageTables> Filler<'a, P> {
             let taken = self.take_oldest(&mut out[..wanted]);
             for &frame in &out[..taken] {
                 let serial = self.frames.owner_word(frame);
-                let pattern = Pattern::new(OWNER, serial);
+                let pattern = Pattern::new(PATTERN_KEY, serial);
                 let note = (When::Ended, "filler", serial);
                 if whole {
                     self.contents
@@ -293,8 +294,8 @@ impl<'a, P: PageTables> Filler<'a, P> {
         given
     }
 
-    /// Checks everything, gives it back, and takes nothing more. Frames that are isolated at this moment stay until
-    /// another call.
+    /// Checks all frames and gives them back; from then on the filler takes none. Frames that are isolated during the
+    /// call stay until another call.
     pub fn drop_all(&self) {
         self.dropped.store(true, Ordering::Relaxed);
         self.give_back(usize::MAX, true);
@@ -314,7 +315,7 @@ impl<P: PageTables> Reclaim for Filler<'_, P> {
 
 impl<P: PageTables> MovableOwner for Filler<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
-        // The place in the list stays: reclaim passes isolated frames over.
+        // The frame keeps its place in the list: reclaim skips isolated frames.
         if self
             .frames
             .transition(frame, FrameState::Listed, FrameState::Isolated)
@@ -325,9 +326,9 @@ impl<P: PageTables> MovableOwner for Filler<'_, P> {
         let ours = self
             .frames
             .frame(frame)
-            .is_some_and(|info| info.owner == self.class);
+            .is_some_and(|info| info.owner == self.owner);
         if !ours {
-            // It changed hands since the core looked.
+            // Its owner has changed since compaction read it.
             self.must_transition(frame, FrameState::Isolated, FrameState::Listed);
         }
         ours
@@ -339,10 +340,10 @@ impl<P: PageTables> MovableOwner for Filler<'_, P> {
             self.platform.copy_frames(pair.from, pair.to, 1);
             self.platform.charge(dirigible_frames::Cost::MoveFrame(1));
             let note = (When::Moved, "filler", serial);
-            let pattern = Pattern::new(OWNER, serial);
+            let pattern = Pattern::new(PATTERN_KEY, serial);
             self.contents
                 .check_whole(self.platform, pair.to, pattern, note);
-            self.frames.set_owner(pair.to, self.class, serial);
+            self.frames.set_owner(pair.to, self.owner, serial);
             let mut books = self.books.lock();
             let (from, to) = (books.index(pair.from), books.index(pair.to));
             books.replace(from, to);
@@ -357,14 +358,14 @@ impl<P: PageTables> MovableOwner for Filler<'_, P> {
     }
 }
 
-/// Fills and touches at a steady pace.
+/// The actor that fills memory and touches pages at a steady pace.
 pub struct FillerLoad<'a, P: PageTables> {
     filler: &'a Filler<'a, P>,
     control: &'a Control,
     tuning: FillerTuning,
     rng: Rng,
     due: u64,
-    answered: Stage,
+    acknowledged: Stage,
 }
 
 impl<'a, P: PageTables> FillerLoad<'a, P> {
@@ -382,7 +383,7 @@ impl<'a, P: PageTables> FillerLoad<'a, P> {
             tuning,
             rng,
             due: 0,
-            answered: Stage::Loaded,
+            acknowledged: Stage::Loaded,
         }
     }
 }
@@ -390,9 +391,9 @@ impl<'a, P: PageTables> FillerLoad<'a, P> {
 impl<P: PageTables> Actor for FillerLoad<'_, P> {
     fn step(&mut self, now: u64) -> Next {
         let stage = self.control.stage();
-        if stage != self.answered {
-            self.answered = stage;
-            self.control.answer();
+        if stage != self.acknowledged {
+            self.acknowledged = stage;
+            self.control.acknowledge();
         }
         match stage {
             Stage::Loaded => {}

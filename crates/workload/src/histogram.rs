@@ -1,9 +1,9 @@
-//! A histogram of times that many CPUs write at once: fixed size, no lock, no allocation after it was made.
+//! A histogram of times for several CPUs: fixed size, no lock, no allocation after its construction.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Each doubling has this many buckets of equal width, so a bucket's ends differ by 1 part in 32 at most.
+/// Each doubling has this many buckets of equal width, so the ends of a bucket differ by at most 1 part in 32.
 const STEPS: u64 = 1 << STEP_BITS;
 const STEP_BITS: u32 = 5;
 /// Times below [`STEPS`] have a bucket each; the doublings above follow.
@@ -11,8 +11,8 @@ const BUCKETS: usize = (STEPS as usize) * (u64::BITS - STEP_BITS + 1) as usize;
 
 /// Counts of times in nanoseconds.
 ///
-/// All counters are relaxed: they are sums for a report and publish nothing. Read while others write, it gives what it has
-/// seen so far.
+/// All counters are relaxed: they are sums for a report and publish nothing. A concurrent reader sees the counts so
+/// far.
 #[derive(Debug)]
 pub struct Histogram {
     buckets: Box<[AtomicU64]>,
@@ -26,7 +26,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// An empty one.
+    /// An empty histogram.
     pub fn new() -> Self {
         Self {
             buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
@@ -42,7 +42,7 @@ impl Histogram {
         self.longest.fetch_max(ns, Ordering::Relaxed);
     }
 
-    /// How many there are.
+    /// How many times were counted.
     pub fn count(&self) -> u64 {
         self.buckets
             .iter()
@@ -50,13 +50,13 @@ impl Histogram {
             .sum()
     }
 
-    /// The longest, 0 if there is none.
+    /// The longest time, or 0 if there is none.
     pub fn longest(&self) -> u64 {
         self.longest.load(Ordering::Relaxed)
     }
 
-    /// A time that `thousandths` of 1000 did not exceed: the upper end of a bucket, so up to 3 % too long, but never longer
-    /// than the longest. 0 if there is none.
+    /// A time that `thousandths` of 1000 did not exceed: the upper end of a bucket, so up to 3 % too long, but at most
+    /// the longest time. 0 if there is none.
     pub fn quantile(&self, thousandths: u64) -> u64 {
         let wanted = (u128::from(self.count()) * u128::from(thousandths)).div_ceil(1000) as u64;
         let mut seen = 0;
@@ -75,7 +75,7 @@ const fn bucket_of(ns: u64) -> usize {
     if ns < STEPS {
         return ns as usize;
     }
-    // The highest bit says which doubling, the five below it which step.
+    // The highest bit selects the doubling, the five bits below it the step.
     let doubling = u64::BITS - 1 - STEP_BITS - ns.leading_zeros();
     (STEPS * (doubling as u64 + 1) + (ns >> doubling) - STEPS) as usize
 }
@@ -87,7 +87,7 @@ const fn end_of(index: usize) -> u64 {
         return index;
     }
     let (doubling, step) = (index / STEPS - 1, index % STEPS);
-    // In this order, as the last bucket ends with the last number.
+    // Computed in this order because the last bucket ends with the largest number.
     ((STEPS + step) << doubling) + ((1 << doubling) - 1)
 }
 

@@ -1,7 +1,8 @@
-//! Compile-like tasks: memory built up in pieces, holes punched, used again, all given back at the end.
+//! Compile jobs: memory is allocated in pieces, partly given back, used again, and all of it given back at the end.
 //!
-//! A job draws its whole plan from its own stream and never from what memory answers: where one machine lets it wait, it
-//! comes back with the same request. So the jobs of all columns, and of the twin, ask for the same things in the same order.
+//! A job draws its whole plan from its own random stream, independent of which requests succeed. If a request fails,
+//! the job waits and repeats the same request. So the jobs of all columns, and of the twin, make the same requests in
+//! the same order.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -17,22 +18,22 @@ use crate::{
 };
 use dirigible::schedule::{Actor, Next, time::MILLISECOND};
 
-/// A job looks up at least this often, to see that the load has ended.
+/// A job checks at least this often whether the load has ended.
 const NAP: u64 = 250 * MILLISECOND;
 const HUGE: u64 = FRAMES_PER_BLOCK as u64;
 
-/// A slot in which one job runs after the other.
-pub struct Job<'a, M: LoadMemory> {
+/// One slot of compile jobs: they run in it one after the other.
+pub struct CompileJob<'a, M: LoadMemory> {
     memory: &'a M,
     control: &'a Control,
     tuning: JobTuning,
     rng: Rng,
     state: State,
-    /// When the present state ends. Plans go from here, not from the time at which a step came to run.
+    /// When the present state ends. The next time is computed from here, not from when the step happened to run.
     due: u64,
     plan: Plan,
     space: Option<Space>,
-    /// The first page that was never used.
+    /// The first page that has never been used.
     end: u64,
     pieces: Vec<Range<u64>>,
     held: u64,
@@ -58,19 +59,19 @@ enum State {
     Between,
     /// Faulting pages of the newest piece from `next` on.
     Filling { next: u64, huge: bool },
-    /// Asking for kernel memory: this many requests are left, the next one drawn already.
+    /// Allocating kernel memory: `left` requests remain, and the next one is drawn already.
     Asking {
         left: u64,
         request: KernelRequest,
         life: u64,
     },
-    /// All built.
+    /// All pieces are allocated.
     Staying,
-    /// Answered the end.
+    /// Has acknowledged the end of the load.
     Gone,
 }
 
-impl<'a, M: LoadMemory> Job<'a, M> {
+impl<'a, M: LoadMemory> CompileJob<'a, M> {
     /// Job slot `number`, whose first job begins within two pauses.
     pub fn new(
         memory: &'a M,
@@ -120,7 +121,7 @@ impl<'a, M: LoadMemory> Job<'a, M> {
         self.control.jobs_started.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Draws the next piece and what of the older ones is given back; the faults come after.
+    /// Draws the next piece; its pages are faulted in afterwards.
     fn next_piece(&mut self) {
         let thp = self.rng.below(self.tuning.thp_pieces) == 0 && self.plan.thp;
         let size = self.rng.range(self.tuning.piece.0, self.tuning.piece.1);
@@ -138,7 +139,7 @@ impl<'a, M: LoadMemory> Job<'a, M> {
         };
     }
 
-    /// A piece is there: older ones are used, holed, given back; then kernel memory is asked for.
+    /// A piece is complete: older ones are used, partly or wholly given back; then kernel memory is allocated.
     fn after_piece(&mut self, space: Space) {
         if self.pieces.len() > 8 && self.rng.chance(1, 5) {
             let index = self.rng.below(self.pieces.len() as u64) as usize;
@@ -187,7 +188,7 @@ impl<'a, M: LoadMemory> Job<'a, M> {
         };
     }
 
-    /// Goes on in the present state as far as memory and time allow.
+    /// Advances the present state until memory or time runs out.
     fn advance(&mut self, now: u64) -> Result<(), NoMemory> {
         match self.state {
             State::Away => self.start(),
@@ -265,7 +266,7 @@ impl<'a, M: LoadMemory> Job<'a, M> {
     }
 }
 
-/// One request for kernel memory.
+/// Draws one request for kernel memory.
 pub(crate) fn draw_request(rng: &mut Rng, reclaimable: bool) -> KernelRequest {
     let mut draw = rng.below(KERNEL_ORDERS.iter().sum());
     let mut order = 0;
@@ -282,11 +283,11 @@ pub(crate) fn draw_request(rng: &mut Rng, reclaimable: bool) -> KernelRequest {
     }
 }
 
-impl<M: LoadMemory> Actor for Job<'_, M> {
+impl<M: LoadMemory> Actor for CompileJob<'_, M> {
     fn step(&mut self, now: u64) -> Next {
         if matches!(self.state, State::Gone) {
             if self.control.stage() == Stage::Over {
-                self.control.answer();
+                self.control.acknowledge();
                 return Next::Done;
             }
             return Next::At(now + NAP);
@@ -294,7 +295,7 @@ impl<M: LoadMemory> Actor for Job<'_, M> {
         if self.control.stage() != Stage::Loaded {
             self.finish(Check::Whole);
             self.state = State::Gone;
-            self.control.answer();
+            self.control.acknowledge();
             return Next::At(now + NAP);
         }
         self.expire_kernel(now);
@@ -303,7 +304,7 @@ impl<M: LoadMemory> Actor for Job<'_, M> {
                 self.control.count_wait(STALL);
                 self.due = now + STALL;
             }
-            // One piece a step: others have their turn between two pieces of a late job.
+            // One piece per step: other actors run between two pieces of a job that is late.
             if matches!(self.state, State::Between) {
                 break;
             }

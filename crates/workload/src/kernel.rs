@@ -1,7 +1,8 @@
-//! Kernel memory beside the jobs': caches and buffers, unmovable and reclaimable, that live for seconds or for minutes.
+//! Kernel memory beside that of the compile jobs: unmovable and reclaimable allocations that live for seconds or
+//! minutes.
 //!
-//! Nothing shrinks it under reclaim. A shrinker would free more in the column that reclaims more, and that column would then
-//! carry a smaller load and look better than it is.
+//! Reclaim does not shrink it. A shrinker would free more in the column that reclaims more; that column would then
+//! carry a smaller load, and its result would look better than it is.
 
 use alloc::{collections::BinaryHeap, vec::Vec};
 use core::cmp::Reverse;
@@ -15,7 +16,7 @@ use crate::{
 };
 use dirigible::schedule::{Actor, Next};
 
-/// A steady source of kernel memory: random bursts of requests, each answered one given back after its drawn life.
+/// A steady source of kernel memory: random bursts of requests; each allocation is freed after its drawn lifetime.
 pub struct KernelLoad<'a, M: LoadMemory> {
     memory: &'a M,
     control: &'a Control,
@@ -23,16 +24,16 @@ pub struct KernelLoad<'a, M: LoadMemory> {
     rng: Rng,
     drop_rng: Rng,
     due: u64,
-    /// Requests of the present burst that are left, the first one drawn.
+    /// Requests left of the present burst; the first one is drawn already.
     left: u64,
     request: Option<(KernelRequest, u64)>,
-    /// Thousandths of a request that the bursts so far are short of the level.
+    /// By how many thousandths of a request the bursts so far fall short of the level.
     owed: u64,
-    /// When what is held ends: (time, slot).
+    /// When the allocations end: (time, slot).
     ends: BinaryHeap<Reverse<(u64, u32)>>,
     slots: Vec<Option<KernelMemory>>,
     free_slots: Vec<u32>,
-    answered: Stage,
+    acknowledged: Stage,
 }
 
 impl<'a, M: LoadMemory> KernelLoad<'a, M> {
@@ -57,11 +58,12 @@ impl<'a, M: LoadMemory> KernelLoad<'a, M> {
             ends: BinaryHeap::new(),
             slots: Vec::new(),
             free_slots: Vec::new(),
-            answered: Stage::Loaded,
+            acknowledged: Stage::Loaded,
         }
     }
 
-    /// Requests per tick in thousandths that keep up the level: Little's law, with 1.25 frames a request (85 x 1, 10 x 2, 5 x 4).
+    /// Requests per tick, in thousandths, that keep up the level: by Little's law, at 1.25 frames per request (85 x 1,
+    /// 10 x 2, 5 x 4).
     fn rate(&self) -> u64 {
         let life = (self.tuning.life.0 + self.tuning.life.1) / 2;
         (self.tuning.level as u128 * 1000 * 100 * self.tuning.tick as u128
@@ -69,7 +71,7 @@ impl<'a, M: LoadMemory> KernelLoad<'a, M> {
     }
 
     fn burst(&mut self) {
-        // From nothing to twice the mean, so the level breathes.
+        // From zero to twice the mean, so that the level varies.
         let mean = self.rate();
         self.owed += self.rng.range(0, mean * 2);
         self.left = self.owed / 1000;
@@ -109,7 +111,7 @@ impl<'a, M: LoadMemory> KernelLoad<'a, M> {
         }
     }
 
-    /// The load ends: what the tuning lets survive stays, as it is.
+    /// The load has ended: frees all but what the tuning lets survive.
     fn drop_caches(&mut self) {
         let survivors = self.tuning.survivors;
         for slot in &mut self.slots {
@@ -131,14 +133,14 @@ impl<'a, M: LoadMemory> KernelLoad<'a, M> {
 impl<M: LoadMemory> Actor for KernelLoad<'_, M> {
     fn step(&mut self, now: u64) -> Next {
         let stage = self.control.stage();
-        if stage != self.answered {
-            self.answered = stage;
+        if stage != self.acknowledged {
+            self.acknowledged = stage;
             match stage {
                 Stage::Loaded => {}
                 Stage::Rested => self.drop_caches(),
                 Stage::Over => self.free_all(),
             }
-            self.control.answer();
+            self.control.acknowledge();
         }
         match stage {
             Stage::Loaded => {}

@@ -1,15 +1,15 @@
-//! All actors of the load, in their fixed order.
+//! The actors of the load, in their fixed order.
 
 use alloc::{boxed::Box, vec::Vec};
 
 use crate::{
-    control::Control, jobs::Job, kernel::KernelLoad, machine::LoadMemory, params::Params,
+    control::Control, jobs::CompileJob, kernel::KernelLoad, machine::LoadMemory, params::Params,
     rng::Source, tuning::LoadTuning,
 };
 use dirigible::schedule::Actor;
 
-/// The actors that make the load of `params` on `memory`: all begin at time 0, and each answers the director once for
-/// each stage. The filler is not among them: it belongs to the real machine.
+/// The actors of the load of `params` on `memory`. All begin at time 0, and each acknowledges each stage once. The
+/// filler is not among them: it belongs to the real machine.
 pub fn actors<'a, M: LoadMemory>(
     memory: &'a M,
     control: &'a Control,
@@ -31,7 +31,7 @@ pub fn actors<'a, M: LoadMemory>(
         )));
     }
     for number in 0..tuning.jobs.jobs {
-        actors.push(Box::new(Job::new(
+        actors.push(Box::new(CompileJob::new(
             memory,
             control,
             tuning.jobs,

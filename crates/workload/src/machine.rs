@@ -1,7 +1,8 @@
-//! What the experiment asks of a machine: memory for the load, blocks for the probe, a balloon.
+//! What the experiment needs of a machine: memory for the load, blocks for the probe, a balloon.
 //!
-//! Two machines implement it: [`System`](crate::system::System), the real one, and [`Counts`](crate::twin::Counts), the
-//! counts-only twin. Jobs, kernel memory and the passes are written once over these traits, so both see the same requests.
+//! Two types implement the traits: [`System`](crate::system::System), the real machine, and
+//! [`Counts`](crate::twin::Counts), the counts-only twin. Compile jobs, kernel memory and the passes are written once,
+//! against these traits, so both machines see the same requests.
 
 use core::ops::Range;
 
@@ -9,11 +10,11 @@ use dirigible_frames::{Order, Pfn};
 
 use crate::timeline::{PassPlan, PassResult};
 
-/// No memory: the asker waits, or does without.
+/// The request found no memory: its requester waits or does without.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoMemory;
 
-/// An address space of a job.
+/// An address space of a compile job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space(pub u32);
 
@@ -26,23 +27,23 @@ pub struct KernelRequest {
     pub order: Order,
 }
 
-/// Kernel memory that was got.
+/// Kernel memory that was allocated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KernelMemory {
-    /// What was asked for.
+    /// The request that it serves.
     pub request: KernelRequest,
-    /// The first frame; no place in the twin.
+    /// The first frame; without meaning in the twin.
     pub first: Pfn,
-    /// Names the contents.
+    /// Number of the contents: selects their pattern.
     pub serial: u64,
 }
 
-/// How closely contents are looked at when memory is given back.
+/// How much of the contents is checked when memory is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Check {
-    /// At the four lines that this draw names.
+    /// The four lines that this random draw selects.
     Four(u32),
-    /// At every line.
+    /// Every line.
     Whole,
 }
 
@@ -55,27 +56,27 @@ pub trait LoadMemory: Sync {
     /// No memory for its first page table.
     fn create_space(&self) -> Result<Space, NoMemory>;
 
-    /// Makes sure that `page` of `space` is there; what is new is filled with its pattern. With `huge` the aligned 512
-    /// pages from `page` on may come as one huge page. Gives how many pages from `page` on are there now: 1 or 512.
+    /// Makes `page` of `space` present and fills new pages with their pattern. With `huge` the aligned 512 pages from
+    /// `page` on may be mapped as one huge page. Returns how many pages from `page` on are present now: 1 or 512.
     ///
     /// # Errors
     ///
     /// No memory for the page or a page table.
     fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory>;
 
-    /// Uses a page again, if it is there: checks the four lines that `draw` names.
+    /// Uses a page again, if it is present: checks the four lines that `draw` selects.
     fn reuse(&self, space: Space, page: u64, draw: u32);
 
-    /// Checks the pages of the range that are there.
+    /// Checks the pages of the range that are present.
     fn check(&self, space: Space, pages: Range<u64>, check: Check);
 
-    /// Gives back what is there of the range.
+    /// Gives back the pages of the range that are present.
     fn give_back(&self, space: Space, pages: Range<u64>);
 
-    /// Ends an address space and all that is in it.
+    /// Destroys an address space and frees its pages.
     fn exit(&self, space: Space);
 
-    /// Kernel memory, filled with its pattern.
+    /// Allocates kernel memory and fills it with its pattern.
     ///
     /// # Errors
     ///
@@ -86,19 +87,19 @@ pub trait LoadMemory: Sync {
     fn kernel_free(&self, memory: KernelMemory, check: Check);
 }
 
-/// What the passes need beside the load's memory.
-pub trait Stage: LoadMemory {
-    /// A huge page of the probe, held.
+/// What the passes need of a machine, beside the load's memory.
+pub trait PassMachine: LoadMemory {
+    /// A huge page that the probe holds.
     type Block: Send;
 
     /// One attempt of the probe.
     ///
     /// # Errors
     ///
-    /// No huge page.
+    /// No huge page could be allocated.
     fn attempt(&self) -> Result<Self::Block, NoMemory>;
 
-    /// Gives back what an attempt got.
+    /// Gives back the huge page of an attempt.
     fn release(&self, block: Self::Block);
 
     /// Sets the balloon's target, in frames.
@@ -107,18 +108,18 @@ pub trait Stage: LoadMemory {
     /// The balloon's target, in frames.
     fn balloon_target(&self) -> u64;
 
-    /// What the balloon holds, in frames.
+    /// The balloon's size, in frames.
     fn balloon_actual(&self) -> u64;
 
-    /// Has the filler give everything back and never take anything again.
+    /// Makes the filler give all its frames back and take none again.
     fn drop_filler(&self);
 
     /// Sets the watermarks of a machine at rest.
     fn rest_watermarks(&self);
 
-    /// A pass is about to begin.
+    /// Called before a pass begins.
     fn begin_pass(&self, pass: &PassPlan);
 
-    /// A pass has ended; what it got is still held.
+    /// Called when a pass has ended, while its huge pages are still held.
     fn end_pass(&self, pass: &PassPlan, result: &PassResult);
 }

@@ -1,7 +1,7 @@
-//! Moves every frame of the full balloon, several times, while the load runs.
+//! The mover: moves every frame of the full balloon, several times, while the load runs.
 //!
-//! The experiment's compaction moves the frames that stand in its way. This actor leaves none out: it shows that all of a
-//! balloon can be moved, and what that costs, while its guest works.
+//! Compaction moves only the frames that are in its way. The mover moves all of them: it shows that a whole balloon can
+//! be moved under load, and what that costs.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -23,25 +23,25 @@ use dirigible::schedule::{Actor, Next};
 /// Frames that are isolated and moved together: what one message holds.
 const BATCH: usize = MAX_PFNS;
 
-/// What a mover works on.
+/// What a mover needs.
 pub struct MoverParts<'k, 'm, P: PageTables> {
     /// The balloon.
     pub balloon: &'k dyn BalloonControl,
-    /// The class of its frames.
-    pub class: OwnerId,
-    /// Who moves them.
+    /// The owner id of its frames.
+    pub owner: OwnerId,
+    /// Compaction, which moves them.
     pub mobility: &'k Mobility<'m, P>,
-    /// Where the frames come from that take their places.
+    /// The source of the target frames.
     pub memory: &'k dyn PageSource,
-    /// Ends the work with the load, and counts the rounds.
+    /// Says when the load has ended, and counts the rounds.
     pub control: &'k Control,
 }
 
 impl<P: PageTables> MoverParts<'_, '_, P> {
-    /// The state of a frame of the balloon.
+    /// The state of a frame, if it is the balloon's.
     fn state(&self, frame: Pfn) -> Option<FrameState> {
         let info = self.mobility.frames().frame(frame)?;
-        (info.owner == self.class && info.class == FrameClass::Balloon).then_some(info.state)
+        (info.owner == self.owner && info.class == FrameClass::Balloon).then_some(info.state)
     }
 }
 
@@ -55,13 +55,13 @@ pub struct Mover<'k, 'm, P: PageTables> {
     seen_full: bool,
     /// Frames of this round that are still to be moved.
     left: Vec<Pfn>,
-    /// Those that could not be moved just then: their turn comes again.
+    /// Frames that could not be moved; they are tried again.
     again: Vec<Pfn>,
     pairs: Vec<MovePair>,
 }
 
 impl<'k, 'm, P: PageTables> Mover<'k, 'm, P> {
-    /// The mover of a balloon of `full` frames at its fullest, in so many rounds.
+    /// A mover that waits for a balloon of `full` frames and moves all of it `rounds` times.
     pub fn new(parts: MoverParts<'k, 'm, P>, full: u64, rounds: u64) -> Self {
         Self {
             parts,
@@ -74,21 +74,22 @@ impl<'k, 'm, P: PageTables> Mover<'k, 'm, P> {
         }
     }
 
-    /// Begins a round with all frames that the balloon holds now; `false` if there are none.
+    /// Begins a round with all frames that the balloon holds now. Returns `false` if there are none.
     fn begin_round(&mut self) -> bool {
         let frames = self.parts.mobility.frames();
         let used = frames.blocks().flat_map(|block| frames.used_frames(block));
         let listed = |&frame: &Pfn| self.parts.state(frame) == Some(FrameState::Listed);
         self.left.extend(used.filter(listed));
-        // Taken from the end: the lowest first.
+        // Frames are taken from the end: the lowest first.
         self.left.reverse();
         !self.left.is_empty()
     }
 
-    /// Moves one batch; `false` when nothing more can be moved just now.
+    /// Moves one batch. Returns `false` if no frame could be isolated.
     fn move_batch(&mut self) -> bool {
         let mobility = self.parts.mobility;
-        // The new frames first: whoever looks for memory may compact, and must not wait for frames that we isolated.
+        // The targets are allocated first: an allocation may compact, and must not wait for frames that the mover has
+        // isolated.
         while self.pairs.len() < BATCH.min(self.left.len()) {
             let Ok(to) = self.parts.memory.alloc(AllocRequest::movable()) else {
                 break;
@@ -120,13 +121,15 @@ impl<'k, 'm, P: PageTables> Mover<'k, 'm, P> {
         isolated > 0
     }
 
-    /// Isolates a frame of the round: whether it could be; `None` when it is the balloon's no more.
+    /// Isolates a frame of the round. Returns whether that succeeded, or `None` if the frame is no longer the
+    /// balloon's.
     fn take(&self, frame: Pfn) -> Option<bool> {
         self.parts.state(frame)?;
         if !self.parts.mobility.isolate(frame) {
             return Some(false);
         }
-        // Given back between the two looks, it may be anybody's, a huge page's even: only what is isolated stays as it is.
+        // If it was given back between the two reads, it may have any owner now, even be part of a huge page. Only an
+        // isolated frame keeps its owner.
         if self.parts.state(frame) != Some(FrameState::Isolated) {
             self.parts.mobility.putback_movable_frames(&[frame]);
             return None;
@@ -134,8 +137,8 @@ impl<'k, 'm, P: PageTables> Mover<'k, 'm, P> {
         Some(true)
     }
 
-    /// What of the round is still to be done: frames that were refused or are under way. Those that the balloon has no more
-    /// were moved, by us or by compaction, or given back.
+    /// Collects the frames of the round that are still to be moved: those refused or under way. Frames that the balloon
+    /// no longer holds were given back, or moved by the mover or by compaction.
     fn take_again(&mut self) {
         let mut again = core::mem::take(&mut self.again);
         again.retain(|&frame| {
@@ -144,7 +147,7 @@ impl<'k, 'm, P: PageTables> Mover<'k, 'm, P> {
                 Some(FrameState::Listed | FrameState::Isolated)
             )
         });
-        // Their buffers change places: none is ever made anew.
+        // The two buffers are swapped, so that none is allocated.
         self.again = core::mem::replace(&mut self.left, again);
     }
 }

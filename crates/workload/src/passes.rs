@@ -1,4 +1,4 @@
-//! What is written down about each pass on the real machine.
+//! What is recorded about each pass on the real machine.
 
 use alloc::{string::ToString, vec::Vec};
 
@@ -14,7 +14,7 @@ use crate::{
 
 const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 
-/// How an attempt ended, as the events that it raised tell.
+/// How an attempt ended, derived from the events that it raised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
     /// A block was free.
@@ -25,15 +25,15 @@ pub enum Ended {
     Reclaim,
     /// Too little free, even after reclaim.
     Watermark,
-    /// Compaction was put off.
+    /// Compaction was deferred.
     Deferred,
-    /// No block could be begun.
+    /// Evacuation of no block could be begun.
     NoBlock,
-    /// A block was begun and could not be emptied.
+    /// Evacuation of a block was begun and given up.
     Aborted,
 }
 
-/// The events that tell attempts apart: reclaimed frames, compaction skipped, deferred, begun; blocks given up.
+/// The events that distinguish attempts: reclaimed frames; compaction skipped, deferred, begun; blocks given up.
 pub type AttemptEvents = [u64; 5];
 
 impl Ended {
@@ -49,7 +49,7 @@ impl Ended {
         ]
     }
 
-    /// How an attempt between two counts ended. With threads, others raise the same events: a hint then.
+    /// How an attempt between two readings ended. With several threads it is only a hint: others raise the same events.
     pub fn of(got: bool, before: &AttemptEvents, after: &AttemptEvents) -> Self {
         let [reclaimed, _, deferred, begun, aborted] =
             core::array::from_fn(|index| after[index] > before[index]);
@@ -65,16 +65,16 @@ impl Ended {
     }
 }
 
-/// What is held, in frames.
+/// Memory in use, in frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
-    /// By the jobs, and by the THP test.
+    /// Of the compile jobs, and of the THP test.
     pub anonymous: u64,
     /// Kernel memory, page tables included.
     pub kernel: u64,
-    /// By the filler.
+    /// Of the filler.
     pub filler: u64,
-    /// By the balloon.
+    /// Of the balloon.
     pub balloon: u64,
 }
 
@@ -82,7 +82,7 @@ pub struct Sizes {
 pub struct PassBook {
     /// The passes that have ended.
     pub reports: Vec<PassReport>,
-    /// The host's time of their attempts.
+    /// Time that their attempts took on the host.
     pub host: Vec<AttemptHost>,
     /// Blocks with reserved frames or holes.
     reserved: Vec<bool>,
@@ -98,7 +98,7 @@ struct Open {
 }
 
 impl PassBook {
-    /// No pass yet.
+    /// A book without passes.
     pub fn new(frames: &FrameAllocator<'_>) -> Self {
         let is_reserved = |block| {
             let start = frames.block_start(block);
@@ -119,7 +119,7 @@ impl PassBook {
         }
     }
 
-    /// A pass begins.
+    /// Records the beginning of a pass.
     pub fn begin(&mut self, pass: &PassPlan, frames: &FrameAllocator<'_>, balloon: u64) {
         let before = self.look(frames, balloon);
         let now = &mut self.now;
@@ -133,7 +133,7 @@ impl PassBook {
         now.host_costs.clear();
     }
 
-    /// An attempt was made.
+    /// Records an attempt.
     pub fn attempted(&mut self, ended: Ended, cost: u64, host_cost: u64) {
         let Open {
             report,
@@ -160,7 +160,7 @@ impl PassBook {
         } += 1;
     }
 
-    /// The pass has ended; what it got is still held.
+    /// Records the end of a pass, while its huge pages are still held.
     pub fn end(
         &mut self,
         pass: &PassPlan,
@@ -173,7 +173,7 @@ impl PassBook {
         let mut report = core::mem::take(&mut now.report);
         let mean =
             |time: u128| Tenths::mib_of_frames((time / u128::from(result.length.max(1))) as u64);
-        // What the THP test holds is not the load's.
+        // The pages of the THP test are not part of the load.
         let probe = match pass.test {
             crate::timeline::Test::Thp { .. } => result.allocated * BLOCK,
             _ => 0,

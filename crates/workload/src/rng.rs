@@ -1,22 +1,22 @@
-//! Random numbers that are the same everywhere, one stream for each source of load.
+//! Reproducible random numbers, one stream for each source of load.
 //!
-//! A stream belongs to one actor. What one actor draws can therefore not shift what another one draws, so all columns see
-//! the same requests even where they answer them differently.
+//! A stream belongs to one actor, so the draws of one actor do not depend on those of another. All columns therefore
+//! see the same requests, even where they serve them differently.
 
-/// Who draws from a stream.
+/// The source of load that draws from a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// The job with this number.
+    /// The slot of compile jobs with this number.
     Job(u32),
     /// Long-lived kernel memory of the kind with this number.
     LongKernel(u32),
     /// Short-lived kernel memory of the kind with this number.
     ShortKernel(u32),
-    /// The filler's touches.
+    /// The touches of the filler.
     Touches,
     /// The phase of the balloon's schedule.
     Schedule,
-    /// What of the kernel's memory survives the end of the load.
+    /// Which kernel memory survives the end of the load.
     DropCaches,
 }
 
@@ -55,7 +55,7 @@ impl Rng {
             at = at.wrapping_add(0x9e37_79b9_7f4a_7c15);
             *word = mix(at);
         }
-        // All zeroes is the one state that the generator cannot leave.
+        // From the state of all zeroes the generator yields only zeroes.
         state[0] |= 1;
         Self { state }
     }
@@ -74,17 +74,18 @@ impl Rng {
         result
     }
 
-    /// A number below `bound`; 0 when `bound` is 0. The bias of the multiplication is below 2^-32 for bounds in use here.
+    /// A number below `bound`; 0 if `bound` is 0. The bias of the multiplication is below 2^-32 for the bounds used
+    /// here.
     pub fn below(&mut self, bound: u64) -> u64 {
         ((self.bits() as u128 * bound as u128) >> 64) as u64
     }
 
-    /// A number from `low` to `high`, both possible.
+    /// A number from `low` to `high`, both inclusive.
     pub fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high.saturating_sub(low) + 1)
     }
 
-    /// True `times` out of `of` times.
+    /// True with probability `times` / `of`.
     pub fn chance(&mut self, times: u64, of: u64) -> bool {
         self.below(of) < times
     }

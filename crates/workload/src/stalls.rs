@@ -1,4 +1,4 @@
-//! How long requests were kept waiting, and which of them failed for no good reason.
+//! How long requests stalled, and which of them failed although memory was free.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,12 +13,12 @@ use crate::{
     report::{StallFigures, StallReport},
 };
 
-/// Keeps the times of requests that were not served at once, and judges those that failed.
+/// Records how long requests stalled that were not served at once, and classifies those that failed.
 ///
-/// A request for one frame that leaves `min` may fail: the guest's memory is at its end. It must not fail because
-/// compaction holds frames aside, the targets of its moves and what is free in the block that it empties: they are free
-/// memory. So a failure counts as one that must not be if with these frames more than `min` would have been free, in blocks
-/// that the request may use.
+/// A request for one frame with the watermark `min` may fail if the guest has no memory left. It must not fail because
+/// compaction has set frames aside: the targets of its moves and the free frames of the block that it empties. Such
+/// frames are free memory. So a failure is counted in `min_failed` if, with these frames, more than `min` would have
+/// been free in blocks that the request may use.
 pub struct Stalls<'a, P: Platform> {
     mobility: &'a Mobility<'a, P>,
     fallback: Fallback,
@@ -28,7 +28,7 @@ pub struct Stalls<'a, P: Platform> {
     min_failed: AtomicU64,
 }
 
-/// Times of one kind of requests.
+/// Times of one kind of request.
 #[derive(Default)]
 struct Times {
     all: Histogram,
@@ -48,7 +48,7 @@ impl Times {
 }
 
 impl<'a, P: Platform> Stalls<'a, P> {
-    /// Nothing so far, of requests to the allocator below `mobility`, which does `fallback`.
+    /// No stalls yet. They will be those of requests to the allocator of `mobility`, whose fallback is `fallback`.
     pub fn new(mobility: &'a Mobility<'a, P>, fallback: Fallback) -> Self {
         Self {
             mobility,
@@ -68,15 +68,15 @@ impl<'a, P: Platform> Stalls<'a, P> {
         }
     }
 
-    /// Whether `request`, which has just failed, would have been served if compaction held nothing. It is a look at counts
-    /// that others change meanwhile.
+    /// Whether `request`, which has just failed, would have been served if compaction had set nothing aside. An
+    /// estimate: other CPUs change the counts meanwhile.
     fn was_starved(&self, request: AllocRequest) -> bool {
-        // Frames that compaction holds lie in movable blocks.
+        // The frames that compaction has set aside lie in movable blocks.
         let may_use = request.class == FrameClass::Movable || self.fallback == Fallback::Steal;
         if request.order != Order::BASE || request.watermark != Watermark::Min || !may_use {
             return false;
         }
-        // Each isolated frame has a target, in use by nobody until it is moved there.
+        // Each isolated frame has a target, which is unused until the frame is moved.
         let targets = self.mobility.isolated_frames();
         let frames = self.mobility.frames();
         frames.zones().any(|zone| {

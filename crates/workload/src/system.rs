@@ -1,4 +1,5 @@
-//! The real machine as the experiment sees it: allocator, compaction, paging, filler and balloon behind the two traits.
+//! The real machine: allocator, compaction, paging, filler and balloon behind the two traits of
+//! [`machine`](crate::machine).
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -17,7 +18,7 @@ use crate::{
     balloon::BalloonControl,
     content::{ContentLog, Pattern, When},
     filler::Filler,
-    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space, Stage},
+    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
     passes::{Ended, PassBook, Sizes},
     report::{AttemptHost, PassReport},
     stalls::Stalls,
@@ -30,9 +31,9 @@ const KERNEL: u64 = 0x6e72_6b00_0000_0000;
 /// Key of the probe's huge pages.
 const PROBE: u64 = 0x7072_6f00_0000_0000;
 
-/// The host's clock, for what attempts cost in real time. It decides nothing.
+/// The host's clock, which measures what attempts cost in real time. No decision depends on it.
 pub trait HostClock: Sync {
-    /// Nanoseconds since some fixed moment.
+    /// Nanoseconds since a fixed point in time.
     fn nanoseconds(&self) -> u64;
 }
 
@@ -46,16 +47,16 @@ pub struct Parts<'a, P: PageTables> {
     pub paging: &'a Paging<'a, P>,
     /// The allocation slow path.
     pub memory: &'a SlowPath<'a, P>,
-    /// The filler, whether or not it ever takes anything.
+    /// The filler, also where it is switched off.
     pub filler: &'a Filler<'a, P>,
-    /// How programs touch their pages, where the hardware walks the page tables; `None`: the platform reads and writes the
-    /// frames behind them.
+    /// How programs access their pages where the hardware walks the page tables. `None`: the platform reads and writes
+    /// the frames directly.
     pub user: Option<&'a dyn UserMemory>,
     /// The balloon.
     pub balloon: &'a dyn BalloonControl,
-    /// What checks of contents found.
+    /// The errors that checks of contents found.
     pub contents: &'a ContentLog,
-    /// How long requests waited.
+    /// How long requests stalled.
     pub stalls: &'a Stalls<'a, P>,
     /// The host's clock.
     pub host_clock: &'a dyn HostClock,
@@ -70,7 +71,7 @@ pub struct System<'a, P: PageTables> {
     passes: Mutex<PassBook>,
 }
 
-/// Sees that migration brought a page's contents along.
+/// Checks that a migrated page has its contents.
 pub struct MoveChecks<'a, P: PageTables> {
     platform: &'a P,
     contents: &'a ContentLog,
@@ -96,7 +97,7 @@ impl<P: PageTables> MoveObserver for MoveChecks<'_, P> {
 }
 
 impl<'a, P: PageTables> System<'a, P> {
-    /// The machine made of `parts`, whose watermarks at rest will be `rested`.
+    /// A machine of `parts` whose watermarks at rest are `rested`.
     pub fn new(parts: Parts<'a, P>, rested: Watermarks) -> Self {
         let passes = Mutex::new(PassBook::new(parts.frames));
         Self {
@@ -108,12 +109,12 @@ impl<'a, P: PageTables> System<'a, P> {
         }
     }
 
-    /// What it is made of.
+    /// Its parts.
     pub fn parts(&self) -> &Parts<'a, P> {
         &self.parts
     }
 
-    /// The passes so far, and the host's time of their attempts.
+    /// The passes so far, and the time that their attempts took on the host.
     pub fn passes(&self) -> (Vec<PassReport>, Vec<AttemptHost>) {
         let passes = self.passes.lock();
         (passes.reports.clone(), passes.host.clone())
@@ -139,9 +140,10 @@ impl<'a, P: PageTables> System<'a, P> {
         }
     }
 
-    /// What the load, the filler and the balloon hold.
+    /// The memory of the load, the filler and the balloon.
     fn sizes(&self) -> Sizes {
-        // Only a look: in threaded mode the load goes on meanwhile. A failing audit is met again at the end of the run.
+        // An estimate: in threaded mode the load goes on meanwhile. If the audit fails, it fails again at the end of
+        // the run.
         let audit = self.parts.paging.audit().unwrap_or_default();
         Sizes {
             anonymous: audit.frames(),
@@ -154,7 +156,7 @@ impl<'a, P: PageTables> System<'a, P> {
 }
 
 impl<P: PageTables> System<'_, P> {
-    /// Serves a page fault: what is new arrives with its pattern.
+    /// Serves a page fault. A new page is filled with its pattern before it is mapped.
     pub(crate) fn serve_fault(
         &self,
         space: Space,
@@ -174,7 +176,7 @@ impl<P: PageTables> System<'_, P> {
         };
         let fill = |frame: Pfn, order: Order| {
             for offset in 0..order.frames() as u64 {
-                // A huge frame holds the aligned range around the page; `huge` is asked for at its first page.
+                // A huge page holds the aligned range around `page`; `huge` is requested only at its first page.
                 pattern_of(space, page + offset).write(platform, frame.plus(offset));
             }
         };
@@ -238,7 +240,7 @@ impl<P: PageTables> LoadMemory for System<'_, P> {
         };
         let first = self.alloc(AllocRequest::new(request.order, class))?;
         let frames = request.order.frames() as u64;
-        // Relaxed, here and below: numbers that only have to differ, and a count for the report.
+        // Relaxed, here and below: numbers that only have to be unique, and a count for the report.
         let serial = self.serial.fetch_add(frames, Ordering::Relaxed);
         self.kernel.fetch_add(frames, Ordering::Relaxed);
         for offset in 0..frames {
@@ -273,7 +275,7 @@ impl<P: PageTables> LoadMemory for System<'_, P> {
 #[derive(Debug)]
 pub struct ProbeBlock(Pfn);
 
-impl<P: PageTables> Stage for System<'_, P> {
+impl<P: PageTables> PassMachine for System<'_, P> {
     type Block = ProbeBlock;
 
     fn attempt(&self) -> Result<ProbeBlock, NoMemory> {

@@ -1,7 +1,7 @@
-//! When what happens: the phases of a run and the balloon's targets, both known before it begins.
+//! The timeline of a run: its phases and the balloon's targets, both fixed before it begins.
 //!
-//! Everything here is a function of the parameters and the seed. No column can move a phase or a target by being slow, so
-//! every column, and the twin, has the same balloon schedule at the same times.
+//! The timeline is a function of the parameters and the seed. A slow column cannot shift a phase or a target, so all
+//! columns and the twin have the same balloon schedule.
 
 use alloc::vec::Vec;
 
@@ -17,15 +17,15 @@ use crate::{
     },
 };
 
-/// Huge pages that the probe asks for in one pass: 95 per cent of MemTotal at boot, each step rounded down.
+/// Huge pages that the probe requests in one pass: 95 % of MemTotal at boot, each step rounded down.
 pub const fn probe_count(mem_total_frames: u64) -> u64 {
     let bytes = mem_total_frames * FRAME_SIZE as u64;
     bytes / (FRAME_SIZE * FRAMES_PER_BLOCK) as u64 * PROBE_PERCENT / 100
 }
 
-/// Frames that the guest's allocator manages at boot: all but what is reserved.
+/// Frames that the guest's allocator manages at boot: all but the reserved ones.
 ///
-/// The reserved part is one frame in [`RESERVED_SHARE`], whole blocks.
+/// One frame in [`RESERVED_SHARE`] is reserved, rounded up to whole blocks.
 pub const fn mem_total_frames(params: &Params) -> u64 {
     let frames = params.memory_frames();
     let block = FRAMES_PER_BLOCK as u64;
@@ -38,17 +38,17 @@ pub const fn mem_total_frames(params: &Params) -> u64 {
     frames - reserved
 }
 
-/// How a pass asks for huge pages.
+/// How a pass requests huge pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Test {
-    /// One attempt each `period`, from start to start, `count` times.
+    /// `count` attempts, one every `period`, from start to start.
     Probe {
         /// Attempts.
         count: u64,
         /// From start to start.
         period: u64,
     },
-    /// Writes to the hugetlb pool, some blocks each, toward `goal`.
+    /// Writes to the hugetlb pool, each for some blocks, up to `goal`.
     Pool {
         /// Blocks wanted.
         goal: u64,
@@ -65,7 +65,7 @@ pub enum Test {
 }
 
 impl Test {
-    /// Huge pages that it asks for.
+    /// Huge pages that it requests.
     pub const fn asked(self) -> u64 {
         match self {
             Self::Probe { count, .. } => count,
@@ -83,16 +83,16 @@ pub struct PassPlan {
     pub test: Test,
 }
 
-/// What a pass got, as the director sees it.
+/// The result of a pass, as the director records it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PassResult {
     /// Attempts made.
     pub attempts: u64,
     /// Huge pages got.
     pub allocated: u64,
-    /// The balloon's size in frames, summed over the pass's nanoseconds.
+    /// The balloon's size in frames, integrated over the nanoseconds of the pass.
     pub balloon_time: u128,
-    /// The same of its target.
+    /// The balloon's target, likewise.
     pub target_time: u128,
     /// Length of the pass in nanoseconds.
     pub length: u64,
@@ -116,7 +116,7 @@ pub enum What {
 pub struct Phase {
     /// For the phase log and the progress bar.
     pub name: &'static str,
-    /// When it begins, or as soon after as the phase before has ended.
+    /// When it begins, unless the phase before lasts longer.
     pub at: u64,
     /// What it does.
     pub what: What,
@@ -157,7 +157,7 @@ impl Timeline {
         let mut targets = Vec::new();
         let mut warm_up = scaled(PAPER_WARM_UP);
         if params.schedule == Schedule::Held && swing.steps > 0 {
-            // The phase shifts the whole climb; the last step is at least a period old when pass 1 begins.
+            // The drawn offset shifts all steps. Pass 1 begins at least one period after the last of them.
             let first = scaled(HELD_FILL) + offset;
             targets.push((0, 0));
             targets.extend((0..3 * swing.steps).map(|n| (first + n * period, swing.level(n + 1))));
@@ -208,7 +208,7 @@ impl Timeline {
     fn quick(params: &Params) -> Self {
         let scaled = |time| params.scaled_time(time);
         let swing = Swing::new(params);
-        // Twice the pace before pass 1, as the Linux peer's 2.5 s and 5 s.
+        // Twice the pace before pass 1, as in the measurement of Linux: 2.5 s and 5 s.
         let (climb, period) = (scaled(params.period) / 2, scaled(params.period));
         let first = scaled(QUICK_FILL);
         let mut targets = alloc::vec![(0, 0)];
@@ -244,7 +244,7 @@ impl Timeline {
             at: kill,
             what: What::Kill,
         });
-        // Nothing moves any more, so no slot need be waited for: each begins when the one before has ended.
+        // The balloon no longer moves, so the tests need no slots: each begins when the one before has ended.
         let rested = kill + REST_GAP;
         for (name, test) in [("rested", pool), ("rested-thp", thp)] {
             phases.push(Phase {
@@ -273,7 +273,7 @@ impl Timeline {
     }
 }
 
-/// Up and down between 0 and the full balloon.
+/// The balloon's movement between 0 and full, up and down.
 struct Swing {
     full: u64,
     step: u64,
@@ -291,7 +291,7 @@ impl Swing {
         }
     }
 
-    /// Steps from empty to full and back; 1 for no balloon.
+    /// Steps from empty to full and back; 1 if there is no balloon.
     fn round(&self) -> u64 {
         (2 * self.steps).max(1)
     }
@@ -304,7 +304,7 @@ impl Swing {
     }
 }
 
-/// FNV-1a over the balloon's targets as they are set.
+/// FNV-1a hash of the balloon's targets as they are set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TargetsHash(u64);
 
@@ -315,7 +315,7 @@ impl Default for TargetsHash {
 }
 
 impl TargetsHash {
-    /// Takes in one target and its planned time.
+    /// Adds one target and its planned time.
     pub fn add(&mut self, time: u64, frames: u64) {
         for byte in time.to_le_bytes().into_iter().chain(frames.to_le_bytes()) {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
@@ -346,7 +346,8 @@ mod tests {
         assert_eq!(mem_total_frames(&paper(1)), (1 << 20) - 8192);
         // 4,064 MiB: 2,032 blocks, 1,930.4 of them.
         assert_eq!(probe_count((1 << 20) - 8192), 1930);
-        // 2,032 blocks and a bit: the bit does not count, though 95 % of it would tip the last block over.
+        // 2,032 blocks and 511 frames: the frames do not count, though with them the product would round to one block
+        // more.
         assert_eq!(probe_count(2032 * 512 + 511), 1930);
         assert_eq!(probe_count(20 * 512), 19);
         assert_eq!(probe_count(511), 0);

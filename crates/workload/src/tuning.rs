@@ -1,7 +1,7 @@
-//! Every constant of the experiment, and the three policies, in one place.
+//! The constants of the experiment, and the policies of the three columns.
 //!
-//! Sizes are given for a guest of 4 GiB and scale with its memory; a load scale multiplies them once more. Times are those
-//! of the profile `paper`; the profile `quick` compresses the load's times by [`QUICK_PACE`], as it does the balloon's.
+//! Sizes are given for a guest of 4 GiB and scale with its memory; sizes of the load are also multiplied by the load
+//! scale. Times are those of the profile `paper`; the profile `quick` divides the load's times by [`QUICK_PACE`].
 
 use dirigible_frames::{BalloonPlacement, Fallback, Placement, Watermarks};
 
@@ -23,21 +23,21 @@ pub const RESERVED_SHARE: u64 = 128;
 
 // --- the probe ---
 
-/// Per cent of MemTotal that a pass asks for.
+/// Per cent of MemTotal that a pass requests.
 pub const PROBE_PERCENT: u64 = 95;
 /// From the start of one attempt to the start of the next.
 pub const PROBE_PERIOD: u64 = 125 * MILLISECOND;
-/// `quick`: blocks that one write to the hugetlb pool asks for.
+/// `quick`: blocks that one write to the hugetlb pool requests.
 pub const QUICK_WRITE_BLOCKS: u64 = 16;
-/// `quick`: goal of both tests at the reference size; the Linux peer's 90 % of 4,096 MiB.
+/// `quick`: goal of both tests, in per cent of memory; as in the measurement of Linux, 90 % of 4,096 MiB.
 pub const QUICK_GOAL_PERCENT: u64 = 90;
 /// `quick`: a test ends after this many writes in a row without a gain.
 pub const QUICK_WRITES_WITHOUT_GAIN: u64 = 60;
 /// `quick`: a test ends after this time.
 pub const QUICK_TEST_TIME: u64 = 30 * SECOND;
-/// `quick`: pause after a write that got all it asked for.
+/// `quick`: pause after a write that got all blocks.
 pub const QUICK_PAUSE_FULL: u64 = 20 * MILLISECOND;
-/// `quick`: pause after a write that did not.
+/// `quick`: pause after a write that got fewer.
 pub const QUICK_PAUSE_SHORT: u64 = 100 * MILLISECOND;
 /// `quick`: ranges that the THP test touches between two pauses of [`QUICK_PAUSE_FULL`].
 pub const QUICK_THP_GROUP: u64 = 8;
@@ -56,45 +56,45 @@ pub const HELD_FILL: u64 = 60 * SECOND;
 pub const QUICK_FILL: u64 = 25 * SECOND;
 /// `quick`: between the balloon's last step before pass 1 and pass 1.
 pub const QUICK_SETTLE: u64 = 5 * SECOND;
-/// `quick`: each test under load has its whole time and this much more to itself, whenever it ends: so the balloon's schedule
-/// meets every column alike.
+/// `quick`: the slot of a test under load is its time limit and this margin, whenever the test ends. So the balloon's
+/// steps fall at the same time into the tests of every column.
 pub const QUICK_SLOT_MARGIN: u64 = SECOND;
-/// After the load is killed: the balloon empties and what is in flight settles.
+/// After the load is killed: time for the balloon to empty and for pending requests to settle.
 pub const REST_GAP: u64 = 10 * SECOND;
-/// Watermark while rested: mmtests' `min_free_kbytes` of 1,024.
+/// The min watermark at rest, in frames: `min_free_kbytes` of 1,024, as in mmtests.
 pub const RESTED_MIN: u64 = 256;
 
 // --- the load ---
 
-/// How much faster the load of `quick` lives.
+/// By how much the times of the load are divided in `quick`.
 pub const QUICK_PACE: u64 = 4;
-/// A request that finds no memory comes again after this time.
+/// A request that found no memory is repeated after this time.
 pub const STALL: u64 = 100 * MILLISECOND;
 
-/// What jobs do. Sizes in frames, times in nanoseconds.
+/// The compile jobs. Sizes in frames, times in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct JobTuning {
-    /// How many there are.
+    /// The number of slots: jobs that run at the same time.
     pub jobs: u32,
     /// Three of four jobs grow to a size between these.
     pub small: (u64, u64),
-    /// The others to one between these.
+    /// The others grow to a size between these.
     pub large: (u64, u64),
-    /// Memory is asked for in pieces between these.
+    /// Memory is allocated in pieces between these.
     pub piece: (u64, u64),
     /// From the first piece to the last.
     pub build: (u64, u64),
     /// From the last piece to the end.
     pub stay: (u64, u64),
-    /// From the end of a job to the next one's beginning.
+    /// From the end of a job to the beginning of the next.
     pub pause: (u64, u64),
-    /// One job in this many uses huge pages …
+    /// One job in this many uses huge pages.
     pub thp_jobs: u64,
-    /// … for one of this many of its pieces.
+    /// Such a job uses them for one piece in this many.
     pub thp_pieces: u64,
-    /// Kernel memory that each piece brings along at most: requests, each of lifetime [`JobTuning::kernel_life`].
+    /// Requests for kernel memory that come with each piece, at most.
     pub kernel_requests: u64,
-    /// How long such a request lives.
+    /// How long that kernel memory lives.
     pub kernel_life: (u64, u64),
 }
 
@@ -103,22 +103,22 @@ pub struct JobTuning {
 pub struct KernelTuning {
     /// Reclaimable, else unmovable.
     pub reclaimable: bool,
-    /// The level that it keeps up, in frames, on average.
+    /// The mean level that it keeps up, in frames.
     pub level: u64,
     /// How long one allocation lives.
     pub life: (u64, u64),
     /// Time between two bursts of requests.
     pub tick: u64,
-    /// One of this many allocations survives the end of the load; 0: all of them.
+    /// One allocation in this many survives the end of the load; 0: all of them.
     pub survivors: u64,
 }
 
-/// What the filler does.
+/// The filler.
 #[derive(Clone, Copy, Debug)]
 pub struct FillerTuning {
     /// Frames taken at most in one tick.
     pub fill: u64,
-    /// Touches in one tick: random frames, so a draw may miss.
+    /// Touches in one tick. They select random frames, so some do not hit a frame of the filler.
     pub touches: u64,
     /// Time between two ticks.
     pub tick: u64,
@@ -127,7 +127,7 @@ pub struct FillerTuning {
 /// The load of a run, scaled.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadTuning {
-    /// Jobs.
+    /// Compile jobs.
     pub jobs: JobTuning,
     /// Kernel memory that lives for minutes: unmovable and reclaimable.
     pub long_kernel: [KernelTuning; 2],
@@ -170,7 +170,7 @@ impl LoadTuning {
                 },
                 small: both((8 * MIB, 64 * MIB)),
                 large: both((96 * MIB, 192 * MIB)),
-                // Pieces keep the size that programs ask for unless the whole job is not much larger.
+                // Pieces keep their size, unless the job itself is not much larger.
                 piece: (16.min(by_load(MIB)), MIB.min(by_load(8 * MIB))),
                 build: time((5 * SECOND, 30 * SECOND)),
                 stay: time((SECOND, 10 * SECOND)),
@@ -196,36 +196,36 @@ impl LoadTuning {
     }
 }
 
-/// Orders of the kernel's requests: of 100, this many of order 0, 1 and 2.
+/// Orders of the requests for kernel memory: how many of 100 have order 0, 1 and 2.
 pub const KERNEL_ORDERS: [u64; 3] = [85, 10, 5];
 
 // --- reclaim ---
 
-/// What an order-0 or balloon request that finds nothing has the filler give back.
+/// Frames that the filler gives back for an order-0 or balloon request that found none.
 pub const RECLAIM_BASE: usize = 32;
 
 // --- the balloon ---
 
-/// Time between two looks of the balloon's worker.
+/// Interval of the balloon's worker.
 pub const BALLOON_TICK: u64 = 10 * MILLISECOND;
-/// Messages that it sends at most in one tick: 256 MiB take 256 messages, 0.64 s.
+/// Messages that it sends in one tick, at most: 256 MiB take 256 messages, 0.64 s.
 pub const BALLOON_MESSAGES: usize = 4;
 
-/// Time between two looks of the mover whether the balloon is full for the first time …
+/// Interval at which the mover checks whether the balloon is full for the first time.
 pub const MOVER_LOOK: u64 = 10 * MILLISECOND;
-/// … and, from then on, between two pieces of its work, …
+/// Interval between two steps of the mover, once the balloon has been full.
 pub const MOVER_TICK: u64 = MILLISECOND;
-/// … each of which is so many batches at most.
+/// Batches that the mover moves in one step, at most.
 pub const MOVER_BATCHES: usize = 8;
 
 // --- background compaction ---
 
-/// Time between two looks of kcompactd.
+/// Interval of kcompactd.
 pub const KCOMPACTD_TICK: u64 = 20 * MILLISECOND;
-/// Blocks that it empties at most in one tick.
+/// Blocks that it empties in one tick, at most.
 pub const KCOMPACTD_BLOCKS: usize = 4;
 
-/// Free-memory marks of the guest: 8, 10 and 12 MiB of 4 GiB.
+/// Watermarks of the guest: 8, 10 and 12 MiB of 4 GiB.
 pub fn watermarks(params: &Params) -> Watermarks {
     let scaled = |at_reference: u64| {
         let frames = at_reference as u128 * params.memory_frames() as u128;
@@ -238,7 +238,7 @@ pub fn watermarks(params: &Params) -> Watermarks {
     }
 }
 
-/// The marks while rested: the minimum falls to [`RESTED_MIN`], the distances stay.
+/// The watermarks at rest: min falls to [`RESTED_MIN`], the distances between them stay.
 pub fn rested_watermarks(params: &Params) -> Watermarks {
     let loaded = watermarks(params);
     let min = RESTED_MIN.min(loaded.min);
@@ -249,24 +249,24 @@ pub fn rested_watermarks(params: &Params) -> Watermarks {
     }
 }
 
-/// The policies of a column: settings of one system.
+/// The policies of a column: settings of the same system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ColumnPolicy {
     /// Whether the balloon's frames can be moved.
     pub balloon_movable: bool,
     /// What an unmovable or reclaimable request does when no block of its own has room.
     pub fallback: Fallback,
-    /// Where movable requests go.
+    /// From which blocks movable requests are served.
     pub placement: Placement,
     /// Where the balloon takes its frames.
     pub inflate: BalloonPlacement,
-    /// Whether it gives back first what heals most, else the newest.
+    /// Whether the balloon first deflates the frames whose return heals a block; otherwise the newest ones.
     pub heal: bool,
-    /// Frames that one exchange moves at most.
+    /// Frames that one exchange moves, at most.
     pub exchange_batch: usize,
-    /// Whole free blocks kept from movable order-0 requests; background compaction begins below this many …
+    /// Whole free blocks kept from movable order-0 requests. Background compaction begins below this number.
     pub reserve_low: u32,
-    /// … and goes on until there are this many.
+    /// Background compaction goes on up to this number of whole free blocks.
     pub reserve_high: u32,
     /// Whether the balloon deflates before a request of the guest fails.
     pub deflate_on_oom: bool,
@@ -320,7 +320,7 @@ impl ColumnPolicy {
         }
     }
 
-    /// The policies as the report names them.
+    /// The policies under their names in the report.
     pub fn report(&self) -> Policy {
         let name = |text: &str| alloc::string::String::from(text);
         Policy {
@@ -354,7 +354,7 @@ mod tests {
     fn pinned_and_movable_differ_in_the_balloons_mobility_alone() {
         let of = |column| ColumnPolicy::new(&Params::new(column, Profile::Paper));
         let (pinned, movable) = (of(Column::Pinned), of(Column::Movable));
-        // Where the balloon's frames come from follows from what they are.
+        // The placement of the balloon's frames follows from whether they are movable.
         let made_movable = ColumnPolicy {
             balloon_movable: true,
             inflate: BalloonPlacement::Ordinary,

@@ -1,9 +1,9 @@
-//! The counts-only twin: the same load, the same balloon targets and the same attempts on a machine that keeps totals only.
+//! The counts-only twin: the same load, balloon targets and attempts on a machine that keeps totals only.
 //!
-//! Frames have no places in it, so nothing is ever fragmented. What it gets is what memory's totals allow: the one reference
-//! against which every column is measured. An attempt succeeds iff what remains of managed memory without the blocks held
-//! already, the whole blocks that kernel memory needs at its peak, the movable memory that cannot be dropped, the balloon's
-//! target and the min watermark is one block or more. The filler can be dropped whole, so it does not appear.
+//! Frames have no addresses in it, so nothing is fragmented. Its result is what the totals of memory allow: the
+//! reference for all columns. An attempt succeeds if at least one block remains of managed memory after these are
+//! subtracted: the blocks held already, kernel memory at its peak in whole blocks, movable memory that cannot be
+//! dropped, the balloon's target, and the min watermark. The filler can be dropped as a whole, so it is not counted.
 
 use alloc::{string::ToString, vec::Vec};
 use core::ops::Range;
@@ -15,7 +15,7 @@ use crate::{
     control::Control,
     director::{Director, Targets},
     load,
-    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space, Stage},
+    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
     params::Params,
     report::{TwinPass, TwinReport},
     timeline::{PassPlan, PassResult, TargetsHash, Timeline, mem_total_frames},
@@ -25,7 +25,7 @@ use dirigible::schedule::{Engine, FreeClock};
 
 const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 
-/// Runs the twin of every column of `params` (which column does not matter).
+/// Runs the twin for `params`. The result is the same for every column.
 pub fn run_twin(params: &Params) -> TwinReport {
     let timeline = Timeline::new(params);
     let counts = Counts::new(params);
@@ -34,8 +34,8 @@ pub fn run_twin(params: &Params) -> TwinReport {
     let mut engine = Engine::new();
     engine.add(0, Targets::new(&counts, &timeline, &hash));
     let load = load::actors(&counts, &control, params);
-    let audience = load.len() as u64;
-    engine.add(0, Director::new(&counts, &control, &timeline, audience));
+    let actors = load.len() as u64;
+    engine.add(0, Director::new(&counts, &control, &timeline, actors));
     for actor in load {
         engine.add_boxed(0, actor);
     }
@@ -48,7 +48,7 @@ pub fn run_twin(params: &Params) -> TwinReport {
     }
 }
 
-/// The machine of totals.
+/// The machine that keeps totals only.
 #[derive(Debug)]
 pub struct Counts {
     rested_min: u64,
@@ -69,7 +69,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// Frames that a request of single frames may take.
+    /// Frames that requests for single frames may take.
     fn spare(&self) -> u64 {
         let used = self.blocks * BLOCK + self.kernel + self.anonymous + self.target + self.min;
         self.managed.saturating_sub(used)
@@ -96,14 +96,14 @@ impl Totals {
     }
 }
 
-/// Which pages of an address space are there, and how many page tables that takes.
+/// Which pages of an address space are present, and how many page tables they need.
 #[derive(Debug, Default)]
 struct SpaceCounts {
-    /// One bit a page.
+    /// One bit per page.
     present: Vec<u64>,
-    /// Pages there in each range of 2 MiB, which takes one table …
+    /// Present pages in each range of 2 MiB; a range in use needs one table.
     regions: Vec<u16>,
-    /// … and ranges in use in each GiB, which takes one more.
+    /// Ranges in use in each GiB; a GiB in use needs one more table.
     gigs: Vec<u16>,
     pages: u64,
 }
@@ -115,7 +115,7 @@ impl SpaceCounts {
             .is_some_and(|word| word & (1 << (page % 64)) != 0)
     }
 
-    /// Tables that a page in `region` needs beside those there.
+    /// Tables that a page in `region` needs beside the present ones.
     fn tables_for(&self, region: usize) -> u64 {
         let used = |counts: &[u16], index: usize| counts.get(index).is_some_and(|&n| n > 0);
         let top = u64::from(self.pages == 0);
@@ -137,7 +137,7 @@ impl SpaceCounts {
         }
     }
 
-    /// Gives how many frames and how many tables the page gave back.
+    /// Removes a page. Returns how many frames and how many tables became free.
     fn remove(&mut self, page: u64) -> (u64, u64) {
         if !self.is_present(page) {
             return (0, 0);
@@ -149,7 +149,7 @@ impl SpaceCounts {
         if self.regions[region] == 0 {
             self.gigs[region / FRAMES_PER_BLOCK] -= 1;
         }
-        // What it would need to come back.
+        // The tables that it would need to be added again.
         (1, self.tables_for(region))
     }
 }
@@ -179,7 +179,7 @@ impl Counts {
         }
     }
 
-    /// Anonymous and kernel frames that the load holds now.
+    /// Anonymous and kernel frames of the load, in this order.
     pub fn held(&self) -> (u64, u64) {
         let totals = self.totals.lock();
         (totals.anonymous, totals.kernel)
@@ -279,7 +279,7 @@ impl LoadMemory for Counts {
     }
 }
 
-impl Stage for Counts {
+impl PassMachine for Counts {
     type Block = ();
 
     fn attempt(&self) -> Result<(), NoMemory> {

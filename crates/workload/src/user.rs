@@ -11,11 +11,11 @@ use crate::{
 
 /// Access to a program's memory at its virtual addresses.
 ///
-/// The machine's hardware walks the tables of the space. When it faults, the machine's fault handler calls `fault`, with
-/// interrupts on and no lock held, and tries again if that is the answer; `false` ends the access. One word stands at the
-/// head of each 64-byte line of a page.
+/// The hardware walks the page tables of the space. When it faults, the fault handler calls `fault`, with interrupts
+/// enabled and no lock held. If `fault` returns `true`, the access is repeated; if `false`, it fails. Each 64-byte line
+/// of a page begins with one word of its pattern.
 pub trait UserMemory: Sync {
-    /// Stores `value` into line 0 of `page`; whether it was done.
+    /// Stores `value` into line 0 of `page`. Returns whether it succeeded.
     fn store(
         &self,
         space: SpaceId,
@@ -24,7 +24,7 @@ pub trait UserMemory: Sync {
         fault: &mut dyn FnMut() -> bool,
     ) -> bool;
 
-    /// Loads all lines of `page`; whether it was done.
+    /// Loads all lines of `page`. Returns whether it succeeded.
     fn load(
         &self,
         space: SpaceId,
@@ -33,7 +33,7 @@ pub trait UserMemory: Sync {
         fault: &mut dyn FnMut() -> bool,
     ) -> bool;
 
-    /// Loads `line` (0 to 63) of `page`.
+    /// Loads `line` (0 to 63) of `page`. Returns `None` if the access failed.
     fn load_line(
         &self,
         space: SpaceId,
@@ -44,9 +44,10 @@ pub trait UserMemory: Sync {
 }
 
 impl<P: PageTables> System<'_, P> {
-    /// A program's first store into `page`, and the fault that brings it there; whether it is part of a huge page.
+    /// A program's first store into `page`, with the page fault that maps it. Returns whether it is part of a huge
+    /// page.
     ///
-    /// The fault fills the page whole, so that a move that overtakes the program finds its contents.
+    /// The fault fills the whole page, so that a migration before the store finds the contents complete.
     pub(crate) fn store_first_line(
         &self,
         user: &dyn UserMemory,
@@ -72,7 +73,7 @@ impl<P: PageTables> System<'_, P> {
             .unwrap_or(false))
     }
 
-    /// A program loads what is in `page` and compares; nothing if the page is not there.
+    /// A program loads `page` and compares its contents. Does nothing if the page is not present.
     pub(crate) fn check_loaded(
         &self,
         user: &dyn UserMemory,
@@ -99,19 +100,20 @@ impl<P: PageTables> System<'_, P> {
             }
         };
         if let Some(wrong) = wrong {
-            // Where it is now: it may have been moved since.
+            // Its present frame: it may have been moved since.
             let frame = self.parts.paging.translate(id, number).unwrap_or_default();
             contents.record(frame, wrong, (When::Used, "job", page));
         }
     }
 
-    /// Serves a fault on a page that should be there: one that is just being moved is waited for. `false` if there is none.
+    /// Serves a fault on a page that should be present: waits until its migration is over. Returns `false` if there is
+    /// no such page.
     fn is_there(&self, space: SpaceId, page: Page) -> bool {
         loop {
             match self.parts.paging.lookup(space, page) {
                 None => return false,
                 Some(mapping) if mapping.migrating => self.parts.platform.relax(),
-                // It has come back, or the hardware had not seen it yet.
+                // It is mapped again, or the hardware had not seen the entry yet.
                 Some(_) => return true,
             }
         }

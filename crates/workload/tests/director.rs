@@ -1,4 +1,4 @@
-//! The passes' rules, on the twin's totals with a clock that attempts move.
+//! The rules of the passes, on the twin's totals, with a clock that each attempt advances.
 
 use core::{
     ops::Range,
@@ -10,7 +10,7 @@ use dirigible_workload::{
     control::Control,
     director::{Director, Targets},
     load,
-    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, Space, Stage},
+    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
     params::{Column, Params, Profile},
     timeline::{PassPlan, PassResult, TargetsHash, Timeline},
     twin::Counts,
@@ -28,7 +28,7 @@ enum Did {
     RestWatermarks(u64),
 }
 
-/// The twin's machine, watched, whose attempts take time.
+/// The twin's machine, which records all calls and whose attempts take time.
 struct Watched<'c> {
     counts: Counts,
     clock: &'c FreeClock,
@@ -74,7 +74,7 @@ impl LoadMemory for Watched<'_> {
     }
 }
 
-impl Stage for Watched<'_> {
+impl PassMachine for Watched<'_> {
     type Block = ();
 
     fn attempt(&self) -> Result<(), NoMemory> {
@@ -142,11 +142,11 @@ fn params(profile: Profile) -> Params {
     }
 }
 
-/// The log, the phases with their times, and what the load holds at the end.
-type Story = (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64));
+/// The calls, the phases with their times, and the frames that the load holds at the end.
+type Record = (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64));
 
-/// Runs the whole experiment with attempts that take `cost`.
-fn run(params: &Params, cost: u64) -> Story {
+/// Runs the whole experiment with attempts that take `cost` nanoseconds.
+fn run(params: &Params, cost: u64) -> Record {
     let clock = FreeClock::default();
     let watched = Watched {
         counts: Counts::new(params),

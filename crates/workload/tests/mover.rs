@@ -1,4 +1,5 @@
-//! The mover beside a guest that goes on living: frames that were the balloon's a moment ago may be anybody's.
+//! The mover in a guest that goes on working: frames that were the balloon's may have another owner in the middle of a
+//! round.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -65,9 +66,10 @@ impl MovableOwner for Frames<'_> {
     }
 }
 
-/// Mid-round, part of the balloon is given back and becomes a huge page: the mover leaves it alone, and nothing stays isolated.
+/// In the middle of a round part of the balloon is given back and becomes a huge page: the mover skips it, and no frame
+/// stays isolated.
 #[test]
-fn what_is_no_more_the_balloons_is_left_alone() {
+fn frames_that_left_the_balloon_are_skipped() {
     let ranges = [Pfn::new(BASE)..Pfn::new(BASE + (BLOCKS * FRAMES_PER_BLOCK) as u64)];
     let zone = ZoneConfig {
         name: "Normal",
@@ -108,7 +110,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
     let control = Control::new();
     let parts = MoverParts {
         balloon: &Full,
-        class: balloon,
+        owner: balloon,
         mobility: &mobility,
         memory: &memory,
         control: &control,
@@ -116,7 +118,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
     let mut mover = Mover::new(parts, BALLOON as u64, 1);
     assert!(matches!(mover.step(0), Next::At(_)));
 
-    // The highest block is still to be moved: it goes back to the guest, which makes it a huge page.
+    // The highest block is not moved yet: it is given back to the guest, which makes it a huge page.
     let last = held.last().map(|&frame| frames.block_of(frame)).unwrap();
     let block = last.unwrap_or(BlockId::new(0));
     let first = frames.block_start(block);
@@ -127,7 +129,7 @@ fn what_is_no_more_the_balloons_is_left_alone() {
         frames.free(guest.cpu(), frame, Order::BASE).unwrap();
     }
     frames.drain_cpu_caches();
-    // Whatever other blocks are free are taken first.
+    // Other free blocks are used up first.
     let space = paging.create_space(&memory).unwrap();
     let mut page = Page::new(512);
     while frames.state(first) == FrameState::Free {

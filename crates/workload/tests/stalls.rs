@@ -1,4 +1,4 @@
-//! Which failures are the guest's own want of memory, and which are compaction's doing.
+//! Which failures are due to lack of memory, and which to frames that compaction has set aside.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -17,8 +17,8 @@ use guest::{BASE, CPUS, MockGuest};
 const BLOCKS: usize = 4;
 const MIN: u64 = 64;
 
-/// Takes all memory but `MIN` frames by the slow path, gives back the `given` lowest and lets compaction have their block;
-/// then asks for `request`. The answer is how many failures there were at `MIN` that must not be.
+/// Allocates all memory but `MIN` frames, gives back the `given` lowest frames and isolates their block; then makes
+/// `request`. Returns how many failures are counted in `min_failed`.
 fn starved(fallback: Fallback, given: usize, request: AllocRequest) -> u64 {
     let ranges = [Pfn::new(BASE)..Pfn::new(BASE + (BLOCKS * FRAMES_PER_BLOCK) as u64)];
     let zone = ZoneConfig {
@@ -77,7 +77,7 @@ fn starved(fallback: Fallback, given: usize, request: AllocRequest) -> u64 {
 }
 
 #[test]
-fn a_failure_beside_a_block_that_compaction_holds_is_told() {
+fn a_failure_while_compaction_holds_free_frames_is_counted() {
     for fallback in [Fallback::Steal, Fallback::Evacuate] {
         assert_eq!(starved(fallback, 100, AllocRequest::movable()), 1);
     }
@@ -85,14 +85,14 @@ fn a_failure_beside_a_block_that_compaction_holds_is_told() {
 }
 
 #[test]
-fn what_cannot_use_compactions_frames_or_must_leave_more_is_not() {
-    // Kernel memory is not taken from movable blocks.
+fn requests_that_cannot_use_those_frames_are_not_counted() {
+    // With `Evacuate`, kernel memory does not come from movable blocks.
     let kernel = AllocRequest::unmovable();
     assert_eq!(starved(Fallback::Evacuate, 100, kernel), 0);
-    // More is asked to be left than `min`, or more than a frame is wanted.
+    // The request must leave more than `min`, or is for more than one frame.
     let low = AllocRequest::movable().with_watermark(Watermark::Low);
     assert_eq!(starved(Fallback::Steal, 100, low), 0);
     assert_eq!(starved(Fallback::Steal, 100, AllocRequest::huge()), 0);
-    // All of the block is in use, and nothing is taken aside for it yet.
+    // The whole block is in use, and no targets are set aside for it yet.
     assert_eq!(starved(Fallback::Steal, 0, AllocRequest::movable()), 0);
 }

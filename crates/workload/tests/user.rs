@@ -1,4 +1,5 @@
-//! A machine whose programs load and store for themselves does what one does that reads and writes frames for them.
+//! A machine on which programs load and store themselves gives the same results as one that reads and writes their
+//! frames for them.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -54,7 +55,7 @@ impl HostClock for NoClock {
     }
 }
 
-/// A walker in software; now and then a load faults for no reason, as hardware may.
+/// A page-table walker in software. Some loads fault spuriously, as on hardware.
 struct Walker<'p> {
     paging: &'p Paging<'p, MockGuest>,
     guest: &'p MockGuest,
@@ -136,14 +137,14 @@ fn with_machine<R>(
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
     let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
     let guest = MockGuest::new(params.memory_frames() as usize);
-    let class = |number| OwnerId::new(number).unwrap();
+    let id = |number| OwnerId::new(number).unwrap();
     let contents = ContentLog::new();
     let checks = MoveChecks::new(&guest, &contents);
-    let filler = Filler::new(&frames, &guest, class(2), &contents);
-    let paging = Paging::new(&frames, &guest, class(1), 64).observed_by(&checks);
+    let filler = Filler::new(&frames, &guest, id(2), &contents);
+    let paging = Paging::new(&frames, &guest, id(1), 64).observed_by(&checks);
     let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
-    mobility.register(class(1), &paging).unwrap();
-    mobility.register(class(2), &filler).unwrap();
+    mobility.register(id(1), &paging).unwrap();
+    mobility.register(id(2), &filler).unwrap();
     let memory = SlowPath::new(&mobility, &filler, SlowPathConfig::default());
     let stalls = Stalls::new(&mobility, Fallback::Steal);
     let walker = Walker {
@@ -181,15 +182,15 @@ fn small() -> Params {
     }
 }
 
-/// All that a run counts: events, huge pages of each pass, pages checked, errors.
+/// The counts of a run: events, huge pages of each pass, pages checked, errors.
 fn counts(own_accesses: bool) -> (Vec<u64>, Vec<u64>, u64, u64) {
     let params = small();
     with_machine(&params, own_accesses, |system, filler, walker| {
         let (control, timeline) = (Control::new(), Timeline::new(&params));
         let mut engine = Engine::new();
         let load = load::actors(system, &control, &params);
-        let audience = load.len() as u64 + 1;
-        engine.add(0, Director::new(system, &control, &timeline, audience));
+        let actors = load.len() as u64 + 1;
+        engine.add(0, Director::new(system, &control, &timeline, actors));
         let tuning = LoadTuning::new(&params).filler;
         engine.add(0, FillerLoad::new(filler, &control, tuning, params.seed));
         for actor in load {
@@ -224,7 +225,7 @@ fn own_accesses_change_no_count() {
 }
 
 #[test]
-fn a_wrong_line_is_found_through_the_programs_eyes() {
+fn a_program_finds_a_wrong_line_in_its_page() {
     with_machine(&small(), true, |system, _, walker| {
         let space = system.create_space().unwrap();
         let Space(number) = space;

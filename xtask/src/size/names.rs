@@ -1,29 +1,29 @@
-//! Whose a function is, by its name in Rust's mangling of today (v0), which spells out all type arguments.
+//! Assigns functions to crates by their names in Rust's v0 mangling, which includes all type arguments.
 
-/// The crates whose size is asked for, from the lowest to the highest: each uses those before it.
+/// The crates whose size is measured, from the lowest to the highest: each uses those before it.
 pub const CRATES: [&str; 3] = ["frames", "mobility", "balloon"];
 
-/// What all crates of the project begin with.
+/// The prefix of the project's crates.
 const PREFIX: &str = "dirigible_";
 
-/// What a function's name says.
+/// The parsed name of a function.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Name {
-    /// Index of its crate in [`CRATES`], if it is one of them.
+    /// The index of its crate in [`CRATES`], if it is one of them.
     pub owner: Option<usize>,
     /// The name without type arguments.
     pub plain: String,
-    /// The name with `_` for each number among the type arguments of what the project defines: functions that have it in
-    /// common are one function for several sizes.
+    /// The name with `_` for each number among the type arguments of the project's own items: functions with the same
+    /// such name are instances of one function for several sizes.
     pub sizeless: String,
 }
 
 impl Name {
-    /// Reads a demangled name.
+    /// Parses a demangled name.
     ///
-    /// A function is of the highest crate that its name mentions: only that one, or one above it, can have asked for a
-    /// function with such types. Type arguments of what the project itself defines do not count: a driver for the kernel's
-    /// platform is the driver's code.
+    /// A function belongs to the highest crate that its name mentions: only that crate, or one above it, can
+    /// instantiate a function with such types. Type arguments of the project's own items do not count: a driver for the
+    /// kernel's platform is code of the driver.
     pub fn of(demangled: &str) -> Self {
         let mut reader = Reader::default();
         reader.read(demangled);
@@ -39,24 +39,24 @@ impl Name {
     }
 }
 
-/// How high a crate of the project stands, those that are not in [`CRATES`] above all; none for any other crate.
+/// The level of a crate of the project; crates that are not in [`CRATES`] have the highest. `None` for any other crate.
 fn level(root: &str) -> Option<usize> {
     let own = root.strip_prefix(PREFIX)?;
     let known = CRATES.iter().position(|&name| name == own);
     Some(known.unwrap_or(CRATES.len()))
 }
 
-/// The crate that a path begins with: the level that [`level`] gives.
+/// The level of the crate that a path begins with.
 type Root = Option<usize>;
 
-/// Between two angle brackets.
+/// What is known about an open angle bracket.
 #[derive(Default)]
 struct Brackets {
     /// `Some<T>` or `some::<T>`, not `<T as Trait>::some`.
     are_arguments: bool,
-    /// Arguments of what the project defines, or within such.
+    /// Arguments of an item of the project, or nested in such.
     are_own: bool,
-    /// The root of the path that is being read.
+    /// The root of the path that is being parsed.
     path: Root,
     /// The root of the first path: for `<T as Trait>`, that of `T`.
     first: Option<Root>,
@@ -142,7 +142,7 @@ impl Reader {
         let closed = self.open.pop().unwrap_or_default();
         self.write(if closed.are_arguments { "" } else { ">" }, ">");
         if !closed.are_arguments {
-            // What follows `<T as Trait>` is a path within `T`.
+            // The path after `<T as Trait>` lies within `T`.
             self.inner().begin_path(closed.first.flatten());
         }
     }

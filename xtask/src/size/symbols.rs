@@ -6,24 +6,25 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 
 use super::names::Name;
 
-/// The section that counts.
+/// The section that is measured.
 const TEXT: &str = ".text";
 
 /// A function in the text of a kernel.
 pub struct Function {
-    /// With all type arguments.
+    /// The name with all type arguments.
     pub demangled: String,
-    /// What that says.
+    /// The parsed name.
     pub name: Name,
-    /// Its code.
+    /// The size of its code.
     pub bytes: u64,
 }
 
-/// The functions in the text of the kernel at `path`. What the linker or the compiler has folded into one counts once.
+/// The functions in the text of the kernel at `path`. Identical functions that the compiler or linker has merged count
+/// once.
 ///
 /// # Errors
 ///
-/// It cannot be read, or has no symbols.
+/// The kernel cannot be read, or has no symbols.
 pub fn functions(path: &Path) -> Result<Vec<Function>, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     let file = std::fs::read(path).map_err(|error| wrong(&error))?;
@@ -38,7 +39,7 @@ pub fn functions(path: &Path) -> Result<Vec<Function>, String> {
             continue;
         }
         let found = (symbol.name().map_err(|error| wrong(&error))?, symbol.size());
-        // Of several names the first in their order, so that the same kernel always gives the same table.
+        // Of several names for an address the smallest is used, so that the same kernel always gives the same table.
         let first = symbols.entry(symbol.address()).or_insert(found);
         *first = found.min(*first);
     }

@@ -1,4 +1,4 @@
-//! What is told of the functions of a kernel.
+//! The report on the functions of a kernel.
 
 use std::collections::BTreeMap;
 
@@ -9,27 +9,28 @@ use super::{names::CRATES, symbols::Function};
 /// Code of one crate.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Share {
-    /// All of it.
+    /// All bytes.
     pub bytes: u64,
-    /// What a kernel links that uses each generic type with one size: of functions that differ only in sizes, the largest.
+    /// Bytes in a kernel that uses each generic type with one size: of functions that differ only in sizes, the largest
+    /// counts.
     pub one_size: u64,
-    /// How many functions `bytes` is.
+    /// The number of functions.
     pub functions: usize,
 }
 
 /// The copies of a generic function.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Copies {
-    /// How many.
+    /// The number of copies.
     pub count: usize,
-    /// All together.
+    /// The size of all of them.
     pub bytes: u64,
 }
 
 /// The size of each of [`CRATES`].
 pub fn shares(functions: &[Function]) -> [Share; CRATES.len()] {
     let mut shares = [Share::default(); CRATES.len()];
-    // Functions of the same name are copies for several crates, which every kernel has.
+    // Functions with the same name are copies from several crates, which every kernel has.
     let mut alike = BTreeMap::<_, BTreeMap<_, u64>>::new();
     for function in functions {
         let Some(owner) = function.name.owner else {
@@ -46,7 +47,7 @@ pub fn shares(functions: &[Function]) -> [Share; CRATES.len()] {
     shares
 }
 
-/// All of `shares` together.
+/// The sum of `shares`.
 pub fn sum(shares: &[Share]) -> Share {
     shares.iter().fold(Share::default(), |sum, share| Share {
         bytes: sum.bytes + share.bytes,
@@ -75,7 +76,7 @@ pub fn copies(functions: &[Function], count: usize) -> Vec<(&str, Copies)> {
         .into_iter()
         .filter(|(_, copies)| copies.count > 1)
         .collect();
-    // By name before: this sort keeps that order.
+    // The map is sorted by name, and this sort is stable.
     found.sort_by_key(|(_, copies)| std::cmp::Reverse((copies.count, copies.bytes)));
     found.truncate(count);
     found
@@ -87,7 +88,7 @@ fn ours(functions: &[Function]) -> impl Iterator<Item = &Function> {
         .filter(|function| function.name.owner.is_some())
 }
 
-/// For people.
+/// The report as text.
 pub fn text(functions: &[Function], [aim, limit]: [u64; 2], count: usize) -> String {
     let shares = shares(functions);
     let mut text = format!(
@@ -122,7 +123,7 @@ pub fn text(functions: &[Function], [aim, limit]: [u64; 2], count: usize) -> Str
     text
 }
 
-/// For programs.
+/// The report as JSON.
 pub fn json(functions: &[Function], [aim, limit]: [u64; 2], count: usize) -> Value {
     let value = |share: &Share| json!({"bytes": share.bytes, "one_size": share.one_size, "functions": share.functions});
     let shares = shares(functions);
