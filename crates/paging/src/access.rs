@@ -33,8 +33,8 @@ impl<P: PageTables> Drop for Section<'_, P> {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Runs `f` on the base frame that holds `page`, and marks the mapping accessed, and dirty if `write`; `None` if the
-    /// page is not mapped.
+    /// Runs `f` on the base frame that holds `page`, and marks the mapping accessed, and dirty if `write`; `None` if
+    /// the page is not mapped.
     ///
     /// Takes no lock. `f` runs inside an access section: the frame stays the page's until `f` is done, so `f` is short
     /// and waits for nobody. A page that is just being moved is waited for, outside the section.
@@ -71,8 +71,8 @@ impl<P: PageTables> Paging<'_, P> {
                 Kind::Empty | Kind::Table => return Touch::Absent,
                 Kind::Leaf => {
                     let marked = place.entry.touched(write);
-                    // As hardware does it: marks go into the entry only while it is still the one that was walked, so none
-                    // lands in an entry that was emptied or replaced meanwhile, and none is lost to a migration.
+                    // As hardware does it: marks go into the entry only while it is still the one that was walked, so
+                    // none lands in an entry that was emptied or replaced meanwhile, and none is lost to a migration.
                     let done = marked == place.entry
                         || self
                             .platform

@@ -209,7 +209,7 @@ impl<P: PageTables> Paging<'_, P> {
             .frames
             .frame(frame)
             .ok_or(AuditError::Owner { space, page, frame })?;
-        let named = info.owner == self.class
+        let named = info.owner == self.owner
             && info.class == FrameClass::Movable
             && info.order == order
             && info.word == OwnerWord::new(space, page).0

@@ -16,7 +16,8 @@ use dirigible_frames::{AllocRequest, Cost, Event, FrameClass, FrameState, Order,
 pub enum FaultKind {
     /// A base page.
     Base,
-    /// A huge page if nothing else lies in the aligned 2 MiB range and a huge frame is to be had; a base page otherwise.
+    /// A huge page if nothing else lies in the aligned 2 MiB range and a huge frame is to be had; a base page
+    /// otherwise.
     HugeIfPossible,
 }
 
@@ -243,7 +244,7 @@ impl<P: PageTables> Paging<'_, P> {
             (page, LEAF_DEPTH, 0)
         };
         self.frames
-            .set_owner(frame, self.class, OwnerWord::new(state.space(), first).0);
+            .set_owner(frame, self.owner, OwnerWord::new(state.space(), first).0);
         self.set_entry(table, page.index(depth), Entry::leaf(frame, order));
         self.add_count(table, 1);
         // Only now may compaction find it: `isolate` takes listed frames, and `migrate` expects their entry.

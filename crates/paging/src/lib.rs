@@ -29,8 +29,8 @@
 //! [`Paging::access`] takes no lock. Two rules keep it safe: table and data frames are freed only after a shoot-down,
 //! and migration replaces the entry by a migration entry, shoots down, copies, installs, in that order.
 //!
-//! The lock does not mask interrupts, so nothing that takes it is for interrupt handlers. Call by call, `docs/calls.md` says
-//! what may be held, what is waited for and who is called.
+//! The lock does not mask interrupts, so nothing that takes it is for interrupt handlers. Call by call, `docs/calls.md`
+//! says what may be held, what is waited for and who is called.
 //!
 //! # A page, from fault to move
 //!
@@ -62,10 +62,10 @@
 //! let frames = FrameAllocator::new(&config, &mut metadata)?;
 //! let guest = MockGuest::new(4 * 512);
 //!
-//! let class = OwnerId::new(1).expect("not 0");
-//! let paging = Paging::new(&frames, &guest, class, 16);
+//! let owner = OwnerId::new(1).expect("not 0");
+//! let paging = Paging::new(&frames, &guest, owner, 16);
 //! let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
-//! mobility.register(class, &paging)?;
+//! mobility.register(owner, &paging)?;
 //! let memory = SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default());
 //!
 //! // A program touches a page that is not there, and writes into it.
@@ -100,6 +100,7 @@ mod access;
 mod audit;
 mod entry;
 mod fault;
+mod lifetime;
 mod migrate;
 mod page;
 mod paging;
@@ -113,8 +114,9 @@ mod unmap;
 
 pub use audit::{Audit, AuditError};
 pub use fault::{Fault, FaultError, FaultKind};
+pub use lifetime::SpaceError;
 pub use page::Page;
-pub use paging::{Mapping, MoveObserver, Paging, SpaceError, Usage};
+pub use paging::{Mapping, MoveObserver, Paging, Usage};
 pub use slow_path::{SlowPath, SlowPathConfig};
 pub use source::{
     FreeFrames, NoNotifier, NoReclaim, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim,

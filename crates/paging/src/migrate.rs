@@ -12,7 +12,7 @@ use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 
 impl<P: PageTables> MovableOwner for Paging<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
-        self.frames.try_isolate(frame, self.class).is_ok()
+        self.frames.try_isolate(frame, self.owner).is_ok()
     }
 
     fn migrate(&self, pairs: &mut [MovePair]) {
@@ -113,7 +113,7 @@ impl<P: PageTables> Paging<'_, P> {
         let marks = self.frames.flags(from).bits() & kept;
         self.frames.set_flags(to, FrameFlags::from_bits(marks));
         self.frames.set_generation(to, self.frames.generation(from));
-        self.frames.set_owner(to, self.class, word.0);
+        self.frames.set_owner(to, self.owner, word.0);
         let Some(slot) = self.slot(word.space()) else {
             return;
         };

@@ -19,7 +19,8 @@ pub struct Page(u64);
 impl Page {
     /// The first number that is no page: four levels of tables translate 36 bits.
     pub const LIMIT: Self = Self(1 << 36);
-    /// The first page of the upper half, which is the kernel's under [`Paging::with_kernel_half`](crate::Paging::with_kernel_half).
+    /// The first page of the upper half, which is the kernel's under
+    /// [`Paging::with_kernel_half`](crate::Paging::with_kernel_half).
     pub const KERNEL_HALF: Self = Self(1 << 35);
 
     /// The page with number `number`.

@@ -3,9 +3,7 @@
 use crate::{
     entry::{Entry, Kind},
     page::{ENTRIES, HUGE_DEPTH, Page},
-    source::PageSource,
-    space::{Slot, SpaceId, SpaceState, Spaces},
-    tables::new_table,
+    space::{Slot, SpaceId, Spaces},
 };
 use dirigible_frames::{
     FrameAllocator, FrameFlags, FrameState, Order, OwnerId, PageTables, Pfn, sync::Mutex,
@@ -13,18 +11,18 @@ use dirigible_frames::{
 
 /// All address spaces of a guest, and the owner of their anonymous memory.
 ///
-/// It is a [`MovableOwner`](dirigible_mobility::MovableOwner): register it with `Mobility` under the class number that
-/// it was made with.
+/// It is a [`MovableOwner`](dirigible_mobility::MovableOwner): register it with `Mobility` under the owner id that it
+/// was made with.
 ///
 /// Locks: one for each space, held for a few page-table words at a time; never while allocating, copying, or waiting.
 pub struct Paging<'a, P> {
     pub(crate) frames: &'a FrameAllocator<'a>,
     pub(crate) platform: &'a P,
-    pub(crate) class: OwnerId,
+    pub(crate) owner: OwnerId,
     pub(crate) spaces: Spaces,
     pub(crate) observer: Option<&'a dyn MoveObserver>,
     /// The table whose upper half every root table shares.
-    kernel_half: Option<Pfn>,
+    pub(crate) kernel_half: Option<Pfn>,
     /// Makes one step of dropping a reference to an unmapped frame and looking for others.
     pub(crate) last_pin: Mutex<()>,
 }
@@ -34,17 +32,6 @@ pub trait MoveObserver: Sync {
     /// `frame` (head of 2^`order`) has the contents of the pages from `page` on; nobody else can reach it yet. Called
     /// with no lock held, but whoever touches the pages waits: the observer must not fault, unmap, or access them.
     fn moved(&self, space: SpaceId, page: Page, frame: Pfn, order: Order);
-}
-
-/// Why there is no new address space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum SpaceError {
-    /// No frame for the root table.
-    #[error("out of memory")]
-    OutOfMemory,
-    /// All slots are taken.
-    #[error("too many address spaces")]
-    TooManySpaces,
 }
 
 /// One page's mapping, as [`Paging::lookup`] found it.
@@ -81,7 +68,7 @@ impl Usage {
 }
 
 impl<'a, P: PageTables> Paging<'a, P> {
-    /// Paging without a space yet, whose frames carry `class`.
+    /// Paging without a space yet, whose frames carry owner id `owner`.
     ///
     /// This is the only place that uses the heap: for the table of `max_spaces` slots.
     ///
@@ -91,13 +78,13 @@ impl<'a, P: PageTables> Paging<'a, P> {
     pub fn new(
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
-        class: OwnerId,
+        owner: OwnerId,
         max_spaces: usize,
     ) -> Self {
         Self {
             frames,
             platform,
-            class,
+            owner,
             spaces: Spaces::new(max_spaces),
             observer: None,
             kernel_half: None,
@@ -111,8 +98,8 @@ impl<'a, P: PageTables> Paging<'a, P> {
         self
     }
 
-    /// Gives every space made from now on the upper half of table `template`, the kernel's own: entries 256 to 511 of its
-    /// root are copied once, when the space is made.
+    /// Gives every space made from now on the upper half of table `template`, the kernel's own: entries 256 to 511 of
+    /// its root are copied once, when the space is made.
     ///
     /// The tables below them are the kernel's and nothing here counts, changes or frees them. Pages from
     /// [`Page::KERNEL_HALF`] on are then no pages of any space: faults are refused, accesses and look-ups find nothing.
@@ -121,49 +108,9 @@ impl<'a, P: PageTables> Paging<'a, P> {
         self
     }
 
-    /// The class that the frames carry.
+    /// The owner id that the frames carry.
     pub fn owner_id(&self) -> OwnerId {
-        self.class
-    }
-
-    /// An empty address space; its root table comes from `memory`.
-    pub fn create_space(&self, memory: &dyn PageSource) -> Result<SpaceId, SpaceError> {
-        let root =
-            new_table(self.frames, self.platform, memory).map_err(|_| SpaceError::OutOfMemory)?;
-        let Some((space, slot)) = self.spaces.take() else {
-            memory.free(root, Order::BASE);
-            return Err(SpaceError::TooManySpaces);
-        };
-        if let Some(template) = self.kernel_half {
-            for index in self.root_entries()..ENTRIES as usize {
-                self.set_entry(root, index, self.entry(template, index));
-            }
-        }
-        slot.open(space, root);
-        Ok(space)
-    }
-
-    /// Unmaps everything and ends the space; gives the number of anonymous frames that it held (0 for a space that is
-    /// no more). Faults and accesses that run at the same time find no space; a frame that is just being moved is waited for.
-    pub fn destroy_space(&self, space: SpaceId) -> usize {
-        let Some(slot) = self.spaces.slot(space).filter(|slot| slot.close(space)) else {
-            return 0;
-        };
-        let pages = self.clear_range(
-            slot,
-            space.get() | SpaceState::DYING,
-            Page::new(0)..self.limit(),
-        );
-        let root = {
-            let mut state = slot.state.lock();
-            debug_assert_eq!((state.base, state.huge, state.tables), (0, 0, 1));
-            core::mem::take(&mut *state).root
-        };
-        // A walker that saw the space alive may still stand in the root table.
-        self.platform.shoot_down(space.get(), 0);
-        self.free_table(root);
-        self.spaces.give_back(space);
-        pages
+        self.owner
     }
 
     /// The root table of living space `space`, for a CPU to walk from (CR3 on x86-64).
@@ -184,8 +131,8 @@ impl<'a, P: PageTables> Paging<'a, P> {
         })
     }
 
-    /// What all living spaces hold together. Takes one lock after the other; for a figure that is sure to be consistent, and
-    /// compared with the tables, see [`Paging::audit`].
+    /// What all living spaces hold together. Takes one lock after the other; for a figure that is sure to be
+    /// consistent, and compared with the tables, see [`Paging::audit`].
     pub fn totals(&self) -> Usage {
         self.spaces.iter().fold(Usage::default(), |sum, slot| {
             let state = slot.state.lock();

@@ -10,8 +10,8 @@ use dirigible_frames::{FrameFlags, FrameState, PageTables, Pfn};
 
 impl<P: PageTables> Paging<'_, P> {
     /// Keeps `page` in its frame until [`Paging::unpin`], and gives the frame; `None` if the page is not mapped. Waits
-    /// while the frame is isolated. A huge page is pinned whole. Pins count: up to 31 of one page, a further one waits until
-    /// one of them ends.
+    /// while the frame is isolated. A huge page is pinned whole. Pins count: up to 31 of one page, a further one waits
+    /// until one of them ends.
     ///
     /// The page may be unmapped meanwhile; the frame is then freed at the last unpin.
     pub fn pin(&self, space: SpaceId, page: Page) -> Option<Pfn> {
@@ -26,7 +26,8 @@ impl<P: PageTables> Paging<'_, P> {
                 let head = place.entry.frame();
                 match place.kind() {
                     Kind::Empty | Kind::Table => return None,
-                    // A pinned frame is `Allocated`, not `Listed`: isolation's one step fails, no flag need be looked at.
+                    // A pinned frame is `Allocated`, not `Listed`: isolation's one step fails, no flag need be looked
+                    // at.
                     Kind::Leaf
                         if self.frames.state(head) == FrameState::Allocated
                             || self

@@ -65,7 +65,7 @@ impl<P: PageTables> Paging<'_, P> {
         self.frames.split_huge(head);
         for index in 0..ENTRIES {
             let word = OwnerWord::new(state.space(), base.plus(index));
-            self.frames.set_owner(head.plus(index), self.class, word.0);
+            self.frames.set_owner(head.plus(index), self.owner, word.0);
             self.set_entry(table, index as usize, frozen.part(index));
         }
         self.frames.set_owner_word(table, ENTRIES);

@@ -45,8 +45,8 @@ impl<P: PageTables> Paging<'_, P> {
     /// Unmaps `pages` and frees their frames; gives how many base pages were mapped (0 for a space that is no more).
     ///
     /// A huge page that lies in the range in part is split; the rest of it stays mapped. On return nobody uses the old
-    /// translations. Frames that compaction has isolated are freed when it lets go of them; frames just being moved, and
-    /// huge pages to split that are isolated or pinned, are waited for.
+    /// translations. Frames that compaction has isolated are freed when it lets go of them; frames just being moved,
+    /// and huge pages to split that are isolated or pinned, are waited for.
     pub fn unmap(&self, space: SpaceId, pages: Range<Page>) -> usize {
         let Some(slot) = self.slot(space) else {
             return 0;
@@ -204,8 +204,8 @@ impl<P: PageTables> Paging<'_, P> {
         Stop::Flush
     }
 
-    /// Takes a frame off the books whose entry goes; `true` if it is the caller's to free. Otherwise somebody else holds
-    /// it, compaction or a pin, and learns from the owner word that it is theirs to free.
+    /// Takes a frame off the books whose entry goes; `true` if it is the caller's to free. Otherwise somebody else
+    /// holds it, compaction or a pin, and learns from the owner word that it is theirs to free.
     fn detach(&self, frame: Pfn) -> bool {
         let free = self
             .frames

@@ -10,7 +10,8 @@ use dirigible_paging::{FaultError, FaultKind, Page, SpaceId};
 use proptest::prelude::*;
 use support::{World, world, world_with_kernel_half};
 
-/// Pages that the steps use, in ranges of 2 MiB, two of them next to each other: these, and the last that a space can map.
+/// Pages that the steps use, in ranges of 2 MiB, two of them next to each other: these, and the last that a space can
+/// map.
 const REGIONS: [u64; 4] = [0, 1, 700, 300_000];
 const SPACES: usize = 3;
 

@@ -212,8 +212,8 @@ fn filled(w: &World) -> (SpaceId, u64) {
     (space, (0..).take_while(fault).count() as u64)
 }
 
-/// Compaction holds frames while the host takes its time: a request waits for them rather than fail, or have others give
-/// up theirs.
+/// Compaction holds frames while the host takes its time: a request waits for them rather than fail, or have others
+/// give up theirs.
 #[test]
 fn frames_that_compaction_holds_are_waited_for() {
     let w = leak(world_with_reserve(2, Fallback::Steal, 0));

@@ -22,8 +22,8 @@ shuttle::thread_local! {
     static CPU: Cell<u16> = Cell::new(0);
 }
 
-/// One block of memory. Words are plain atomics behind a scheduling point, made for the frames that are used: worlds are
-/// leaked, one for each run.
+/// One block of memory. Words are plain atomics behind a scheduling point, made for the frames that are used: worlds
+/// are leaked, one for each run.
 struct Guest {
     words: Vec<OnceLock<Box<[RawU64]>>>,
     sections: Vec<AtomicU64>,

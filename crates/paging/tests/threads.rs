@@ -10,7 +10,8 @@ use dirigible_mobility::{MovePair, Outcome};
 use dirigible_paging::{FaultKind, MoveObserver, Page, PageSource, SpaceId};
 use support::{World, run_on, world};
 
-/// Every page is written by one thread only, with the same value in all the words that it uses: torn or stale contents show.
+/// Every page is written by one thread only, with the same value in all the words that it uses: torn or stale contents
+/// show.
 const MARKED: [usize; 4] = [0, 63, 200, 511];
 
 fn write_all(w: &World, space: SpaceId, page: u64, value: u64) -> Option<()> {
@@ -243,9 +244,9 @@ fn pitfall_66_everyone_waits_for_a_migration_entry() {
     for act in 0..4 {
         let w = &world(4);
         let gate = support::leak(Gate::default());
-        let class = OwnerId::new(7).unwrap();
-        let paging = support::leak(Paging::new(w.frames, w.guest, class, 4).observed_by(gate));
-        w.mobility.register(class, paging).unwrap();
+        let owner = OwnerId::new(7).unwrap();
+        let paging = support::leak(Paging::new(w.frames, w.guest, owner, 4).observed_by(gate));
+        w.mobility.register(owner, paging).unwrap();
         let space = paging.create_space(w.source).unwrap();
         let page = Page::new(3);
         let from = paging

@@ -1,5 +1,5 @@
-// The machine of the tests and of the crate's example, which includes this file: memory as a vector of atomic words, CPUs as
-// threads.
+// The machine of the tests and of the crate's example, which includes this file: memory as a vector of atomic words,
+// CPUs as threads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering, fence};

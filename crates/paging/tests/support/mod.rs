@@ -141,13 +141,13 @@ fn build(
     let guest = leak(MockGuest::new(blocks as usize * 512));
     let mobility = leak(Mobility::new(frames, guest, CompactionConfig::default()));
     let notes = leak(Notes::default());
-    let class = OwnerId::new(1).unwrap();
-    let mut paging = Paging::new(frames, guest, class, 8).observed_by(notes);
+    let owner = OwnerId::new(1).unwrap();
+    let mut paging = Paging::new(frames, guest, owner, 8).observed_by(notes);
     if let Some(kept) = &kept {
         paging = paging.with_kernel_half(kept.start);
     }
     let paging = leak(paging);
-    mobility.register(class, paging).unwrap();
+    mobility.register(owner, paging).unwrap();
     let source = leak(FreeFrames::new(frames, guest));
     World {
         guest,
