@@ -1,4 +1,4 @@
-//! One column of the experiment, from a machine that is up to its report.
+//! One column of the experiment: wires the memory manager, runs the actors, sends the report.
 
 use alloc::{
     boxed::Box,
@@ -32,18 +32,18 @@ use spin::Mutex;
 use super::{
     arch::{clock, interrupts, masking::Masking, smp},
     balloon::{BalloonPort, Driver, device},
+    console::send,
     machine::Guest,
     platform::GuestPlatform,
     programs::Programs,
-    talk::say,
 };
 
-/// Runs the column of `params` and says its report; when the balloon is full for the first time each of its frames is moved
-/// `moves` times.
+/// Runs the column that `params` describes and sends its report. When the balloon is full for the first time, each of
+/// its frames is moved `moves` times.
 ///
 /// # Errors
 ///
-/// Parameters that no run can be made of, a machine without its parts, or books that do not balance at the end.
+/// The parameters are invalid, the machine lacks a device, or a check of all counts fails at the end.
 pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     let policy = ColumnPolicy::new(params);
     let zones = [policy.zone(params, &guest.managed)];
@@ -65,8 +65,8 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
     let transport = device()?;
     let line = transport.line();
-    // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The balloon is
-    // shut down below, and then the machine is.
+    // Mobility and the balloon refer to each other, so neither can be dropped while the other may look at it. The
+    // balloon is shut down below, and then the machine is.
     let balloon: ManuallyDrop<Driver<'_>> = ManuallyDrop::new(
         Driver::new(
             transport,
@@ -111,7 +111,7 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
         ..ColumnHost::default()
     });
     experiment.end(&*balloon, &mut report)?;
-    say(&Message::Column(Box::new(report)));
+    send(&Message::Column(Box::new(report)));
     Ok(())
 }
 
@@ -119,7 +119,8 @@ fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// Runs all actors to the end: the director and what serves it on the first CPU, the load spread over all.
+/// Runs all actors to the end. The director, the balloon's worker, kcompactd and the mover run on the first CPU; the
+/// load is spread over all CPUs.
 fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>, moves: u64) {
     let cpus = usize::from(guest.cpus);
     let load = experiment.load();
@@ -131,33 +132,33 @@ fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>,
         engines[0].add(0, mover);
     }
     for (number, actor) in load.into_iter().enumerate() {
-        // The last CPU first: the first one has other duties.
+        // Starts with the last CPU: the first one runs the actors above.
         engines[cpus - 1 - number % cpus].add_boxed(0, actor);
     }
     let engines: Vec<Mutex<Engine<'_>>> = engines.into_iter().map(Mutex::new).collect();
     let ended = experiment.control().ended();
     clock::restart();
-    say(&Message::Start);
+    send(&Message::Start);
     smp::on_all(&|cpu| {
         let mut engine = engines[cpu.index()].lock();
         match cpu.index() {
-            0 => experiment.lead(&mut engine, &MachineClock, &mut Lines),
+            0 => experiment.lead(&mut engine, &MachineClock, &mut SerialProgress),
             _ => engine.run(&MachineClock, ended, |_, _| {}),
         }
     });
 }
 
-/// Progress on the serial port.
-struct Lines;
+/// Sends the experiment's progress on the serial port.
+struct SerialProgress;
 
-impl Observer for Lines {
+impl Observer for SerialProgress {
     fn progress(&mut self, progress: Progress) {
         let Progress {
             phase,
             now_ms,
             end_ms,
         } = progress;
-        say(&Message::Progress {
+        send(&Message::Progress {
             phase: phase.into(),
             now_ms,
             end_ms,
@@ -165,7 +166,7 @@ impl Observer for Lines {
     }
 }
 
-/// The machine's clock: real time.
+/// The machine's clock, which is real time.
 struct MachineClock;
 
 impl Clock for MachineClock {

@@ -10,7 +10,11 @@ use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved}
 use dirigible_paging::{NoReclaim, PageSource, SlowPath, SlowPathConfig};
 use dirigible_workload::{protocol::TESTS_BALLOON, relief::Relief};
 
-use super::{MILLISECOND, Outcome, allocator, ensure, is_over};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::allocator,
+    outcome::{Outcome, ensure},
+};
 use crate::kernel::{
     arch::interrupts,
     balloon::{Driver, device},
@@ -61,7 +65,7 @@ fn with_balloon(
         &platform,
         CompactionConfig::default(),
     ));
-    let class = OwnerId::new(2).ok_or("no owner number")?;
+    let owner = OwnerId::new(2).ok_or("no owner number")?;
     let transport = device()?;
     let line = transport
         .line()
@@ -72,11 +76,11 @@ fn with_balloon(
         ..BalloonConfig::default()
     };
     let driver = core::mem::ManuallyDrop::new(
-        Driver::new(transport, &frames, &platform, &*mobility, class, config)
+        Driver::new(transport, &frames, &platform, &*mobility, owner, config)
             .map_err(|error| text(&error))?,
     );
     mobility
-        .register(class, &*driver)
+        .register(owner, &*driver)
         .map_err(|error| text(&error))?;
     let source = AllocatorSource {
         frames: &frames,
@@ -105,7 +109,7 @@ fn with_balloon(
     ensure(interrupted > 0, || "the device never interrupted".into())?;
     taken.sort_unstable();
     driver.verify().map_err(|error| text(&error))?;
-    let held = listed(&frames, class, guest);
+    let held = listed(&frames, owner, guest);
     ensure(held.len() as u64 == TESTS_BALLOON, || {
         alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
     })?;
@@ -136,14 +140,14 @@ fn with_balloon(
 /// The frames on the balloon's list.
 fn listed(
     frames: &dirigible_frames::FrameAllocator<'_>,
-    class: OwnerId,
+    owner: OwnerId,
     guest: &Guest,
 ) -> Vec<Pfn> {
     let all = guest
         .managed
         .iter()
         .flat_map(|range| (range.start.get()..range.end.get()).map(Pfn::new));
-    all.filter(|&frame| frames.state(frame) == FrameState::Listed && frames.owner(frame) == class)
+    all.filter(|&frame| frames.state(frame) == FrameState::Listed && frames.owner(frame) == owner)
         .collect()
 }
 
@@ -220,8 +224,8 @@ pub(super) fn the_balloon_comes_up_again_after_a_reset(
     Ok(())
 }
 
-/// All memory is taken by the way of every task. When it ends the task goes on, with all that the balloon holds and nothing
-/// that the host still has; and the balloon, whose target has not changed, does not take it back at once.
+/// All memory is taken by the way of every task. When it ends the task goes on, with all that the balloon holds and
+/// nothing that the host still has; and the balloon, whose target has not changed, does not take it back at once.
 pub(super) fn a_task_goes_on_with_what_the_balloon_gives_back(
     guest: &Guest,
     metadata: &mut [u8],

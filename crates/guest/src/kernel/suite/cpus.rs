@@ -7,7 +7,10 @@ use core::{
 
 use dirigible_frames::Platform;
 
-use super::{MILLISECOND, Outcome, Verdict, ensure};
+use super::{
+    deadline::MILLISECOND,
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{
     arch::{clock, cpu, interrupts, smp},
     machine::Guest,
@@ -25,7 +28,7 @@ pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut [u8]) -> Outcome {
     let verdict = Verdict::default();
     smp::on_all(&|cpu| {
         let me = cpu.index() as u64;
-        while me < 2 && !verdict.is_spoken() {
+        while me < 2 && !verdict.has_failed() {
             let now = turn.load(Ordering::Acquire);
             if now >= ROUNDS {
                 break;

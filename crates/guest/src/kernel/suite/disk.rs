@@ -4,7 +4,10 @@ use alloc::vec;
 
 use virtio_drivers::{device::blk::VirtIOBlk, transport::DeviceType};
 
-use super::{Numbers, Outcome, ensure};
+use super::{
+    numbers::Numbers,
+    outcome::{Outcome, ensure},
+};
 use crate::kernel::{hal::GuestHal, machine::Guest, transport};
 
 const SECTOR: usize = 512;

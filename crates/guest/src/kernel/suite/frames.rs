@@ -6,7 +6,12 @@ use dirigible_frames::{
     AllocRequest, FRAME_SIZE, FrameClass, FrameContents, Order, Pfn, Platform, Watermark,
 };
 
-use super::{MILLISECOND, Numbers, Outcome, Verdict, allocator, ensure, is_over};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::allocator,
+    numbers::Numbers,
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{arch::smp, machine::Guest, platform::GuestPlatform};
 
 /// All CPUs allocate and free all orders at once; what each has written stays, and all comes back.
@@ -32,7 +37,7 @@ pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outco
                     .map_err(|error| alloc::format!("{first}: {error:?}")),
             );
         };
-        while !is_over(&platform, deadline) && !verdict.is_spoken() {
+        while !is_over(&platform, deadline) && !verdict.has_failed() {
             for _ in 0..256 {
                 let full = held.len() == held.capacity();
                 if full || (!held.is_empty() && numbers.below(5) < 2) {

@@ -7,7 +7,12 @@ use dirigible_frames::{
     AllocRequest, CpuId, FrameAllocator, FrameClass, Order, PageTables, Pfn, Platform, Watermark,
 };
 
-use super::{MILLISECOND, Numbers, Outcome, allocator, ensure, is_over};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::allocator,
+    numbers::Numbers,
+    outcome::{Outcome, ensure},
+};
 use crate::kernel::{
     arch::{clock, cpu::MAX_CPUS, smp, tick},
     machine::Guest,
@@ -286,10 +291,11 @@ impl Handler {
 }
 
 /// Timer interrupts of all CPUs allocate and free while the code that they interrupt does so, too, drains caches, and
-/// isolates and captures blocks: first with plenty of memory, then with little, so that requests are refused and drain the caches in
-/// handlers as well. All comes back, and nothing is handed out twice.
+/// isolates and captures blocks: first with plenty of memory, then with little, so that requests are refused and drain
+/// the caches in handlers as well. All comes back, and nothing is handed out twice.
 ///
-/// Without [`Masking`](crate::kernel::arch::masking::Masking) a handler soon waits for a lock that the code below it holds.
+/// Without [`Masking`](crate::kernel::arch::masking::Masking) a handler soon waits for a lock that the code below it
+/// holds.
 pub(super) fn handlers_allocate_and_free(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     let frames = allocator(guest, metadata)?;
     let free = frames.free_frames();

@@ -7,7 +7,12 @@ use dirigible_frames::{AllocRequest, FrameClass, FrameContents, Order, Platform}
 use dirigible_mobility::MovePair;
 use dirigible_paging::{FaultError, FaultKind, Page, PageSource, SpaceId};
 
-use super::{MILLISECOND, Manager, Numbers, Outcome, Verdict, ensure, is_over, with_manager};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::{Manager, with_manager},
+    numbers::Numbers,
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{
     arch::{shoot_down, smp, user},
     machine::Guest,
@@ -64,7 +69,8 @@ impl Manager<'_> {
         })
     }
 
-    /// Moves the frame behind `page` to another one; `false` when it could not be isolated just now, or there was no room.
+    /// Moves the frame behind `page` to another one; `false` when it could not be isolated just now, or there was no
+    /// room.
     fn move_page(&self, space: SpaceId, page: Page, order: Order) -> bool {
         let Some(from) = self.paging.translate(space, page) else {
             return false;
@@ -220,8 +226,8 @@ pub(super) fn spaces_are_apart(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     })
 }
 
-/// Another CPU reads a page all the time while it is unmapped and its frame gets other contents: the reader sees its own
-/// or nothing.
+/// Another CPU reads a page all the time while it is unmapped and its frame gets other contents: the reader sees its
+/// own or nothing.
 pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
@@ -258,7 +264,7 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
                 over.store(true, Ordering::Release);
             }
             1 => {
-                while !over.load(Ordering::Acquire) && !verdict.is_spoken() {
+                while !over.load(Ordering::Acquire) && !verdict.has_failed() {
                     if let Some(found) = manager.load(space, page(9)) {
                         reads.fetch_add(1, Ordering::Release);
                         verdict.note(ensure((0..=ROUNDS).contains(&found), || {
@@ -280,8 +286,8 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
     })
 }
 
-/// Moves pages under the hands of a program on another CPU that counts in them: no count is lost, none comes from an old
-/// frame.
+/// Moves pages under the hands of a program on another CPU that counts in them: no count is lost, none comes from an
+/// old frame.
 fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Outcome {
     let space = manager.space()?;
     let kind = if order == Order::HUGE {
@@ -305,7 +311,7 @@ fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Out
         0 => {
             let mut numbers = Numbers(99);
             let deadline = manager.platform.now() + 1500 * MILLISECOND;
-            while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
+            while !is_over(manager.platform, deadline) && !verdict.has_failed() {
                 let number = numbers.below(pages);
                 let from = manager.paging.translate(space, page(number * step));
                 if manager.move_page(space, page(number * step), order) {
@@ -321,7 +327,7 @@ fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Out
         1 => {
             let mut counts: [u64; 64] = [0; 64];
             let mut numbers = Numbers(7);
-            while !over.load(Ordering::Acquire) && !verdict.is_spoken() {
+            while !over.load(Ordering::Acquire) && !verdict.has_failed() {
                 let number = numbers.below(pages) as usize;
                 let place = page(number as u64 * step);
                 let found = manager.load(space, place);
@@ -380,7 +386,7 @@ pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) 
             if cpu.index() == 0 {
                 let mut at = 0;
                 let blocks: u64 = manager.frames.block_count() as u64;
-                while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
+                while !is_over(manager.platform, deadline) && !verdict.has_failed() {
                     at = (at + 1) % blocks;
                     let block = dirigible_frames::BlockId::new(at as u32);
                     let ledger = manager.frames.ledger(block);
@@ -398,7 +404,7 @@ pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) 
                 return verdict.note(Err("no space".into()));
             };
             let mut numbers = Numbers(cpu.index() as u64);
-            while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
+            while !is_over(manager.platform, deadline) && !verdict.has_failed() {
                 let number = numbers.below(PAGES);
                 let stamp = number * 3 + 1;
                 match manager.load(space, page(number)) {
