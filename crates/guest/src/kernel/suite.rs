@@ -1,4 +1,4 @@
-//! The kernel's own tests: what only real CPUs, page tables and devices can show.
+//! The kernel's own tests, for what needs real CPUs, page tables and devices.
 
 mod balloon;
 mod cpus;

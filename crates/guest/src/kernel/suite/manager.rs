@@ -48,7 +48,7 @@ pub(super) fn allocator<'m>(
     made.map_err(|error| alloc::format!("no allocator: {error}"))
 }
 
-/// A whole memory manager without a balloon.
+/// A memory manager without a balloon.
 pub(super) struct Manager<'a> {
     pub(super) frames: &'a FrameAllocator<'a>,
     pub(super) platform: &'a GuestPlatform,

@@ -1,4 +1,4 @@
-//! Programs' memory: real page faults, real TLBs, migration under their hands.
+//! Programs' memory: page faults and TLBs of real CPUs, and migration while programs run.
 
 use alloc::string::String;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,8 +18,9 @@ use crate::kernel::{
     machine::Guest,
 };
 
-/// Where the tests' programs have their pages.
+/// The first page of the tests' programs.
 const BASE: u64 = 0x4000_0000 / 4096;
+/// Written into frames that no program may access any more.
 const POISON: u64 = 0xdead_dead_dead_dead;
 
 fn page(number: u64) -> Page {
@@ -37,7 +38,7 @@ impl Manager<'_> {
         self.paging.root(space).map_or(0, |root| root.address())
     }
 
-    /// Maps the page on demand; false when there is no memory.
+    /// Serves a fault at `page`; `false` if there is no memory.
     fn map(&self, space: SpaceId, page: Page, kind: FaultKind) -> bool {
         self.paging
             .fault_filled(space, page, kind, self.memory, |frame, order| {
@@ -46,14 +47,14 @@ impl Manager<'_> {
             .is_ok()
     }
 
-    /// Writes as a program does, mapping what is not there.
+    /// Writes as a program does: maps the page if it is not mapped.
     fn store(&self, space: SpaceId, page: Page, value: u64) -> bool {
         user::store(self.root(space), page.address(), value, &mut || {
             self.map(space, page, FaultKind::Base)
         })
     }
 
-    /// Reads as a program does; what is being moved is waited for, what is not there is not read.
+    /// Reads as a program does: waits while the page is being moved. `None` if the page is not mapped.
     fn load(&self, space: SpaceId, page: Page) -> Option<u64> {
         user::load_word(self.root(space), page.address(), &mut || match self
             .paging
@@ -69,8 +70,7 @@ impl Manager<'_> {
         })
     }
 
-    /// Moves the frame behind `page` to another one; `false` when it could not be isolated just now, or there was no
-    /// room.
+    /// Moves `page` to another frame; `false` if its frame could not be isolated, or there was no free frame.
     fn move_page(&self, space: SpaceId, page: Page, order: Order) -> bool {
         let Some(from) = self.paging.translate(space, page) else {
             return false;
@@ -114,7 +114,11 @@ pub(super) fn page_faults_map_pages(guest: &Guest, metadata: &mut [u8]) -> Outco
             let mapping = manager.paging.lookup(space, page(number));
             ensure(
                 mapping.is_some_and(|mapping| mapping.dirty && mapping.accessed),
-                || alloc::format!("the hardware left no mark on page {number}: {mapping:?}"),
+                || {
+                    alloc::format!(
+                        "the hardware set no accessed and dirty bits for page {number}: {mapping:?}"
+                    )
+                },
             )?;
         }
         ensure(user::faults() - before == PAGES, || {
@@ -166,7 +170,7 @@ pub(super) fn a_huge_page_takes_one_fault(guest: &Guest, metadata: &mut [u8]) ->
         ensure(huge.is_some_and(|mapping| mapping.huge), || {
             "not huge".into()
         })?;
-        // A part unmapped splits it; the rest stays.
+        // Unmapping a part splits the huge page; the rest stays mapped.
         manager.paging.unmap(space, page(100)..page(200));
         for number in 0..512 {
             let expected = (!(100..200).contains(&number)).then_some(number);
@@ -226,8 +230,8 @@ pub(super) fn spaces_are_apart(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     })
 }
 
-/// Another CPU reads a page all the time while it is unmapped and its frame gets other contents: the reader sees its
-/// own or nothing.
+/// One CPU reads a page again and again, while another unmaps it and writes other contents into its frame. The reader
+/// sees the page's contents or a fault.
 pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
@@ -256,7 +260,7 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
                         core::hint::spin_loop();
                     }
                     manager.paging.unmap(space, page(9)..page(10));
-                    // Nobody may reach the frame by the old translation now.
+                    // No CPU may access the frame through the old translation now.
                     if let Some(frame) = frame {
                         manager.platform.write_word(frame, 0, POISON);
                     }
@@ -286,8 +290,7 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
     })
 }
 
-/// Moves pages under the hands of a program on another CPU that counts in them: no count is lost, none comes from an
-/// old frame.
+/// Moves pages while a program on another CPU counts in them. No count is lost, and none is read from an old frame.
 fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Outcome {
     let space = manager.space()?;
     let kind = if order == Order::HUGE {
@@ -316,7 +319,7 @@ fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Out
                 let from = manager.paging.translate(space, page(number * step));
                 if manager.move_page(space, page(number * step), order) {
                     moved.fetch_add(1, Ordering::Relaxed);
-                    // The old frame is free; whoever still reads it reads this.
+                    // The old frame is free. A program that still reads it finds this.
                     if let Some(from) = from {
                         manager.platform.write_word(from, 0, POISON);
                     }
@@ -372,7 +375,7 @@ pub(super) fn huge_pages_migrate_while_touched(guest: &Guest, metadata: &mut [u8
     })
 }
 
-/// Whole blocks are emptied while programs on all other CPUs fault, touch, check and unmap in them.
+/// Whole blocks are evacuated while programs on all other CPUs map, read, write and unmap pages in them.
 pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
