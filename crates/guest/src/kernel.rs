@@ -38,7 +38,7 @@ extern "C" fn kernel_main(start_info: u64) -> ! {
     };
     console::send_hello(info.memory());
     match run(&info) {
-        Ok(()) => exit::well(),
+        Ok(()) => exit::success(),
         Err(why) => {
             send(&Message::Failed { why });
             exit::failed()

@@ -1,4 +1,4 @@
-//! The beginning and the end of an address space.
+//! Creation and destruction of address spaces.
 
 use crate::{
     page::{ENTRIES, Page},
@@ -9,19 +9,23 @@ use crate::{
 };
 use dirigible_frames::{Order, PageTables};
 
-/// Why there is no new address space.
+/// Why an address space was not created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SpaceError {
-    /// No frame for the root table.
+    /// There is no frame for the root table.
     #[error("out of memory")]
     OutOfMemory,
-    /// All slots are taken.
+    /// All slots for spaces are in use.
     #[error("too many address spaces")]
     TooManySpaces,
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// An empty address space; its root table comes from `memory`.
+    /// Creates an empty address space. Its root table comes from `memory`.
+    ///
+    /// # Errors
+    ///
+    /// See [`SpaceError`].
     pub fn create_space(&self, memory: &dyn PageSource) -> Result<SpaceId, SpaceError> {
         let root =
             new_table(self.frames, self.platform, memory).map_err(|_| SpaceError::OutOfMemory)?;
@@ -38,9 +42,9 @@ impl<P: PageTables> Paging<'_, P> {
         Ok(space)
     }
 
-    /// Unmaps everything and ends the space; gives the number of anonymous frames that it held (0 for a space that is
-    /// no more). Faults and accesses that run at the same time find no space; a frame that is just being moved is
-    /// waited for.
+    /// Unmaps all pages and destroys the space. Gives the number of anonymous frames that were mapped, 0 if the space
+    /// does not exist. Faults and accesses at the same time find no space. Waits while frames of the space are being
+    /// moved.
     pub fn destroy_space(&self, space: SpaceId) -> usize {
         let Some(slot) = self.spaces.slot(space).filter(|slot| slot.close(space)) else {
             return 0;
@@ -55,7 +59,7 @@ impl<P: PageTables> Paging<'_, P> {
             debug_assert_eq!((state.base, state.huge, state.tables), (0, 0, 1));
             core::mem::take(&mut *state).root
         };
-        // A walker that saw the space alive may still stand in the root table.
+        // A walker that read the id before it was cleared may still read the root table.
         self.platform.shoot_down(space.get(), 0);
         self.free_table(root);
         self.spaces.give_back(space);

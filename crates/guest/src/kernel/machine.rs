@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{
     arch::{
         apic,
-        clock::{self, NoClock},
+        clock::{self, ClockError},
         cpu, descriptors, heap, kernel_map, physical, shoot_down,
         smp::{self, Missing},
         start_info::StartInfo,
@@ -30,7 +30,7 @@ pub enum BringUpError {
     Memory(#[from] TooLittle),
     /// The clock could not be calibrated.
     #[error(transparent)]
-    Clock(#[from] NoClock),
+    Clock(#[from] ClockError),
     /// Not all CPUs came online.
     #[error(transparent)]
     Cpus(#[from] Missing),

@@ -53,18 +53,18 @@ pub fn restart() {
 
 /// Why the clock could not be calibrated.
 #[derive(Debug, thiserror::Error)]
-pub enum NoClock {
+pub enum ClockError {
     /// The interval timer does not count.
     #[error("the interval timer (ports 0x40 and 0x43) stands still: the machine needs one")]
-    StandsStill,
+    NotCounting,
     /// No two measurements in a row agree.
     #[error("the time stamp counter's pace cannot be measured: the host is too busy")]
     Unsteady,
 }
 
-/// One measurement of 20 ms.
+/// The result of one measurement.
 #[derive(Clone, Copy)]
-struct Pace {
+struct Rates {
     /// Ticks of the time stamp counter in a second.
     counter: u64,
     /// Ticks of the local APIC's timer in a second.
@@ -77,7 +77,7 @@ struct Pace {
 /// # Errors
 ///
 /// The interval timer does not count, or no two measurements in a row agree.
-pub fn calibrate() -> Result<u64, NoClock> {
+pub fn calibrate() -> Result<u64, ClockError> {
     let mut last = measure()?;
     for _ in 0..ATTEMPTS {
         let now = measure()?;
@@ -90,10 +90,10 @@ pub fn calibrate() -> Result<u64, NoClock> {
         }
         last = now;
     }
-    Err(NoClock::Unsteady)
+    Err(ClockError::Unsteady)
 }
 
-fn measure() -> Result<Pace, NoClock> {
+fn measure() -> Result<Rates, ClockError> {
     let mut command = Port::<u8>::new(PIT_COMMAND);
     let mut counter = Port::<u8>::new(PIT_COUNTER);
     // SAFETY: the interval timer's ports; nothing else uses it. Counter 0 runs freely from its highest value, in mode
@@ -117,13 +117,13 @@ fn measure() -> Result<Pace, NoClock> {
         }
         // 2^34 ticks take several seconds.
         if ticks() - start > 1 << 34 {
-            return Err(NoClock::StandsStill);
+            return Err(ClockError::NotCounting);
         }
     };
     let (spent, timer) = (ticks() - start, apic::counted() - counted);
     let in_a_second =
         |count: u64| (u128::from(count) * u128::from(PIT_HZ) / u128::from(elapsed)) as u64;
-    Ok(Pace {
+    Ok(Rates {
         counter: in_a_second(spent),
         timer: in_a_second(u64::from(timer)),
     })

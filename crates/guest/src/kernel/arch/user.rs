@@ -48,11 +48,11 @@ fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce(
     // CPU's fault handler uses it, while `access` runs.
     let on_fault: OnFault = unsafe { core::mem::transmute(on_fault) };
     set_on_fault(cpu, Some(on_fault));
-    let well = access() == 0;
+    let succeeded = access() == 0;
     set_on_fault(cpu, None);
     // SeqCst: as above.
     cpu.in_user.store(false, Ordering::SeqCst);
-    well
+    succeeded
 }
 
 fn set_on_fault(cpu: &Cpu, on_fault: Option<OnFault>) {
@@ -89,11 +89,11 @@ pub fn load_lines(
 pub fn load_word(root: u64, address: u64, on_fault: &mut dyn FnMut() -> bool) -> Option<u64> {
     let mut word = 0;
     // SAFETY: as in `store`. The routine writes one word.
-    let well = is_program(address, 8)
+    let succeeded = is_program(address, 8)
         && with_root(root, on_fault, || unsafe {
             user_load_word(address, &raw mut word)
         });
-    well.then_some(word)
+    succeeded.then_some(word)
 }
 
 /// Reads kernel address `address`, for the test of a fault that nothing serves.
