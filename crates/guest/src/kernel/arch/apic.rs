@@ -117,7 +117,7 @@ pub fn set_up_lines() {
         unsafe { Port::<u8>::new(port).write(0xff) };
     }
     let last = io_read(1) >> 16 & 0xff;
-    // PCI uses GSIs from 16 on on q35 and microvm, and 10 and 11 on the older machine type.
+    // On q35 and microvm PCI uses GSIs 16 and above, on the older machine type 10 and 11.
     for line in (0..=last).filter(|&line| line >= 16 || line == 10 || line == 11) {
         const LOGICAL: u32 = 1 << 11;
         const LEVEL: u32 = 1 << 15;

@@ -8,8 +8,8 @@
     .asciz "Xen"
     .quad pvh_start
 
-# The boot tables map the first 4 GiB one to one, in the window and (2 GiB of it) at the kernel's addresses, with 2 MiB
-# pages.
+# The boot tables: the first 4 GiB one to one and in the window, and the first GiB at the kernel's addresses. With pages
+# of 2 MiB, which every x86-64 has.
     .section .boot.data, "aw"
     .align 4096
     .global boot_pml4

@@ -134,7 +134,7 @@ pub fn start_tick() {
     start_fast_tick(1);
 }
 
-/// Starts the calling CPU's timer interrupt, 1,000 × `times` times a second.
+/// Starts the calling CPU's timer interrupt, 1,000 * `times` times a second.
 pub fn start_fast_tick(times: u32) {
     apic::start_timer(TIMER_COUNT.load(Ordering::Relaxed) as u32 / times);
 }
