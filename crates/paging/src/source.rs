@@ -86,6 +86,6 @@ impl<P: Platform> PageSource for FreeFrames<'_, P> {
 
     fn free(&self, frame: Pfn, order: Order) {
         let freed = self.frames.free(self.platform.cpu(), frame, order);
-        debug_assert!(freed.is_ok(), "{frame} was not owned by its user");
+        debug_assert!(freed.is_ok(), "{frame} was not allocated");
     }
 }

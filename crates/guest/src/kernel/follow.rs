@@ -61,7 +61,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
     let platform = GuestPlatform;
     let transport = device()?;
     let line = transport.line();
-    let owner = OwnerId::new(1).ok_or("no owner number")?;
+    let owner = OwnerId::new(1).ok_or("no owner id")?;
     let settings = BalloonConfig {
         placement: BalloonPlacement::FillHoles,
         deflate: Deflate::NewestFirst,

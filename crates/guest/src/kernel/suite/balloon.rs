@@ -66,7 +66,7 @@ fn with_balloon(
         &platform,
         CompactionConfig::default(),
     ));
-    let owner = OwnerId::new(2).ok_or("no owner number")?;
+    let owner = OwnerId::new(2).ok_or("no owner id")?;
     let transport = device()?;
     let line = transport
         .line()

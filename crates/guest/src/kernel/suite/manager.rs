@@ -66,7 +66,7 @@ pub(super) fn with_manager(
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
     let frames = allocator(guest, metadata)?;
     let platform = GuestPlatform;
-    let owner = OwnerId::new(1).ok_or("no owner number")?;
+    let owner = OwnerId::new(1).ok_or("no owner id")?;
     let paging = Paging::new(&frames, &platform, owner, 16).with_kernel_half(guest.kernel_root);
     let mobility = alloc::boxed::Box::new(Mobility::new(
         &frames,
