@@ -119,8 +119,7 @@ fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// Runs all actors to the end. The director, the balloon's worker, kcompactd and the mover run on the first CPU; the
-/// load is spread over all CPUs.
+/// Runs all actors to the end: the director and what serves it on the first CPU, the load spread over all.
 fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>, moves: u64) {
     let cpus = usize::from(guest.cpus);
     let load = experiment.load();
@@ -132,7 +131,7 @@ fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>,
         engines[0].add(0, mover);
     }
     for (number, actor) in load.into_iter().enumerate() {
-        // Starts with the last CPU: the first one runs the actors above.
+        // The last CPU first: the first one has other duties.
         engines[cpus - 1 - number % cpus].add_boxed(0, actor);
     }
     let engines: Vec<Mutex<Engine<'_>>> = engines.into_iter().map(Mutex::new).collect();
@@ -166,7 +165,7 @@ impl Observer for SerialProgress {
     }
 }
 
-/// The machine's clock, which is real time.
+/// The machine's clock: real time.
 struct MachineClock;
 
 impl Clock for MachineClock {

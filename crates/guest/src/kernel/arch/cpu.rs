@@ -46,7 +46,7 @@ pub struct Cpu {
     pub waiting: Cell<(u64, u64)>,
 }
 
-// SAFETY: only the CPU that an entry belongs to accesses its cells, and not from interrupt handlers (see the struct).
+// SAFETY: see the struct: cells belong to the CPU whose entry it is, and are not used by its interrupt handlers.
 unsafe impl Sync for Cpu {}
 
 impl Cpu {

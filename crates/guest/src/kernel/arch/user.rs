@@ -22,37 +22,36 @@ unsafe extern "C" {
     fn user_load_word(address: u64, out: *mut u64) -> u32;
 }
 
-/// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root`
-/// loaded.
+/// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root` loaded.
 fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce() -> u32) -> bool {
     let cpu = cpu::current();
     if cpu.root.load(Ordering::Relaxed) != root {
-        // Leaves another program's root before `in_user` is set: while it is set, a shoot-down does not replace the
-        // root, and that program's space may be destroyed.
+        // Another program's root goes first, as long as a shoot-down may take it from us: that program may be at its end, and
+        // while `in_user` is set a shoot-down leaves CR3 as it is.
         shoot_down::leave_program(cpu);
     }
-    // Before `root` is read: from here on a shoot-down does not replace the root.
-    // SeqCst: the interrupt handler that reads it runs on this CPU, so program order is enough.
+    // Before the look at `root`: from here on a shoot-down leaves us the root.
+    // SeqCst: the interrupt handler runs on this CPU, so order as in the program is all that is needed.
     let nested = cpu.in_user.swap(true, Ordering::SeqCst);
     assert!(
         !nested,
-        "a fault of a program's memory accessed a program's memory"
+        "a fault of a program's memory touched a program's memory"
     );
     if cpu.root.load(Ordering::Relaxed) != root {
-        // SeqCst, and before the root is loaded: see `shoot_down::everywhere`.
+        // SeqCst, and before the load: see `shoot_down::everywhere`.
         cpu.root.store(root, Ordering::SeqCst);
         shoot_down::load(root);
     }
     let on_fault: *mut (dyn FnMut() -> bool + '_) = on_fault;
-    // SAFETY: only the lifetime changes. The pointer is removed below, before the borrow of `on_fault` ends. Only this
-    // CPU's fault handler uses it, while `access` runs.
+    // SAFETY: only the lifetime changes. The pointer is taken out again below, before `on_fault` ends, and is used by this
+    // CPU's fault handler alone, while `access` runs.
     let on_fault: OnFault = unsafe { core::mem::transmute(on_fault) };
     set_on_fault(cpu, Some(on_fault));
-    let succeeded = access() == 0;
+    let well = access() == 0;
     set_on_fault(cpu, None);
-    // SeqCst: as above.
+    // SeqCst: only this CPU's own interrupt handler reads it, see above.
     cpu.in_user.store(false, Ordering::SeqCst);
-    succeeded
+    well
 }
 
 fn set_on_fault(cpu: &Cpu, on_fault: Option<OnFault>) {
@@ -128,7 +127,7 @@ extern "C" fn fault_main(frame: &mut Frame) {
     count(&cpu.faults);
     // Interrupts are on, as serving the fault may wait for other CPUs and for the host.
     flag::enable();
-    // SAFETY: `with_root` keeps the closure alive while the routine that faulted runs, and does not use it meanwhile.
+    // SAFETY: `with_root` keeps the closure alive while the routine that has faulted runs, and calls nothing else meanwhile.
     let again = unsafe { (*on_fault)() };
     flag::disable();
     if !again {
