@@ -1,4 +1,4 @@
-//! The kernel's entry in Rust: brings the machine up, runs the job, and ends the machine.
+//! The kernel: from the first line of Rust to the end of its task.
 
 mod arch;
 mod balloon;
@@ -20,7 +20,7 @@ use console::send;
 use dirigible_workload::protocol::{Job, Message};
 use machine::Machine;
 
-/// Bytes that the kernel keeps for itself if the job does not say how many frames are managed.
+/// Memory that the kernel keeps for itself where the task does not say how much is managed.
 const KEEP: u64 = 48 << 20;
 
 /// Called by boot.s on the first CPU, with the physical address of the start info.
@@ -53,7 +53,7 @@ fn run(info: &StartInfo) -> Result<(), String> {
         return Err("the command line is empty, or longer than 4,095 bytes".into());
     }
     let job: Job = serde_json::from_slice(&info.command_line)
-        .map_err(|error| alloc::format!("the command line is not a job: {error}"))?;
+        .map_err(|error| alloc::format!("the command line is no job: {error}"))?;
     let bring_up = |wanted| {
         machine
             .bring_up(info, wanted, KEEP)

@@ -38,12 +38,12 @@ use super::{
     programs::Programs,
 };
 
-/// Runs the column that `params` describes and sends its report. When the balloon is full for the first time, each of
-/// its frames is moved `moves` times.
+/// Runs the column of `params` and says its report; when the balloon is full for the first time each of its frames is moved
+/// `moves` times.
 ///
 /// # Errors
 ///
-/// The parameters are invalid, the machine lacks a device, or a check of all counts fails at the end.
+/// Parameters that no run can be made of, a machine without its parts, or books that do not balance at the end.
 pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     let policy = ColumnPolicy::new(params);
     let zones = [policy.zone(params, &guest.managed)];
