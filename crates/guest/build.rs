@@ -10,7 +10,7 @@ fn main() {
     if env::var_os("CARGO_CFG_GUEST").is_none() {
         return;
     }
-    // The hosted target links through a C compiler, the bare one through the linker itself.
+    // The hosted target links through a C compiler, the bare target calls the linker directly.
     let through_cc = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
     if through_cc {
         for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {

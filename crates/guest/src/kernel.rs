@@ -1,7 +1,8 @@
-//! The kernel: from the first line of Rust to the end of its job.
+//! The kernel: from the first line of Rust to the end of its task.
 
 mod arch;
 mod balloon;
+mod console;
 mod experiment;
 mod follow;
 mod hal;
@@ -10,43 +11,42 @@ mod memory;
 mod platform;
 mod programs;
 mod suite;
-mod talk;
 mod transport;
 
 use alloc::string::{String, ToString};
 
-use arch::{cpu, exit, serial::SERIAL, start_info::StartInfo};
+use arch::{cpu, exit, failure, serial::SERIAL, start_info::StartInfo};
+use console::send;
 use dirigible_workload::protocol::{Job, Message};
 use machine::Machine;
-use talk::say;
 
-/// Memory that the kernel keeps for itself where the job does not say how much is managed.
+/// Memory that the kernel keeps for itself where the task does not say how much is managed.
 const KEEP: u64 = 48 << 20;
 
-/// Where boot.s comes to; `start_info` is a physical address.
-// SAFETY: nobody else in the kernel has this name.
+/// Called by boot.s on the first CPU, with the physical address of the start info.
+// SAFETY: no other symbol of the kernel has this name.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(start_info: u64) -> ! {
     cpu::become_cpu(0);
     SERIAL.lock().set_up();
     let Some(info) = StartInfo::read(start_info) else {
-        talk::last_words(format_args!(
+        failure::report(format_args!(
             "no PVH start info: the kernel is to be booted with -kernel"
         ));
         exit::failed();
     };
-    talk::hello(info.memory());
+    console::send_hello(info.memory());
     match run(&info) {
-        Ok(()) => exit::well(),
+        Ok(()) => exit::success(),
         Err(why) => {
-            say(&Message::Failed { why });
+            send(&Message::Failed { why });
             exit::failed()
         }
     }
 }
 
-/// Does what the command line says.
+/// Runs the job on the command line.
 fn run(info: &StartInfo) -> Result<(), String> {
     let machine = Machine::begin(info).map_err(|error| error.to_string())?;
     if info.command_line.is_empty() {

@@ -1,8 +1,9 @@
-//! The guest: a small kernel that a hypervisor boots with `-kernel`, with the memory manager, its balloon and the experiment
-//! in it.
+//! The guest: a small kernel that a hypervisor boots with `-kernel`. It contains the memory manager, the balloon driver
+//! and the experiment.
 //!
-//! It is built with `cargo xtask guest`, which sets `--cfg guest`; built like any other crate it is a program that says so.
-//! What it is told and what it answers stands in `dirigible_workload::protocol`.
+//! `cargo xtask guest` builds it, with `--cfg guest`. Without that flag the crate is a program that only prints how to
+//! build the kernel. `dirigible_workload::protocol` defines the job on the command line and the messages on the serial
+//! port.
 #![cfg_attr(guest, no_std)]
 #![cfg_attr(guest, no_main)]
 #![deny(unsafe_code)]
@@ -13,7 +14,7 @@ extern crate alloc;
 #[cfg(guest)]
 mod kernel;
 
-// What is only arithmetic is tested on the host.
+// The division of memory is arithmetic only: its unit tests run on the host.
 #[cfg(all(test, not(guest)))]
 #[path = "kernel/memory.rs"]
 mod memory;

@@ -1,4 +1,4 @@
-//! Touching mapped memory, as a CPU's page walker does.
+//! Access to mapped memory by page walks in software.
 
 use crate::{
     entry::Kind,
@@ -9,14 +9,14 @@ use crate::{
 };
 use dirigible_frames::{PageTables, Pfn};
 
-/// What one walk found.
+/// The result of one walk.
 enum Touch {
     Frame(Pfn),
     Absent,
     Migrating,
 }
 
-/// An access section that ends however its block is left.
+/// An access section, which ends when this value is dropped.
 struct Section<'p, P: PageTables>(&'p P);
 
 impl<'p, P: PageTables> Section<'p, P> {
@@ -33,11 +33,11 @@ impl<P: PageTables> Drop for Section<'_, P> {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Runs `f` on the base frame that holds `page`, and marks the mapping accessed, and dirty if `write`; `None` if the
-    /// page is not mapped.
+    /// Marks the mapping of `page` accessed, and dirty if `write`, and runs `f` on the base frame that holds the page.
+    /// `None` if the page is not mapped.
     ///
-    /// Takes no lock. `f` runs inside an access section: the frame stays the page's until `f` is done, so `f` is short
-    /// and waits for nobody. A page that is just being moved is waited for, outside the section.
+    /// Takes no lock. `f` runs inside an access section: the frame is not reused until `f` returns, so `f` must be
+    /// short and must not wait. If the page is being moved, waits outside of the section.
     pub fn access<R>(
         &self,
         space: SpaceId,
@@ -59,7 +59,7 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Walks to `page` and marks its entry. Inside an access section.
+    /// Walks to `page` and marks its entry. Called inside an access section.
     fn touch(&self, slot: &Slot, space: SpaceId, page: Page, write: bool) -> Touch {
         let Some(root) = slot.root(space) else {
             return Touch::Absent;
@@ -71,8 +71,8 @@ impl<P: PageTables> Paging<'_, P> {
                 Kind::Empty | Kind::Table => return Touch::Absent,
                 Kind::Leaf => {
                     let marked = place.entry.touched(write);
-                    // As hardware does it: marks go into the entry only while it is still the one that was walked, so none
-                    // lands in an entry that was emptied or replaced meanwhile, and none is lost to a migration.
+                    // As hardware does: marks are set only if the entry has not changed since the walk. So no mark is
+                    // set in an entry that was cleared or replaced meanwhile, and no mark is lost when a page is moved.
                     let done = marked == place.entry
                         || self
                             .platform

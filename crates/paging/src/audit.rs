@@ -1,4 +1,4 @@
-//! The page-table audit: every table, every mapping, against the descriptors and the counts.
+//! The page-table audit: compares every table and mapping with the descriptors and the counts.
 
 use crate::{
     entry::{Entry, Kind},
@@ -11,19 +11,19 @@ use dirigible_frames::{FrameClass, FrameFlags, FrameState, Order, OwnerId, PageT
 /// What the audit found, over all spaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Audit {
-    /// Living spaces.
+    /// Existing spaces.
     pub spaces: u64,
     /// Base pages mapped.
     pub base: u64,
     /// Huge pages mapped.
     pub huge: u64,
-    /// Table frames, the deposited ones among them.
+    /// Table frames, including the deposited ones.
     pub tables: u64,
-    /// Mappings that are being moved: 0 at rest.
+    /// Mappings that are being moved or split: 0 at rest.
     pub migration_entries: u64,
-    /// Mapped allocations that compaction has isolated: 0 at rest.
+    /// Mapped frames and huge pages that are isolated: 0 at rest.
     pub isolated: u64,
-    /// Mapped allocations that are pinned.
+    /// Mapped frames and huge pages that are pinned.
     pub pinned: u64,
 }
 
@@ -46,14 +46,14 @@ pub enum AuditError {
         /// The frame.
         table: Pfn,
     },
-    /// A table counts more or fewer entries than it has.
+    /// A table's count of entries is wrong.
     #[error("table {table} of {space:?} counts {counted} entries and has {found}")]
     Count {
         /// The space.
         space: SpaceId,
         /// The table.
         table: Pfn,
-        /// Entries that it counts.
+        /// Its count of entries.
         counted: u64,
         /// Entries in use.
         found: u64,
@@ -80,7 +80,7 @@ pub enum AuditError {
         /// Its state.
         state: FrameState,
     },
-    /// An entry holds bits that mean nothing.
+    /// An entry is neither empty nor valid.
     #[error("entry for {page} of {space:?} is {bits:#x}")]
     Entry {
         /// The space.
@@ -90,7 +90,7 @@ pub enum AuditError {
         /// The word found.
         bits: u64,
     },
-    /// The counts of a space are not what its tables hold.
+    /// The counts of a space differ from its tables.
     #[error("{space:?}: counts differ from its tables")]
     Totals {
         /// The space.
@@ -99,10 +99,10 @@ pub enum AuditError {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Compares all page tables with the frame descriptors and with the counts. Holds the lock of one space at a time.
+    /// Compares all page tables with the frame descriptors and the counts. Holds the lock of one space at a time.
     ///
-    /// Faults, unmaps and moves that run at the same time do no harm and are seen before or after; at rest there are no
-    /// migration entries and nothing is isolated.
+    /// Faults, unmaps and moves may run at the same time. At rest there are no migration entries, and nothing is
+    /// isolated.
     pub fn audit(&self) -> Result<Audit, AuditError> {
         let mut audit = Audit::default();
         for slot in self.spaces.iter() {
@@ -209,7 +209,7 @@ impl<P: PageTables> Paging<'_, P> {
             .frames
             .frame(frame)
             .ok_or(AuditError::Owner { space, page, frame })?;
-        let named = info.owner == self.class
+        let named = info.owner == self.owner
             && info.class == FrameClass::Movable
             && info.order == order
             && info.word == OwnerWord::new(space, page).0
@@ -243,7 +243,7 @@ impl<P: PageTables> Paging<'_, P> {
         Ok(())
     }
 
-    /// One deposited table for each huge page.
+    /// Checks that there is one deposited table for each huge page.
     fn audit_deposit(
         &self,
         state: &mut SpaceState,

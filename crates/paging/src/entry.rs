@@ -5,16 +5,16 @@ use dirigible_frames::{Order, Pfn};
 
 /// A page-table word.
 ///
-/// A *migration entry* is not present, so hardware faults on it; it keeps the frame number and all flags of the mapping
-/// that it stands for, and says by a software bit that the mapping will be back in a moment.
+/// A *migration entry* replaces a mapping while its frame is moved or split. It is not present, so hardware faults on
+/// it. A software bit marks it. It keeps the frame number and all flags of the mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub(crate) struct Entry(u64);
 
-/// What an entry leads to.
+/// The kind of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// Nothing.
+    /// Nothing is mapped.
     Empty,
     /// A table one level down.
     Table,
@@ -31,11 +31,11 @@ impl Entry {
     const ACCESSED: u64 = 1 << 5;
     const DIRTY: u64 = 1 << 6;
     const HUGE: u64 = 1 << 7;
-    /// Bits 9 to 11 are the system's: hardware ignores them.
+    /// Hardware ignores bits 9 to 11: software may use them.
     const MIGRATION: u64 = 1 << 9;
     const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
-    /// Nothing mapped.
+    /// The entry that maps nothing.
     pub(crate) const EMPTY: Self = Self(0);
 
     /// The word as read from a table.
@@ -53,7 +53,7 @@ impl Entry {
         Self(flags | (frame.address() & Self::FRAME))
     }
 
-    /// Leads to the table in `frame`.
+    /// The entry of the table in `frame`.
     pub(crate) const fn table(frame: Pfn) -> Self {
         Self::with_frame(
             Self::PRESENT | Self::WRITABLE | Self::USER | Self::ACCESSED,
@@ -61,7 +61,7 @@ impl Entry {
         )
     }
 
-    /// Maps `frame` for user reads and writes, as accessed (a fault is an access).
+    /// The entry that maps `frame` for user reads and writes. It is marked accessed, as a fault is an access.
     pub(crate) const fn leaf(frame: Pfn, order: Order) -> Self {
         let size = if order.get() == 0 { 0 } else { Self::HUGE };
         Self::with_frame(
@@ -70,10 +70,10 @@ impl Entry {
         )
     }
 
-    /// What it leads to when found in a table at `depth`.
+    /// The kind of this entry in a table at `depth`.
     pub(crate) const fn kind(self, depth: usize) -> Kind {
         if self.0 & Self::PRESENT != 0 {
-            // In the last level bit 7 selects a memory type; we leave it clear there.
+            // In the last level bit 7 selects a memory type, and is always clear here.
             if depth == LEAF_DEPTH || (depth == HUGE_DEPTH && self.0 & Self::HUGE != 0) {
                 Kind::Leaf
             } else {
@@ -91,33 +91,33 @@ impl Entry {
         Pfn::containing(self.0 & Self::FRAME)
     }
 
-    /// Whether it has been read through.
+    /// Whether the page was read or written.
     pub(crate) const fn is_accessed(self) -> bool {
         self.0 & Self::ACCESSED != 0
     }
 
-    /// Whether it has been written through.
+    /// Whether the page was written.
     pub(crate) const fn is_dirty(self) -> bool {
         self.0 & Self::DIRTY != 0
     }
 
-    /// The same mapping after an access, as hardware marks it.
+    /// The same mapping after an access, with the marks that hardware sets.
     pub(crate) const fn touched(self, write: bool) -> Self {
         Self(self.0 | Self::ACCESSED | if write { Self::DIRTY } else { 0 })
     }
 
-    /// The migration entry that stands for this mapping.
+    /// The migration entry that replaces this mapping.
     pub(crate) const fn to_migration(self) -> Self {
         Self((self.0 & !Self::PRESENT) | Self::MIGRATION)
     }
 
-    /// The mapping that this migration entry stands for, now of `frame`.
+    /// The mapping that this migration entry replaces, now to `frame`.
     pub(crate) const fn restored(self, frame: Pfn) -> Self {
         let flags = self.0 & !(Self::FRAME | Self::MIGRATION);
         Self::with_frame(flags | Self::PRESENT, frame)
     }
 
-    /// The base mapping of frame `index` of this huge mapping (present or migration entry).
+    /// The base mapping of frame `index` of this huge mapping, which is present or a migration entry.
     pub(crate) const fn part(self, index: u64) -> Self {
         let flags = self.0 & !(Self::FRAME | Self::MIGRATION | Self::HUGE);
         Self::with_frame(flags | Self::PRESENT, self.frame().plus(index))

@@ -1,4 +1,4 @@
-//! Page faults: anonymous memory, base and huge.
+//! Page faults: map anonymous memory, in base and huge pages.
 
 use crate::{
     entry::{Entry, Kind},
@@ -16,18 +16,19 @@ use dirigible_frames::{AllocRequest, Cost, Event, FrameClass, FrameState, Order,
 pub enum FaultKind {
     /// A base page.
     Base,
-    /// A huge page if nothing else lies in the aligned 2 MiB range and a huge frame is to be had; a base page otherwise.
+    /// A huge page, if nothing else is mapped in the aligned 2 MiB range and there is a free huge page; a base page
+    /// otherwise.
     HugeIfPossible,
 }
 
-/// What a fault found or made.
+/// The mapping that a fault found or made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
     /// The base frame that holds the page.
     pub frame: Pfn,
     /// The page is part of a huge page.
     pub huge: bool,
-    /// Mapped by this fault; otherwise it was there before.
+    /// The page was mapped by this fault, not before.
     pub fresh: bool,
 }
 
@@ -37,7 +38,7 @@ pub enum FaultError {
     /// No memory for the page or for a table.
     #[error("out of memory")]
     OutOfMemory,
-    /// The address space is no more.
+    /// The address space does not exist.
     #[error("no such address space")]
     NoSuchSpace,
     /// The page number has more than 36 bits, or lies in the kernel's half.
@@ -51,23 +52,27 @@ impl From<OutOfMemory> for FaultError {
     }
 }
 
-/// Frames got before the lock is taken.
-struct Hand {
+/// Frames that were allocated before the lock is taken.
+struct Prepared {
     tables: ArrayVec<Pfn, LEAF_DEPTH>,
     leaf: Option<(Pfn, Order)>,
     try_huge: bool,
 }
 
-/// What the tables say that the hand must hold.
+/// What must be prepared, as found in the page tables.
 struct Need {
     tables: usize,
     huge: bool,
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Maps `page`, zeroed, unless it is mapped already.
+    /// Maps `page`, zeroed, unless it is mapped.
     ///
-    /// Charges a fault, and the filling of each new frame.
+    /// Charges the fault, and the filling of each new frame.
+    ///
+    /// # Errors
+    ///
+    /// See [`FaultError`].
     pub fn fault(
         &self,
         space: SpaceId,
@@ -80,11 +85,15 @@ impl<P: PageTables> Paging<'_, P> {
         })
     }
 
-    /// As [`Paging::fault`], with the contents written by `fill` in place of zeroes.
+    /// As [`Paging::fault`], but `fill` writes the contents.
     ///
-    /// `fill` gets the head of the new frame or huge frame and its order (a huge frame holds the whole aligned range
-    /// around `page`) before anybody else can reach it, and writes all of it. It runs with no lock held. It runs again,
-    /// or for nothing, when somebody else maps the page or its neighbours meanwhile.
+    /// `fill` gets the head and the order of the new frame or huge page, and writes all of it, before anything else can
+    /// access it. A huge page holds the whole aligned range around `page`. No lock is held. If another CPU maps the
+    /// page or its neighbours meanwhile, `fill` may run again, or its result may not be used.
+    ///
+    /// # Errors
+    ///
+    /// See [`FaultError`].
     pub fn fault_filled(
         &self,
         space: SpaceId,
@@ -96,16 +105,16 @@ impl<P: PageTables> Paging<'_, P> {
         if !self.may_map(page) {
             return Err(FaultError::NoSuchPage);
         }
-        let mut hand = Hand {
+        let mut prepared = Prepared {
             tables: ArrayVec::new(),
             leaf: None,
             try_huge: kind == FaultKind::HugeIfPossible,
         };
-        let result = self.fault_with(space, page, memory, &mut hand, &mut fill);
-        for table in hand.tables {
+        let result = self.fault_with(space, page, memory, &mut prepared, &mut fill);
+        for table in prepared.tables {
             memory.free(table, Order::BASE);
         }
-        if let Some((frame, order)) = hand.leaf {
+        if let Some((frame, order)) = prepared.leaf {
             memory.free(frame, order);
         }
         if result.is_ok() {
@@ -122,7 +131,7 @@ impl<P: PageTables> Paging<'_, P> {
         space: SpaceId,
         page: Page,
         memory: &dyn PageSource,
-        hand: &mut Hand,
+        prepared: &mut Prepared,
         fill: &mut impl FnMut(Pfn, Order),
     ) -> Result<Fault, FaultError> {
         let slot = self.slot(space).ok_or(FaultError::NoSuchSpace)?;
@@ -143,10 +152,12 @@ impl<P: PageTables> Paging<'_, P> {
                     }
                     Kind::Migration => None,
                     Kind::Empty | Kind::Table => {
-                        // A huge page saves the last table but deposits one.
+                        // A huge page needs no last-level table, but deposits one.
                         let tables = LEAF_DEPTH - place.depth;
-                        let huge = hand.try_huge && tables > 0;
-                        if let Some(fault) = self.try_install(&mut state, page, place, huge, hand) {
+                        let huge = prepared.try_huge && tables > 0;
+                        if let Some(fault) =
+                            self.try_install(&mut state, page, place, huge, prepared)
+                        {
                             return Ok(fault);
                         }
                         Some(Need { tables, huge })
@@ -154,38 +165,39 @@ impl<P: PageTables> Paging<'_, P> {
                 }
             };
             match need {
-                Some(need) => self.gather(need, memory, hand, fill)?,
+                Some(need) => self.prepare(need, memory, prepared, fill)?,
                 None => self.platform.relax(),
             }
         }
     }
 
-    /// Allocates and fills what `hand` lacks. No lock is held.
-    fn gather(
+    /// Allocates and fills what is missing in `prepared`. No lock is held.
+    fn prepare(
         &self,
         need: Need,
         memory: &dyn PageSource,
-        hand: &mut Hand,
+        prepared: &mut Prepared,
         fill: &mut impl FnMut(Pfn, Order),
     ) -> Result<(), OutOfMemory> {
-        while hand.tables.len() < need.tables {
-            hand.tables
+        while prepared.tables.len() < need.tables {
+            prepared
+                .tables
                 .push(new_table(self.frames, self.platform, memory)?);
         }
-        if let Some((frame, Order::HUGE)) = hand.leaf
+        if let Some((frame, Order::HUGE)) = prepared.leaf
             && !need.huge
         {
-            // Somebody mapped a base page in the range meanwhile.
+            // A base page was mapped in the range meanwhile.
             memory.free(frame, Order::HUGE);
-            hand.leaf = None;
+            prepared.leaf = None;
         }
-        if hand.leaf.is_some() {
+        if prepared.leaf.is_some() {
             return Ok(());
         }
         if need.huge {
             match memory.alloc(AllocRequest::new(Order::HUGE, FrameClass::Movable)) {
                 Ok(frame) => {
-                    hand.leaf = Some((frame, Order::HUGE));
+                    prepared.leaf = Some((frame, Order::HUGE));
                     fill(frame, Order::HUGE);
                     for _ in 0..Order::HUGE.frames() {
                         self.platform.charge(Cost::FillFrame);
@@ -193,44 +205,44 @@ impl<P: PageTables> Paging<'_, P> {
                     return Ok(());
                 }
                 Err(OutOfMemory) => {
-                    hand.try_huge = false;
+                    prepared.try_huge = false;
                     let cpu = self.platform.cpu();
                     self.frames.events().add(cpu, Event::ThpFaultFallback, 1);
                 }
             }
         }
         let frame = memory.alloc(AllocRequest::movable())?;
-        hand.leaf = Some((frame, Order::BASE));
+        prepared.leaf = Some((frame, Order::BASE));
         fill(frame, Order::BASE);
         self.platform.charge(Cost::FillFrame);
         Ok(())
     }
 
-    /// Installs the leaf in `hand` at the empty `place`, if the hand holds all that this takes.
+    /// Installs the prepared leaf at the empty `place`, if everything needed is prepared.
     fn try_install(
         &self,
         state: &mut SpaceState,
         page: Page,
         place: Place,
         huge: bool,
-        hand: &mut Hand,
+        prepared: &mut Prepared,
     ) -> Option<Fault> {
-        let (frame, order) = hand.leaf?;
-        if hand.tables.len() < LEAF_DEPTH - place.depth || (order == Order::HUGE && !huge) {
+        let (frame, order) = prepared.leaf?;
+        if prepared.tables.len() < LEAF_DEPTH - place.depth || (order == Order::HUGE && !huge) {
             return None;
         }
-        hand.leaf = None;
+        prepared.leaf = None;
         let huge = order == Order::HUGE;
         let mut table = place.table;
         for depth in place.depth..if huge { HUGE_DEPTH } else { LEAF_DEPTH } {
-            let next = hand.tables.pop()?;
+            let next = prepared.tables.pop()?;
             self.set_entry(table, page.index(depth), Entry::table(next));
             self.add_count(table, 1);
             state.tables += 1;
             table = next;
         }
         let (first, depth, within) = if huge {
-            let deposit = hand.tables.pop()?;
+            let deposit = prepared.tables.pop()?;
             self.deposit_table(state, deposit);
             state.huge += 1;
             self.frames
@@ -243,10 +255,10 @@ impl<P: PageTables> Paging<'_, P> {
             (page, LEAF_DEPTH, 0)
         };
         self.frames
-            .set_owner(frame, self.class, OwnerWord::new(state.space(), first).0);
+            .set_owner(frame, self.owner, OwnerWord::new(state.space(), first).0);
         self.set_entry(table, page.index(depth), Entry::leaf(frame, order));
         self.add_count(table, 1);
-        // Only now may compaction find it: `isolate` takes listed frames, and `migrate` expects their entry.
+        // Last, as `isolate` takes only listed frames, and `migrate` expects their entry.
         self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
         Some(Fault {
             frame: frame.plus(within),

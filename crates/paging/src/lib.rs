@@ -2,35 +2,37 @@
 //!
 //! # What it is
 //!
-//! [`Paging`] keeps x86-64 page tables (four levels, the format that the hardware walks) in frames of the guest itself
-//! and reads and writes them through [`PageTables`](dirigible_frames::PageTables) alone: a hosted machine walks them in
-//! software, bare metal points CR3 at them. It maps anonymous memory at 4 KiB and 2 MiB and gives it back; and it is a
+//! [`Paging`] keeps x86-64 page tables (four levels, the format that the hardware walks) in frames of the guest. It
+//! accesses them only through [`PageTables`](dirigible_frames::PageTables): a hosted machine walks them in software, on
+//! bare metal CR3 points to them. It maps and unmaps anonymous memory, in pages of 4 KiB and 2 MiB. It is a
 //! [`MovableOwner`](dirigible_mobility::MovableOwner), so compaction can move any mapped page while programs run.
 //!
-//! [`SlowPath`] is what stands between a request and the allocator when memory is short: reclaim, compaction,
-//! evacuation, the reserve, each tried a bounded number of times. Running out is an error, never a panic.
+//! [`SlowPath`] serves requests when the allocator has no free frame: by reclaim, compaction, evacuation and the
+//! reserve, each tried a bounded number of times. If memory runs out, the result is an error, never a panic.
 //!
 //! # How a mapped frame is owned
 //!
-//! A frame of anonymous memory has one mapper. Its descriptor names it: the `Paging`'s owner number, owner word
-//! = address space (28 bits) and page (36 bits). Every step is one atomic transition of the descriptor:
+//! A frame of anonymous memory is mapped once. Its descriptor names the mapping: the owner id is that of the `Paging`,
+//! the owner word holds the address space (28 bits) and the page (36 bits). Every step is one atomic transition of the
+//! descriptor:
 //!
 //! | state | the frame is | its page-table entry |
 //! |---|---|---|
-//! | `Allocated` | being filled, or being freed | not there yet, or no more |
+//! | `Allocated` | being filled, or being freed | not present |
 //! | `Listed` | mapped | present |
 //! | `Isolated` | in compaction's hands | present, then a migration entry |
-//! | `Allocated` and pinned | in use by somebody outside the tables ([`Paging::pin`]) | present |
+//! | `Allocated` and pinned | in use outside the page tables ([`Paging::pin`]) | present |
 //!
 //! # Locks
 //!
-//! Each space has one lock for its tables. It is never held while allocating, filling, copying, or waiting for
-//! compaction: a fault gets its frames first, locks, looks again, installs, and gives back what it did not need.
-//! [`Paging::access`] takes no lock. Two rules keep it safe: table and data frames are freed only after a shoot-down,
-//! and migration replaces the entry by a migration entry, shoots down, copies, installs, in that order.
+//! Each space has one lock for its tables. It is never held while frames are allocated, filled or copied, or while
+//! waiting for compaction. A fault allocates its frames first, then locks, walks again, installs, and frees what it did
+//! not need. [`Paging::access`] takes no lock. Two rules make this safe. Table and data frames are freed only after a
+//! shoot-down. Migration replaces the entry by a migration entry, shoots down, copies, and installs the new entry, in
+//! that order.
 //!
-//! The lock does not mask interrupts, so nothing that takes it is for interrupt handlers. Call by call, `docs/calls.md` says
-//! what may be held, what is waited for and who is called.
+//! The lock does not mask interrupts, so interrupt handlers must not make calls that take it. For each call,
+//! `docs/calls.md` says what the caller may hold, what the call waits for, and what it calls.
 //!
 //! # A page, from fault to move
 //!
@@ -39,7 +41,7 @@
 //! use dirigible_frames::*;
 //! use dirigible_mobility::{CompactionConfig, Mobility, MovePair};
 //! use dirigible_paging::{FaultKind, NoReclaim, Page, PageSource, Paging, SlowPath, SlowPathConfig};
-//! // A `PageTables` over a vector of words, a hundred lines: tests/support/guest.rs.
+//! // A `PageTables` over a vector of words, in a hundred lines: tests/support/guest.rs.
 //! use guest::MockGuest;
 //!
 //! // Four blocks of memory from frame 1024 on.
@@ -62,13 +64,13 @@
 //! let frames = FrameAllocator::new(&config, &mut metadata)?;
 //! let guest = MockGuest::new(4 * 512);
 //!
-//! let class = OwnerId::new(1).expect("not 0");
-//! let paging = Paging::new(&frames, &guest, class, 16);
+//! let owner = OwnerId::new(1).expect("not 0");
+//! let paging = Paging::new(&frames, &guest, owner, 16);
 //! let mobility = Mobility::new(&frames, &guest, CompactionConfig::default());
-//! mobility.register(class, &paging)?;
+//! mobility.register(owner, &paging)?;
 //! let memory = SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default());
 //!
-//! // A program touches a page that is not there, and writes into it.
+//! // A program accesses a page that is not mapped, and writes into it.
 //! let space = paging.create_space(&memory)?;
 //! let page = Page::containing(0x7f00_1234_5000);
 //! assert_eq!(paging.translate(space, page), None);
@@ -76,7 +78,7 @@
 //! assert!(fault.fresh);
 //! paging.access(space, page, true, |frame| guest.write_word(frame, 0, 42));
 //!
-//! // Its frame is moved, as compaction does it. The program does not notice.
+//! // Compaction moves its frame. The program's contents stay the same.
 //! let to = memory.alloc(AllocRequest::movable())?;
 //! assert!(mobility.isolate(fault.frame));
 //! mobility.migrate_frames(&mut [MovePair::base(fault.frame, to)]);
@@ -84,7 +86,7 @@
 //! let word = paging.access(space, page, false, |frame| guest.read_word(frame, 0));
 //! assert_eq!(word, Some(42));
 //!
-//! // The space ends; its frames and tables are free again.
+//! // The space is destroyed; its frames and tables are free again.
 //! assert_eq!(paging.destroy_space(space), 1);
 //! frames.verify()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -100,6 +102,7 @@ mod access;
 mod audit;
 mod entry;
 mod fault;
+mod lifetime;
 mod migrate;
 mod page;
 mod paging;
@@ -113,8 +116,9 @@ mod unmap;
 
 pub use audit::{Audit, AuditError};
 pub use fault::{Fault, FaultError, FaultKind};
+pub use lifetime::SpaceError;
 pub use page::Page;
-pub use paging::{Mapping, MoveObserver, Paging, SpaceError, Usage};
+pub use paging::{Mapping, MoveObserver, Paging, Usage};
 pub use slow_path::{SlowPath, SlowPathConfig};
 pub use source::{
     FreeFrames, NoNotifier, NoReclaim, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim,

@@ -1,4 +1,4 @@
-//! Moving mapped frames: migration entry, shoot-down, copy, new mapping, in that order.
+//! Migration of mapped frames: migration entry, shoot-down, copy, new mapping, in that order.
 
 use crate::{
     entry::Kind,
@@ -12,7 +12,7 @@ use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 
 impl<P: PageTables> MovableOwner for Paging<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
-        self.frames.try_isolate(frame, self.class).is_ok()
+        self.frames.try_isolate(frame, self.owner).is_ok()
     }
 
     fn migrate(&self, pairs: &mut [MovePair]) {
@@ -31,8 +31,8 @@ impl<P: PageTables> MovableOwner for Paging<'_, P> {
             };
         }
         let Some(hint) = hint else { return };
-        // Also for released frames: their unmapper may not have come to its own shoot-down yet, and the core frees them
-        // when we return.
+        // Also for released frames: the unmap that detached them may not have done its shoot-down yet, and mobility
+        // frees them when this function returns.
         self.platform
             .shoot_down(hint.space().get(), hint.page().address());
         for pair in pairs
@@ -54,7 +54,8 @@ impl<P: PageTables> MovableOwner for Paging<'_, P> {
     fn putback(&self, frame: Pfn) {
         match self.lock_mapper(frame) {
             Some((_state, _page)) => {
-                // Under the lock, so that an unmap sees the frame isolated or listed and leaves it to one of us.
+                // Under the lock, so that an unmap sees the frame either isolated or listed, and exactly one of the two
+                // frees it.
                 self.must_transition(frame, FrameState::Isolated, FrameState::Listed);
             }
             None => {
@@ -69,28 +70,28 @@ impl<P: PageTables> MovableOwner for Paging<'_, P> {
 
 /// How the move of one frame began.
 enum Begin {
-    /// A migration entry stands for the mapping that the word names.
+    /// A migration entry replaces the mapping that the word names.
     Frozen(OwnerWord),
-    /// The mapping stays as it is.
+    /// The mapping has not changed.
     Refused,
-    /// There is no mapping any more.
+    /// The frame was unmapped meanwhile.
     Detached,
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Locks the space that maps `frame`, a frame that the caller has isolated or pinned; `None` if it was unmapped
-    /// meanwhile and is the caller's to free. While the lock is held the mapping stays.
+    /// Locks the space that maps `frame`, which is isolated or pinned; `None` if it was unmapped meanwhile, and the
+    /// caller must free it. The mapping does not change while the lock is held.
     pub(crate) fn lock_mapper(&self, frame: Pfn) -> Option<(MutexGuard<'_, SpaceState>, Page)> {
         let word = OwnerWord(self.frames.owner_word(frame));
         if word == OwnerWord::DETACHED {
             return None;
         }
         let state = self.slot(word.space())?.state.lock();
-        // Only an unmap changes the word of such a frame, to `DETACHED`, under this lock.
+        // Only an unmap changes the word of such a frame: to `DETACHED`, under this lock.
         (self.frames.owner_word(frame) == word.0).then(|| (state, word.page()))
     }
 
-    /// Puts a migration entry in the place of the mapping of an isolated frame.
+    /// Replaces the mapping of an isolated frame by a migration entry.
     fn begin_move(&self, pair: &MovePair) -> Begin {
         let Some((state, page)) = self.lock_mapper(pair.from) else {
             self.must_transition(pair.from, FrameState::Isolated, FrameState::Allocated);
@@ -107,18 +108,18 @@ impl<P: PageTables> Paging<'_, P> {
         Begin::Frozen(OwnerWord::new(state.space(), page))
     }
 
-    /// Maps `to` where the migration entry of `from` stands.
+    /// Replaces the migration entry of `from` by a mapping of `to`.
     fn finish_move(&self, from: Pfn, to: Pfn, word: OwnerWord) {
         let kept = FrameFlags::DIRTY.union(FrameFlags::REFERENCED).bits();
         let marks = self.frames.flags(from).bits() & kept;
         self.frames.set_flags(to, FrameFlags::from_bits(marks));
         self.frames.set_generation(to, self.frames.generation(from));
-        self.frames.set_owner(to, self.class, word.0);
+        self.frames.set_owner(to, self.owner, word.0);
         let Some(slot) = self.slot(word.space()) else {
             return;
         };
         let state = slot.state.lock();
-        // Unmap and destroy wait for migration entries, so it is still there, and the tables above it.
+        // Unmap and destroy wait for migration entries, so the entry and the tables on the way to it are unchanged.
         let Place {
             table,
             index,

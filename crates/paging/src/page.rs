@@ -11,15 +11,16 @@ pub(crate) const HUGE_DEPTH: usize = 2;
 
 /// A virtual page number: a virtual address divided by 4096, 36 bits.
 ///
-/// Any number can be held; operations on address spaces refuse those from [`Page::LIMIT`] on, which no page has.
+/// The type holds any number. Operations on address spaces refuse numbers from [`Page::LIMIT`] on, which are not pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct Page(u64);
 
 impl Page {
-    /// The first number that is no page: four levels of tables translate 36 bits.
+    /// The first number that is not a page: four levels of tables translate 36 bits.
     pub const LIMIT: Self = Self(1 << 36);
-    /// The first page of the upper half, which is the kernel's under [`Paging::with_kernel_half`](crate::Paging::with_kernel_half).
+    /// The first page of the upper half, which is the kernel's if [`with_kernel_half`](crate::Paging::with_kernel_half)
+    /// is used.
     pub const KERNEL_HALF: Self = Self(1 << 35);
 
     /// The page with number `number`.
@@ -27,7 +28,7 @@ impl Page {
         Self(number)
     }
 
-    /// The page that holds virtual address `address`; the sign-extended upper half counts from 2^35.
+    /// The page that holds virtual address `address`. Pages of the sign-extended upper half have numbers from 2^35 on.
     pub const fn containing(address: u64) -> Self {
         Self((address >> 12) & (Self::LIMIT.0 - 1))
     }
@@ -42,22 +43,22 @@ impl Page {
         (((self.0 << 12) << 16) as i64 >> 16) as u64
     }
 
-    /// The page `pages` further up.
+    /// The page `pages` after this one.
     pub const fn plus(self, pages: u64) -> Self {
         Self(self.0 + pages)
     }
 
-    /// Whether an address space can map it.
+    /// Whether the number is below [`Page::LIMIT`].
     pub const fn is_valid(self) -> bool {
         self.0 < Self::LIMIT.0
     }
 
-    /// The first page of the aligned 2 MiB range that it lies in.
+    /// The first page of the aligned 2 MiB range that contains it.
     pub const fn huge_base(self) -> Self {
         Self(self.0 & !(ENTRIES - 1))
     }
 
-    /// Number of the aligned 2 MiB range that it lies in.
+    /// Number of the aligned 2 MiB range that contains it.
     pub(crate) const fn region(self) -> u64 {
         self.0 / ENTRIES
     }
@@ -67,12 +68,12 @@ impl Page {
         self.0 % ENTRIES
     }
 
-    /// Index of the entry that leads to the page, in a table at `depth`.
+    /// Index of the page's entry in a table at `depth`.
     pub(crate) const fn index(self, depth: usize) -> usize {
         ((self.0 >> (9 * (LEAF_DEPTH - depth))) % ENTRIES) as usize
     }
 
-    /// The first page that the next entry of a table at `depth` covers.
+    /// The first page that the next entry in a table at `depth` maps.
     pub(crate) const fn next_span(self, depth: usize) -> Self {
         let shift = 9 * (LEAF_DEPTH - depth);
         Self(((self.0 >> shift) + 1) << shift)

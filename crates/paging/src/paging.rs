@@ -3,9 +3,7 @@
 use crate::{
     entry::{Entry, Kind},
     page::{ENTRIES, HUGE_DEPTH, Page},
-    source::PageSource,
-    space::{Slot, SpaceId, SpaceState, Spaces},
-    tables::new_table,
+    space::{Slot, SpaceId, Spaces},
 };
 use dirigible_frames::{
     FrameAllocator, FrameFlags, FrameState, Order, OwnerId, PageTables, Pfn, sync::Mutex,
@@ -13,52 +11,43 @@ use dirigible_frames::{
 
 /// All address spaces of a guest, and the owner of their anonymous memory.
 ///
-/// It is a [`MovableOwner`](dirigible_mobility::MovableOwner): register it with `Mobility` under the class number that
-/// it was made with.
+/// It is a [`MovableOwner`](dirigible_mobility::MovableOwner): register it with `Mobility` under the owner id that it
+/// was made with.
 ///
-/// Locks: one for each space, held for a few page-table words at a time; never while allocating, copying, or waiting.
+/// There is one lock for each space. It is held while a few page-table entries change, and never while frames are
+/// allocated or copied, or while waiting.
 pub struct Paging<'a, P> {
     pub(crate) frames: &'a FrameAllocator<'a>,
     pub(crate) platform: &'a P,
-    pub(crate) class: OwnerId,
+    pub(crate) owner: OwnerId,
     pub(crate) spaces: Spaces,
     pub(crate) observer: Option<&'a dyn MoveObserver>,
     /// The table whose upper half every root table shares.
-    kernel_half: Option<Pfn>,
-    /// Makes one step of dropping a reference to an unmapped frame and looking for others.
+    pub(crate) kernel_half: Option<Pfn>,
+    /// Makes dropping a reference to an unmapped frame, and reading how many are left, one step.
     pub(crate) last_pin: Mutex<()>,
 }
 
-/// Sees every migration at the moment at which the contents can be compared.
+/// Is called at each migration, when the contents can be compared.
 pub trait MoveObserver: Sync {
-    /// `frame` (head of 2^`order`) has the contents of the pages from `page` on; nobody else can reach it yet. Called
-    /// with no lock held, but whoever touches the pages waits: the observer must not fault, unmap, or access them.
+    /// `frame` (the head of 2^`order` frames) holds the contents of the pages from `page` on, and nothing else can
+    /// access it yet. Called with no lock held. Faults, unmaps and accesses of these pages wait meanwhile, so the
+    /// observer must not make any.
     fn moved(&self, space: SpaceId, page: Page, frame: Pfn, order: Order);
 }
 
-/// Why there is no new address space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum SpaceError {
-    /// No frame for the root table.
-    #[error("out of memory")]
-    OutOfMemory,
-    /// All slots are taken.
-    #[error("too many address spaces")]
-    TooManySpaces,
-}
-
-/// One page's mapping, as [`Paging::lookup`] found it.
+/// The mapping of a page, as [`Paging::lookup`] found it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapping {
     /// The base frame that holds the page.
     pub frame: Pfn,
-    /// Mapped by a huge page.
+    /// The page is part of a huge page.
     pub huge: bool,
-    /// Has been read or written since it was mapped.
+    /// The page was read or written since it was mapped.
     pub accessed: bool,
-    /// Has been written since it was mapped.
+    /// The page was written since it was mapped.
     pub dirty: bool,
-    /// Is on its way to another frame, or being split: `frame` is the old one.
+    /// The page is being moved, and `frame` is its old frame; or it is being split.
     pub migrating: bool,
 }
 
@@ -69,7 +58,7 @@ pub struct Usage {
     pub base: u64,
     /// Huge pages mapped (512 frames each).
     pub huge: u64,
-    /// Page-table frames, with those kept for splitting huge pages.
+    /// Page-table frames, including those kept for splitting huge pages.
     pub tables: u64,
 }
 
@@ -81,23 +70,23 @@ impl Usage {
 }
 
 impl<'a, P: PageTables> Paging<'a, P> {
-    /// Paging without a space yet, whose frames carry `class`.
+    /// Paging without any space, whose frames carry owner id `owner`.
     ///
-    /// This is the only place that uses the heap: for the table of `max_spaces` slots.
+    /// Allocates the table of `max_spaces` slots from the heap. Nothing else in this crate uses the heap.
     ///
     /// # Panics
     ///
-    /// When `max_spaces` is 0 or above [`MAX_SPACES`](crate::MAX_SPACES).
+    /// If `max_spaces` is 0 or above [`MAX_SPACES`](crate::MAX_SPACES).
     pub fn new(
         frames: &'a FrameAllocator<'a>,
         platform: &'a P,
-        class: OwnerId,
+        owner: OwnerId,
         max_spaces: usize,
     ) -> Self {
         Self {
             frames,
             platform,
-            class,
+            owner,
             spaces: Spaces::new(max_spaces),
             observer: None,
             kernel_half: None,
@@ -105,76 +94,37 @@ impl<'a, P: PageTables> Paging<'a, P> {
         }
     }
 
-    /// Shows every migration to `observer`.
+    /// Lets `observer` see every migration.
     pub fn observed_by(mut self, observer: &'a dyn MoveObserver) -> Self {
         self.observer = Some(observer);
         self
     }
 
-    /// Gives every space made from now on the upper half of table `template`, the kernel's own: entries 256 to 511 of its
-    /// root are copied once, when the space is made.
+    /// Shares the kernel's upper half with every space that is created from now on: entries 256 to 511 of table
+    /// `template` are copied into the space's root, once, when it is created.
     ///
-    /// The tables below them are the kernel's and nothing here counts, changes or frees them. Pages from
-    /// [`Page::KERNEL_HALF`] on are then no pages of any space: faults are refused, accesses and look-ups find nothing.
+    /// The tables below these entries belong to the kernel: `Paging` does not count, change or free them. Pages from
+    /// [`Page::KERNEL_HALF`] on do not belong to any space then: faults are refused, accesses and look-ups find
+    /// nothing.
     pub fn with_kernel_half(mut self, template: Pfn) -> Self {
         self.kernel_half = Some(template);
         self
     }
 
-    /// The class that the frames carry.
+    /// The owner id that the frames carry.
     pub fn owner_id(&self) -> OwnerId {
-        self.class
+        self.owner
     }
 
-    /// An empty address space; its root table comes from `memory`.
-    pub fn create_space(&self, memory: &dyn PageSource) -> Result<SpaceId, SpaceError> {
-        let root =
-            new_table(self.frames, self.platform, memory).map_err(|_| SpaceError::OutOfMemory)?;
-        let Some((space, slot)) = self.spaces.take() else {
-            memory.free(root, Order::BASE);
-            return Err(SpaceError::TooManySpaces);
-        };
-        if let Some(template) = self.kernel_half {
-            for index in self.root_entries()..ENTRIES as usize {
-                self.set_entry(root, index, self.entry(template, index));
-            }
-        }
-        slot.open(space, root);
-        Ok(space)
-    }
-
-    /// Unmaps everything and ends the space; gives the number of anonymous frames that it held (0 for a space that is
-    /// no more). Faults and accesses that run at the same time find no space; a frame that is just being moved is waited for.
-    pub fn destroy_space(&self, space: SpaceId) -> usize {
-        let Some(slot) = self.spaces.slot(space).filter(|slot| slot.close(space)) else {
-            return 0;
-        };
-        let pages = self.clear_range(
-            slot,
-            space.get() | SpaceState::DYING,
-            Page::new(0)..self.limit(),
-        );
-        let root = {
-            let mut state = slot.state.lock();
-            debug_assert_eq!((state.base, state.huge, state.tables), (0, 0, 1));
-            core::mem::take(&mut *state).root
-        };
-        // A walker that saw the space alive may still stand in the root table.
-        self.platform.shoot_down(space.get(), 0);
-        self.free_table(root);
-        self.spaces.give_back(space);
-        pages
-    }
-
-    /// The root table of living space `space`, for a CPU to walk from (CR3 on x86-64).
+    /// The root table of `space`, for a CPU's page walks (CR3 on x86-64); `None` if the space does not exist.
     ///
-    /// Valid until the space is destroyed, and the frame is free then: whoever destroys a space sees to it that no CPU
-    /// runs in it any more.
+    /// The table is valid until the space is destroyed; then its frame is freed. Whoever destroys a space must make
+    /// sure that no CPU runs in it.
     pub fn root(&self, space: SpaceId) -> Option<Pfn> {
         self.slot(space)?.root(space)
     }
 
-    /// What `space` holds, or `None` if it is no more.
+    /// What `space` holds; `None` if it does not exist.
     pub fn usage(&self, space: SpaceId) -> Option<Usage> {
         let state = self.spaces.slot(space)?.state.lock();
         (state.id == space.get()).then(|| Usage {
@@ -184,8 +134,8 @@ impl<'a, P: PageTables> Paging<'a, P> {
         })
     }
 
-    /// What all living spaces hold together. Takes one lock after the other; for a figure that is sure to be consistent, and
-    /// compared with the tables, see [`Paging::audit`].
+    /// The sum of what all spaces hold. Takes the spaces' locks one after the other. [`Paging::audit`] counts the
+    /// tables' entries as well.
     pub fn totals(&self) -> Usage {
         self.spaces.iter().fold(Usage::default(), |sum, slot| {
             let state = slot.state.lock();
@@ -197,12 +147,12 @@ impl<'a, P: PageTables> Paging<'a, P> {
         })
     }
 
-    /// The base frame that holds `page`, the old one while it is being moved.
+    /// The base frame that holds `page`: the old one while the page is being moved. `None` if the page is not mapped.
     pub fn translate(&self, space: SpaceId, page: Page) -> Option<Pfn> {
         self.lookup(space, page).map(|mapping| mapping.frame)
     }
 
-    /// The mapping of `page`.
+    /// The mapping of `page`; `None` if it is not mapped.
     pub fn lookup(&self, space: SpaceId, page: Page) -> Option<Mapping> {
         let slot = self.spaces.slot(space)?;
         let state = slot.state.lock();
@@ -228,7 +178,7 @@ impl<'a, P: PageTables> Paging<'a, P> {
         }
     }
 
-    /// Entries of a root table that are the space's own.
+    /// Number of entries in a root table that belong to the space.
     pub(crate) const fn root_entries(&self) -> usize {
         match self.kernel_half {
             Some(_) => ENTRIES as usize / 2,
@@ -241,24 +191,24 @@ impl<'a, P: PageTables> Paging<'a, P> {
         page < self.limit()
     }
 
-    /// Slot of `space`, whether or not it lives.
+    /// The slot of `space`, whether or not the space exists.
     pub(crate) fn slot(&self, space: SpaceId) -> Option<&Slot> {
         self.spaces.slot(space)
     }
 
-    /// Gives a frame back that is `Allocated` and unreachable.
+    /// Frees a frame that is `Allocated` and that nothing refers to.
     pub(crate) fn free(&self, frame: Pfn, order: Order) {
         let freed = self.frames.free(self.platform.cpu(), frame, order);
         debug_assert!(freed.is_ok(), "{frame}: {freed:?}");
     }
 
-    /// Moves a frame's state along an edge that nobody else can take at this moment.
+    /// Makes a transition that cannot fail, as nothing else can change the frame's state now.
     pub(crate) fn must_transition(&self, frame: Pfn, from: FrameState, to: FrameState) {
         let moved = self.frames.transition(frame, from, to);
         debug_assert!(moved.is_ok(), "{frame} is {moved:?}, not {from:?}");
     }
 
-    /// Whether somebody besides the page tables uses the frame, so that it cannot move.
+    /// Whether the frame is in use outside the page tables, so that it must not move.
     pub(crate) fn is_pinned(&self, frame: Pfn) -> bool {
         self.frames
             .frame(frame)
@@ -266,7 +216,7 @@ impl<'a, P: PageTables> Paging<'a, P> {
     }
 }
 
-/// The base frame behind `page` when `entry` at `depth` maps it.
+/// The base frame that holds `page`, if `entry` at `depth` maps it.
 pub(crate) fn frame_of(entry: Entry, depth: usize, page: Page) -> Pfn {
     if depth == HUGE_DEPTH {
         entry.frame().plus(page.offset())

@@ -1,4 +1,4 @@
-//! Pins: a frame that somebody outside the page tables uses stays where it is.
+//! Pins: a frame that is in use outside the page tables cannot move.
 
 use crate::{
     entry::Kind,
@@ -10,10 +10,10 @@ use dirigible_frames::{FrameFlags, FrameState, PageTables, Pfn};
 
 impl<P: PageTables> Paging<'_, P> {
     /// Keeps `page` in its frame until [`Paging::unpin`], and gives the frame; `None` if the page is not mapped. Waits
-    /// while the frame is isolated. A huge page is pinned whole. Pins count: up to 31 of one page, a further one waits until
-    /// one of them ends.
+    /// while the frame is isolated. A huge page is pinned as a whole. A page can have up to 31 pins; another one waits
+    /// until one of them ends.
     ///
-    /// The page may be unmapped meanwhile; the frame is then freed at the last unpin.
+    /// If the page is unmapped meanwhile, its frame is freed when the last pin ends.
     pub fn pin(&self, space: SpaceId, page: Page) -> Option<Pfn> {
         let slot = self.slot(space).filter(|_| self.may_map(page))?;
         loop {
@@ -26,7 +26,8 @@ impl<P: PageTables> Paging<'_, P> {
                 let head = place.entry.frame();
                 match place.kind() {
                     Kind::Empty | Kind::Table => return None,
-                    // A pinned frame is `Allocated`, not `Listed`: isolation's one step fails, no flag need be looked at.
+                    // A pinned frame is `Allocated`, not `Listed`: its isolation fails in one step, without a look at
+                    // any flag.
                     Kind::Leaf
                         if self.frames.state(head) == FrameState::Allocated
                             || self
@@ -38,7 +39,7 @@ impl<P: PageTables> Paging<'_, P> {
                             self.frames.set_flags(head, FrameFlags::PINNED);
                             return Some(frame_of(place.entry, place.depth, page));
                         }
-                        // 31 pins already: wait for one to end.
+                        // There are 31 pins: waits until one of them ends.
                     }
                     Kind::Leaf | Kind::Migration => {}
                 }
@@ -69,7 +70,7 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Drops a reference; whether it was the last. The space's lock is held, or `last_pin`.
+    /// Drops a reference; gives whether it was the last one. The space's lock or `last_pin` is held.
     fn is_last(&self, head: Pfn) -> bool {
         let dropped = self.frames.put_ref(head);
         debug_assert!(dropped, "{head} was not pinned");

@@ -1,4 +1,4 @@
-//! The allocation slow path: what is tried, and in which order, when the allocator has no frame to give.
+//! The allocation slow path: what is tried, and in which order, if the allocator has no free frame.
 
 use crate::source::{
     NoNotifier, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim, StallObserver,
@@ -9,40 +9,41 @@ use dirigible_frames::{
 };
 use dirigible_mobility::{CompactResult, Mobility};
 
-/// A run of more frames than this is costly: nothing is given up for it.
+/// A run of more frames than this is costly: the notifier is not called for it, and it does not wait for compaction.
 const COSTLY: usize = 8;
 
-/// How often a request that waits for compaction looks where time hardly passes: a virtual clock may stand still while
-/// nothing is charged.
+/// How often a request that waits for compaction checks for frames if time hardly passes. A virtual clock does not
+/// advance while nothing is charged.
 const LOOKS: u64 = 10_000;
-/// A look takes longer than so many nanoseconds where time is real.
+/// If time is real, a check takes longer than so many nanoseconds.
 const LOOK_NS: u64 = 100;
 
 /// The constants of the slow path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlowPathConfig {
-    /// Frames asked of reclaim at a time for a base page or for the balloon.
+    /// Frames that one call of reclaim is asked for, for a base page or for the balloon.
     pub batch: usize,
-    /// Frames asked of reclaim for a huge page.
+    /// Frames that one call of reclaim is asked for, for a huge page.
     pub huge_batch: usize,
     /// Frames asked of reclaim so that a block can be evacuated into them.
     pub evacuate_batch: usize,
-    /// How often reclaim is asked for one base page, while each time gives something.
+    /// Most calls of reclaim for one base page. They end when one frees nothing.
     pub rounds: usize,
-    /// The same for a run of more than 8 frames (Linux calls such orders costly): waste, if the first rounds do not help.
+    /// The same for a run of more than 8 frames (Linux calls such orders costly): if the first rounds do not help, more
+    /// are wasted.
     pub costly_rounds: usize,
     /// How often a block is evacuated for one unmovable or reclaimable request.
     pub evacuations: u32,
     /// Evacuate for unmovable and reclaimable requests that find no room in blocks of their type: set it where the
     /// allocator's fallback policy is [`Fallback::Evacuate`].
     pub fallback: Fallback,
-    /// What the balloon leaves free.
+    /// The watermark below which the balloon does not allocate.
     pub balloon_watermark: Watermark,
-    /// How long a base request that would fail waits for the frames that compaction holds, in nanoseconds.
+    /// How long a base request that would fail waits for frames that compaction holds, in nanoseconds.
     pub settle_ns: u64,
-    /// Frames asked of the out-of-memory notifier at a time: one message of a balloon.
+    /// Frames that one call of the out-of-memory notifier is asked for: one message of a balloon.
     pub release_batch: usize,
-    /// How often it is asked for one base page, while each time gives something.
+    /// Most calls of the notifier for one base page. They end when one frees nothing.
     pub releases: u32,
 }
 
@@ -64,17 +65,16 @@ impl Default for SlowPathConfig {
     }
 }
 
-/// Frames by every means short of killing somebody.
+/// Allocates frames by every means but killing a task.
 ///
 /// - *Base pages:* free frames; for unmovable and reclaimable requests, under [`Fallback::Evacuate`], a movable block
-///   evacuated and converted; reclaim, for as long as it gives something; the whole-block reserve. Then, for runs of at
-///   most 8 frames: what compaction holds aside while it moves, and is free memory as soon as it has moved; and whoever gives
-///   frames up [for want of memory](OutOfMemoryNotifier), a balloon. That comes last: all before it is the guest's own, and
-///   what the balloon holds was promised to the host.
-/// - *Huge pages:* a free block, a block captured by compaction, and both again after one big reclaim.
+///   evacuated and converted; reclaim, for as long as it frees something; the whole-block reserve. Then, for runs of at
+///   most 8 frames: the frames that compaction holds until it has moved others; and at last the
+///   [notifier](OutOfMemoryNotifier), a balloon. The balloon is last, as its frames were promised to the host.
+/// - *Huge pages:* a free block, a block captured by compaction, and both again after one large reclaim.
 ///
-/// Each means is tried a bounded number of times, so a request ends, with frames or with [`OutOfMemory`], whatever the
-/// others do.
+/// Each means is tried a bounded number of times. So every request ends, with frames or with [`OutOfMemory`], whatever
+/// other CPUs do.
 pub struct SlowPath<'a, P: Platform> {
     frames: &'a FrameAllocator<'a>,
     mobility: &'a Mobility<'a, P>,
@@ -85,7 +85,7 @@ pub struct SlowPath<'a, P: Platform> {
     config: SlowPathConfig,
 }
 
-/// What is left of one request's means.
+/// What one request may still try.
 struct Effort {
     rounds: usize,
     evacuations: u32,
@@ -93,7 +93,7 @@ struct Effort {
 }
 
 impl<'a, P: Platform> SlowPath<'a, P> {
-    /// The slow path over an allocator, its compaction, and somebody to reclaim from.
+    /// A slow path over the allocator of `mobility`, with `reclaim` to free frames.
     pub fn new(
         mobility: &'a Mobility<'a, P>,
         reclaim: &'a dyn Reclaim,
@@ -111,15 +111,15 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// The same, with somebody to ask when a base request would fail. Requests of the balloon never ask: it would give up
-    /// frames to get some.
+    /// The same, with a notifier that is called before a base request fails. It is not called for requests of the
+    /// balloon, which would release frames to get some.
     #[must_use]
     pub fn with_notifier(self, notifier: &'a dyn OutOfMemoryNotifier) -> Self {
         Self { notifier, ..self }
     }
 
-    /// The same, with somebody who hears of each request that its first attempt does not serve. Those that it serves cost
-    /// nothing more. Requests of the balloon are not told.
+    /// The same, with an observer of each request that the first attempt does not serve. Requests that it serves have
+    /// no additional cost. Requests of the balloon are not observed.
     #[must_use]
     pub fn observed_by(self, observer: &'a dyn StallObserver) -> Self {
         Self {
@@ -128,9 +128,9 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// Frames for a balloon, taken as `how` says: fills `out` from the front and gives how many. Reclaims what is
-    /// missing, in small batches, while that gives something. It never breaks the whole-block reserve, and getting less is
-    /// no failure: the balloon comes again.
+    /// Allocates frames for a balloon, placed as `how` says. Fills `out` from the front, and gives how many frames it
+    /// got. Reclaims what is missing in small batches, until one frees nothing. Never breaks the whole-block reserve.
+    /// Fewer frames than `out` holds are not a failure: the balloon tries again.
     pub fn take_balloon(&self, how: BalloonPlacement, out: &mut [Pfn]) -> usize {
         let mut effort = self.effort(Order::BASE);
         effort.rounds += out.len().div_ceil(self.config.batch.max(1));
@@ -143,7 +143,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
                 break;
             }
             if matches!(how, BalloonPlacement::Unmovable) {
-                // One frame by the way of all unmovable requests makes room for more.
+                // One frame is allocated as for any unmovable request, which makes room for more.
                 let request = AllocRequest::unmovable().with_watermark(mark);
                 let first = self.frames.alloc(self.platform.cpu(), request);
                 let Ok(frame) = first.or_else(|why| self.try_base(request, why, &mut effort))
@@ -172,11 +172,11 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// A run below a huge page, whose first attempt failed for `why`.
+    /// Serves a request below a huge page, whose first attempt failed for `why`.
     fn alloc_base(&self, request: AllocRequest, why: AllocError) -> Result<Pfn, OutOfMemory> {
         let mut effort = self.effort(request.order);
         self.try_base(request, why, &mut effort)
-            // Better a broken reserve than a task without memory.
+            // The reserve is broken before a task fails.
             .or_else(|OutOfMemory| self.break_reserve(request))
             .or_else(|_| self.await_compaction(request, &mut effort))
             .or_else(|OutOfMemory| self.release(request, &mut effort))
@@ -217,7 +217,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// Frames that are coming back: those that compaction has set aside while it, or the host, works on a move.
+    /// Waits for frames that compaction has set aside while it, or the host, works on a move.
     fn await_compaction(
         &self,
         request: AllocRequest,
@@ -229,7 +229,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
         let begun = self.platform.now();
         let mut looks = 0;
-        // What comes back others may take first: then the next evacuation's frames are waited for.
+        // Others may take these frames first: then waits for those of the next evacuation.
         loop {
             if let Some(frame) = self.look_for_frames(request, begun, &mut looks) {
                 return Ok(frame);
@@ -241,22 +241,22 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// Whether the time to wait for compaction is over that began at `begun`, after so many looks.
+    /// Whether the wait for compaction that began at `begun` is over, after `looks` checks.
     fn is_over(&self, begun: u64, looks: u64) -> bool {
         let passed = self.platform.now().saturating_sub(begun);
         let stands_still = looks >= LOOKS && passed < looks * LOOK_NS;
         passed >= self.config.settle_ns || stands_still
     }
 
-    /// Looks for a frame until no block is being emptied, or the time is over that began at `begun`.
+    /// Checks for a free frame until no block is being evacuated, or the wait that began at `begun` is over.
     fn look_for_frames(&self, request: AllocRequest, begun: u64, looks: &mut u64) -> Option<Pfn> {
         let mut seen = None;
         loop {
             if self.is_over(begun, *looks) || self.frames.isolated_blocks() == 0 {
                 return None;
             }
-            // An attempt empties the caches of all CPUs: not for nothing. The sum alone does not tell of frames that another
-            // CPU took in between, so now and then it is made all the same.
+            // An attempt drains the caches of all CPUs, so it is made only if the number of free frames has changed. As
+            // that may miss frames that were freed and taken in between, it is also made now and then.
             let free = Some(self.frames.free_frames());
             if (free != seen || looks.is_multiple_of(256))
                 && let Ok(frame) = self.break_reserve(request)
@@ -269,14 +269,14 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         }
     }
 
-    /// The last means: frames that were promised to somebody else.
+    /// Calls the notifier, the last means.
     fn release(&self, request: AllocRequest, effort: &mut Effort) -> Result<Pfn, OutOfMemory> {
         if request.order.frames() > COSTLY {
             return Err(OutOfMemory);
         }
         for _ in 0..self.config.releases {
             if self.notifier.release(self.config.release_batch) == 0 {
-                // What it gave to another CPU may do for both.
+                // What it released for another CPU may be enough for both.
                 return self.break_reserve(request).map_err(|_| OutOfMemory);
             }
             if let Ok(frame) = self.once_more(request, effort) {
@@ -319,7 +319,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         self.reclaim(batch, &mut effort.stalled) > 0
     }
 
-    /// A huge page, whose first attempt failed.
+    /// Serves a request for a huge page, whose first attempt failed.
     fn alloc_huge(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
         let mut stalled = false;
         for attempt in 0..2 {
@@ -341,7 +341,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         self.failed()
     }
 
-    /// What follows a first attempt that failed for `why`; the observer hears how it ended.
+    /// Serves a request whose first attempt failed for `why`, and notifies the observer.
     #[cold]
     fn stall(&self, request: AllocRequest, why: AllocError) -> Result<Pfn, OutOfMemory> {
         let watch = self
@@ -359,7 +359,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         got
     }
 
-    /// Asks for `frames` frames back, charges and counts it.
+    /// Reclaims `frames` frames, charges the cost and counts the events.
     fn reclaim(&self, frames: usize, stalled: &mut bool) -> usize {
         let cpu = self.platform.cpu();
         if !core::mem::replace(stalled, true) {

@@ -1,31 +1,35 @@
-//! Where paging gets frames from, who can be asked to give some back, and who hears how long that took.
+//! Where paging gets frames from, who can free some when there are none, and who is notified of stalls.
 
 use dirigible_frames::{AllocRequest, FrameAllocator, Order, Pfn, Platform};
 
-/// There is no frame to be had, whatever was tried.
+/// There is no frame, after everything was tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("out of memory")]
 pub struct OutOfMemory;
 
 /// A supply of page frames.
 ///
-/// Called with no lock held: an implementation may reclaim, compact, or wait.
+/// The methods are called with no lock held: an implementation may reclaim, compact, or wait.
 pub trait PageSource: Sync {
-    /// A run of frames as `request` asks, in state `Allocated`.
+    /// Allocates a run of frames, in state `Allocated`.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for it.
     fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory>;
 
-    /// Takes back what [`PageSource::alloc`] gave and nobody used.
+    /// Frees a run that [`PageSource::alloc`] gave.
     fn free(&self, frame: Pfn, order: Order);
 }
 
-/// Somebody who holds frames that others need more.
+/// A holder of frames that can free some, such as a page cache.
 pub trait Reclaim: Sync {
-    /// Gives about `frames` frames back to the allocator, fewer if there are not so many; the answer is how many.
-    /// Called with no lock held. The caller charges the cost and counts the event.
+    /// Frees about `frames` frames, or fewer if it holds fewer, and gives how many. Called with no lock held. The
+    /// caller charges the cost and counts the event.
     fn reclaim(&self, frames: usize) -> usize;
 }
 
-/// Nobody to reclaim from.
+/// A reclaimer that holds no frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoReclaim;
 
@@ -35,14 +39,15 @@ impl Reclaim for NoReclaim {
     }
 }
 
-/// Somebody who holds frames by promise, a balloon, and breaks it rather than let a task fail.
+/// A holder of frames that frees some before a request fails for want of memory: a balloon, which has promised them to
+/// the host.
 pub trait OutOfMemoryNotifier: Sync {
-    /// Asked when everything else has failed, before a base request fails: gives about `frames` frames back to the
-    /// allocator, fewer if there are not so many; the answer is how many. Called with no lock held.
+    /// Called when everything else has failed, before a base request fails. Frees about `frames` frames, or fewer if it
+    /// holds fewer, and gives how many. Called with no lock held.
     fn release(&self, frames: usize) -> usize;
 }
 
-/// Nobody to ask.
+/// A notifier that holds no frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoNotifier;
 
@@ -52,21 +57,21 @@ impl OutOfMemoryNotifier for NoNotifier {
     }
 }
 
-/// Hears of the requests that were not served at once.
+/// Is notified of requests that the first attempt did not serve.
 pub trait StallObserver: Sync {
-    /// `request` found nothing at its first attempt and ended `ns` nanoseconds later, `served` or not. Called with no
-    /// lock held, by the CPU that asked.
+    /// The first attempt to serve `request` failed, and the request ended `ns` nanoseconds later, `served` or not.
+    /// Called with no lock held, on the CPU that made the request.
     fn stalled(&self, request: AllocRequest, ns: u64, served: bool);
 }
 
-/// The plainest source: what the allocator has free, and no slow path.
+/// The simplest source: the allocator's free frames, without a slow path.
 pub struct FreeFrames<'a, P> {
     frames: &'a FrameAllocator<'a>,
     platform: &'a P,
 }
 
 impl<'a, P: Platform> FreeFrames<'a, P> {
-    /// A source over `frames`, for the CPU that `platform` says the caller runs on.
+    /// A source over `frames`, which uses the CPU that `platform` reports.
     pub fn new(frames: &'a FrameAllocator<'a>, platform: &'a P) -> Self {
         Self { frames, platform }
     }
@@ -81,6 +86,6 @@ impl<P: Platform> PageSource for FreeFrames<'_, P> {
 
     fn free(&self, frame: Pfn, order: Order) {
         let freed = self.frames.free(self.platform.cpu(), frame, order);
-        debug_assert!(freed.is_ok(), "{frame} was not owned by its user");
+        debug_assert!(freed.is_ok(), "{frame} was not allocated");
     }
 }

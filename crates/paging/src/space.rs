@@ -1,4 +1,4 @@
-//! The table of address spaces: ids that are safe to reuse, and what each space keeps outside its page tables.
+//! The table of address spaces: ids with generations, and the state of each space outside its page tables.
 
 use crate::page::Page;
 use alloc::{boxed::Box, vec::Vec};
@@ -7,21 +7,21 @@ use dirigible_frames::{
     sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
-/// Bits that a space has in a frame's owner word; the page has the other 36.
+/// Bits of a frame's owner word that hold the space. The other 36 hold the page.
 const ID_BITS: u32 = 28;
-/// Most spaces that one [`Paging`](crate::Paging) can have: leaves 8 bits to tell apart the users of a slot.
+/// Most spaces that one [`Paging`](crate::Paging) can have. It leaves 8 bits for the generations of a slot.
 pub const MAX_SPACES: usize = 1 << 20;
 
 /// An address space.
 ///
-/// The number holds the slot in the table and a generation, so an id that outlives its space is recognised (until the
-/// slot has been reused 2^(28 - slot bits) - 2 times).
+/// The number consists of a slot in the table and a generation. So the id of a destroyed space is recognised, until its
+/// slot was reused 2^(28 - slot bits) - 2 times.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
 pub struct SpaceId(u32);
 
 impl SpaceId {
-    /// The id with number `number`, as [`SpaceId::get`] gave it.
+    /// The id with number `number`, which came from [`SpaceId::get`].
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
@@ -32,13 +32,13 @@ impl SpaceId {
     }
 }
 
-/// Names the mapper of a frame, from its descriptor.
+/// The owner word of a mapped frame: the space and page that map it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OwnerWord(pub(crate) u64);
 
 impl OwnerWord {
-    /// Of a frame whose mapping is gone while somebody (compaction, a pin) still had it: whoever lets go frees it.
-    /// No space has this number, see [`Spaces::take`].
+    /// The word of a frame that was unmapped while it was isolated or pinned: putback, migration or the last unpin
+    /// frees it. No space has this number, see [`Spaces::take`].
     pub(crate) const DETACHED: Self = Self(u64::MAX);
 
     pub(crate) const fn new(space: SpaceId, page: Page) -> Self {
@@ -54,54 +54,55 @@ impl OwnerWord {
     }
 }
 
-/// What a space's lock guards, besides its page tables.
+/// What a space's lock protects, besides the page tables.
 #[derive(Debug, Default)]
 pub(crate) struct SpaceState {
-    /// The living space's id, that of one being torn down with [`SpaceState::DYING`] set, or 0.
+    /// The id of the space, with [`SpaceState::DYING`] set while the space is being destroyed; 0 if there is no space.
     pub(crate) id: u32,
     pub(crate) root: Pfn,
-    /// The last-level table used last: 2 MiB range number and table. Sequential faults find it without a walk.
+    /// The last-level table that was used last: number of its 2 MiB range, and table. Saves walks in sequential faults.
     pub(crate) leaf: Option<(u64, Pfn)>,
-    /// Table frames kept for splitting, one for each huge mapping, linked through their owner words.
+    /// The first of the table frames kept for splits, one for each huge mapping. They are linked through their owner
+    /// words.
     pub(crate) deposit: Option<Pfn>,
-    /// Base pages mapped, migration entries among them.
+    /// Base pages mapped, including migration entries.
     pub(crate) base: u64,
-    /// Huge pages mapped, migration entries among them.
+    /// Huge pages mapped, including migration entries.
     pub(crate) huge: u64,
-    /// Table frames in use, the root and the deposit among them.
+    /// Table frames in use, including the root and the deposited ones.
     pub(crate) tables: u64,
 }
 
 impl SpaceState {
-    /// Marks the id of a space that takes no more faults.
+    /// Marks the id of a space that is being destroyed: faults find no space.
     pub(crate) const DYING: u32 = 1 << 31;
 
-    /// The id, of a living space or one that is being torn down.
+    /// The id of the space, which exists or is being destroyed.
     pub(crate) const fn space(&self) -> SpaceId {
         SpaceId(self.id & !Self::DYING)
     }
 }
 
-/// A place in the table.
+/// An entry in the table of spaces.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    /// The living space's id or 0, for walkers without the lock. Changes under the lock.
+    /// The space's id or 0, for page walks without the lock. Changes under the lock.
     id: AtomicU32,
-    /// Its root table. Valid inside an access section that began before a look at `id` succeeded: the frame is freed
-    /// only after a shoot-down that follows the change of `id`.
+    /// Its root table. Valid in an access section that has read `id` and found the space: the frame is freed only after
+    /// `id` has changed and a shoot-down has followed.
     root: AtomicU64,
     pub(crate) state: Mutex<SpaceState>,
 }
 
 impl Slot {
-    /// The root of living space `space`, for a walk inside an access section.
+    /// The root table of `space`, for a walk inside an access section; `None` if the space does not exist.
     pub(crate) fn root(&self, space: SpaceId) -> Option<Pfn> {
-        // Pairs with the release in `open`: who sees the id sees the root that was stored before it.
+        // Acquire: pairs with the release in `open`, so that the root that was stored before the id is read.
         (self.id.load(Ordering::Acquire) == space.0)
             .then(|| Pfn::new(self.root.load(Ordering::Relaxed)))
     }
 
-    /// Lets the space be used; `root` is an empty table.
+    /// Makes the space exist; `root` is an empty table.
     pub(crate) fn open(&self, space: SpaceId, root: Pfn) {
         let mut state = self.state.lock();
         *state = SpaceState {
@@ -111,18 +112,18 @@ impl Slot {
             ..SpaceState::default()
         };
         self.root.store(root.get(), Ordering::Relaxed);
-        // Pairs with the acquire in `root`.
+        // Release: pairs with the acquire in `root`.
         self.id.store(space.0, Ordering::Release);
     }
 
-    /// Refuses all further use of `space`; `false` if it is not the living one.
+    /// Ends all use of `space`; `false` if it does not exist.
     pub(crate) fn close(&self, space: SpaceId) -> bool {
         let mut state = self.state.lock();
         if state.id != space.0 {
             return false;
         }
         state.id |= SpaceState::DYING;
-        // Walkers that missed this are waited for by the shoot-down before anything is freed.
+        // The shoot-down before anything is freed waits for page walks that have read the old id.
         self.id.store(0, Ordering::Release);
         true
     }
@@ -136,7 +137,7 @@ pub(crate) struct Spaces {
     free: Mutex<FreeSlots>,
 }
 
-/// Slots to hand out, last freed first, and each slot's next generation. Both have their full capacity from the start.
+/// The free slots, last freed first, and each slot's next generation. Both have their full capacity from the start.
 #[derive(Debug)]
 struct FreeSlots {
     stack: Vec<u32>,
@@ -167,7 +168,7 @@ impl Spaces {
         let index = free.stack.pop()?;
         let generation = &mut free.generation[index as usize];
         let id = (*generation << self.slot_bits) | index;
-        // 0 would make id 0 possible, all ones `OwnerWord::DETACHED`.
+        // Generation 0 would make id 0 possible, and all ones `OwnerWord::DETACHED`.
         let last = (1 << (ID_BITS - self.slot_bits)) - 2;
         *generation = if *generation == last {
             1
@@ -177,15 +178,15 @@ impl Spaces {
         Some((SpaceId(id), &self.slots[index as usize]))
     }
 
-    /// Gives the id's slot back. The space is gone and its slot's state cleared.
+    /// Frees the slot of a space that was destroyed, and whose state is cleared.
     pub(crate) fn give_back(&self, space: SpaceId) {
         let index = space.0 & ((1 << self.slot_bits) - 1);
         self.free.lock().stack.push(index);
     }
 
-    /// The slot that `space` lives or lived in; what it holds now is for the caller to compare.
+    /// The slot of `space`. It may hold another space by now: the caller must compare the id.
     pub(crate) fn slot(&self, space: SpaceId) -> Option<&Slot> {
-        // Other numbers are no ids: 0 and those with `DYING` would be taken for those of slots without a living space.
+        // Other numbers are not ids: 0, and numbers with `DYING`, would match slots without a space.
         if !(1..1 << ID_BITS).contains(&space.0) {
             return None;
         }

@@ -1,4 +1,4 @@
-//! Splitting a huge page into base pages. It needs no memory: the table was deposited when the page was mapped.
+//! Splits huge pages into base pages. This needs no memory: the table was deposited when the huge page was mapped.
 
 use crate::{
     entry::{Entry, Kind},
@@ -9,7 +9,7 @@ use crate::{
 };
 use dirigible_frames::{Event, FrameState, PageTables};
 
-/// Why a huge page was not split. The mapping is as it was.
+/// Why a huge page was not split. The mapping has not changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SplitError {
     /// The page is not mapped by a huge page.
@@ -21,7 +21,11 @@ pub enum SplitError {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Splits the huge page that `page` lies in: the same frames, mapped one by one.
+    /// Splits the huge page that contains `page`: the same frames are then mapped as base pages.
+    ///
+    /// # Errors
+    ///
+    /// See [`SplitError`].
     pub fn split_huge(&self, space: SpaceId, page: Page) -> Result<(), SplitError> {
         let slot = self.slot(space).ok_or(SplitError::NotHuge)?;
         let mut state = slot.state.lock();
@@ -44,7 +48,7 @@ impl<P: PageTables> Paging<'_, P> {
         place: &Place,
     ) -> Result<(), SplitError> {
         let head = place.entry.frame();
-        // Keeps compaction away; fails if it was first, or if the page is pinned.
+        // Prevents isolation; fails if the huge page is isolated or pinned.
         if self
             .frames
             .transition(head, FrameState::Listed, FrameState::Allocated)
@@ -57,15 +61,15 @@ impl<P: PageTables> Paging<'_, P> {
             self.must_transition(head, FrameState::Allocated, FrameState::Listed);
             return Err(SplitError::Busy);
         };
-        // Walkers wait for a moment, so that no mark is lost, and no CPU holds translations of both sizes at once. The
-        // shoot-down under the lock is safe: nobody takes a lock inside an access section.
+        // Page walks wait at the migration entry, so no mark is lost, and no CPU holds translations of both sizes at
+        // once. The shoot-down under the lock cannot deadlock, as no lock is taken inside an access section.
         let frozen = self.freeze_entry(place);
         self.platform
             .shoot_down(state.space().get(), base.address());
         self.frames.split_huge(head);
         for index in 0..ENTRIES {
             let word = OwnerWord::new(state.space(), base.plus(index));
-            self.frames.set_owner(head.plus(index), self.class, word.0);
+            self.frames.set_owner(head.plus(index), self.owner, word.0);
             self.set_entry(table, index as usize, frozen.part(index));
         }
         self.frames.set_owner_word(table, ENTRIES);

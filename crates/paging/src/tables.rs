@@ -1,6 +1,7 @@
-//! Page tables: walking, linking, and giving empty ones back.
+//! Page tables: walks, entries, and removal of empty tables.
 //!
-//! Each table frame counts its entries in use in its owner word, under the lock of its space.
+//! The owner word of each table frame holds the number of its entries in use. It is changed under the lock of the
+//! space.
 
 use crate::{
     entry::{Entry, Kind},
@@ -11,7 +12,7 @@ use crate::{
 };
 use dirigible_frames::{AllocRequest, FrameAllocator, OwnerId, PageTables, Pfn};
 
-/// Where a walk ended: at a leaf, a migration entry, or an empty entry at any depth.
+/// The entry where a walk ended: a leaf, a migration entry, or an empty entry at any depth.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) table: Pfn,
@@ -21,13 +22,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// What stands there; never [`Kind::Table`].
+    /// The kind of the entry; never [`Kind::Table`].
     pub(crate) fn kind(&self) -> Kind {
         self.entry.kind(self.depth)
     }
 }
 
-/// A zeroed frame for a table, not counted nor linked yet.
+/// Allocates a zeroed frame for a table. The table is not counted or linked yet.
 pub(crate) fn new_table<P: PageTables>(
     frames: &FrameAllocator<'_>,
     platform: &P,
@@ -39,7 +40,7 @@ pub(crate) fn new_table<P: PageTables>(
     Ok(table)
 }
 
-/// Walks from `root` toward `page`, at most to its last level.
+/// Walks from `root` to `page`'s entry, until there is no further table.
 pub(crate) fn walk<P: PageTables>(platform: &P, root: Pfn, page: Page) -> Place {
     let mut table = root;
     let mut depth = 0;
@@ -60,7 +61,7 @@ pub(crate) fn walk<P: PageTables>(platform: &P, root: Pfn, page: Page) -> Place 
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Walks to `page` under the lock, and remembers its last-level table.
+    /// Walks to `page` under the lock, and caches its last-level table in `state`.
     pub(crate) fn find(&self, state: &mut SpaceState, page: Page) -> Place {
         let place = self.peek(state, page);
         if place.depth == LEAF_DEPTH {
@@ -86,18 +87,18 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// The entry as it stands now.
+    /// The current entry.
     pub(crate) fn entry(&self, table: Pfn, index: usize) -> Entry {
         Entry::from_bits(self.platform.load_entry(table, index))
     }
 
-    /// Replaces an entry; gives the old one.
+    /// Replaces an entry and gives the old one.
     pub(crate) fn set_entry(&self, table: Pfn, index: usize, entry: Entry) -> Entry {
         Entry::from_bits(self.platform.swap_entry(table, index, entry.bits()))
     }
 
-    /// Replaces a leaf by its migration entry and gives that. Marks that walkers set until the last moment are kept:
-    /// afterwards nobody sets any.
+    /// Replaces a leaf by its migration entry, and gives that. Keeps all marks that page walks have set; afterwards
+    /// they set none.
     pub(crate) fn freeze_entry(&self, place: &Place) -> Entry {
         let mut seen = place.entry;
         loop {
@@ -119,19 +120,19 @@ impl<P: PageTables> Paging<'_, P> {
         self.frames.owner_word(table)
     }
 
-    /// `table` has `more` entries in use besides those counted.
+    /// Counts `more` additional entries in use in `table`.
     pub(crate) fn add_count(&self, table: Pfn, more: u64) {
         self.frames.set_owner_word(table, self.count(table) + more);
     }
 
-    /// `table` has `fewer` entries in use.
+    /// Counts `fewer` entries less in use in `table`.
     pub(crate) fn sub_count(&self, table: Pfn, fewer: u64) {
         debug_assert!(self.count(table) >= fewer);
         self.frames.set_owner_word(table, self.count(table) - fewer);
     }
 
-    /// Unlinks the tables above `page` that have become empty, except the root, and hands each to `give`: free to be
-    /// given back after the next shoot-down.
+    /// Unlinks the tables on the way to `page` that are empty, except the root, and passes each to `give`. They may be
+    /// freed after the next shoot-down.
     pub(crate) fn prune(&self, state: &mut SpaceState, page: Page, mut give: impl FnMut(Pfn)) {
         let mut path = [state.root; LEAF_DEPTH + 1];
         let mut depth = 0;
@@ -155,7 +156,7 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Keeps a table for the day on which a huge page is split.
+    /// Keeps a table for the split of a huge page.
     pub(crate) fn deposit_table(&self, state: &mut SpaceState, table: Pfn) {
         self.frames
             .set_owner_word(table, state.deposit.map_or(0, |next| next.get() + 1));
@@ -163,7 +164,7 @@ impl<P: PageTables> Paging<'_, P> {
         state.tables += 1;
     }
 
-    /// Takes one of the tables that were kept, uncounted and zeroed; there is one for each huge page.
+    /// Takes one of the deposited tables, zeroed and with a count of 0. There is one for each huge page.
     pub(crate) fn withdraw_table(&self, state: &mut SpaceState) -> Option<Pfn> {
         let table = state.deposit?;
         let next = self.frames.owner_word(table);
@@ -173,7 +174,7 @@ impl<P: PageTables> Paging<'_, P> {
         Some(table)
     }
 
-    /// Gives a table frame back that no walker can reach any more.
+    /// Frees a table frame that no page walk can reach any more.
     pub(crate) fn free_table(&self, table: Pfn) {
         self.free(table, dirigible_frames::Order::BASE);
     }

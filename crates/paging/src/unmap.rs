@@ -1,4 +1,4 @@
-//! Unmapping: entries are cleared in batches under the lock, frames freed in bulk after a shoot-down, without it.
+//! Unmapping: entries are cleared in batches under the lock; after a shoot-down, frames are freed in bulk without it.
 
 use crate::{
     entry::{Entry, Kind},
@@ -11,13 +11,13 @@ use arrayvec::ArrayVec;
 use core::ops::Range;
 use dirigible_frames::{FrameState, Order, PageTables, Pfn};
 
-/// Base pages cleared under one hold of the lock, and freed together.
+/// Most base pages that are cleared while the lock is held once.
 const BATCH: usize = 64;
-/// Huge pages cleared under one hold of the lock.
+/// Most huge pages that are cleared while the lock is held once.
 const HUGE_BATCH: usize = 8;
 
-/// What was taken out of the tables and waits for the shoot-down. Up to three tables may follow the last page, and each
-/// huge page gives a deposited table besides.
+/// Frames that were taken out of the tables, and are freed after the shoot-down. Besides the pages' frames there may be
+/// up to three tables that became empty with the last page, and a deposited table for each huge page.
 #[derive(Default)]
 struct Batch {
     frames: ArrayVec<Pfn, { BATCH + HUGE_BATCH * 4 }>,
@@ -37,16 +37,18 @@ impl Batch {
 enum Stop {
     /// The batch is full, or the range is done.
     Flush,
-    /// A frame is just being moved, or kept from being split: its turn comes later.
+    /// A page is being moved, or a huge page cannot be split now: try again later.
     Wait,
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Unmaps `pages` and frees their frames; gives how many base pages were mapped (0 for a space that is no more).
+    /// Unmaps `pages` and frees their frames. Gives the number of base pages that were mapped, 0 if the space does not
+    /// exist.
     ///
-    /// A huge page that lies in the range in part is split; the rest of it stays mapped. On return nobody uses the old
-    /// translations. Frames that compaction has isolated are freed when it lets go of them; frames just being moved, and
-    /// huge pages to split that are isolated or pinned, are waited for.
+    /// If only a part of a huge page lies in the range, the huge page is split and the rest stays mapped. On return no
+    /// CPU uses the old translations. Frames that compaction has isolated are freed when compaction puts them back or
+    /// has moved them. Waits while frames in the range are being moved, and while a huge page that must be split is
+    /// isolated or pinned.
     pub fn unmap(&self, space: SpaceId, pages: Range<Page>) -> usize {
         let Some(slot) = self.slot(space) else {
             return 0;
@@ -54,7 +56,7 @@ impl<P: PageTables> Paging<'_, P> {
         self.clear_range(slot, space.get(), pages.start..pages.end.min(self.limit()))
     }
 
-    /// [`Paging::unmap`] for the space whose state carries `id`.
+    /// As [`Paging::unmap`], for the space whose state has `id`.
     pub(crate) fn clear_range(&self, slot: &Slot, id: u32, pages: Range<Page>) -> usize {
         let mut page = pages.start;
         let mut total = 0;
@@ -94,7 +96,7 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Clears entries from `page` on, which moves past them. The lock is held.
+    /// Clears entries from `page` on, and advances `page` behind them. The lock is held.
     fn fill_batch(
         &self,
         state: &mut SpaceState,
@@ -167,7 +169,7 @@ impl<P: PageTables> Paging<'_, P> {
         stop
     }
 
-    /// Clears a huge page, or splits it when only a part is to go.
+    /// Clears a huge page, or splits it if only a part is to be unmapped.
     fn clear_huge(
         &self,
         state: &mut SpaceState,
@@ -178,7 +180,7 @@ impl<P: PageTables> Paging<'_, P> {
     ) -> Stop {
         let base = page.huge_base();
         if *page != base || end < base.plus(ENTRIES) {
-            // After a split the loop comes back to the page and finds a table.
+            // After the split the caller walks to the page again and finds a table.
             let split = self.split_locked(state, base, place);
             return if split.is_ok() {
                 Stop::Flush
@@ -204,8 +206,8 @@ impl<P: PageTables> Paging<'_, P> {
         Stop::Flush
     }
 
-    /// Takes a frame off the books whose entry goes; `true` if it is the caller's to free. Otherwise somebody else holds
-    /// it, compaction or a pin, and learns from the owner word that it is theirs to free.
+    /// Takes a frame off the books before its entry is cleared; `true` if the caller must free it. Otherwise the frame
+    /// is isolated or pinned, and the owner word says that putback, migration or the last unpin must free it.
     fn detach(&self, frame: Pfn) -> bool {
         let free = self
             .frames

@@ -1,4 +1,4 @@
-//! Faults, unmaps, splits and the life of address spaces, one thread.
+//! Faults, unmaps, splits, and the lifetime of address spaces, in one thread.
 
 mod support;
 
@@ -125,7 +125,7 @@ fn no_huge_page_where_a_base_page_lies() {
     w.map(space, 600);
     w.map_huge(space, 601);
     assert_eq!(w.paging.usage(space).map(|usage| usage.huge), Some(0));
-    // Nobody asked the allocator, so nothing was refused.
+    // The allocator was not asked, so it refused nothing.
     assert_eq!(w.event(Event::ThpFaultFallback), 0);
     w.unmap(space, 600..602);
     w.map_huge(space, 601);
@@ -206,7 +206,7 @@ fn real_exhaustion_is_an_error_and_everything_comes_back() {
 fn unmap_takes_ranges_of_every_shape() {
     let w = world(8);
     let space = w.space();
-    // Three tables' worth of pages with gaps, one far away, in the last place that there is.
+    // Pages with gaps in three tables, and one page in the last range.
     for page in (100..1500).step_by(3) {
         w.map(space, page);
     }
@@ -243,7 +243,7 @@ fn unmapping_a_part_splits_a_huge_page_without_memory() {
     for page in 512..1024 {
         w.write(space, page, 8, page);
     }
-    // Not a frame is left: the split has its own.
+    // No frame is free: the split uses the deposited table.
     let mut page = 10_000;
     while w
         .paging
@@ -334,7 +334,7 @@ fn ids_of_dead_spaces_reach_nothing() {
     }
     assert_eq!(w.read(new, 1, 0), Some(0));
     assert_eq!(w.paging.destroy_space(new), 1);
-    // Numbers that the table keeps for itself: an empty slot's, a dying space's.
+    // Reserved numbers: those of an empty slot, and of a space that is being destroyed.
     for number in [0, new.get() | 1 << 31] {
         assert_eq!(w.paging.lookup(SpaceId::new(number), Page::new(1)), None);
         assert_eq!(w.paging.usage(SpaceId::new(number)), None);
@@ -403,7 +403,7 @@ fn a_pinned_page_outlives_its_mapping() {
         ));
         w.check_at_rest();
     }
-    // Unpinned while mapped, it can move again.
+    // When the pin ends and the page is mapped, the frame can move again.
     let frame = w.map(space, 4000);
     w.paging.pin(space, Page::new(4000));
     assert!(!w.paging.isolate(frame));

@@ -1,4 +1,4 @@
-//! Spaces that share the kernel's half, as a machine needs whose hardware walks the tables.
+//! Spaces that share the kernel's half, as needed if hardware walks the tables.
 
 mod support;
 

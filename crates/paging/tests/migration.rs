@@ -1,4 +1,4 @@
-//! Migration of mapped frames, one thread: the pitfalls that have a number, and everything that can come in between.
+//! Migration of mapped frames, in one thread: the numbered pitfalls, and all that can happen between two steps.
 
 mod support;
 
@@ -7,7 +7,7 @@ use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use dirigible_paging::{Page, PageSource, SplitError};
 use support::{World, world};
 
-/// A space with a base page at 5 and a huge page from 512 on, both written.
+/// A space with a base page at 5 and a huge page at 512, both written.
 fn populated(w: &World) -> (dirigible_paging::SpaceId, [(u64, Pfn, Order); 2]) {
     let space = w.space();
     let base = w.map(space, 5);
@@ -48,11 +48,11 @@ fn pitfall_67_pinned_frames_stay_where_they_are() {
         assert_eq!(w.move_frame(frame, order), Outcome::Refused);
         assert_eq!(w.paging.lookup(space, Page::new(page)), before);
         w.paging.unpin(frame);
-        // Once it is isolated it cannot be pinned, and whoever tries is told.
+        // Once the frame is isolated, a pin fails.
         assert!(w.mobility.isolate(frame));
         assert!(!w.frames.set_flags(frame, FrameFlags::PINNED));
         w.mobility.putback_movable_frames(&[frame]);
-        // A reference taken after the isolation: the move is refused, the old mapping is intact.
+        // A reference taken after the isolation: the move is refused, and the old mapping is unchanged.
         let to = w.target(order);
         assert!(w.mobility.isolate(frame));
         assert!(w.frames.get_ref(frame));
@@ -67,7 +67,7 @@ fn pitfall_67_pinned_frames_stay_where_they_are() {
         assert!(w.frames.put_ref(frame));
         assert_eq!(w.paging.lookup(space, Page::new(page)), before);
         w.check_at_rest();
-        // Neither: it moves.
+        // Without either, the page is moved.
         assert_eq!(w.move_frame(frame, order), Outcome::Moved);
         w.check_at_rest();
     }
@@ -171,7 +171,7 @@ fn a_frame_unmapped_while_isolated_is_released_by_the_move() {
             "not freed under compaction's hands"
         );
         assert_eq!(w.read(space, page, 0), None);
-        // The page may come back meanwhile.
+        // The page may be mapped again meanwhile.
         let again = w.map_huge(space, page);
         assert_ne!(again, from);
         let mut pairs = [MovePair {
@@ -271,7 +271,7 @@ fn only_our_own_listed_frames_are_isolated() {
 fn a_block_with_mapped_pages_can_be_evacuated() {
     let w = world(8);
     let space = w.space();
-    // Every eighth frame of two and a half blocks stays, the rest are holes.
+    // Every eighth frame of two and a half blocks stays mapped, the rest are holes.
     for page in 0..1280 {
         w.map(space, page);
         w.write(space, page, 511, page ^ 0xabc);

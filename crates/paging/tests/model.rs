@@ -1,4 +1,4 @@
-//! Random sequences of everything that paging does, against a model: which page has which contents.
+//! Random sequences of all operations of paging, against a model: the contents of each page.
 
 mod support;
 
@@ -10,13 +10,13 @@ use dirigible_paging::{FaultError, FaultKind, Page, SpaceId};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use support::{World, world, world_with_kernel_half};
 
-/// Pages that the steps use, in ranges of 2 MiB, two of them next to each other: these, and the last that a space can map.
+/// First pages of the 2 MiB ranges that the steps use, besides the last range that a space can map. Two are adjacent.
 const REGIONS: [u64; 4] = [0, 1, 700, 300_000];
 const SPACES: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Fault a run of pages in.
+    /// Fault on each page of a run.
     Map {
         space: usize,
         region: usize,
@@ -51,13 +51,13 @@ enum Step {
         to: usize,
         offset: u64,
     },
-    /// Move what maps a page.
+    /// Move the frame or huge page that holds a page.
     Migrate {
         space: usize,
         region: usize,
         offset: u64,
     },
-    /// Isolate what maps some pages, unmap some of them, then move or put back.
+    /// Isolate what holds some pages, unmap some of them, then move or put back.
     MoveAgainstUnmap {
         space: usize,
         region: usize,
@@ -65,7 +65,7 @@ enum Step {
         unmapped: u64,
         putback: bool,
     },
-    /// Split the huge page there.
+    /// Split the huge page that contains a page.
     Split { space: usize, region: usize },
     /// Pin, try to move, unmap, unpin.
     Pin {
@@ -74,7 +74,7 @@ enum Step {
         offset: u64,
         unmap: bool,
     },
-    /// End the space and begin another.
+    /// Destroy the space and create another.
     Restart { space: usize },
 }
 
@@ -108,14 +108,14 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The system and the model side by side.
+/// The system and the model.
 struct Pair {
     w: World,
     spaces: [SpaceId; SPACES],
     model: [BTreeMap<u64, u64>; SPACES],
     /// The first page that no space can map.
     limit: u64,
-    /// The kernel's own tables, if the spaces share them.
+    /// The kernel's own tables, if the spaces share the kernel's half.
     kernel: Option<Vec<u64>>,
 }
 
@@ -186,7 +186,7 @@ impl Pair {
         assert_eq!(gone, before - self.model[space].len());
     }
 
-    /// Head and order of what maps a page.
+    /// Head and order of the frame or huge page that holds a page.
     fn mapped(&self, space: usize, page: u64) -> Option<(Pfn, Order)> {
         let mapping = self.w.paging.lookup(self.spaces[space], Page::new(page))?;
         Some(if mapping.huge {
@@ -315,7 +315,7 @@ impl Pair {
                         continue;
                     };
                     if order == Order::HUGE {
-                        // A partial unmap would wait for the isolated huge page, and we are alone.
+                        // A partial unmap would wait for the isolated huge page for ever, as there is only one thread.
                         continue;
                     }
                     let Some(to) = self.target(order) else {
@@ -330,7 +330,7 @@ impl Pair {
                     });
                 }
                 let end = first + unmapped;
-                // The part of the range that is mapped huge is left out for the same reason.
+                // Huge pages in the range are left out for the same reason.
                 let huge = |page| {
                     self.mapped(space, page)
                         .is_some_and(|(_, order)| order == Order::HUGE)

@@ -1,4 +1,4 @@
-//! Who is asked before a request fails, and who hears how long it took.
+//! The out-of-memory notifier, and the observer of stalls.
 
 mod support;
 
@@ -15,15 +15,15 @@ use dirigible_paging::{
 };
 use support::{MockGuest, World, leak, world_with_reserve};
 
-/// Frames that nobody else can have until they are released or reclaimed: a balloon without a host, or a page cache.
+/// Frames that are held until they are released or reclaimed: a balloon without a host, or a page cache.
 struct Held {
     w: &'static World,
     frames: Mutex<Vec<Pfn>>,
     calls: AtomicUsize,
     asked: AtomicUsize,
-    /// What was done when it was called first: frames reclaimed, times that the reserve was broken.
+    /// At its first call: how many frames were reclaimed, and how often the reserve was broken.
     seen: Mutex<Option<(u64, u64)>>,
-    /// Says that it gave frames, and gives none.
+    /// Reports that it freed frames, and frees none.
     lies: bool,
 }
 
@@ -81,7 +81,7 @@ impl Reclaim for Held {
     }
 }
 
-/// All of the machine's movable frames but those of the reserve.
+/// Allocates all movable frames but those of the reserve.
 fn everything(w: &World) -> Vec<Pfn> {
     let cpu = w.guest.cpu();
     std::iter::from_fn(|| w.frames.alloc(cpu, AllocRequest::movable()).ok()).collect()
@@ -101,12 +101,12 @@ fn the_notifier_is_asked_when_all_else_has_failed() {
     let balloon = Held::new(w, all.split_off(all.len() - 300));
     let cache = Held::new(w, all.split_off(all.len() - 100));
     let slow = SlowPath::new(w.mobility, cache, config(Fallback::Steal)).with_notifier(balloon);
-    // What can be reclaimed, and the block of the reserve.
+    // The frames that can be reclaimed, and the block of the reserve.
     for _ in 0..100 + 512 {
         slow.alloc(AllocRequest::movable()).unwrap();
     }
     assert_eq!(balloon.calls(), 0);
-    // And then the balloon's, a message at a time.
+    // Then the balloon's, one message at a time.
     for _ in 0..300 {
         slow.alloc(AllocRequest::movable()).unwrap();
     }
@@ -136,12 +136,12 @@ fn nothing_is_given_up_for_a_huge_page_or_a_costly_run() {
     assert!(balloon.calls() > 0);
 }
 
-/// A kernel request can do nothing with frames in movable blocks, but there is room then to empty one for it.
+/// A kernel request cannot use frames in movable blocks. But when some are free, a block can be evacuated for it.
 #[test]
 fn a_kernel_request_gets_a_block_that_was_emptied_into_what_was_given_up() {
     let w = leak(world_with_reserve(8, Fallback::Evacuate, 0));
     let (space, cpu) = (w.space(), w.guest.cpu());
-    // Every second frame of each block can be moved, the others can be given up.
+    // Every second frame of each block can be moved, the others can be released.
     let mut held = Vec::new();
     for page in 0.. {
         let (page, base) = (Page::new(page), FaultKind::Base);
@@ -178,7 +178,7 @@ fn asking_ends_even_if_what_is_given_never_comes() {
     assert_eq!(all.len(), 1024);
 }
 
-/// Another CPU's asking has emptied the balloon just now; what it gave is in the allocator.
+/// Another CPU's request has emptied the balloon; its frames are free.
 #[test]
 fn what_another_cpu_was_given_serves_too() {
     struct Late(&'static World, Mutex<Option<Pfn>>);
@@ -202,7 +202,7 @@ fn what_another_cpu_was_given_serves_too() {
     assert_eq!(slow.alloc(AllocRequest::movable()), Err(OutOfMemory));
 }
 
-/// A space with pages in all memory that there is, and how many they are.
+/// A space with pages in all memory, and the number of its pages.
 fn filled(w: &World) -> (SpaceId, u64) {
     let space = w.space();
     let fault = |&page: &u64| {
@@ -212,8 +212,7 @@ fn filled(w: &World) -> (SpaceId, u64) {
     (space, (0..).take_while(fault).count() as u64)
 }
 
-/// Compaction holds frames while the host takes its time: a request waits for them rather than fail, or have others give
-/// up theirs.
+/// Compaction holds frames while it waits for the host. A request waits for them before it fails or calls the notifier.
 #[test]
 fn frames_that_compaction_holds_are_waited_for() {
     let w = leak(world_with_reserve(2, Fallback::Steal, 0));
@@ -250,23 +249,23 @@ fn waiting_for_compaction_ends() {
     let slow = SlowPath::new(w.mobility, &NoReclaim, config(Fallback::Steal));
     let relaxed = || w.guest.relaxed.load(Relaxed);
     let before = relaxed();
-    // The clock of this machine stands still.
+    // This machine's clock does not advance.
     assert_eq!(slow.alloc(AllocRequest::movable()), Err(OutOfMemory));
     assert!((1..=10_000).contains(&(relaxed() - before)));
-    // Nobody waits for a huge page or a costly run.
+    // Requests for huge pages and costly runs do not wait.
     let (order_4, before) = (Order::new(4).unwrap(), relaxed());
     let costly = AllocRequest::new(order_4, FrameClass::Movable);
     assert_eq!(slow.alloc(costly), Err(OutOfMemory));
     assert_eq!(relaxed(), before);
     w.frames.unisolate_block(token);
-    // Nor for frames that only an owner can bring back: it may never do so.
+    // Requests do not wait for frames that only an owner can free: it may never do so.
     assert!(w.mobility.isolate(stuck));
     assert_eq!(slow.alloc(AllocRequest::movable()), Err(OutOfMemory));
     assert_eq!(relaxed(), before);
     w.mobility.putback_movable_frames(&[stuck]);
 }
 
-/// A balloon that gave frames up to get some would be none.
+/// A balloon's own requests must not make the balloon release frames.
 #[test]
 fn the_balloon_does_not_ask() {
     for how in [
@@ -294,7 +293,7 @@ impl StallObserver for Notes {
 
 #[test]
 fn only_requests_that_were_not_served_at_once_are_told() {
-    /// Takes its time.
+    /// Takes time before it answers.
     struct Slow(&'static Held, &'static MockGuest);
     impl Reclaim for Slow {
         fn reclaim(&self, frames: usize) -> usize {
@@ -320,7 +319,7 @@ fn only_requests_that_were_not_served_at_once_are_told() {
     let (stalled, ns, served) = next().unwrap();
     assert_eq!((stalled, served), (request, true));
     assert!((70_000..140_000).contains(&ns), "{ns}");
-    // The rest of what was reclaimed is there.
+    // The rest of the reclaimed frames is free.
     for _ in 0..31 {
         slow.alloc(request).unwrap();
     }

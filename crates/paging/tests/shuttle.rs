@@ -1,5 +1,5 @@
-//! Interleavings of the steps that meet at one frame, tried at random:
-//! `RUSTFLAGS="--cfg shuttle" cargo test -p dirigible-paging --test shuttle`.
+//! Random interleavings of the operations that meet at one frame: `RUSTFLAGS="--cfg shuttle" cargo test -p
+//! dirigible-paging --test shuttle`.
 #![cfg(shuttle)]
 
 use std::cell::Cell;
@@ -15,15 +15,15 @@ use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use dirigible_paging::{Fault, FaultKind, FreeFrames, Page, PageSource, Paging, SpaceId};
 
 const CPUS: u16 = 3;
-/// Runs of each test.
+/// Number of runs of each test.
 const RUNS: usize = 300;
 
 shuttle::thread_local! {
     static CPU: Cell<u16> = Cell::new(0);
 }
 
-/// One block of memory. Words are plain atomics behind a scheduling point, made for the frames that are used: worlds are
-/// leaked, one for each run.
+/// One block of memory. Words are plain atomics behind a scheduling point. They are created only for the frames that
+/// are used, as each run leaks a world.
 struct Guest {
     words: Vec<OnceLock<Box<[RawU64]>>>,
     sections: Vec<AtomicU64>,
@@ -117,7 +117,7 @@ struct World {
     paging: &'static Paging<'static, Guest>,
     source: &'static FreeFrames<'static, Guest>,
     space: SpaceId,
-    /// Mapped and written with 7 in both words.
+    /// Maps a page, and writes 7 into both words.
     page: Page,
     frame: Pfn,
 }
@@ -201,7 +201,7 @@ impl World {
         self.paging.access(self.space, self.page, false, read)
     }
 
-    /// What compaction does with one frame.
+    /// Moves one frame, as compaction does.
     fn move_frame(&self) -> Outcome {
         let free = |frame| {
             self.frames
@@ -260,12 +260,12 @@ impl World {
     }
 }
 
-/// Half of the runs switch at every step, the other half seldom: some mistakes show only when one thread stands still
-/// while another does much.
+/// Half of the runs switch threads at every step, the other half seldom: some errors appear only if one thread stops
+/// while another makes many steps.
 fn explore(test: impl Fn(World) + Send + Sync + 'static) {
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
     let mut config = shuttle::Config::new();
-    // The default is 32 KiB; an unoptimized allocator with its batches takes more.
+    // The default is 32 KiB; the allocator's batches need more if it is not optimized.
     config.stack_size = 1 << 20;
     let test = std::sync::Arc::new(test);
     let seldom = test.clone();
@@ -389,7 +389,7 @@ fn two_faults_on_one_page() {
 #[test]
 fn the_first_write_against_migrate() {
     explore(|w| {
-        // Mapped and never written: the mark must not be lost, however late it comes.
+        // Mapped and never written: the dirty mark must not be lost, however late it is set.
         let page = w.page.plus(1);
         let frame = w.fault(page).frame;
         let other = World { page, frame, ..w };
@@ -405,7 +405,7 @@ fn the_first_write_against_migrate() {
 #[test]
 fn the_first_write_against_unmap() {
     explore(|w| {
-        // The neighbour keeps the table: the audit sees what a late mark leaves in an empty entry.
+        // The neighbour keeps the table in use, so that the audit finds a late mark in an empty entry.
         let page = w.page.plus(1);
         let other = World {
             page,
@@ -416,7 +416,7 @@ fn the_first_write_against_unmap() {
             w.write(8);
         });
         assert_eq!(w.paging.unmap(w.space, page..page.plus(1)), 1);
-        // The frame has a new user, who must find it untouched.
+        // The frame has a new user, whose contents must not change.
         let again = w
             .source
             .alloc(dirigible_frames::AllocRequest::movable())
@@ -456,10 +456,10 @@ fn fault_against_destroy() {
 fn access_against_the_end_of_an_empty_space() {
     explore(|w| {
         assert_eq!(w.paging.unmap(w.space, w.page..w.page.plus(1)), 1);
-        // Often enough to stand in the root at the wrong moment.
+        // Often enough that a walk is in the root table when it is freed.
         let reader = w.spawn(1, |w| (0..200).for_each(|_| assert_eq!(w.read(), None)));
         assert_eq!(w.paging.destroy_space(w.space), 0);
-        // The root's next user writes what no walker may take for an entry.
+        // The root's next user writes words that a walk must not take for entries.
         let root = w
             .source
             .alloc(dirigible_frames::AllocRequest::unmovable())

@@ -1,4 +1,4 @@
-//! The slow path: what it tries, in which order, and that it always ends.
+//! The slow path: what it tries, in which order, and that every request ends.
 
 mod support;
 
@@ -16,19 +16,19 @@ use dirigible_paging::{
 };
 use support::{MockGuest, World, leak, world_with};
 
-/// Pages of one space, given back oldest first: what a page cache does.
+/// Pages of one space that are freed oldest first, as a page cache does.
 struct Filler {
     w: World,
     space: SpaceId,
     pages: Mutex<VecDeque<u64>>,
     calls: AtomicUsize,
     asked: AtomicUsize,
-    /// Most that one call gives.
+    /// Most frames that one call frees.
     generosity: usize,
 }
 
 impl Filler {
-    /// Takes all movable memory that there is.
+    /// Fills all free memory with pages.
     fn new(w: World, generosity: usize) -> &'static Self {
         let space = w.space();
         let mut pages = VecDeque::new();
@@ -52,7 +52,7 @@ impl Filler {
         })
     }
 
-    /// Gives back the pages for which `goes` holds.
+    /// Frees the pages for which `goes` holds.
     fn punch(&self, goes: impl Fn(Pfn) -> bool) -> usize {
         let w = &self.w;
         let mut given = 0;
@@ -72,7 +72,7 @@ impl Filler {
         SlowPath::new(self.w.mobility, self, config)
     }
 
-    /// Calls since the last time.
+    /// Calls since this was asked last.
     fn calls(&self) -> usize {
         self.calls.swap(0, Relaxed)
     }
@@ -138,7 +138,7 @@ fn a_base_page_is_reclaimed_for_in_small_batches() {
         (1, 32)
     );
     assert_eq!((filler.calls(), filler.asked.load(Relaxed)), (1, 32));
-    // The rest of the batch is there for the next ones.
+    // The rest of the batch serves the next requests.
     let more: Vec<_> = (0..31)
         .map(|_| slow.alloc(AllocRequest::movable()).unwrap())
         .collect();
@@ -152,7 +152,7 @@ fn a_base_page_is_reclaimed_for_in_small_batches() {
 #[test]
 fn a_huge_page_is_captured_before_anything_is_reclaimed() {
     let filler = filled(8, Fallback::Steal, usize::MAX);
-    // Half of every movable block comes free: nothing whole, but four blocks' worth.
+    // Half of every movable block is freed: four blocks' worth of frames, but no whole block.
     filler.punch(|frame| frame.get() % 2 == 0);
     assert_eq!(filler.w.frames.free_blocks(), 0);
     let slow = filler.slow_path(config(Fallback::Steal));
@@ -186,7 +186,7 @@ fn an_unmovable_request_evacuates_where_it_must_not_steal() {
     filler.punch(|frame| frame.get() % 3 == 0);
     let slow = filler.slow_path(config(Fallback::Evacuate));
     let mut taken = Vec::new();
-    // More than the table blocks have room for.
+    // More than there is room for in the blocks that hold tables.
     for i in 0..600 {
         let class = if i % 2 == 0 {
             FrameClass::Unmovable
@@ -209,7 +209,7 @@ fn an_unmovable_request_evacuates_where_it_must_not_steal() {
 
 #[test]
 fn evacuation_without_room_reclaims_room_first() {
-    // Every frame is in use, so there is nothing to evacuate into.
+    // Every frame is in use, so evacuation finds no targets.
     let filler = filled(8, Fallback::Evacuate, usize::MAX);
     let slow = filler.slow_path(config(Fallback::Evacuate));
     let mut taken = Vec::new();
@@ -239,7 +239,7 @@ fn under_steal_nothing_is_evacuated_for_a_request() {
     filler.w.check_at_rest();
 }
 
-/// At every amount of free memory around the thresholds, with every kind of reclaimer, a request ends soon.
+/// With every amount of free memory around the thresholds, and every kind of reclaimer, a request ends soon.
 #[test]
 fn pitfall_62_reclaim_and_compaction_do_not_wait_for_each_other() {
     let limits = SlowPathConfig::default();
@@ -283,10 +283,10 @@ fn pitfall_62_reclaim_and_compaction_do_not_wait_for_each_other() {
     }
 }
 
-/// Nobody gives anything back, but there is memory for those who look for it.
+/// Reclaim frees nothing, but there is memory that other means find.
 #[test]
 fn pitfall_64_no_failure_while_something_can_still_be_done() {
-    // Unmovable: a movable block can be emptied.
+    // Unmovable: a movable block can be evacuated.
     let filler = filled(8, Fallback::Evacuate, 0);
     let w = &filler.w;
     filler.punch(|frame| frame.get() % 2 == 0);
@@ -299,7 +299,7 @@ fn pitfall_64_no_failure_while_something_can_still_be_done() {
         .into_iter()
         .for_each(|frame| slow.free(frame, Order::BASE));
     w.check_at_rest();
-    // Movable: all but the last frame, whatever block it is in.
+    // Movable: every free frame, in whichever block, but the last.
     let movable: Vec<_> = std::iter::from_fn(|| slow.alloc(AllocRequest::movable()).ok()).collect();
     assert_eq!(w.event(Event::OutOfMemory), 1);
     w.frames.drain_cpu_caches();
@@ -331,7 +331,7 @@ fn out_of_memory_is_counted_and_bounded() {
 #[test]
 fn a_large_run_does_not_empty_the_reclaimer() {
     let filler = filled(16, Fallback::Steal, usize::MAX);
-    // Without one frame in each block that nobody can reclaim no order-10 run would be hopeless.
+    // A frame in each block cannot be reclaimed, so that no run of order 10 can become free.
     let stays = |frame: Pfn| frame.offset_in_block() == 77;
     filler.pages.lock().unwrap().retain(|&page| {
         !stays(
@@ -369,7 +369,7 @@ fn the_balloon_gets_what_reclaim_gives() {
 #[test]
 fn the_balloon_is_told_how_much_there_is() {
     let filler = filled(4, Fallback::Steal, usize::MAX);
-    // Only 100 frames can be given back.
+    // Only 100 frames can be reclaimed.
     filler.pages.lock().unwrap().truncate(100);
     let slow = filler.slow_path(config(Fallback::Steal));
     let mut out = [Pfn::new(0); 256];

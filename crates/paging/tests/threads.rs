@@ -1,4 +1,5 @@
-//! Real threads: programs touch and fault while compaction moves the same frames, and spaces come and go.
+//! Threads: programs fault and access pages while compaction moves the same frames, and spaces are created and
+//! destroyed.
 
 mod support;
 
@@ -10,7 +11,8 @@ use dirigible_mobility::{MovePair, Outcome};
 use dirigible_paging::{FaultKind, MoveObserver, Page, PageSource, SpaceId};
 use support::{World, run_on, world};
 
-/// Every page is written by one thread only, with the same value in all the words that it uses: torn or stale contents show.
+/// Each page is written by one thread only, with the same value in all words that are used. So torn or stale contents
+/// are found.
 const MARKED: [usize; 4] = [0, 63, 200, 511];
 
 fn write_all(w: &World, space: SpaceId, page: u64, value: u64) -> Option<()> {
@@ -27,7 +29,7 @@ fn read_all(w: &World, space: SpaceId, page: u64) -> Option<[u64; MARKED.len()]>
     })
 }
 
-/// Isolates and moves what maps `page`, as compaction does.
+/// Isolates and moves the frame or huge page that holds `page`, as compaction does.
 fn try_move(w: &World, space: SpaceId, page: u64) -> Outcome {
     let Some(mapping) = w.paging.lookup(space, Page::new(page)) else {
         return Outcome::Todo;
@@ -41,7 +43,7 @@ fn try_move(w: &World, space: SpaceId, page: u64) -> Outcome {
     let Ok(to) = w.source.alloc(request) else {
         return Outcome::Todo;
     };
-    // Isolated by hand rather than through mobility: the frame may have become part of something larger since the look.
+    // Isolated directly and not through mobility: the frame may have become part of a huge page since the look-up.
     if !w.mobility.isolate(from) {
         w.source.free(to, order);
         return Outcome::Refused;
@@ -61,7 +63,7 @@ fn try_move(w: &World, space: SpaceId, page: u64) -> Outcome {
     pairs[0].outcome
 }
 
-/// One frame is moved back and forth while its user writes and reads it.
+/// One page is moved again and again while a program writes and reads it.
 #[test]
 fn pitfall_66_a_page_is_moved_under_its_users_feet() {
     let w = &world(8);
@@ -108,7 +110,7 @@ fn pitfall_66_a_page_is_moved_under_its_users_feet() {
     w.check_at_rest();
 }
 
-/// Several programs map, write, punch holes, unmap and restart while two threads move whatever they find.
+/// Several programs map, write, punch holes, unmap and restart, while two threads move the pages that they find.
 #[test]
 fn programs_live_while_their_frames_move() {
     let w = &world(12);
@@ -185,7 +187,7 @@ fn programs_live_while_their_frames_move() {
     assert_eq!((audit.spaces, audit.frames()), (0, 0));
 }
 
-/// A partial unmap of a huge page that compaction has isolated waits until it settles, wherever it then is.
+/// A partial unmap of an isolated huge page waits until it was moved or put back.
 #[test]
 fn pitfall_70_a_partial_unmap_waits_for_an_isolated_huge_page() {
     for moves in [false, true] {
@@ -219,7 +221,7 @@ fn pitfall_70_a_partial_unmap_waits_for_an_isolated_huge_page() {
     }
 }
 
-/// Stops the migration at its most delicate point, until told to go on.
+/// Stops the migration after the copy, while the migration entry is in place, until it is released.
 #[derive(Default)]
 struct Gate {
     reached: AtomicBool,
@@ -235,7 +237,7 @@ impl MoveObserver for Gate {
     }
 }
 
-/// Fault, access, unmap and destroy that meet a migration entry wait until the page is back.
+/// If a fault, access, unmap or destroy finds a migration entry, it waits until the page is mapped again.
 #[test]
 fn pitfall_66_everyone_waits_for_a_migration_entry() {
     use dirigible_frames::OwnerId;
@@ -243,9 +245,9 @@ fn pitfall_66_everyone_waits_for_a_migration_entry() {
     for act in 0..4 {
         let w = &world(4);
         let gate = support::leak(Gate::default());
-        let class = OwnerId::new(7).unwrap();
-        let paging = support::leak(Paging::new(w.frames, w.guest, class, 4).observed_by(gate));
-        w.mobility.register(class, paging).unwrap();
+        let owner = OwnerId::new(7).unwrap();
+        let paging = support::leak(Paging::new(w.frames, w.guest, owner, 4).observed_by(gate));
+        w.mobility.register(owner, paging).unwrap();
         let space = paging.create_space(w.source).unwrap();
         let page = Page::new(3);
         let from = paging

@@ -1,4 +1,4 @@
-//! The balloon as the experiment uses it.
+//! The balloon's driver on this machine, and the interface through which the experiment drives it.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -7,10 +7,10 @@ use dirigible_workload::{balloon::BalloonControl, protocol::Message};
 use virtio_drivers::transport::DeviceType;
 
 use super::{
-    arch::interrupts::Line,
+    arch::line::Line,
+    console::send,
     hal::GuestHal,
     platform::GuestPlatform,
-    talk::say,
     transport::{self, LineTransport},
 };
 
@@ -18,11 +18,11 @@ use super::{
 pub type Driver<'a, const N: usize = MAX_PFNS> =
     VirtioBalloon<'a, GuestHal, LineTransport, GuestPlatform, N>;
 
-/// The machine's balloon device.
+/// Finds the machine's balloon device.
 ///
 /// # Errors
 ///
-/// There is none, or it cannot be reached.
+/// There is none, or it cannot be accessed.
 pub fn device() -> Result<LineTransport, alloc::string::String> {
     match transport::find(DeviceType::MemoryBalloon).next() {
         Some(Ok(transport)) => Ok(transport),
@@ -33,18 +33,18 @@ pub fn device() -> Result<LineTransport, alloc::string::String> {
     }
 }
 
-/// The balloon, whose target the hypervisor sets.
+/// The balloon as the experiment sees it. The hypervisor sets its target.
 pub struct BalloonPort<'a> {
     driver: &'a dyn BalloonDriver,
     line: Option<&'static Line>,
-    /// The schedule's fullest, in frames.
+    /// The largest balloon target of the schedule, in frames.
     full: u64,
     was_full: AtomicBool,
     largest: AtomicU64,
 }
 
 impl<'a> BalloonPort<'a> {
-    /// The balloon of `driver`, whose device interrupts on `line`, at its fullest with `full` frames.
+    /// The balloon of `driver`, whose device interrupts on `line`. It is full when it holds `full` frames.
     pub fn new(driver: &'a dyn BalloonDriver, line: Option<&'static Line>, full: u64) -> Self {
         Self {
             driver,
@@ -55,13 +55,13 @@ impl<'a> BalloonPort<'a> {
         }
     }
 
-    /// Most frames that it ever held after a step.
+    /// The most frames that it held after any step.
     pub fn largest(&self) -> u64 {
-        // Relaxed, as all of its kind here: one worker writes, the report reads when all have ended.
+        // Relaxed, as for `was_full`: one worker writes; the report is made when all actors have ended.
         self.largest.load(Ordering::Relaxed)
     }
 
-    /// The interrupt's bottom half.
+    /// Lets the driver serve an interrupt that its device has raised, if there was one.
     pub fn serve_interrupt(&self) {
         if self.line.is_none_or(Line::is_pending) {
             self.driver.handle_interrupt();
@@ -70,7 +70,7 @@ impl<'a> BalloonPort<'a> {
 }
 
 impl BalloonControl for BalloonPort<'_> {
-    /// The hypervisor sets it, on the command's word.
+    /// Does nothing: the command sets the target through the hypervisor.
     fn set_target(&self, _frames: u64) {}
 
     fn target(&self) -> u64 {
@@ -88,7 +88,7 @@ impl BalloonControl for BalloonPort<'_> {
         self.largest.fetch_max(actual, Ordering::Relaxed);
         let is_full = self.full > 0 && actual == self.full;
         if is_full && !self.was_full.load(Ordering::Relaxed) {
-            say(&Message::BalloonFull { frames: actual });
+            send(&Message::BalloonFull { frames: actual });
         }
         self.was_full.store(is_full, Ordering::Relaxed);
     }

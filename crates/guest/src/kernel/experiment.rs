@@ -1,4 +1,4 @@
-//! One column of the experiment, from a machine that is up to its report.
+//! One column of the experiment: wires the memory manager, runs the actors, sends the report.
 
 use alloc::{
     boxed::Box,
@@ -31,10 +31,10 @@ use spin::Mutex;
 use super::{
     arch::{clock, interrupts, masking::Masking, smp},
     balloon::{BalloonPort, Driver, device},
+    console::send,
     machine::Guest,
     platform::GuestPlatform,
     programs::Programs,
-    talk::say,
 };
 
 /// Runs the column of `params` and says its report; when the balloon is full for the first time each of its frames is moved
@@ -99,7 +99,7 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
         ..ColumnHost::default()
     });
     experiment.end(&balloon, &mut report)?;
-    say(&Message::Column(Box::new(report)));
+    send(&Message::Column(Box::new(report)));
     Ok(())
 }
 
@@ -125,27 +125,27 @@ fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>,
     let engines: Vec<Mutex<Engine<'_>>> = engines.into_iter().map(Mutex::new).collect();
     let ended = experiment.control().ended();
     clock::restart();
-    say(&Message::Start);
+    send(&Message::Start);
     smp::on_all(&|cpu| {
         let mut engine = engines[cpu.index()].lock();
         match cpu.index() {
-            0 => experiment.lead(&mut engine, &MachineClock, &mut Lines),
+            0 => experiment.lead(&mut engine, &MachineClock, &mut SerialProgress),
             _ => engine.run(&MachineClock, ended, |_, _| {}),
         }
     });
 }
 
-/// Progress on the serial port.
-struct Lines;
+/// Sends the experiment's progress on the serial port.
+struct SerialProgress;
 
-impl Observer for Lines {
+impl Observer for SerialProgress {
     fn progress(&mut self, progress: Progress) {
         let Progress {
             phase,
             now_ms,
             end_ms,
         } = progress;
-        say(&Message::Progress {
+        send(&Message::Progress {
             phase: phase.into(),
             now_ms,
             end_ms,

@@ -1,4 +1,4 @@
-//! The job that measures the balloon: follows its target as fast as it can.
+//! The task that measures the balloon: follows its target as fast as it can.
 
 use alloc::{string::String, vec::Vec};
 
@@ -12,20 +12,20 @@ use dirigible_workload::protocol::{Message, ask};
 use super::{
     arch::{interrupts, masking::Masking, serial::SERIAL},
     balloon::{Driver, device},
+    console::send,
     machine::Guest,
     platform::GuestPlatform,
-    talk::say,
 };
 
-/// Messages in one step of the driver.
+/// Most messages in one step of the driver.
 const MESSAGES: usize = 16;
 const PATTERN: u64 = 0x7061_7474_6572_6e00;
 
-/// Follows the target, with messages of at most `batch` frame numbers, until the command says that it is the end.
+/// Follows the balloon target until the command sends `ask::END`. A message holds at most `batch` frame numbers.
 ///
 /// # Errors
 ///
-/// The balloon cannot be set up, or its books do not balance.
+/// `batch` is out of range, the balloon cannot be set up, or a check of its books fails.
 pub fn run(guest: &Guest, batch: u64) -> Result<(), String> {
     match batch as usize {
         batch @ 1..=MAX_PFNS => follow::<MAX_PFNS>(guest, batch),
@@ -84,7 +84,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         }
         let held = driver.held();
         if held.entering + held.leaving > 0 {
-            // An answer is due in less time than a halted CPU takes to wake.
+            // An answer arrives sooner than a halted CPU would wake.
             core::hint::spin_loop();
             continue;
         }
@@ -103,7 +103,7 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
     frames.verify().map_err(|error| text(&error))
 }
 
-/// Writes or reads the first word of all free frames, and says what it found.
+/// Writes or checks the first word of all free frames, and sends how many it found.
 fn touch(frames: &FrameAllocator<'_>, write: bool) {
     let platform = GuestPlatform;
     let cpu = platform.cpu();
@@ -137,7 +137,7 @@ fn touch(frames: &FrameAllocator<'_>, write: bool) {
         }
     }
     frames.drain_cpu_caches();
-    say(&Message::Touched {
+    send(&Message::Touched {
         frames: count,
         zero,
         wrong,

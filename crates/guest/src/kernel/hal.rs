@@ -1,4 +1,4 @@
-//! What virtio-drivers needs of the kernel: memory that devices reach, and physical addresses.
+//! The kernel's side of virtio-drivers: memory for devices, and physical addresses.
 #![allow(unsafe_code)]
 
 use alloc::alloc::{alloc_zeroed, dealloc};
@@ -9,7 +9,7 @@ use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use super::arch::physical::{in_window, physical_of};
 
-/// The kernel's memory for devices: whole pages of the heap, which is contiguous RAM.
+/// Gives devices whole pages of the heap, which is contiguous RAM.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestHal;
 
@@ -18,8 +18,8 @@ fn layout(pages: usize) -> Option<Layout> {
     Layout::from_size_align(bytes, FRAME_SIZE).ok()
 }
 
-// SAFETY: `dma_alloc` gives zeroed pages of the heap that nobody else has until `dma_dealloc`; the heap is one run of RAM in
-// the window, so they are contiguous for the device, and caches are coherent on this architecture.
+// SAFETY: `dma_alloc` gives zeroed pages that the heap gives to nobody else until `dma_dealloc`. The heap is one run of
+// RAM in the window, so the pages are contiguous for the device. Caches are coherent with devices on this architecture.
 unsafe impl Hal for GuestHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         // SAFETY: the layout is not empty.
@@ -35,7 +35,7 @@ unsafe impl Hal for GuestHal {
         let Some(layout) = layout(pages) else {
             return -1;
         };
-        // SAFETY: the caller gives back what `dma_alloc` gave for the same number of pages.
+        // SAFETY: the caller passes memory from `dma_alloc`, and the same number of pages.
         unsafe { dealloc(vaddr.as_ptr(), layout) };
         0
     }
@@ -46,7 +46,7 @@ unsafe impl Hal for GuestHal {
 
     /// # Panics
     ///
-    /// When the buffer is not kernel memory: there is no other that a driver could have.
+    /// If the buffer is not kernel memory. Drivers have no other.
     unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
         let address = buffer.cast::<u8>().addr().get() as u64;
         physical_of(address)

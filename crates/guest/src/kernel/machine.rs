@@ -1,4 +1,4 @@
-//! The machine's parts, brought up in order.
+//! Brings the machine up: page tables, heap, interrupts, clock, the other CPUs.
 #![allow(unsafe_code)]
 
 use arrayvec::ArrayVec;
@@ -10,54 +10,54 @@ use thiserror::Error;
 use super::{
     arch::{
         apic,
-        clock::{self, NoClock},
+        clock::{self, ClockError},
         cpu, descriptors, heap, kernel_map, physical, shoot_down,
         smp::{self, Missing},
         start_info::StartInfo,
     },
+    console::send,
     memory::{Layout, MAX_REGIONS, TooLittle},
-    talk::say,
 };
 
-/// Heap before it is known how much memory the job leaves to the kernel.
+/// Heap before it is known how much memory the task leaves to the kernel.
 const FIRST_HEAP: u64 = 8 << 20;
 
-/// Why the machine does not come up.
+/// Why the machine did not come up.
 #[derive(Debug, Error)]
 pub enum BringUpError {
-    /// Memory.
+    /// There is too little memory.
     #[error(transparent)]
     Memory(#[from] TooLittle),
-    /// The clock.
+    /// The clock could not be calibrated.
     #[error(transparent)]
-    Clock(#[from] NoClock),
-    /// CPUs.
+    Clock(#[from] ClockError),
+    /// Not all CPUs came online.
     #[error(transparent)]
     Cpus(#[from] Missing),
 }
 
-/// A machine with page tables and a heap, and one CPU.
+/// A machine with page tables, a heap, and one CPU.
 pub struct Machine {
     first: Layout,
     root: u64,
 }
 
-/// A machine that is wholly up.
+/// A machine that is completely up.
 pub struct Guest {
-    /// What the allocator is to manage.
+    /// The frames that the allocator manages.
     pub managed: ArrayVec<Range<Pfn>, MAX_REGIONS>,
-    /// The kernel's root table: the pattern of the upper half of all others.
+    /// The kernel's root table. The root tables of all address spaces copy its upper half.
     pub kernel_root: Pfn,
-    /// CPUs that run.
+    /// Number of CPUs that are online.
     pub cpus: u16,
 }
 
 impl Machine {
-    /// Page tables and heap.
+    /// Sets up the page tables and the first part of the heap.
     ///
     /// # Errors
     ///
-    /// There is too little memory even for them.
+    /// There is too little memory for them.
     pub fn begin(info: &StartInfo) -> Result<Self, TooLittle> {
         let first = Layout::new(
             &info.ram,
@@ -66,22 +66,23 @@ impl Machine {
             FIRST_HEAP + (4 << 20),
         )?;
         let mut tables = first.tables.clone();
-        // SAFETY: the layout gives these frames to nobody else, they lie below 4 GiB, and the boot tables are in force until
-        // the next line. The new tables map the kernel, its stack and the window.
+        // SAFETY: the layout reserves these frames for the tables, they lie below 4 GiB, and the boot tables stay
+        // loaded until `set_kernel_root`.
         let root = unsafe { kernel_map::build(&info.ram, &mut tables) };
-        // SAFETY: as above.
+        // SAFETY: the new tables map the kernel, its stack and the window, and are never freed.
         unsafe { shoot_down::set_kernel_root(root) };
         let heap = first.own.start..first.own.start + FIRST_HEAP;
-        // SAFETY: the layout gives this memory to nobody else; this is the only call.
+        // SAFETY: the layout reserves this memory for the heap, and this is the only call.
         unsafe { heap::set_up(heap) };
         Ok(Self { first, root })
     }
 
-    /// The rest: all the heap, interrupts, clock, the other CPUs. See [`Layout::new`] for `wanted` and `keep`.
+    /// Brings up the rest: the whole heap, interrupts, the clock, the other CPUs. See [`Layout::new`] for `wanted` and
+    /// `keep`.
     ///
     /// # Errors
     ///
-    /// There is too little memory, no clock, or not all CPUs come.
+    /// There is too little memory, the clock cannot be calibrated, or not all CPUs come online.
     pub fn bring_up(
         self,
         info: &StartInfo,
@@ -91,8 +92,8 @@ impl Machine {
         let layout = Layout::new(&info.ram, kernel_map::image_end(), wanted, keep)?;
         let heap_end = self.first.own.start + FIRST_HEAP;
         let more = layout.own.end.saturating_sub(heap_end);
-        // SAFETY: the layout begins where the first one did, so this continues the heap, in memory that is nobody else's. `self`
-        // is used up: it happens once.
+        // SAFETY: the kernel's own memory begins where it began in the first layout, so this extends the heap into
+        // memory that nothing else uses. `self` is consumed, so it happens once.
         unsafe { heap::extend(more as usize) };
         let kernel_root = Pfn::containing(self.root);
         let mut reachable: ArrayVec<Range<Pfn>, { MAX_REGIONS + 1 }> =
@@ -106,10 +107,11 @@ impl Machine {
         apic::set_up_lines();
         clock::start_tick();
         x86_64::instructions::interrupts::enable();
-        // SAFETY: the page is below 1 MiB, where the layout gives nothing to anybody; the start info was read before.
+        // SAFETY: the trampoline's page is below 1 MiB, and the layout uses no memory there. The start info was read
+        // before.
         let cpus = unsafe { smp::start() }?;
         clock::restart();
-        say(&Message::Ready {
+        send(&Message::Ready {
             cpus: u64::from(cpus),
             tsc_mhz,
             managed: layout
@@ -127,7 +129,7 @@ impl Machine {
 }
 
 impl Guest {
-    /// Memory for an allocator's metadata, `bytes` of it, zeroed.
+    /// `bytes` zeroed bytes for an allocator's metadata. They are never freed.
     pub fn metadata(bytes: usize) -> &'static mut [u8] {
         alloc::vec![0; bytes].leak()
     }

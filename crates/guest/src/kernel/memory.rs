@@ -1,4 +1,4 @@
-//! Who gets which memory: the kernel's image and tables, its heap, the allocator's metadata, and what is managed.
+//! The division of RAM: the kernel's page tables, its heap with the allocator's metadata, and the managed frames.
 
 use core::ops::Range;
 
@@ -6,27 +6,27 @@ use arrayvec::ArrayVec;
 use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK, Pfn};
 use thiserror::Error;
 
-/// Regions of RAM that are kept; firmware has a handful.
+/// Most regions of RAM that are used. Firmware reports a handful.
 pub const MAX_REGIONS: usize = 8;
 /// Bytes in a pageblock.
 const BLOCK: u64 = (FRAME_SIZE * FRAMES_PER_BLOCK) as u64;
-/// The kernel's page tables: a page for each GiB, and some.
+/// Bytes for the kernel's page tables: a page for each GiB, and some more.
 const TABLES: u64 = 2 << 20;
-/// The least heap: with less not even a test can run.
+/// The smallest heap, in bytes, with which a test can run.
 const LEAST_HEAP: u64 = 8 << 20;
-/// The kernel's image, tables, heap and metadata lie below this: the boot tables reach no further.
+/// The kernel's image, tables, heap and metadata lie below this address: the boot tables map no more.
 const LOW: u64 = 4 << 30;
-/// RAM above this, 256 GiB, is not used: the kernel's tables have room for so much.
+/// RAM above this address (256 GiB) is not used: the kernel's page tables have no room to map more.
 pub const HIGHEST: u64 = 256 << 30;
 
-/// The memory's parts, in bytes.
+/// The parts of memory, as physical addresses in bytes.
 #[derive(Debug)]
 pub struct Layout {
     /// For the kernel's page tables.
     pub tables: Range<u64>,
-    /// For heap and metadata.
+    /// For the heap, which also holds the allocator's metadata.
     pub own: Range<u64>,
-    /// For the allocator: whole blocks.
+    /// For the allocator, in whole blocks.
     pub managed: ArrayVec<Range<Pfn>, MAX_REGIONS>,
 }
 
@@ -41,12 +41,12 @@ pub struct TooLittle {
 }
 
 impl Layout {
-    /// Divides `ram`. With `wanted` exactly that many frames are managed, and the kernel keeps all the rest; else it keeps
-    /// `keep` bytes.
+    /// Divides `ram` above the kernel's image, which ends at `image_end`. If `wanted` is given, exactly that many
+    /// frames are managed, and the kernel keeps what it can use of the rest. Otherwise the kernel keeps `keep` bytes.
     ///
     /// # Errors
     ///
-    /// There is too little.
+    /// There is too little memory.
     pub fn new(
         ram: &[Range<u64>],
         image_end: u64,
@@ -54,7 +54,7 @@ impl Layout {
         keep: u64,
     ) -> Result<Self, TooLittle> {
         let mut blocks: ArrayVec<Range<u64>, MAX_REGIONS> = ArrayVec::new();
-        // What lies below the kernel's end is the firmware's and the image's; regions may overlap, blocks may not.
+        // Memory below the image's end belongs to the firmware and the image. Regions may overlap; blocks must not.
         let mut taken = image_end;
         for region in ram {
             let end = region.end.min(HIGHEST) / BLOCK * BLOCK;
@@ -73,7 +73,7 @@ impl Layout {
             None => has.saturating_sub(keep.next_multiple_of(BLOCK)),
         };
         let needs = managed + LEAST_HEAP + TABLES;
-        // What is left over beyond low memory is used by nobody.
+        // If the rest does not fit into low memory, what is left over is not used.
         let own = has.saturating_sub(managed).min(low.saturating_sub(BLOCK));
         let mut unused = has.saturating_sub(managed + own);
         while let Some(last) = blocks.last_mut().filter(|_| unused > 0) {
@@ -110,7 +110,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
-    /// Where the image ends in these tests.
+    /// The image's end in these tests.
     const IMAGE: u64 = 0x1d_3000;
 
     fn frames(layout: &Layout) -> u64 {
@@ -120,7 +120,7 @@ mod tests {
             .sum()
     }
 
-    /// What QEMU's q35 says of 4,160 MiB: low RAM ends in firmware's tables, the rest lies above 4 GiB.
+    /// QEMU's memory map for q35 with 4,160 MiB: low RAM ends below firmware's tables, the rest is above 4 GiB.
     fn q35() -> [Range<u64>; 3] {
         [0..0x9_fc00, MIB..0x7ffd_f000, 4 * GIB..4 * GIB + 2112 * MIB]
     }
@@ -134,7 +134,7 @@ mod tests {
         assert!(layout.managed.iter().all(|range| {
             range.start.get().is_multiple_of(512) && range.end.get().is_multiple_of(512)
         }));
-        // The kernel's own lies below all that, behind its image, and is one run.
+        // The kernel's own memory is one run, between its image and the managed frames.
         assert!(layout.tables.start >= IMAGE && layout.tables.end == layout.own.start);
         assert_eq!(layout.own.end, layout.managed[0].start.address());
         assert_eq!(layout.managed[1].start.address(), 4 * GIB);
@@ -190,7 +190,7 @@ mod tests {
     fn without_low_memory_there_is_no_kernel() {
         let ram = [4 * GIB..6 * GIB, 8 * GIB..9 * GIB];
         assert!(Layout::new(&ram, IMAGE, None, 12 * MIB).is_err());
-        // The kernel's own must not reach into the second region.
+        // The kernel's own memory must not reach into the second region.
         let ram = [0..8 * MIB, 4 * GIB..6 * GIB];
         assert!(Layout::new(&ram, IMAGE, None, 12 * MIB).is_err());
     }

@@ -1,4 +1,4 @@
-//! The machine as the memory manager sees it.
+//! The memory manager's interface to the machine: `dirigible_frames`' platform traits on bare metal.
 
 use core::sync::atomic::Ordering;
 
@@ -8,12 +8,12 @@ use dirigible_frames::{
 
 use super::arch::{clock, cpu, interrupts, physical, shoot_down};
 
-/// How long a wait spins before it halts the CPU: a lock is free again, or a device has answered, sooner than a halted CPU
-/// is awake.
+/// Nanoseconds that a wait spins before it halts the CPU. Most locks are released, and most requests answered, sooner
+/// than a halted CPU wakes.
 const SPIN: u64 = 30_000;
-/// Two waits with less between them are one.
+/// If less than so many nanoseconds lie between two waits, they count as one.
 const BETWEEN: u64 = 20_000;
-/// Looks at nothing in one spinning wait.
+/// Pause instructions in one spinning wait.
 const PAUSES: u32 = 32;
 
 /// The bare machine.
@@ -117,7 +117,7 @@ impl PageTables for GuestPlatform {
         physical::word(table, index).fetch_or(bits, Ordering::AcqRel)
     }
 
-    /// For walks by software; the hardware's own are found through the root that a CPU has loaded.
+    /// For page walks by software. Whether the hardware may walk is known from the root table that a CPU has loaded.
     #[inline]
     fn enter_access(&self) {
         cpu::current().section.enter();

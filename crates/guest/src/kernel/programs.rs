@@ -1,22 +1,22 @@
-//! Programs of the load: their pages are touched at virtual addresses, through the tables that `paging` keeps.
+//! Memory of the load's programs, accessed at virtual addresses through the page tables of `paging`.
 
 use dirigible_paging::{Page, Paging, SpaceId};
 use dirigible_workload::user::UserMemory;
 
 use super::{arch::user, platform::GuestPlatform};
 
-/// Touches programs' memory by the hardware's own walk.
+/// Accesses programs' memory through the hardware's page walk.
 pub struct Programs<'p, 'a> {
     paging: &'p Paging<'a, GuestPlatform>,
 }
 
 impl<'p, 'a> Programs<'p, 'a> {
-    /// The programs whose spaces `paging` keeps. Each is destroyed only when nobody runs in it.
+    /// Programs in the address spaces of `paging`. A space must not be destroyed while a CPU runs in it.
     pub fn new(paging: &'p Paging<'a, GuestPlatform>) -> Self {
         Self { paging }
     }
 
-    /// Physical address of the root table of a living space.
+    /// Physical address of the root table of `space`; `None` if the space does not exist any more.
     fn root(&self, space: SpaceId) -> Option<u64> {
         self.paging.root(space).map(|root| root.address())
     }

@@ -1,5 +1,5 @@
-//! virtio over PCI with the kernel's own interrupts: virtio-drivers' transport, whose interrupt status our handler reads, and
-//! whose notifications take one access to the device instead of three: under a hypervisor each is an exit.
+//! virtio over PCI: virtio-drivers' transport, with two differences. The kernel's interrupt handler reads the interrupt
+//! status. A notification takes one access to the device instead of three, as each access is an exit to the hypervisor.
 #![allow(unsafe_code)]
 
 use core::ops::Range;
@@ -20,18 +20,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
     arch::{
-        interrupts::Line,
+        line::Line,
         pci::{self, Configuration},
         physical::Register,
     },
     hal::GuestHal,
 };
 
-/// Queues whose notification register is remembered.
+/// Queues whose notification register is cached.
 const QUEUES: usize = 8;
-/// A description of a structure has at least this many bytes; virtio-drivers passes over shorter ones, too.
+/// Smallest length of a virtio capability in bytes. virtio-drivers skips shorter ones, too.
 const LEAST_LENGTH: u8 = 16;
-/// Places in the common configuration structure.
+/// Offsets in the common configuration structure.
 const QUEUE_SELECT: u64 = 22;
 const QUEUE_NOTIFY_OFF: u64 = 30;
 
@@ -40,12 +40,12 @@ pub struct LineTransport {
     inner: PciTransport,
     line: Option<&'static Line>,
     common: Option<u64>,
-    /// Where notifications go, and how far apart.
+    /// Addresses of the notification registers, and the distance between two of them.
     doorbells: Option<(Range<u64>, u32)>,
     doorbell: [Option<Register>; QUEUES],
 }
 
-/// All virtio devices of a kind on the first bus.
+/// All virtio devices of type `kind` on the first bus.
 pub fn find(
     kind: DeviceType,
 ) -> impl Iterator<Item = core::result::Result<LineTransport, VirtioPciError>> {
@@ -70,7 +70,7 @@ pub fn find(
     })
 }
 
-/// The balloon has two names in virtio-drivers.
+/// Compares device types: virtio-drivers has two names for the balloon.
 fn same_kind(one: DeviceType, other: DeviceType) -> bool {
     let balloon = |kind| {
         matches!(
@@ -87,7 +87,7 @@ impl LineTransport {
         device: DeviceFunction,
     ) -> core::result::Result<Self, VirtioPciError> {
         let inner = PciTransport::new::<GuestHal, _>(root, device)?;
-        // SAFETY: it is the device's ISR register, as its capability says.
+        // SAFETY: the capability says that this is the device's ISR register.
         let line = structure(root, device, VIRTIO_PCI_CAP_ISR_CFG)
             .and_then(|(place, _)| unsafe { Line::register(place.start) });
         let doorbells = structure(root, device, VIRTIO_PCI_CAP_NOTIFY_CFG);
@@ -102,27 +102,29 @@ impl LineTransport {
         })
     }
 
-    /// The register to write to when `queue` has news.
+    /// The register that notifies the device about `queue`.
     fn find_doorbell(&self, queue: u16) -> Option<Register> {
         let (common, (doorbells, distance)) = (self.common?, self.doorbells.clone()?);
-        // SAFETY: two registers of the device's common configuration, which `&mut self` in our caller keeps to us.
+        // SAFETY: two registers of the device's common configuration; our caller's `&mut self` keeps others away.
         let offset = unsafe {
             Register::new(common + QUEUE_SELECT).write_half(queue);
             Register::new(common + QUEUE_NOTIFY_OFF).read_half()
         };
         let place = doorbells.start + u64::from(offset) * u64::from(distance);
-        // SAFETY: the queue's notification register, as the device says, and inside the device's own registers.
+        // SAFETY: the device says that this is the queue's notification register, and it lies inside the device's
+        // registers.
         (place + 2 <= doorbells.end).then(|| unsafe { Register::new(place) })
     }
 
-    /// The device's line; `None` when it is polled.
+    /// The device's interrupt line; `None` if the device must be polled.
     pub fn line(&self) -> Option<&'static Line> {
         self.line
     }
 }
 
-/// Physical addresses of one of a device's structures, inside the device's registers and within reach, and the word behind
-/// its description (for notifications, how far the queues' registers are apart).
+/// Physical addresses of the structure of type `kind` of a device, and the word behind its capability (for
+/// notifications, the distance between the queues' registers). `None` if the structure is absent, does not lie inside
+/// the device's registers, or is not mapped in the kernel's window.
 fn structure(
     root: &mut PciRoot<Configuration>,
     device: DeviceFunction,
@@ -151,7 +153,8 @@ fn structure(
 
 impl Drop for LineTransport {
     fn drop(&mut self) {
-        // First the device, which then keeps its line down: one that is up and that nobody reads would interrupt for ever.
+        // The device is reset first, so that it keeps its line down. A raised line that nobody reads interrupts for
+        // ever.
         self.inner.set_status(DeviceStatus::empty());
         if let Some(line) = self.line {
             line.unregister();
@@ -223,7 +226,7 @@ impl Transport for LineTransport {
         self.inner.queue_used(queue)
     }
 
-    /// What the interrupt handler has read; the line is down already.
+    /// Fetches what the interrupt handler has read; the handler has taken the line down already.
     fn ack_interrupt(&mut self) -> InterruptStatus {
         match self.line {
             Some(line) => InterruptStatus::from_bits_retain(line.take()),

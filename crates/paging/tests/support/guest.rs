@@ -1,5 +1,5 @@
-// The machine of the tests and of the crate's example, which includes this file: memory as a vector of atomic words, CPUs as
-// threads.
+// The machine of the tests and of the crate's example, which includes this file. Memory is a vector of atomic words,
+// CPUs are threads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -8,14 +8,14 @@ use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 
 pub const WORDS: usize = 512;
 pub const CPUS: u16 = 4;
-/// First frame of the guest's memory: not 0, so that a forgotten base shows.
+/// First frame of the guest's memory. Not 0, so that the tests find an omitted base.
 pub const BASE: u64 = 1024;
 
 thread_local! {
     static CPU: Cell<u16> = const { Cell::new(0) };
 }
 
-/// Makes the calling thread CPU `number`, which no other thread is at the time.
+/// Makes the calling thread CPU `number`. No other thread may be that CPU at the same time.
 pub fn run_on(number: u16) {
     assert!(number < CPUS);
     CPU.set(number);
@@ -115,11 +115,11 @@ impl PageTables for MockGuest {
     fn enter_access(&self) {
         let was = self.sections[self.cpu().index()].fetch_add(1, Ordering::Relaxed);
         assert!(was.is_multiple_of(2), "access sections do not nest");
-        // Pairs with the fence in `shoot_down`: either it sees the section, or the walk sees the new entry.
+        // Pairs with the fence in `shoot_down`: either that sees the section, or the walk sees the new entry.
         fence(Ordering::SeqCst);
     }
     fn leave_access(&self) {
-        // Release: what was done in the section comes before what follows a shoot-down that waited for it.
+        // Release: pairs with the acquire in `shoot_down`, which waits for the end of the section.
         let was = self.sections[self.cpu().index()].fetch_add(1, Ordering::Release);
         assert!(was % 2 == 1);
     }

@@ -1,5 +1,4 @@
-//! Everything wired up for tests, over the machine of `guest.rs`. It is leaked: allocator, mobility and paging refer to
-//! each other.
+//! The memory manager for tests, on the machine of `guest.rs`. It is leaked, as its parts refer to each other.
 #![allow(dead_code, unused_imports)]
 
 use std::sync::Mutex;
@@ -17,11 +16,11 @@ use dirigible_paging::{
 mod guest;
 pub use guest::{BASE, CPUS, MockGuest, WORDS, run_on};
 
-/// A source that gives so many allocations and then none.
+/// A source that fails after `left` allocations.
 pub struct Rationed<'a> {
     pub source: &'a dyn PageSource,
     pub left: AtomicUsize,
-    /// Huge frames are not given at all.
+    /// Requests for huge pages always fail.
     pub no_huge: bool,
 }
 
@@ -52,7 +51,7 @@ impl PageSource for Rationed<'_> {
     }
 }
 
-/// Writes down what it was shown, and checks that nobody else sees it yet.
+/// Records each migration.
 #[derive(Default)]
 pub struct Notes(pub Mutex<Vec<(SpaceId, Page, Pfn, Order)>>);
 
@@ -84,13 +83,13 @@ pub fn world_with(blocks: u64, placement: Placement, fallback: Fallback, min: u6
     build(blocks, placement, fallback, min, 0, None)
 }
 
-/// The same, with so many whole blocks kept from movable base requests.
+/// The same, with a reserve of `reserve_blocks` whole blocks.
 pub fn world_with_reserve(blocks: u64, fallback: Fallback, reserve_blocks: u32) -> World {
     let placement = Placement::LowestFirst;
     build(blocks, placement, fallback, 0, reserve_blocks, None)
 }
 
-/// The root of the kernel's own tables in a world with a kernel half; two tables below it follow.
+/// The root of the kernel's own tables in a world with a kernel half. Two more tables follow it.
 pub const TEMPLATE: Pfn = Pfn::new(BASE);
 const TEMPLATE_TABLES: u64 = 3;
 
@@ -102,7 +101,7 @@ pub fn world_with_kernel_half(blocks: u64) -> World {
     for table in 0..TEMPLATE_TABLES {
         w.guest.zero_frames(TEMPLATE.plus(table), 1);
     }
-    // Present, writable, accessed; the last two name one table, and 300 stays empty.
+    // Present, writable, accessed. Two entries name the same table, and 300 stays empty.
     for (table, index, to) in [(0, 0, 1), (0, 256, 1), (0, 511, 1), (1, 3, 2), (2, 511, 0)] {
         let bits = TEMPLATE.plus(to).address() | 0x23;
         w.guest.swap_entry(TEMPLATE.plus(table), index, bits);
@@ -141,13 +140,13 @@ fn build(
     let guest = leak(MockGuest::new(blocks as usize * 512));
     let mobility = leak(Mobility::new(frames, guest, CompactionConfig::default()));
     let notes = leak(Notes::default());
-    let class = OwnerId::new(1).unwrap();
-    let mut paging = Paging::new(frames, guest, class, 8).observed_by(notes);
+    let owner = OwnerId::new(1).unwrap();
+    let mut paging = Paging::new(frames, guest, owner, 8).observed_by(notes);
     if let Some(kept) = &kept {
         paging = paging.with_kernel_half(kept.start);
     }
     let paging = leak(paging);
-    mobility.register(class, paging).unwrap();
+    mobility.register(owner, paging).unwrap();
     let source = leak(FreeFrames::new(frames, guest));
     World {
         guest,
@@ -164,12 +163,12 @@ impl World {
         self.paging.create_space(self.source).unwrap()
     }
 
-    /// Faults a base page in and gives its frame.
+    /// Maps a base page and gives its frame.
     pub fn map(&self, space: SpaceId, page: u64) -> Pfn {
         self.fault(space, page, FaultKind::Base)
     }
 
-    /// Faults a page in, huge if possible.
+    /// Maps a page, huge if possible, and gives its frame.
     pub fn map_huge(&self, space: SpaceId, page: u64) -> Pfn {
         self.fault(space, page, FaultKind::HugeIfPossible)
     }
@@ -214,13 +213,13 @@ impl World {
         self.frames.events().get(event)
     }
 
-    /// A frame that is nobody's yet, for a move's target.
+    /// Allocates the target of a move.
     pub fn target(&self, order: Order) -> Pfn {
         let request = AllocRequest::new(order, dirigible_frames::FrameClass::Movable);
         self.source.alloc(request).unwrap()
     }
 
-    /// Isolates and moves one allocation through mobility; what became of it.
+    /// Isolates and moves one frame or huge page through mobility; gives the outcome.
     pub fn move_frame(&self, from: Pfn, order: Order) -> Outcome {
         let to = self.target(order);
         if !self.mobility.isolate(from) {
@@ -237,7 +236,7 @@ impl World {
         pairs[0].outcome
     }
 
-    /// Everything agrees, and nothing is under way.
+    /// Checks that all books agree, and that nothing is being moved.
     pub fn check_at_rest(&self) -> Audit {
         let audit = self.paging.audit().unwrap();
         assert_eq!((audit.migration_entries, audit.isolated), (0, 0));

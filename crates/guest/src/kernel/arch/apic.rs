@@ -1,18 +1,18 @@
-//! The interrupt controllers: each CPU's local APIC (xAPIC, by memory) and the I/O APIC.
+//! The interrupt controllers: each CPU's local APIC (xAPIC, memory-mapped) and the I/O APIC.
 
 use x86_64::instructions::{interrupts::without_interrupts, port::Port};
 
 use super::{cpu, physical::Register};
 
-/// The timer's tick.
+/// Vector of the timer's tick.
 pub const TIMER: u8 = 32;
-/// A device's interrupt line.
+/// Vector of the devices' interrupt lines.
 pub const DEVICE: u8 = 33;
-/// Another CPU wants translations forgotten.
+/// Vector of a TLB shoot-down, requested by another CPU.
 pub const SHOOT_DOWN: u8 = 34;
-/// Another CPU has work.
+/// Vector with which the first CPU gives out work.
 pub const WAKE: u8 = 35;
-/// An interrupt that went away before it was taken.
+/// Vector of a spurious interrupt: one that was withdrawn before it was taken.
 pub const SPURIOUS: u8 = 39;
 
 const LOCAL: u64 = 0xfee0_0000;
@@ -43,11 +43,11 @@ const BY_16: u32 = 3;
 const FLAT: usize = 8;
 
 fn local(offset: u64) -> Register {
-    // SAFETY: the local APIC's registers, at their architectural place; none of them reaches memory.
+    // SAFETY: the local APIC's registers, at their architectural address. None of them accesses memory.
     unsafe { Register::new(LOCAL + offset) }
 }
 
-/// Switches the calling CPU's local APIC on; gives its number.
+/// Enables the calling CPU's local APIC and gives its number.
 pub fn set_up_local() -> u32 {
     let index = cpu::current_id().index();
     local(DESTINATION_FORMAT).write(u32::MAX);
@@ -57,7 +57,7 @@ pub fn set_up_local() -> u32 {
     local(ID).read() >> 24
 }
 
-/// The interrupt is served.
+/// Acknowledges the interrupt that is being served.
 #[inline]
 pub fn end_of_interrupt() {
     local(END_OF_INTERRUPT).write(0);
@@ -69,7 +69,7 @@ pub fn send(target: u32, vector: u8) {
 }
 
 fn command(target: u32, command: u32) {
-    // An interrupt between the two writes could send something of its own.
+    // Interrupts are off, as a handler could send a command between the two writes.
     without_interrupts(|| {
         while local(COMMAND).read() & PENDING != 0 {
             core::hint::spin_loop();
@@ -84,39 +84,40 @@ pub fn init_others() {
     command(0, ALL_BUT_SELF | INIT);
 }
 
-/// Has all other CPUs begin at `page` * 4096, in real mode.
+/// Starts all other CPUs at physical address `page` * 4096, in real mode.
 pub fn start_others(page: u8) {
     command(0, ALL_BUT_SELF | STARTUP | u32::from(page));
 }
 
-/// Starts the timer's counter from its top, without interrupts, for calibration.
+/// Starts the timer at its highest value, without interrupts, for calibration.
 pub fn start_counting() {
     local(TIMER_DIVIDE).write(BY_16);
     local(TIMER_VECTOR).write(1 << 16);
     local(TIMER_START).write(u32::MAX);
 }
 
-/// How far it has counted since.
+/// Timer ticks since [`start_counting`].
 pub fn counted() -> u32 {
     u32::MAX - local(TIMER_NOW).read()
 }
 
-/// Has the timer interrupt the calling CPU each `count` of its ticks.
+/// Lets the timer interrupt the calling CPU every `count` timer ticks.
 pub fn start_timer(count: u32) {
     local(TIMER_DIVIDE).write(BY_16);
     local(TIMER_VECTOR).write(PERIODIC | u32::from(TIMER));
     local(TIMER_START).write(count.max(1));
 }
 
-/// Leads the lines of PCI devices to [`DEVICE`] on all CPUs (the first eight): whoever waits for a device is woken.
+/// Routes the lines of PCI devices to [`DEVICE`] on the first eight CPUs, so that each CPU that waits for a device
+/// wakes.
 pub fn set_up_lines() {
-    // The old controllers stay silent. Where there are none, nothing happens.
+    // Masks the legacy interrupt controllers. If there are none, nothing happens.
     for port in [0x21, 0xa1] {
-        // SAFETY: the mask registers of the two old interrupt controllers.
+        // SAFETY: the mask registers of the two legacy interrupt controllers.
         unsafe { Port::<u8>::new(port).write(0xff) };
     }
     let last = io_read(1) >> 16 & 0xff;
-    // GSIs 16 and up are PCI's on q35 and microvm; 10 and 11 on the older machine.
+    // On q35 and microvm PCI uses GSIs 16 and above, on the older machine type 10 and 11.
     for line in (0..=last).filter(|&line| line >= 16 || line == 10 || line == 11) {
         const LOGICAL: u32 = 1 << 11;
         const LEVEL: u32 = 1 << 15;
@@ -126,7 +127,7 @@ pub fn set_up_lines() {
 }
 
 fn io(offset: u64) -> Register {
-    // SAFETY: the I/O APIC's two registers, at their usual place; they reach no memory.
+    // SAFETY: the I/O APIC's two registers, at their usual address. They access no memory.
     unsafe { Register::new(IO + offset) }
 }
 

@@ -8,7 +8,8 @@
     .asciz "Xen"
     .quad pvh_start
 
-# Identity, the window on physical memory and the kernel itself: the first 4 GiB in pages of 2 MiB, which every x86-64 has.
+# The boot tables: the first 4 GiB one to one and in the window, and the first GiB at the kernel's addresses. With pages
+# of 2 MiB, which every x86-64 has.
     .section .boot.data, "aw"
     .align 4096
     .global boot_pml4
@@ -83,7 +84,7 @@ boot_high:
     callq kernel_main
     ud2
 
-# What a CPU that was woken by INIT and SIPI does first. Copied to TRAMPOLINE, below 1 MiB.
+# The entry of a CPU that was started by INIT and SIPI. Copied to TRAMPOLINE, below 1 MiB.
     .set TRAMPOLINE, 0x8000
     .section .rodata.trampoline, "a"
     .global trampoline_start
@@ -123,11 +124,11 @@ trampoline_end:
     .section .text.boot, "ax"
     .code64
 secondary_high:
-    movl $1, %edi                   # the next number: CPUs come at the same time
+    movl $1, %edi                   # the next number, atomically: CPUs start together
     lock xaddl %edi, secondary_next(%rip)
     movq secondary_stacks(%rip), %rax
     movl %edi, %ecx
-    movq (%rax,%rcx,8), %rsp        # its own stack; 0 for one CPU too many
+    movq (%rax,%rcx,8), %rsp        # its stack; 0: there are too many CPUs
     testq %rsp, %rsp
     jz 1f
     xorl %ebp, %ebp
@@ -146,7 +147,7 @@ secondary_next:
     .align 8
     .global secondary_stacks
 secondary_stacks:
-    .quad 0                         # address of the table of stacks' ends
+    .quad 0                         # address of the table of stack ends
 
     .section .bss.boot_stack, "aw", @nobits
     .align 4096

@@ -1,4 +1,4 @@
-//! What belongs to one CPU: found through the GS base.
+//! Data of each CPU. The GS base points to the calling CPU's.
 
 use core::{
     arch::asm,
@@ -13,32 +13,36 @@ use x86_64::{VirtAddr, registers::model_specific::GsBase};
 /// The most CPUs that the kernel uses.
 pub const MAX_CPUS: usize = 16;
 
-/// One CPU's own. Cells are touched by their CPU alone, outside of interrupt handlers; the atomics by others, too.
+/// Serves a page fault of a program's memory; gives whether to try the access again.
+pub(super) type OnFault = *mut (dyn FnMut() -> bool + 'static);
+
+/// One CPU's data. Only that CPU accesses the cells, and only outside of interrupt handlers. Any CPU may access the
+/// atomics.
 #[repr(C, align(128))]
 pub struct Cpu {
-    /// The number, from 0. First, for `current_id`.
+    /// The CPU's number, from 0. The first field, as `current_id` reads it at offset 0.
     id: Cell<u32>,
     /// The local APIC's number.
     pub apic_id: AtomicU32,
-    /// Physical address of the program's root table that CR3 holds; 0: the kernel's own.
+    /// Physical address of the program's root table that is loaded; 0 if the kernel's is.
     pub root: AtomicU64,
-    /// The CPU is between the beginning and the end of touching a program's memory, faults included.
+    /// The CPU is accessing a program's memory, or serving a fault of such an access.
     pub in_user: AtomicBool,
-    /// How to serve a fault of the present access.
-    pub on_fault: UnsafeCell<Option<super::user::OnFault>>,
-    /// Inside a software walk of page tables.
+    /// Serves a fault of the current access.
+    pub on_fault: UnsafeCell<Option<OnFault>>,
+    /// Says whether the CPU is inside a page walk by software.
     pub section: AccessSection,
-    /// Shoot-downs asked of this CPU, and done by it.
+    /// Shoot-downs requested of this CPU.
     pub asked: AtomicU64,
-    /// See `asked`.
+    /// Shoot-downs that this CPU has done, in the count of `asked`.
     pub done: AtomicU64,
-    /// Interrupts that may have changed what a waiter waits for.
+    /// Interrupts after which a waiter must check its condition again.
     pub interrupts: AtomicU64,
     /// Page faults served.
     pub faults: AtomicU64,
-    /// The interrupts that the last idle moment knew of.
+    /// The value of `interrupts` that `idle` saw last.
     pub seen: Cell<u64>,
-    /// When this CPU began to wait, and when it last did.
+    /// When the current wait began, and when its last step ended.
     pub waiting: Cell<(u64, u64)>,
 }
 
@@ -63,7 +67,7 @@ impl Cpu {
         }
     }
 
-    /// Keeps the local APIC's number, by which others send interrupts.
+    /// Sets the local APIC's number, to which others send interrupts.
     pub fn set_apic_id(&self, apic_id: u32) {
         // Relaxed: read after the CPU has come online.
         self.apic_id.store(apic_id, Ordering::Relaxed);
@@ -76,12 +80,12 @@ impl Cpu {
 }
 
 static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
-/// CPUs that run.
+/// Number of CPUs that are online.
 static ONLINE: AtomicU32 = AtomicU32::new(1);
-/// Added to `ONLINE` when no more CPUs are let in.
+/// Bit of `ONLINE`: no more CPUs may come online.
 const CLOSED: u32 = 1 << 16;
 
-/// Makes the calling CPU number `index`. Once for each, before anything else here is called on it.
+/// Makes the calling CPU number `index`. Called once on each CPU, before anything else in this module.
 pub fn become_cpu(index: u32) {
     let cpu = &CPUS[index as usize];
     cpu.id.set(index);
@@ -97,24 +101,24 @@ pub fn current_id() -> CpuId {
     CpuId::new(id as u16)
 }
 
-/// The calling CPU's own.
+/// The calling CPU's data.
 #[inline]
 pub fn current() -> &'static Cpu {
     &CPUS[current_id().index()]
 }
 
-/// Number `index`'s own.
+/// The data of CPU `index`.
 pub fn of(index: usize) -> &'static Cpu {
     &CPUS[index]
 }
 
-/// The CPUs that run.
+/// Number of CPUs that are online.
 pub fn online() -> u32 {
     // Acquire: pairs with the release in `came_online`.
     ONLINE.load(Ordering::Acquire) % CLOSED
 }
 
-/// One more runs, its own set up; `false` for one that comes too late.
+/// Counts the calling CPU as online; `false` if it comes after [`close`]. Its data is set up.
 pub fn came_online() -> bool {
     // Release: pairs with the acquire in `online`.
     let one_more = |count: u32| (count < CLOSED).then_some(count + 1);
@@ -123,7 +127,7 @@ pub fn came_online() -> bool {
         .is_ok()
 }
 
-/// Lets no more CPUs in; gives how many there are.
+/// Ends the start of CPUs: no more may come online. Gives the number of those that have.
 pub fn close() -> u32 {
     ONLINE.fetch_or(CLOSED, Ordering::AcqRel) % CLOSED
 }

@@ -15,12 +15,13 @@ use x86_64::{
     },
 };
 
-/// Vectors with an entry: the processor's exceptions and ours.
+/// Vectors with an entry: the processor's exceptions and the kernel's interrupts.
 pub const VECTORS: usize = 40;
+/// Bytes of each of these stacks.
 const STACK: usize = 16 << 10;
-/// Stack of what may come when the present one is no good: double faults, machine checks, NMIs.
+/// Stack for double faults, machine checks and NMIs, as the current stack may be unusable then.
 const IST_FATAL: u16 = 1;
-/// Stack of interrupts: they come between any two instructions, also where the red zone is in use.
+/// Stack for interrupts: the interrupted code may be using the red zone of the current stack.
 const IST_INTERRUPT: u16 = 2;
 const FIRST_INTERRUPT: usize = 32;
 
@@ -39,7 +40,7 @@ fn gate(entry: u64, selector: SegmentSelector, stack: u16) -> [u64; 2] {
     [low, entry >> 32]
 }
 
-/// Gives the calling CPU its segments, its stacks for interrupts, and the gates. Its GS base is kept.
+/// Loads the calling CPU's segments, stacks for interrupts, and gates. Keeps its GS base.
 pub fn set_up() {
     let stack = || {
         let stack: &'static mut [u8] = Box::leak(alloc::vec![0_u8; STACK].into_boxed_slice());
@@ -56,8 +57,8 @@ pub fn set_up() {
     let task = gdt.append(Descriptor::tss_segment(tss));
     debug_assert_eq!(code, SegmentSelector::new(1, PrivilegeLevel::Ring0));
     gdt.load();
-    // SAFETY: the selectors name the descriptors that were just loaded: flat code and data of ring 0, a TSS that lives for
-    // ever. GS is left alone: loading it would clear its base.
+    // SAFETY: the selectors name the descriptors that were just loaded: flat code and data of ring 0, and a TSS that is
+    // never freed. GS is not loaded, as that would clear its base.
     unsafe {
         CS::set_reg(code);
         SS::set_reg(data);
@@ -66,7 +67,7 @@ pub fn set_up() {
         load_tss(task);
     }
     let gates = GATES.call_once(|| {
-        // SAFETY: a constant table of the image, see interrupts.s.
+        // SAFETY: a constant table in the image (interrupts.s).
         let entries = unsafe { interrupt_entries };
         core::array::from_fn(|vector| {
             let stack = match vector {
@@ -81,6 +82,6 @@ pub fn set_up() {
         limit: size_of_val(gates) as u16 - 1,
         base: VirtAddr::from_ptr(gates),
     };
-    // SAFETY: the table is static, and its entries lead to handlers that keep all registers.
+    // SAFETY: the table is static, and the handlers that its entries name preserve all registers.
     unsafe { lidt(&pointer) };
 }

@@ -1,4 +1,4 @@
-//! The kernel's heap: for what is made once (tables, actors, reports); nothing on a hot path comes from it.
+//! The kernel's heap. Tables, actors and reports are allocated here; nothing on a hot path is.
 
 use core::ops::Range;
 
@@ -9,23 +9,23 @@ use super::physical;
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();
 
-/// Gives physical memory to the heap.
+/// Gives the heap its first memory, at physical addresses `range`.
 ///
 /// # Safety
 ///
-/// The range is RAM that is mapped in the window and that nobody else uses, now or later. To be called once.
+/// The range is RAM that is mapped in the window, and that nothing else uses, now or later. Called once.
 pub unsafe fn set_up(range: Range<u64>) {
     let start = physical::in_window(range.start).as_ptr();
-    // SAFETY: the caller vouches for the memory.
+    // SAFETY: the caller's contract.
     unsafe { HEAP.lock().init(start, (range.end - range.start) as usize) };
 }
 
-/// Gives the heap the `bytes` behind its end.
+/// Extends the heap by the `bytes` behind its end.
 ///
 /// # Safety
 ///
-/// They are RAM that is mapped in the window and that nobody else uses, now or later.
+/// They are RAM that is mapped in the window, and that nothing else uses, now or later.
 pub unsafe fn extend(bytes: usize) {
-    // SAFETY: the caller vouches for the memory.
+    // SAFETY: the caller's contract.
     unsafe { HEAP.lock().extend(bytes) };
 }

@@ -1,9 +1,9 @@
-# Where exceptions and interrupts enter, and the routines in which a program's memory is touched.
+# The entries of exceptions and interrupts, and the routines that access a program's memory.
 
     .section .text.interrupts, "ax"
     .code64
 
-# Exceptions 8, 10 to 14, 17, 21, 29 and 30 push an error code; for the others we do.
+# Exceptions 8, 10 to 14, 17, 21, 29 and 30 push an error code. For the others the entry pushes 0.
     .macro entry vector, pushes_error
     .align 16
 entry_\vector:
@@ -69,7 +69,7 @@ entry_\vector:
     iretq
     .endm
 
-# An interrupt comes between any two instructions: the vector registers are somebody's, too.
+# Saves the vector registers, too: the interrupted code may use them.
 enter_common:
     save
     movq %rsp, %rbx
@@ -81,7 +81,7 @@ enter_common:
     movq %rbx, %rsp
     restore
 
-# A page fault that is served comes in one of the routines below only: their caller has saved the vector registers.
+# Only page faults in the routines below are served. Their caller has saved the vector registers.
 enter_fault:
     save
     movq %rsp, %rbx
@@ -90,7 +90,8 @@ enter_fault:
     movq %rbx, %rsp
     restore
 
-# --- touching a program's memory: a fault between user_begin and user_end that cannot be served goes on at user_failed
+# Access to a program's memory. If a fault between user_begin and user_end cannot be served, execution continues at
+# user_failed.
 
     .global user_begin
     .global user_store

@@ -1,5 +1,5 @@
-//! The kernel's own page tables: its image page by page with just the rights that it needs, and the window on physical
-//! memory. The lower half is empty: it belongs to programs.
+//! The kernel's own page tables. They map the kernel's image, page by page with the rights that each part needs, and
+//! the window on physical memory. The lower half is empty: it belongs to programs.
 
 use core::ops::Range;
 
@@ -17,7 +17,7 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
-/// Devices have their registers below this.
+/// All device registers are below this physical address.
 const LOW: u64 = 4 << 30;
 
 unsafe extern "C" {
@@ -28,7 +28,7 @@ unsafe extern "C" {
     static boot_stack: u8;
 }
 
-/// Physical address behind the image's last page.
+/// The physical address where the image ends.
 pub fn image_end() -> u64 {
     address(&raw const kernel_end) - KERNEL
 }
@@ -42,7 +42,7 @@ fn address(symbol: *const u8) -> u64 {
     symbol.addr() as u64
 }
 
-/// Makes tables in fresh frames.
+/// Builds page tables in frames from `frames`.
 struct Mapper<'f> {
     root: u64,
     frames: &'f mut Range<u64>,
@@ -58,19 +58,19 @@ impl Mapper<'_> {
         self.frames.start += PAGE;
         let words = in_window(table).cast::<u64>();
         for index in 0..512 {
-            // SAFETY: the frame lies in memory that the caller gave to the tables, mapped by the boot tables' window.
+            // SAFETY: the frame is in the memory that `build` got for tables, and the boot tables' window maps it.
             unsafe { words.add(index).write_volatile(0) };
         }
         table
     }
 
-    /// Maps one page of 4 KiB or 2 MiB.
+    /// Maps one page of `size` bytes: 4 KiB or 2 MiB.
     fn map(&mut self, virtual_address: u64, physical: u64, size: u64, flags: u64) {
         let last = if size == PAGE { 3 } else { 2 };
         let mut table = self.root;
         for level in 0..=last {
             let index = (virtual_address >> (39 - 9 * level) & 511) as usize;
-            // SAFETY: `table` is one of this mapper's tables, reached as in `new_table`.
+            // SAFETY: `table` is one of this mapper's tables, accessed as in `new_table`.
             let entry = unsafe { in_window(table).cast::<u64>().add(index) };
             if level == last {
                 let huge = if size == PAGE { 0 } else { HUGE };
@@ -92,13 +92,13 @@ impl Mapper<'_> {
     }
 }
 
-/// Makes the kernel's tables for `ram`, in frames taken from the front of `frames`; gives the root's physical address.
+/// Builds the kernel's tables for `ram`, in frames taken from the front of `frames`. Gives the root's physical address.
 ///
-/// Every entry of the root's upper half that will ever be used is there afterwards, so copies of it stay true.
+/// The root's upper half does not change afterwards, so copies of it stay valid.
 ///
 /// # Safety
 ///
-/// `frames` is free RAM below 4 GiB, and the boot tables are in force.
+/// `frames` is unused RAM below 4 GiB, and the boot tables are loaded.
 pub unsafe fn build(ram: &[Range<u64>], frames: &mut Range<u64>) -> u64 {
     let mut mapper = Mapper { root: 0, frames };
     mapper.root = mapper.new_table();
@@ -116,7 +116,7 @@ pub unsafe fn build(ram: &[Range<u64>], frames: &mut Range<u64>) -> u64 {
         let flags = match page {
             page if page < text_end => 0,
             page if page < rodata_end => NO_EXECUTE,
-            // A stack that grows too far ends in a fault.
+            // The guard page is not mapped: a stack overflow faults.
             page if page == guard => continue,
             _ => NO_EXECUTE | WRITABLE,
         };

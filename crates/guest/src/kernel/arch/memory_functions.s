@@ -1,5 +1,6 @@
-# What the compiler calls for copies and the like, for the target whose prebuilt crates leave them to the C library. In
-# assembly, so that the compiler cannot turn them into calls of themselves. Eight words a round: the fastest under emulation.
+# The functions that the compiler calls to copy, fill and compare memory, for the target whose prebuilt crates leave
+# them to the C library. They are in assembly, as the compiler could turn Rust code into calls of themselves. Eight
+# words in each round are fastest under emulation.
 
     .section .text.memory_functions, "ax"
     .code64
@@ -13,7 +14,7 @@
 memmove:
     movq %rdi, %rax
     subq %rsi, %rax
-    cmpq %rdx, %rax                 # unsigned: the target begins inside the source
+    cmpq %rdx, %rax                 # unsigned: true if the target begins inside the source
     jb backwards
 memcpy:
     movq %rdi, %rax

@@ -1,4 +1,4 @@
-//! PCI configuration space: by ports, or by memory where there are no such ports.
+//! PCI configuration space: through ports, or memory-mapped on machines without these ports.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,29 +12,30 @@ use super::physical::Register;
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
-/// Where microvm has its configuration space.
+/// Physical address of configuration space on microvm.
 const MEMORY: u64 = 0xe000_0000;
-/// Where registers may be placed when no firmware has done it, or has placed them where the kernel's window does not reach:
-/// above the low RAM of all machine types, below what firmware uses and below microvm's configuration space.
+/// Where device registers are placed if firmware has not placed them, or has placed them above [`REACH`]. The space is
+/// above the low RAM of all machine types, and below the addresses that firmware uses and microvm's configuration
+/// space.
 const FREE_SPACE: u32 = 0xc000_0000;
-/// The window reaches registers below this.
+/// The kernel's window maps device registers below this physical address.
 pub const REACH: u64 = 1 << 32;
 /// The free space ends where microvm has its configuration space.
 const FREE_END: u32 = 0xe000_0000;
-/// The lowest place that is free.
+/// The lowest free address in that space.
 static NEXT: AtomicU32 = AtomicU32::new(FREE_SPACE);
 
-/// How configuration space is reached.
+/// How configuration space is accessed.
 #[derive(Clone, Copy, Debug)]
 pub enum Configuration {
     /// Through an address and a data port.
     Ports,
-    /// By memory.
+    /// Memory-mapped.
     Memory,
 }
 
 impl Configuration {
-    /// Finds out which it is; `None` for a machine without PCI.
+    /// Finds out which of the two works; `None` for a machine without PCI.
     pub fn find() -> Option<Self> {
         [Self::Ports, Self::Memory].into_iter().find(|access| {
             let host_bridge = DeviceFunction {
@@ -52,7 +53,7 @@ impl Configuration {
 
     fn register(device: DeviceFunction, offset: u8) -> Register {
         let place = u64::from(Cam::Ecam.cam_offset(device, offset));
-        // SAFETY: configuration space; what is written there the callers answer for.
+        // SAFETY: configuration space. The callers are responsible for what they write there.
         unsafe { Register::new(MEMORY + place) }
     }
 }
@@ -60,7 +61,8 @@ impl Configuration {
 impl ConfigurationAccess for Configuration {
     fn read_word(&self, device: DeviceFunction, offset: u8) -> u32 {
         match self {
-            // SAFETY: the two ports of configuration space. One CPU sets devices up, so nobody comes between the accesses.
+            // SAFETY: the two ports of configuration space. Only one CPU sets devices up, so the accesses are not
+            // interleaved.
             Self::Ports => unsafe {
                 Port::new(ADDRESS).write(Self::address(device, offset));
                 Port::new(DATA).read()
@@ -85,7 +87,8 @@ impl ConfigurationAccess for Configuration {
     }
 }
 
-/// Gives a device's memory registers a place below 4 GiB if firmware has not, and lets it decode addresses and reach memory.
+/// Places a device's memory registers below 4 GiB if firmware has not, and enables its registers and its access to
+/// memory.
 pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction) {
     let mut index = 0;
     while index < 6 {
@@ -100,7 +103,7 @@ pub fn enable(root: &mut PciRoot<Configuration>, device: DeviceFunction) {
             && size < 1 << 24
         {
             let align = (size as u32).max(FRAME_SIZE as u32);
-            // Relaxed: one CPU sets devices up.
+            // Relaxed: only one CPU sets devices up.
             let address = NEXT.load(Ordering::Relaxed).next_multiple_of(align);
             if address + align > FREE_END {
                 break;

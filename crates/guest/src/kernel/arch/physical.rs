@@ -10,35 +10,35 @@ use dirigible_frames::{FRAME_SIZE, Pfn};
 
 use crate::kernel::memory::MAX_REGIONS;
 
-/// Where the window begins: physical address 0 is here. The first entry of the upper half.
+/// The window's virtual address: physical address 0 is mapped here. The first address of the upper half.
 pub const WINDOW: u64 = 0xffff_8000_0000_0000;
-/// Where the kernel's image is mapped: physical address 0 would be here.
+/// What is added to the image's physical addresses to get its virtual ones.
 pub const KERNEL: u64 = 0xffff_ffff_8000_0000;
 /// 64-bit words in a frame.
 const WORDS: usize = FRAME_SIZE / 8;
-/// Regions of RAM that frames can be in: all managed ones, and the kernel's root table.
+/// Most regions of frames: the managed ones, and the kernel's root table.
 const REGIONS: usize = MAX_REGIONS + 1;
 
-/// First frame and number of frames of each region that may be reached by frame number; set once at boot.
+/// First frame and number of frames of each region that may be accessed by frame number. Set once, at boot.
 static REACHABLE: [(AtomicU64, AtomicU64); REGIONS] =
     [const { (AtomicU64::new(0), AtomicU64::new(0)) }; REGIONS];
 
-/// Lets frames be reached from now on: the managed ones, once at boot, before other CPUs run.
+/// Sets which frames may be accessed by number. Called once at boot, before other CPUs run.
 ///
 /// # Panics
 ///
-/// With more regions than a machine has.
+/// If there are more ranges than a machine has regions.
 pub fn set_reachable(ranges: &[Range<Pfn>]) {
     assert!(ranges.len() <= REGIONS, "too many regions of memory");
     for (slot, range) in REACHABLE.iter().zip(ranges) {
-        // Relaxed: the other CPUs are woken later, by writes to device registers.
+        // Relaxed: the other CPUs are started later, by writes to device registers.
         slot.0.store(range.start.get(), Ordering::Relaxed);
         slot.1
             .store(range.end.get() - range.start.get(), Ordering::Relaxed);
     }
 }
 
-/// Whether all of `count` frames from `first` on can be reached.
+/// Whether all of the `count` frames from `first` on may be accessed.
 #[inline]
 fn is_reachable(first: Pfn, count: u64) -> bool {
     REACHABLE.iter().any(|(start, frames)| {
@@ -58,15 +58,15 @@ fn unreachable_frame(frame: Pfn) -> ! {
 ///
 /// # Panics
 ///
-/// When the frame is not managed memory.
+/// If the frame is not managed memory.
 #[inline]
 pub fn words(frame: Pfn) -> &'static [AtomicU64; WORDS] {
     if !is_reachable(frame, 1) {
         unreachable_frame(frame);
     }
     let address = (WINDOW + frame.address()) as usize as *const [AtomicU64; WORDS];
-    // SAFETY: managed RAM is mapped in the window for ever and aligned; no Rust object lives in it, all access to it is by
-    // atomic words like these, by the volatile copies below, or by programs and devices outside of the language.
+    // SAFETY: managed RAM is always mapped in the window, and frames are aligned. No Rust object lives in it: it is
+    // accessed only by atomic words like these, by the volatile copies below, by programs, and by devices.
     unsafe { &*address }
 }
 
@@ -74,17 +74,17 @@ pub fn words(frame: Pfn) -> &'static [AtomicU64; WORDS] {
 ///
 /// # Panics
 ///
-/// When the frame is not managed memory, or the word not in a frame.
+/// If the frame is not managed memory, or `index` is 512 or more.
 #[inline]
 pub fn word(frame: Pfn, index: usize) -> &'static AtomicU64 {
     &words(frame)[index]
 }
 
-/// Copies `count` frames; the ranges do not overlap.
+/// Copies `count` frames from `from` on to those from `to` on. The ranges must not overlap.
 ///
 /// # Panics
 ///
-/// When a frame is not managed memory.
+/// If a frame is not managed memory.
 pub fn copy(from: Pfn, to: Pfn, count: usize) {
     if !is_reachable(from, count as u64) {
         unreachable_frame(from);
@@ -95,8 +95,8 @@ pub fn copy(from: Pfn, to: Pfn, count: usize) {
     let base = |frame: Pfn| (WINDOW + frame.address()) as usize;
     let (mut source, mut target) = (base(from) as *const u64, base(to) as *mut u64);
     for _ in 0..count * WORDS / 8 {
-        // SAFETY: both pointers stay inside `count` reachable frames. Volatile: a program on another CPU may still read or
-        // write there, as it may under any kernel.
+        // SAFETY: both pointers stay inside `count` reachable frames. Volatile, as a program on another CPU may read or
+        // write them at the same time.
         unsafe {
             let words: [u64; 8] = core::array::from_fn(|word| source.add(word).read_volatile());
             for (word, value) in words.into_iter().enumerate() {
@@ -111,7 +111,7 @@ pub fn copy(from: Pfn, to: Pfn, count: usize) {
 ///
 /// # Panics
 ///
-/// When a frame is not managed memory.
+/// If a frame is not managed memory.
 pub fn zero(first: Pfn, count: usize) {
     if !is_reachable(first, count as u64) {
         unreachable_frame(first);
@@ -128,14 +128,14 @@ pub fn zero(first: Pfn, count: usize) {
     }
 }
 
-/// The address in the window of a physical one.
+/// The address in the window of physical address `physical`.
 pub fn in_window(physical: u64) -> NonNull<u8> {
     let address = (WINDOW + physical) as usize as *mut u8;
-    // The window does not begin at address 0.
+    // Never 0, as the window begins in the upper half.
     NonNull::new(address).unwrap_or(NonNull::dangling())
 }
 
-/// The physical address behind a kernel address: one in the window or in the kernel's image; `None` for any other.
+/// The physical address of a kernel address in the window or in the image; `None` for any other address.
 pub fn physical_of(address: u64) -> Option<u64> {
     if address >= KERNEL {
         Some(address - KERNEL)
@@ -153,8 +153,8 @@ impl Register {
     ///
     /// # Safety
     ///
-    /// A device's register must be there, in the part of the window that is mapped uncached, and reading or writing it must
-    /// not break memory that others rely on.
+    /// There is a device's register at that address, in the part of the window that is mapped uncached. Reading or
+    /// writing it does not change memory that the kernel relies on.
     pub const unsafe fn new(physical: u64) -> Self {
         Self(WINDOW + physical)
     }
@@ -171,19 +171,19 @@ impl Register {
         unsafe { (self.0 as usize as *mut u32).write_volatile(value) }
     }
 
-    /// Reads its low byte alone.
+    /// Reads only its low byte.
     pub fn read_byte(self) -> u8 {
         // SAFETY: see `new`.
         unsafe { (self.0 as usize as *const u8).read_volatile() }
     }
 
-    /// Reads its low half alone.
+    /// Reads only its low half.
     pub fn read_half(self) -> u16 {
         // SAFETY: see `new`.
         unsafe { (self.0 as usize as *const u16).read_volatile() }
     }
 
-    /// Writes its low half alone.
+    /// Writes only its low half.
     pub fn write_half(self, value: u16) {
         // SAFETY: see `new`.
         unsafe { (self.0 as usize as *mut u16).write_volatile(value) }

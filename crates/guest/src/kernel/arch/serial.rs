@@ -6,26 +6,26 @@ use spin::Mutex;
 use x86_64::instructions::port::Port;
 
 const COM1: u16 = 0x3f8;
-/// Line status: a byte has come.
+/// Line status: a byte was received.
 const RECEIVED: u8 = 1 << 0;
-/// Line status: the transmitter takes a byte.
+/// Line status: the transmitter is empty.
 const EMPTY: u8 = 1 << 5;
-/// Bytes that fit into the transmitter once it is empty.
+/// Bytes that an empty transmitter takes.
 const FIFO: usize = 16;
 
-/// The port. Not taken by interrupt handlers.
+/// The port. Interrupt handlers must not lock it.
 pub static SERIAL: Mutex<Serial> = Mutex::new(Serial(()));
 
 /// The serial port.
 pub struct Serial(());
 
 impl Serial {
-    /// The port, whoever has it: for the last words of a kernel that has failed.
+    /// The port without its lock: for the report of a kernel that has failed.
     pub fn seize() -> Self {
         Self(())
     }
 
-    /// 115,200 baud, 8 bits, no parity, buffers on.
+    /// Sets the port to 115,200 baud, 8 bits, no parity, and enables its buffers.
     pub fn set_up(&mut self) {
         for (register, value) in [
             (1, 0x00),
@@ -51,14 +51,14 @@ impl Serial {
         }
     }
 
-    /// A byte that has come, if any.
+    /// A byte that was received, if there is one.
     pub fn receive(&mut self) -> Option<u8> {
         (read(5) & RECEIVED != 0).then(|| read(0))
     }
 }
 
 fn write(register: u16, value: u8) {
-    // SAFETY: the eight ports from COM1 on belong to the serial port, which reaches no memory.
+    // SAFETY: the eight ports from COM1 on belong to the serial port, which accesses no memory.
     unsafe { Port::new(COM1 + register).write(value) }
 }
 

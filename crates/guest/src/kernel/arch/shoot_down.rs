@@ -1,8 +1,9 @@
-//! Forgetting translations on all CPUs.
+//! TLB shoot-down: drops translations on all CPUs.
 //!
 //! A CPU that has a program's root table loaded may have its translations in the TLB; one without has none, because
-//! loading the kernel's root dropped them all. So only those that have one loaded are interrupted. They drop everything, and
-//! unless they are just touching a program's memory they go over to the kernel's root: the next shoot-down passes them by.
+//! loading the kernel's root dropped them all. So only those that have one loaded are interrupted. They drop
+//! everything, and unless they are accessing a program's memory at that moment, they load the kernel's root: the next
+//! shoot-down skips them.
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -39,7 +40,7 @@ pub fn kernel_root() -> u64 {
     KERNEL_ROOT.load(Ordering::Relaxed)
 }
 
-/// How often another CPU had to be interrupted.
+/// Interrupts sent to other CPUs for shoot-downs so far.
 pub fn sent() -> u64 {
     SENT.load(Ordering::Relaxed)
 }
@@ -52,16 +53,17 @@ pub(super) fn load(root: u64) {
     unsafe { Cr3::write(frame, Cr3Flags::empty()) };
 }
 
-/// The calling CPU goes over to the kernel's root, unless it is just touching a program's memory.
+/// Loads the kernel's root on the calling CPU, unless it is accessing a program's memory.
 pub fn leave_program(cpu: &Cpu) {
     if cpu.root.load(Ordering::Relaxed) != 0 && !cpu.in_user.load(Ordering::Relaxed) {
         load(kernel_root());
-        // SeqCst: see `everywhere`. After the load: while the field names a program we are interrupted for it.
+        // SeqCst: see `everywhere`. After the load, as this CPU must be interrupted until the program's root is not
+        // loaded.
         cpu.root.store(0, Ordering::SeqCst);
     }
 }
 
-/// The calling CPU drops all translations of the lower half.
+/// Drops all translations of the lower half on the calling CPU.
 fn drop_own(cpu: &Cpu) {
     if cpu.in_user.load(Ordering::Relaxed) {
         let (root, flags) = Cr3::read();
@@ -72,23 +74,24 @@ fn drop_own(cpu: &Cpu) {
     }
 }
 
-/// What the interrupt does.
+/// Called by the interrupt handler.
 pub(super) fn interrupted() {
     let cpu = cpu::current();
-    // Acquire: pairs with the release in `everywhere`: we drop what was replaced before the asking.
+    // Acquire: pairs with the release in `everywhere`, so that translations replaced before the request are dropped.
     let asked = cpu.asked.load(Ordering::Acquire);
     drop_own(cpu);
     // Release: pairs with the acquire in `everywhere`.
     cpu.done.fetch_max(asked, Ordering::Release);
 }
 
-/// Returns when no CPU uses a translation any more that was replaced before the call. Called with interrupts on: another CPU
-/// may ask the same of us meanwhile.
+/// Returns when no CPU uses a translation any more that was replaced before the call. Called with interrupts on, as
+/// another CPU may request a shoot-down of this one meanwhile.
 pub fn everywhere() {
     let own = cpu::current();
     drop_own(own);
-    // Dekker, with the store of `root` before loading it (user.rs) and `AccessSection::enter`: we have replaced an entry
-    // and now look who walks; they say that they walk and then look at the entry. One of us sees the other.
+    // Dekker, with the store of `root` before the root is loaded (user.rs) and with `AccessSection::enter`: this CPU
+    // has replaced an entry and now reads who walks; a walker announces itself and then reads the entry. At least one
+    // of them sees the other's store.
     fence(Ordering::SeqCst);
     let mut asked: ArrayVec<(&Cpu, u64), MAX_CPUS> = ArrayVec::new();
     let mut inside: ArrayVec<(&Cpu, u64), MAX_CPUS> = ArrayVec::new();

@@ -1,4 +1,4 @@
-//! The other CPUs: woken by INIT and SIPI, then given work that all CPUs do together.
+//! The other CPUs: started by INIT and SIPI, then given work that all CPUs do together.
 
 use alloc::boxed::Box;
 use core::{
@@ -18,15 +18,16 @@ use super::{
     shoot_down,
 };
 
+/// Bytes of each CPU's stack.
 const STACK: usize = 256 << 10;
-/// Where the trampoline is copied; boot.s knows it, too.
+/// Physical address to which the trampoline is copied. boot.s has the same number.
 const TRAMPOLINE: u64 = 0x8000;
-/// APIC numbers are bytes.
-const TICKETS: usize = 256;
-/// How long CPUs have to come.
-const PATIENCE: u64 = 5_000_000_000;
-/// The same where nobody says how many there are: those that come by then are all.
-const UNTOLD_PATIENCE: u64 = 200_000_000;
+/// Entries in the table of stacks. A CPU takes the next one; there are at most 256, as APIC numbers are bytes.
+const STACKS: usize = 256;
+/// How long to wait for CPUs to come online, in nanoseconds.
+const TIMEOUT: u64 = 5_000_000_000;
+/// The same if the number of CPUs is unknown. Those that are online by then are all.
+const TIMEOUT_IF_UNKNOWN: u64 = 200_000_000;
 
 unsafe extern "C" {
     static trampoline_start: u8;
@@ -34,25 +35,25 @@ unsafe extern "C" {
     static mut secondary_stacks: *const u64;
 }
 
-/// What all CPUs do.
+/// Work for all CPUs.
 type Work = *const (dyn Fn(CpuId) + Sync + 'static);
 
-/// A pointer that another CPU may follow.
+/// A pointer that other CPUs may dereference.
 struct Shared(Work);
 
-// SAFETY: what it points to is `Sync`, and `on_all` keeps it alive until every CPU is done.
+// SAFETY: the target is `Sync`, and `on_all` keeps it alive until every CPU is done.
 unsafe impl Send for Shared {}
 
 static WORK: Mutex<Option<Shared>> = Mutex::new(None);
-/// Work given out so far.
+/// How often work was given out.
 static GIVEN: AtomicU64 = AtomicU64::new(0);
-/// CPUs that are done with the present work.
+/// Number of other CPUs that are done with the current work.
 static DONE: AtomicU64 = AtomicU64::new(0);
 
-/// How many CPUs the hypervisor says there are; `None` where it cannot be asked.
+/// The number of CPUs, as the hypervisor reports it; `None` if it cannot be asked.
 fn expected() -> Option<u32> {
     let (mut selector, mut data) = (Port::<u16>::new(0x510), Port::<u8>::new(0x511));
-    // SAFETY: QEMU's firmware configuration device; where it is absent the ports read as ones.
+    // SAFETY: QEMU's firmware configuration device. If it is absent, the ports read as ones.
     let mut bytes = |key: u16, count: usize| unsafe {
         selector.write(key);
         let mut bytes = [0; 4];
@@ -66,39 +67,39 @@ fn expected() -> Option<u32> {
     is_qemu.then(|| u32::from_le_bytes(bytes(5, 2)))
 }
 
-/// Not all CPUs came in time.
+/// Not all CPUs came online in time.
 #[derive(Debug, thiserror::Error)]
-#[error("{came} of {expected} CPUs came within {} ms: the host is too busy, or has too few for so many", PATIENCE / 1_000_000)]
+#[error("{came} of {expected} CPUs came within {} ms: the host is too busy, or has too few for so many", TIMEOUT / 1_000_000)]
 pub struct Missing {
     came: u32,
     expected: u32,
 }
 
-/// Wakes the other CPUs and waits for them; gives how many CPUs there are now.
+/// Starts the other CPUs and waits until they are online. Gives the number of CPUs that are online then.
 ///
 /// # Errors
 ///
-/// Some are missing. They are let in no more.
+/// Not all CPUs came online in time. Those that are missing cannot come online later.
 ///
 /// # Safety
 ///
-/// The page at 0x8000 is RAM that nobody uses, and the boot tables are unchanged.
+/// The page at 0x8000 is RAM that nothing uses, and the boot tables are unchanged.
 pub unsafe fn start() -> Result<u32, Missing> {
-    let stacks: &'static mut [u64; TICKETS] = Box::leak(Box::new([0; TICKETS]));
-    let said = expected();
-    let expected = said.unwrap_or(MAX_CPUS as u32).min(MAX_CPUS as u32);
-    let patience = if said.is_some() {
-        PATIENCE
+    let stacks: &'static mut [u64; STACKS] = Box::leak(Box::new([0; STACKS]));
+    let reported = expected();
+    let expected = reported.unwrap_or(MAX_CPUS as u32).min(MAX_CPUS as u32);
+    let timeout = if reported.is_some() {
+        TIMEOUT
     } else {
-        UNTOLD_PATIENCE
+        TIMEOUT_IF_UNKNOWN
     };
     for slot in &mut stacks[1..expected as usize] {
         let stack: &'static mut [u8] = Box::leak(alloc::vec![0_u8; STACK].into_boxed_slice());
         *slot = (stack.as_ptr() as u64 + STACK as u64) & !15;
     }
     let (start, end) = (&raw const trampoline_start, &raw const trampoline_end);
-    // SAFETY: the image holds the trampoline between the two; the page is free, as the caller says. The table of stacks is
-    // written before any CPU is woken that reads it.
+    // SAFETY: the image holds the trampoline between the two symbols, and the caller says that the page is unused. The
+    // table of stacks is written before any CPU is started that reads it.
     unsafe {
         let target = in_window(TRAMPOLINE).as_ptr();
         ptr::copy_nonoverlapping(start, target, end.addr() - start.addr());
@@ -112,19 +113,19 @@ pub unsafe fn start() -> Result<u32, Missing> {
         clock::spin_for(200_000);
         apic::start_others(page);
         let begun = clock::ticks();
-        while cpu::online() < expected && clock::nanoseconds(clock::ticks() - begun) < patience {
+        while cpu::online() < expected && clock::nanoseconds(clock::ticks() - begun) < timeout {
             core::hint::spin_loop();
         }
     }
     let came = cpu::close();
-    match said {
+    match reported {
         Some(_) if came != expected => Err(Missing { came, expected }),
         _ => Ok(came),
     }
 }
 
-/// Where the other CPUs come to from boot.s.
-// SAFETY: nobody else in the kernel has this name.
+/// Called by boot.s on each of the other CPUs.
+// SAFETY: no other symbol of the kernel has this name.
 #[unsafe(no_mangle)]
 extern "C" fn secondary_main(index: u32) -> ! {
     shoot_down::load(shoot_down::kernel_root());
@@ -134,7 +135,7 @@ extern "C" fn secondary_main(index: u32) -> ! {
     let cpu = cpu::current();
     cpu.set_apic_id(apic_id);
     clock::start_tick();
-    // Relaxed: no work is given out before this CPU counts.
+    // Relaxed: no work is given out before this CPU is online.
     let mut seen = GIVEN.load(Ordering::Relaxed);
     if !cpu::came_online() {
         loop {
@@ -153,7 +154,7 @@ extern "C" fn secondary_main(index: u32) -> ! {
         seen = given;
         let work = WORK.lock().as_ref().map(|shared| shared.0);
         if let Some(work) = work {
-            // SAFETY: `on_all` keeps the closure alive until all CPUs have said that they are done.
+            // SAFETY: `on_all` keeps the closure alive until all CPUs are counted in `DONE`.
             unsafe { (*work)(cpu.id()) };
         }
         shoot_down::leave_program(cpu);
@@ -162,18 +163,22 @@ extern "C" fn secondary_main(index: u32) -> ! {
     }
 }
 
-/// Has every CPU run `work` with its number, the calling one, which is the first, among them; returns when all are done.
+/// Runs `work` on every CPU, with the CPU's number, and returns when all are done.
+///
+/// # Panics
+///
+/// If the caller is not the first CPU, or runs inside of `work` itself.
 pub fn on_all(work: &(dyn Fn(CpuId) + Sync)) {
     assert_eq!(
         cpu::current_id().index(),
         0,
-        "work is given out by the first CPU"
+        "only the first CPU gives out work"
     );
     let pointer: *const (dyn Fn(CpuId) + Sync + '_) = work;
-    // SAFETY: only the lifetime changes; the pointer is forgotten below, before `work` ends.
+    // SAFETY: only the lifetime changes. The pointer is removed below, before the borrow of `work` ends.
     let pointer: Work = unsafe { core::mem::transmute(pointer) };
     let before = WORK.lock().replace(Shared(pointer));
-    assert!(before.is_none(), "work inside of work");
+    assert!(before.is_none(), "work was given out inside of work");
     DONE.store(0, Ordering::Relaxed);
     // Release: pairs with the acquire in `secondary_main`.
     GIVEN.fetch_add(1, Ordering::Release);

@@ -1,4 +1,4 @@
-//! What the hypervisor says at entry: the PVH start info, its memory map and the command line.
+//! What the hypervisor passes at entry: the PVH start info, with the memory map and the command line.
 
 use core::{ffi::CStr, ops::Range, ptr};
 
@@ -7,14 +7,14 @@ use zerocopy::FromBytes;
 
 use crate::kernel::memory::MAX_REGIONS;
 
-/// Entries of the memory map that are looked at.
+/// Most entries of the memory map that are read.
 const MAX_ENTRIES: u32 = 256;
-/// Longest command line.
+/// Longest command line in bytes, with its final 0.
 const MAX_COMMAND_LINE: usize = 4096;
 const MAGIC: u32 = 0x336e_c578;
-/// A memory map entry's kind: RAM.
+/// The kind of a memory map entry that is RAM.
 const RAM: u32 = 1;
-/// Start info and command line lie below this; the boot tables map it.
+/// Start info and command line lie below this physical address: the boot tables map no more.
 const REACH: u64 = 1 << 32;
 
 /// `struct hvm_start_info`, version 1.
@@ -42,16 +42,16 @@ struct MapEntry {
     reserved: u32,
 }
 
-/// What was found there.
+/// The parts of the start info that the kernel uses.
 pub struct StartInfo {
-    /// RAM in bytes, ascending.
+    /// Physical addresses of RAM, in bytes, ascending.
     pub ram: ArrayVec<Range<u64>, MAX_REGIONS>,
-    /// The command line.
+    /// The command line. Empty if there is none, or if it is too long.
     pub command_line: ArrayVec<u8, MAX_COMMAND_LINE>,
 }
 
 impl StartInfo {
-    /// Reads the start info at physical address `address`; `None` if there is none.
+    /// Reads the start info at physical address `address`; `None` if there is none at that address.
     pub fn read(address: u64) -> Option<Self> {
         let info: HvmStartInfo = read(address)?;
         if info.magic != MAGIC || info.version == 0 {
@@ -62,7 +62,7 @@ impl StartInfo {
             let offset = index * size_of::<MapEntry>() as u64;
             let entry: MapEntry = read(info.memory_map.checked_add(offset)?)?;
             let end = entry.address.saturating_add(entry.size);
-            // microvm's map ends in an empty entry.
+            // microvm's map ends with an empty entry.
             if entry.kind == RAM && entry.size > 0 && !ram.is_full() {
                 ram.push(entry.address..end);
             }
@@ -74,7 +74,7 @@ impl StartInfo {
         })
     }
 
-    /// All RAM, in bytes.
+    /// The size of all RAM, in bytes.
     pub fn memory(&self) -> u64 {
         let sizes = self.ram.iter().map(|region| region.end - region.start);
         sizes.fold(0, u64::saturating_add)
@@ -83,7 +83,7 @@ impl StartInfo {
 
 fn read<T: FromBytes>(address: u64) -> Option<T> {
     let inside = address != 0 && address < REACH - size_of::<T>() as u64;
-    // SAFETY: the boot tables map the first 4 GiB one to one, nothing has been handed out yet, and any bytes make a T.
+    // SAFETY: the boot tables map the first 4 GiB one to one, nothing writes there yet, and any bytes are a valid T.
     inside.then(|| unsafe { ptr::read_unaligned(address as usize as *const T) })
 }
 
@@ -92,7 +92,7 @@ fn command_line(address: u64) -> ArrayVec<u8, MAX_COMMAND_LINE> {
     if address == 0 || address >= REACH - MAX_COMMAND_LINE as u64 {
         return line;
     }
-    // SAFETY: as in `read`; bytes behind the string's end are RAM or ROM, too.
+    // SAFETY: as in `read`. Bytes behind the string's end are RAM or ROM, too.
     let bytes =
         unsafe { core::slice::from_raw_parts(address as usize as *const u8, MAX_COMMAND_LINE) };
     if let Ok(text) = CStr::from_bytes_until_nul(bytes) {

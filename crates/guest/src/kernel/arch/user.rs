@@ -1,18 +1,14 @@
-//! Programs' memory, touched as hardware touches it: at virtual addresses, through the page tables in CR3, with real page
-//! faults.
+//! Access to programs' memory by the hardware: at virtual addresses, through the page tables in CR3, with page faults.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::instructions::interrupts as flag;
 
 use super::{
-    cpu::{self, Cpu},
-    interrupts::{self, Frame},
+    cpu::{self, Cpu, OnFault},
+    exceptions::{self, Frame},
     shoot_down,
 };
-
-/// How to serve a fault: whether to try again.
-pub(super) type OnFault = *mut (dyn FnMut() -> bool + 'static);
 
 /// The lower half ends here.
 const LOWER_HALF: u64 = 1 << 47;
@@ -59,7 +55,7 @@ fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce(
 }
 
 fn set_on_fault(cpu: &Cpu, on_fault: Option<OnFault>) {
-    // SAFETY: the field is its CPU's alone, and its fault handler does not run now.
+    // SAFETY: only this CPU accesses the field, and its fault handler does not run now.
     unsafe { *cpu.on_fault.get() = on_fault };
 }
 
@@ -67,41 +63,41 @@ fn is_program(address: u64, bytes: u64) -> bool {
     address.is_multiple_of(8) && address <= LOWER_HALF - bytes
 }
 
-/// Writes `value` at `address` of the program whose root table is at `root`. `false` when a fault was not served.
+/// Writes `value` at `address` of the program whose root table is at `root`. `false` if `address` is not a program's,
+/// or a fault was not served.
 pub fn store(root: u64, address: u64, value: u64, on_fault: &mut dyn FnMut() -> bool) -> bool {
-    // SAFETY: the address is a program's: whatever is mapped there belongs to the program, not to the language. A fault is
-    // served or ends the routine.
+    // SAFETY: the address is a program's: no Rust object is mapped there. A fault is served, or ends the routine.
     is_program(address, 8) && with_root(root, on_fault, || unsafe { user_store(address, value) })
 }
 
-/// Reads the first word of each line of the page at `address`.
+/// Reads the first word of each cache line of the page at `address`. Otherwise as [`store`].
 pub fn load_lines(
     root: u64,
     address: u64,
     out: &mut [u64; 64],
     on_fault: &mut dyn FnMut() -> bool,
 ) -> bool {
-    // SAFETY: as in `store`; 64 words of `out` are written.
+    // SAFETY: as in `store`. The routine writes 64 words to `out`.
     is_program(address, 4096)
         && with_root(root, on_fault, || unsafe {
             user_load_lines(address, out.as_mut_ptr())
         })
 }
 
-/// Reads the word at `address`.
+/// Reads the word at `address`. `None` where [`store`] gives `false`.
 pub fn load_word(root: u64, address: u64, on_fault: &mut dyn FnMut() -> bool) -> Option<u64> {
     let mut word = 0;
-    // SAFETY: as in `store`; one word is written.
-    let well = is_program(address, 8)
+    // SAFETY: as in `store`. The routine writes one word.
+    let succeeded = is_program(address, 8)
         && with_root(root, on_fault, || unsafe {
             user_load_word(address, &raw mut word)
         });
-    well.then_some(word)
+    succeeded.then_some(word)
 }
 
-/// Reads kernel address `address`, for the test of what happens when nothing is mapped there.
+/// Reads kernel address `address`, for the test of a fault that nothing serves.
 pub fn touch_kernel(address: u64) {
-    // SAFETY: reads a word; where nothing is mapped the fault ends the machine, as it should.
+    // SAFETY: reads one word. If nothing is mapped there, the fault ends the machine, as the test wants.
     let _ = unsafe { (address as usize as *const u64).read_volatile() };
 }
 
@@ -112,23 +108,24 @@ pub fn faults() -> u64 {
         .sum()
 }
 
-/// Where page faults enter (interrupts.s).
-// SAFETY: nobody else in the kernel has this name.
+/// Called by interrupts.s for page faults.
+// SAFETY: no other symbol of the kernel has this name.
 #[unsafe(no_mangle)]
 extern "C" fn fault_main(frame: &mut Frame) {
     let address = x86_64::registers::control::Cr2::read_raw();
     let routines = (&raw const user_begin).addr() as u64..(&raw const user_end).addr() as u64;
     let cpu = cpu::current();
-    // SAFETY: the field is this CPU's alone.
+    // SAFETY: only this CPU accesses the field.
     let on_fault = unsafe { *cpu.on_fault.get() };
     let in_routine = routines.contains(&frame.rip) && address < LOWER_HALF;
-    // Present or not, for reading or writing: anything else (a reserved bit, say) is a broken table, and would come for ever.
+    // Present or not, read or write. Any other bit (such as a reserved bit) means a broken table: the fault would
+    // repeat for ever.
     let ordinary = frame.error & !0b11 == 0;
     let (true, true, Some(on_fault)) = (in_routine, ordinary, on_fault) else {
-        interrupts::fatal(frame, Some(address));
+        exceptions::fatal(frame, Some(address));
     };
     count(&cpu.faults);
-    // Serving may wait for other CPUs and for the host.
+    // Interrupts are on, as serving the fault may wait for other CPUs and for the host.
     flag::enable();
     // SAFETY: `with_root` keeps the closure alive while the routine that has faulted runs, and calls nothing else meanwhile.
     let again = unsafe { (*on_fault)() };
@@ -138,7 +135,7 @@ extern "C" fn fault_main(frame: &mut Frame) {
     }
 }
 
-/// One more; the CPU's own counter.
+/// Counts one more, in a counter that only this CPU writes.
 fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }

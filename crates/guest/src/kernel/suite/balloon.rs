@@ -1,4 +1,4 @@
-//! The balloon, with the hypervisor's real device.
+//! The balloon on the hypervisor's device.
 
 use alloc::{string::String, vec::Vec};
 
@@ -10,7 +10,11 @@ use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved}
 use dirigible_paging::{NoReclaim, PageSource, SlowPath, SlowPathConfig};
 use dirigible_workload::{protocol::TESTS_BALLOON, relief::Relief};
 
-use super::{MILLISECOND, Outcome, allocator, ensure, is_over};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::allocator,
+    outcome::{Outcome, ensure},
+};
 use crate::kernel::{
     arch::interrupts,
     balloon::{Driver, device},
@@ -21,18 +25,19 @@ use crate::kernel::{
 const PATIENCE: u64 = 10_000 * MILLISECOND;
 const PATTERN: u64 = 0x6261_6c6c_6f6f_6e00;
 
-/// A machine with a balloon that has come to its target.
+/// A machine whose balloon has reached its target.
 struct Ballooned<'a, 'b> {
     driver: &'a Driver<'b>,
     mobility: &'a Mobility<'a, GuestPlatform>,
-    /// The way of every task, with the balloon at its end.
+    /// The slow path, with the balloon as its out-of-memory notifier.
     memory: &'a SlowPath<'a, GuestPlatform>,
     source: &'a AllocatorSource<'a, GuestPlatform>,
-    /// The balloon's frames.
+    /// The frames that the balloon holds.
     held: Vec<Pfn>,
 }
 
-/// Runs `test` on a balloon that has come to its target, and checks all books afterwards.
+/// Runs `test` on a balloon that has reached its target. Afterwards all counts must be right, and all frames free
+/// again.
 fn with_balloon(
     guest: &Guest,
     metadata: &mut [u8],
@@ -43,7 +48,7 @@ fn with_balloon(
     let platform = GuestPlatform;
     let cpu = platform.cpu();
     let free = frames.free_frames();
-    // What the balloon gets has contents, so that it shows when the host takes them.
+    // The balloon's frames have contents, so that the test can see that the host has taken them.
     let mut taken = Vec::with_capacity(2 * TESTS_BALLOON as usize);
     while taken.len() < taken.capacity() {
         let frame = frames.alloc(cpu, AllocRequest::movable());
@@ -106,7 +111,7 @@ fn with_balloon(
     ensure(held.len() as u64 == TESTS_BALLOON, || {
         alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
     })?;
-    // Otherwise zeroes would show nothing.
+    // Frames that were never written would read as zeroes anyway.
     let written = held.iter().all(|frame| taken.binary_search(frame).is_ok());
     ensure(written, || {
         "the balloon took frames that nobody had written".into()
@@ -130,7 +135,7 @@ fn with_balloon(
     })
 }
 
-/// The frames on the balloon's list.
+/// The frames that are listed for owner `id`.
 fn listed(frames: &dirigible_frames::FrameAllocator<'_>, id: OwnerId, guest: &Guest) -> Vec<Pfn> {
     let all = guest
         .managed
@@ -140,7 +145,7 @@ fn listed(frames: &dirigible_frames::FrameAllocator<'_>, id: OwnerId, guest: &Gu
         .collect()
 }
 
-/// The host has what the balloon gave it: the frames read as zeroes afterwards.
+/// The host has taken the frames that the balloon gave it: afterwards they read as zeroes.
 pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     let mut held = Vec::new();
     with_balloon(guest, metadata, |balloon| {
@@ -156,7 +161,7 @@ pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8])
     })
 }
 
-/// Each frame of the balloon is moved three times, two messages for each 256.
+/// Each frame of the balloon is moved three times, with two messages for each 256 frames.
 pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     with_balloon(guest, metadata, |balloon| {
         let Ballooned {
@@ -174,7 +179,9 @@ pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome
                     let to = frames
                         .alloc(cpu, AllocRequest::movable())
                         .map_err(|error| alloc::format!("{error:?}"))?;
-                    ensure(mobility.isolate(from), || alloc::format!("{from} refuses"))?;
+                    ensure(mobility.isolate(from), || {
+                        alloc::format!("{from} could not be isolated")
+                    })?;
                     pairs.push(MovePair::base(from, to));
                 }
                 mobility.migrate_frames(&mut pairs);
@@ -213,8 +220,8 @@ pub(super) fn the_balloon_comes_up_again_after_a_reset(
     Ok(())
 }
 
-/// All memory is taken by the way of every task. When it ends the task goes on, with all that the balloon holds and nothing
-/// that the host still has; and the balloon, whose target has not changed, does not take it back at once.
+/// A task allocates all memory through the slow path. When there is no more, it gets all frames that the balloon holds,
+/// and none that the host still has. The balloon does not take them back at once, though its target has not changed.
 pub(super) fn a_task_goes_on_with_what_the_balloon_gives_back(
     guest: &Guest,
     metadata: &mut [u8],
@@ -268,7 +275,7 @@ pub(super) fn a_task_goes_on_with_what_the_balloon_gives_back(
     })
 }
 
-/// Frames that the tests' allocator manages.
+/// The number of frames that the tests' allocator manages.
 fn guest_frames(guest: &Guest) -> usize {
     let ranges = guest.managed.iter();
     ranges

@@ -7,14 +7,17 @@ use core::{
 
 use dirigible_frames::Platform;
 
-use super::{MILLISECOND, Outcome, Verdict, ensure};
+use super::{
+    deadline::MILLISECOND,
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{
     arch::{clock, cpu, interrupts, smp},
     machine::Guest,
     platform::GuestPlatform,
 };
 
-/// A clock that another CPU has shown is never behind one's own.
+/// Two CPUs read the clock in turns: it never goes back from one to the other.
 pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut [u8]) -> Outcome {
     const ROUNDS: u64 = 20_000;
     ensure(guest.cpus >= 2, || {
@@ -25,7 +28,7 @@ pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut [u8]) -> Outcome {
     let verdict = Verdict::default();
     smp::on_all(&|cpu| {
         let me = cpu.index() as u64;
-        while me < 2 && !verdict.is_spoken() {
+        while me < 2 && !verdict.has_failed() {
             let now = turn.load(Ordering::Acquire);
             if now >= ROUNDS {
                 break;
@@ -45,7 +48,7 @@ pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut [u8]) -> Outcome {
     verdict.outcome()
 }
 
-/// A halted CPU is woken a thousand times a second.
+/// A halted CPU wakes 1,000 times a second.
 pub(super) fn the_timer_ticks(_: &Guest, _: &mut [u8]) -> Outcome {
     let start = clock::now();
     let mut woken = 0;
@@ -53,13 +56,14 @@ pub(super) fn the_timer_ticks(_: &Guest, _: &mut [u8]) -> Outcome {
         interrupts::idle();
         woken += 1;
     }
-    // A busy host may lose ticks; a timer that stands still would hang here and be ended by the command's limit.
+    // A busy host may lose ticks. If the timer does not tick at all, the loop hangs, until the command's time limit
+    // ends it.
     ensure((5..=500).contains(&woken), || {
         alloc::format!("{woken} ticks in 100 ms")
     })
 }
 
-/// Interrupts come between any two instructions and must leave all registers as they are, vector registers too.
+/// Interrupts preserve all registers, vector registers too.
 pub(super) fn interrupts_keep_registers(_: &Guest, _: &mut [u8]) -> Outcome {
     fn compute() -> (f64, u64) {
         let (mut sum, mut hash) = (0.0_f64, 1_u64);
@@ -84,7 +88,7 @@ pub(super) fn interrupts_keep_registers(_: &Guest, _: &mut [u8]) -> Outcome {
     verdict.outcome()
 }
 
-/// Work is done by each CPU once, under its own number.
+/// Each CPU does the work once, under its own number.
 pub(super) fn all_cpus_work_together(guest: &Guest, _: &mut [u8]) -> Outcome {
     for _ in 0..200 {
         let seen = AtomicU64::new(0);

@@ -1,10 +1,13 @@
-//! The disk, by virtio-drivers.
+//! The disk, driven by virtio-drivers over the kernel's transport.
 
 use alloc::vec;
 
 use virtio_drivers::{device::blk::VirtIOBlk, transport::DeviceType};
 
-use super::{Numbers, Outcome, ensure};
+use super::{
+    numbers::Numbers,
+    outcome::{Outcome, ensure},
+};
 use crate::kernel::{hal::GuestHal, machine::Guest, transport};
 
 const SECTOR: usize = 512;
@@ -21,7 +24,7 @@ pub(super) fn the_disk_keeps_what_is_written(_: &Guest, _: &mut [u8]) -> Outcome
         alloc::format!("a disk of {sectors} sectors")
     })?;
     let mut numbers = Numbers(4711);
-    // Small and large requests, the last sectors among them.
+    // Small and large requests, also for the last sectors.
     for (first, count) in [(0, 1), (3, 8), (sectors - 16, 16), (16, 32)] {
         let mut written = vec![0_u8; count * SECTOR];
         written
@@ -37,6 +40,6 @@ pub(super) fn the_disk_keeps_what_is_written(_: &Guest, _: &mut [u8]) -> Outcome
     }
     let beyond = disk.read_blocks(sectors, &mut [0; SECTOR]);
     ensure(beyond.is_err(), || {
-        "the disk has more sectors than it says".into()
+        "a read behind the last sector succeeded".into()
     })
 }

@@ -6,10 +6,16 @@ use dirigible_frames::{
     AllocRequest, FRAME_SIZE, FrameClass, FrameContents, Order, Pfn, Platform, Watermark,
 };
 
-use super::{MILLISECOND, Numbers, Outcome, Verdict, allocator, ensure, is_over};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::allocator,
+    numbers::Numbers,
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{arch::smp, machine::Guest, platform::GuestPlatform};
 
-/// All CPUs allocate and free all orders at once; what each has written stays, and all comes back.
+/// All CPUs allocate and free runs of several orders at the same time. Contents are kept while a run is held, and all
+/// frames are free at the end.
 pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     let frames = allocator(guest, metadata)?;
     let platform = GuestPlatform;
@@ -32,7 +38,7 @@ pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outco
                     .map_err(|error| alloc::format!("{first}: {error:?}")),
             );
         };
-        while !is_over(&platform, deadline) && !verdict.is_spoken() {
+        while !is_over(&platform, deadline) && !verdict.has_failed() {
             for _ in 0..256 {
                 let full = held.len() == held.capacity();
                 if full || (!held.is_empty() && numbers.below(5) < 2) {
@@ -73,7 +79,7 @@ pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outco
     })
 }
 
-/// RAM above 4 GiB is managed, reachable, and distinct from the RAM below.
+/// RAM above 4 GiB is managed, can be accessed, and is distinct from the RAM below.
 pub(super) fn memory_above_4_gib_is_used(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     const BORDER: u64 = (4 << 30) / FRAME_SIZE as u64;
     let above = guest.managed.iter().any(|range| range.end.get() > BORDER);
@@ -101,7 +107,7 @@ pub(super) fn memory_above_4_gib_is_used(guest: &Guest, metadata: &mut [u8]) -> 
     for &first in &blocks {
         let found = platform.read_word(first.plus(511), 511);
         ensure(found == first.get(), || {
-            alloc::format!("{first} reads as {found:#x}: two addresses, one memory")
+            alloc::format!("{first} reads as {found:#x}: two addresses name the same memory")
         })?;
         frames
             .free(cpu, first, Order::HUGE)

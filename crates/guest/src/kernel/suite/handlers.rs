@@ -7,30 +7,39 @@ use dirigible_frames::{
     AllocRequest, CpuId, FrameAllocator, FrameClass, Order, PageTables, Pfn, Platform, Watermark,
 };
 
-use super::{MILLISECOND, Numbers, Outcome, allocator, ensure, is_over};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::allocator,
+    numbers::Numbers,
+    outcome::{Outcome, ensure},
+};
 use crate::kernel::{
     arch::{clock, cpu::MAX_CPUS, smp, tick},
     machine::Guest,
     platform::GuestPlatform,
 };
 
-/// The timer ticks so much faster than it does otherwise.
+/// How much faster than usual the timer ticks.
 const FASTER: u32 = 4;
-/// How long each round takes, …
+/// How long a round takes if each handler has interrupted the allocator [`ENOUGH`] times by then.
 const ROUND: u64 = 600 * MILLISECOND;
-/// … and at most, on a busy host, until each handler has come so often while normal code was in the allocator.
+/// How long a round takes at most, on a busy host.
 const LONGEST_ROUND: u64 = 10_000 * MILLISECOND;
+/// How often each handler must interrupt normal code inside the allocator.
 const ENOUGH: u64 = 16;
-/// Whole blocks that are left to the round in which memory is scarce.
+/// Whole blocks that are left free in the round in which memory is scarce.
 const SCARCE: u64 = 6;
-/// Allocations that a CPU's normal code holds at most, and that its handler does.
+/// Most allocations that a CPU's normal code holds.
 const HELD: usize = 2048;
+/// Most allocations that a CPU's handler holds.
 const HELD_BY_HANDLER: usize = 64;
-/// Places for frames that normal code leaves to handlers.
-const LETTERS: usize = 64;
-/// The word of a frame that says that it is somebody's, with the frame's number.
+/// Slots for frames that normal code hands over to handlers.
+const SLOTS: usize = 64;
+/// The word of a frame that holds its mark while it is allocated.
 const MARKED_WORD: usize = 5;
+/// The mark, combined with the frame's number.
 const MARK: u64 = 0x6d61_726b << 32;
+/// The order of the runs that are allocated beside single frames and huge pages.
 const RUN: Order = order(3);
 
 const fn order(order: u8) -> Order {
@@ -40,41 +49,41 @@ const fn order(order: u8) -> Order {
     }
 }
 
-/// What can be wrong. Handlers cannot compose a sentence, as the heap has a lock.
+/// A failure. A number, as handlers must not allocate text: the heap has a lock.
 #[derive(Clone, Copy)]
 enum Wrong {
-    HandedOutTwice = 1,
+    AllocatedTwice = 1,
     MarkLost,
     NotFreed,
 }
 
 impl Wrong {
     const ALL: [(Self, &str); 3] = [
-        (Self::HandedOutTwice, "was handed out though it is in use"),
+        (Self::AllocatedTwice, "was allocated though it is in use"),
         (Self::MarkLost, "has lost its mark while it was in use"),
-        (Self::NotFreed, "cannot be given back by its holder"),
+        (Self::NotFreed, "could not be freed by its holder"),
     ];
 }
 
 /// What all CPUs and handlers share.
-struct Ground<'a> {
+struct Shared<'a> {
     frames: &'a FrameAllocator<'a>,
-    /// What was wrong first, below the frame's number; 0: nothing.
+    /// The first failure, below the frame's number; 0 if there was none.
     wrong: AtomicU64,
-    /// Marked base frames on their way to a handler, by number; 0: an empty place.
-    letters: [AtomicU64; LETTERS],
+    /// Marked base frames that are handed over to handlers, by number; 0: an empty slot.
+    slots: [AtomicU64; SLOTS],
 }
 
-impl Ground<'_> {
-    fn blame(&self, wrong: Wrong, frame: Pfn) {
+impl Shared<'_> {
+    fn fail(&self, wrong: Wrong, frame: Pfn) {
         let word = frame.get() << 8 | wrong as u64;
-        // Relaxed: only the first counts, and nothing else is published.
+        // Relaxed: only the first failure is kept, and nothing else is published.
         let _ = self
             .wrong
             .compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    fn is_wrong(&self) -> bool {
+    fn has_failed(&self) -> bool {
         self.wrong.load(Ordering::Relaxed) != 0
     }
 
@@ -89,29 +98,29 @@ impl Ground<'_> {
     }
 }
 
-/// Normal code of a CPU, or its handler, at work.
-struct Hand<'a> {
-    ground: &'a Ground<'a>,
+/// A CPU's normal code, or its handler.
+struct Worker<'a> {
+    shared: &'a Shared<'a>,
     cpu: CpuId,
-    /// Set while normal code is in the allocator, for the CPU's handler.
+    /// For normal code: set while it is in the allocator, and read by the CPU's handler.
     inside: Option<&'a AtomicBool>,
 }
 
-impl<'a> Hand<'a> {
+impl<'a> Worker<'a> {
     fn call<T>(&self, work: impl FnOnce(&'a FrameAllocator<'a>) -> T) -> T {
         let Some(inside) = self.inside else {
-            return work(self.ground.frames);
+            return work(self.shared.frames);
         };
-        // Relaxed, and fences for the compiler alone: the only reader interrupts this very CPU.
+        // Relaxed, with fences for the compiler only: the only reader is this CPU's own handler.
         inside.store(true, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        let result = work(self.ground.frames);
+        let result = work(self.shared.frames);
         compiler_fence(Ordering::SeqCst);
         inside.store(false, Ordering::Relaxed);
         result
     }
 
-    /// Replaces the marks of an allocation's frames, of a huge page every eighth.
+    /// Calls `each` for the frames of an allocation that carry a mark: for a huge page, every eighth.
     fn each_mark(&self, first: Pfn, order: Order, mut each: impl FnMut(Pfn)) {
         let step = if order == Order::HUGE { 8 } else { 1 };
         (0..order.frames() as u64)
@@ -123,7 +132,7 @@ impl<'a> Hand<'a> {
         self.each_mark(first, order, |frame| {
             let old = GuestPlatform.swap_entry(frame, MARKED_WORD, MARK | frame.get());
             if old == MARK | frame.get() {
-                self.ground.blame(Wrong::HandedOutTwice, frame);
+                self.shared.fail(Wrong::AllocatedTwice, frame);
             }
         });
     }
@@ -139,18 +148,18 @@ impl<'a> Hand<'a> {
         self.each_mark(first, order, |frame| {
             let old = GuestPlatform.swap_entry(frame, MARKED_WORD, 0);
             if old != MARK | frame.get() {
-                self.ground.blame(Wrong::MarkLost, frame);
+                self.shared.fail(Wrong::MarkLost, frame);
             }
         });
         if self
             .call(|frames| frames.free(self.cpu, first, order))
             .is_err()
         {
-            self.ground.blame(Wrong::NotFreed, first);
+            self.shared.fail(Wrong::NotFreed, first);
         }
     }
 
-    /// An allocation of a kind at random: mostly a single frame.
+    /// An allocation of a random kind, mostly a single frame.
     fn take_some(&self, numbers: &mut Numbers) -> Option<(Pfn, Order)> {
         let (order, class) = match numbers.below(64) {
             0 => (Order::HUGE, FrameClass::Movable),
@@ -162,7 +171,7 @@ impl<'a> Hand<'a> {
         Some((self.take(order, class)?, order))
     }
 
-    /// Isolates a block, and takes it if it is wholly free.
+    /// Isolates a block, and captures it if it is completely free.
     fn empty_block(&self, numbers: &mut Numbers, held: &[(Pfn, Order)]) {
         let block = self.call(|frames| {
             let near = held.last().and_then(|(first, _)| frames.block_of(*first));
@@ -183,18 +192,18 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// What normal code does until it `is_done`.
+    /// Runs normal code until `is_done`.
     fn work(&self, is_done: &dyn Fn() -> bool) {
         let mut numbers = Numbers(0x7157_0001 + self.cpu.index() as u64 * 91);
         let mut held: Vec<(Pfn, Order)> = Vec::with_capacity(HELD);
-        while !is_done() && !self.ground.is_wrong() {
+        while !is_done() && !self.shared.has_failed() {
             for _ in 0..64 {
                 match numbers.below(64) {
                     0 => self.call(FrameAllocator::drain_cpu_caches),
                     1..=3 => self.empty_block(&mut numbers, &held),
                     4..=12 => {
                         if let Some(frame) = self.take(Order::BASE, FrameClass::Movable) {
-                            self.post(frame, &mut numbers);
+                            self.hand_over(frame, &mut numbers);
                         }
                     }
                     number if held.len() == HELD || (!held.is_empty() && number % 2 == 0) => {
@@ -211,19 +220,21 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Leaves a frame to whatever handler comes by; where there is no place it goes back at once.
-    fn post(&self, frame: Pfn, numbers: &mut Numbers) {
-        let place = &self.ground.letters[numbers.below(LETTERS as u64) as usize];
-        // Release: pairs with the swap in `open_letter`; who frees the frame sees its mark.
-        let posted = place.compare_exchange(0, frame.get(), Ordering::Release, Ordering::Relaxed);
-        if posted.is_err() {
+    /// Hands a frame over to whichever handler finds it. Frees it at once if the slot is taken.
+    fn hand_over(&self, frame: Pfn, numbers: &mut Numbers) {
+        let slot = &self.shared.slots[numbers.below(SLOTS as u64) as usize];
+        // Release: pairs with the swap in `free_handed_over`, so that the handler sees the frame's mark.
+        let handed_over =
+            slot.compare_exchange(0, frame.get(), Ordering::Release, Ordering::Relaxed);
+        if handed_over.is_err() {
             self.give(frame, Order::BASE);
         }
     }
 
-    /// Frees the frame in a place of the mailbox; whether there was one.
-    fn open_letter(&self, place: usize) -> bool {
-        let frame = self.ground.letters[place].swap(0, Ordering::Acquire);
+    /// Frees the frame in a slot; gives whether there was one.
+    fn free_handed_over(&self, slot: usize) -> bool {
+        // Acquire: pairs with the release in `hand_over`.
+        let frame = self.shared.slots[slot].swap(0, Ordering::Acquire);
         if frame != 0 {
             self.give(Pfn::new(frame), Order::BASE);
         }
@@ -231,17 +242,18 @@ impl<'a> Hand<'a> {
     }
 }
 
-/// What one CPU's handler has and knows. Relaxed throughout: its CPU alone uses it, until the routine is taken away.
+/// The state of one CPU's handler. Relaxed throughout: only that CPU uses it, until the routine is removed.
 struct Handler {
     numbers: AtomicU64,
-    /// Allocations: the number of the first frame, above the order; 0: none.
+    /// Allocations: the number of the first frame, above the order; 0 if there is none.
     held: [AtomicU64; HELD_BY_HANDLER],
     inside: AtomicBool,
-    /// Times that it came, and those at which normal code was in the allocator.
+    /// How often it ran.
     ticks: AtomicU64,
-    between: AtomicU64,
-    /// Frames of normal code that it freed.
-    letters: AtomicU64,
+    /// How often it interrupted normal code inside the allocator.
+    nested: AtomicU64,
+    /// Frames that it freed for normal code.
+    freed: AtomicU64,
 }
 
 impl Handler {
@@ -251,22 +263,22 @@ impl Handler {
             held: [const { AtomicU64::new(0) }; HELD_BY_HANDLER],
             inside: AtomicBool::new(false),
             ticks: AtomicU64::new(0),
-            between: AtomicU64::new(0),
-            letters: AtomicU64::new(0),
+            nested: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
         }
     }
 
-    fn interrupted(&self, hand: &Hand<'_>) {
+    fn interrupted(&self, worker: &Worker<'_>) {
         let mut numbers = Numbers(self.numbers.load(Ordering::Relaxed));
         self.ticks.fetch_add(1, Ordering::Relaxed);
-        let between = u64::from(self.inside.load(Ordering::Relaxed));
-        self.between.fetch_add(between, Ordering::Relaxed);
+        let nested = u64::from(self.inside.load(Ordering::Relaxed));
+        self.nested.fetch_add(nested, Ordering::Relaxed);
         for _ in 0..8 {
-            let letter = hand.open_letter(numbers.below(LETTERS as u64) as usize);
-            self.letters.fetch_add(u64::from(letter), Ordering::Relaxed);
+            let freed = worker.free_handed_over(numbers.below(SLOTS as u64) as usize);
+            self.freed.fetch_add(u64::from(freed), Ordering::Relaxed);
             let place = &self.held[numbers.below(HELD_BY_HANDLER as u64) as usize];
-            if !Self::give(place, hand)
-                && let Some((first, order)) = hand.take_some(&mut numbers)
+            if !Self::give(place, worker)
+                && let Some((first, order)) = worker.take_some(&mut numbers)
             {
                 let word = first.get() << 8 | u64::from(order.get());
                 place.store(word, Ordering::Relaxed);
@@ -275,21 +287,22 @@ impl Handler {
         self.numbers.store(numbers.0, Ordering::Relaxed);
     }
 
-    /// Frees an allocation of the handler's; whether there was one.
-    fn give(place: &AtomicU64, hand: &Hand<'_>) -> bool {
+    /// Frees an allocation of the handler; gives whether there was one.
+    fn give(place: &AtomicU64, worker: &Worker<'_>) -> bool {
         let word = place.swap(0, Ordering::Relaxed);
         if word != 0 {
-            hand.give(Pfn::new(word >> 8), order(word as u8));
+            worker.give(Pfn::new(word >> 8), order(word as u8));
         }
         word != 0
     }
 }
 
-/// Timer interrupts of all CPUs allocate and free while the code that they interrupt does so, too, drains caches, and
-/// isolates and captures blocks: first with plenty of memory, then with little, so that requests are refused and drain the caches in
-/// handlers as well. All comes back, and nothing is handed out twice.
+/// Timer handlers of all CPUs allocate and free frames. The code that they interrupt does so too, drains caches, and
+/// isolates and captures blocks. The first round has plenty of memory. The second has little, so that requests are
+/// refused and drain the caches in handlers, too. No frame is allocated twice, and all frames are free at the end.
 ///
-/// Without [`Masking`](crate::kernel::arch::masking::Masking) a handler soon waits for a lock that the code below it holds.
+/// Without [`Masking`](crate::kernel::arch::masking::Masking) a handler soon waits for a lock that the interrupted code
+/// holds.
 pub(super) fn handlers_allocate_and_free(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     let frames = allocator(guest, metadata)?;
     let free = frames.free_frames();
@@ -321,48 +334,48 @@ pub(super) fn handlers_allocate_and_free(guest: &Guest, metadata: &mut [u8]) -> 
 }
 
 fn round(guest: &Guest, frames: &FrameAllocator<'_>) -> Outcome {
-    let ground = Ground {
+    let shared = Shared {
         frames,
         wrong: AtomicU64::new(0),
-        letters: [const { AtomicU64::new(0) }; LETTERS],
+        slots: [const { AtomicU64::new(0) }; SLOTS],
     };
     let handlers: [Handler; MAX_CPUS] = core::array::from_fn(Handler::new);
-    let hand = |cpu, inside| Hand {
-        ground: &ground,
+    let worker = |cpu, inside| Worker {
+        shared: &shared,
         cpu,
         inside,
     };
-    let in_handler = |cpu: CpuId| handlers[cpu.index()].interrupted(&hand(cpu, None));
+    let in_handler = |cpu: CpuId| handlers[cpu.index()].interrupted(&worker(cpu, None));
     tick::with_routine(&in_handler, || {
         let begun = GuestPlatform.now();
         smp::on_all(&|cpu| {
             let handler = &handlers[cpu.index()];
             let is_done = || {
-                let enough = handler.between.load(Ordering::Relaxed) >= ENOUGH;
+                let enough = handler.nested.load(Ordering::Relaxed) >= ENOUGH;
                 let longest = if enough { ROUND } else { LONGEST_ROUND };
                 is_over(&GuestPlatform, begun + longest)
             };
             clock::start_fast_tick(FASTER);
-            hand(cpu, Some(&handler.inside)).work(&is_done);
+            worker(cpu, Some(&handler.inside)).work(&is_done);
             clock::start_tick();
         });
     });
-    // The handlers come no more: what they have left is the first CPU's.
-    let last = hand(CpuId::new(0), None);
-    for place in 0..LETTERS {
-        last.open_letter(place);
+    // The handlers do not run any more: the first CPU frees what they hold.
+    let last = worker(CpuId::new(0), None);
+    for slot in 0..SLOTS {
+        last.free_handed_over(slot);
     }
     for place in handlers.iter().flat_map(|handler| &handler.held) {
         Handler::give(place, &last);
     }
-    ground.outcome()?;
+    shared.outcome()?;
     for (handler, cpu) in handlers.iter().zip(0..guest.cpus) {
-        let [ticks, between, letters] = [&handler.ticks, &handler.between, &handler.letters]
+        let [ticks, nested, freed] = [&handler.ticks, &handler.nested, &handler.freed]
             .map(|count| count.load(Ordering::Relaxed));
-        ensure(between >= ENOUGH && letters > 0, || {
+        ensure(nested >= ENOUGH && freed > 0, || {
             alloc::format!(
-                "the handler of CPU {cpu} shows nothing: {ticks} ticks, {between} inside the allocator, \
-                 {letters} frames freed for others"
+                "the handler of CPU {cpu} shows nothing: {ticks} ticks, {nested} inside the allocator, \
+                 {freed} frames freed for others"
             )
         })?;
     }

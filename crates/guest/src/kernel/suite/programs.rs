@@ -1,4 +1,4 @@
-//! Programs' memory: real page faults, real TLBs, migration under their hands.
+//! Programs' memory: page faults and TLBs of real CPUs, and migration while programs run.
 
 use alloc::string::String;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,14 +7,20 @@ use dirigible_frames::{AllocRequest, FrameClass, FrameContents, Order, Platform}
 use dirigible_mobility::MovePair;
 use dirigible_paging::{FaultError, FaultKind, Page, PageSource, SpaceId};
 
-use super::{MILLISECOND, Manager, Numbers, Outcome, Verdict, ensure, is_over, with_manager};
+use super::{
+    deadline::{MILLISECOND, is_over},
+    manager::{Manager, with_manager},
+    numbers::Numbers,
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{
     arch::{shoot_down, smp, user},
     machine::Guest,
 };
 
-/// Where the tests' programs have their pages.
+/// The first page of the tests' programs.
 const BASE: u64 = 0x4000_0000 / 4096;
+/// Written into frames that no program may access any more.
 const POISON: u64 = 0xdead_dead_dead_dead;
 
 fn page(number: u64) -> Page {
@@ -32,7 +38,7 @@ impl Manager<'_> {
         self.paging.root(space).map_or(0, |root| root.address())
     }
 
-    /// Maps the page on demand; false when there is no memory.
+    /// Serves a fault at `page`; `false` if there is no memory.
     fn map(&self, space: SpaceId, page: Page, kind: FaultKind) -> bool {
         self.paging
             .fault_filled(space, page, kind, self.memory, |frame, order| {
@@ -41,14 +47,14 @@ impl Manager<'_> {
             .is_ok()
     }
 
-    /// Writes as a program does, mapping what is not there.
+    /// Writes as a program does: maps the page if it is not mapped.
     fn store(&self, space: SpaceId, page: Page, value: u64) -> bool {
         user::store(self.root(space), page.address(), value, &mut || {
             self.map(space, page, FaultKind::Base)
         })
     }
 
-    /// Reads as a program does; what is being moved is waited for, what is not there is not read.
+    /// Reads as a program does: waits while the page is being moved. `None` if the page is not mapped.
     fn load(&self, space: SpaceId, page: Page) -> Option<u64> {
         user::load_word(self.root(space), page.address(), &mut || match self
             .paging
@@ -64,7 +70,7 @@ impl Manager<'_> {
         })
     }
 
-    /// Moves the frame behind `page` to another one; `false` when it could not be isolated just now, or there was no room.
+    /// Moves `page` to another frame; `false` if its frame could not be isolated, or there was no free frame.
     fn move_page(&self, space: SpaceId, page: Page, order: Order) -> bool {
         let Some(from) = self.paging.translate(space, page) else {
             return false;
@@ -108,7 +114,11 @@ pub(super) fn page_faults_map_pages(guest: &Guest, metadata: &mut [u8]) -> Outco
             let mapping = manager.paging.lookup(space, page(number));
             ensure(
                 mapping.is_some_and(|mapping| mapping.dirty && mapping.accessed),
-                || alloc::format!("the hardware left no mark on page {number}: {mapping:?}"),
+                || {
+                    alloc::format!(
+                        "the hardware set no accessed and dirty bits for page {number}: {mapping:?}"
+                    )
+                },
             )?;
         }
         ensure(user::faults() - before == PAGES, || {
@@ -160,7 +170,7 @@ pub(super) fn a_huge_page_takes_one_fault(guest: &Guest, metadata: &mut [u8]) ->
         ensure(huge.is_some_and(|mapping| mapping.huge), || {
             "not huge".into()
         })?;
-        // A part unmapped splits it; the rest stays.
+        // Unmapping a part splits the huge page; the rest stays mapped.
         manager.paging.unmap(space, page(100)..page(200));
         for number in 0..512 {
             let expected = (!(100..200).contains(&number)).then_some(number);
@@ -220,8 +230,8 @@ pub(super) fn spaces_are_apart(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     })
 }
 
-/// Another CPU reads a page all the time while it is unmapped and its frame gets other contents: the reader sees its own
-/// or nothing.
+/// One CPU reads a page again and again, while another unmaps it and writes other contents into its frame. The reader
+/// sees the page's contents or a fault.
 pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
@@ -250,7 +260,7 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
                         core::hint::spin_loop();
                     }
                     manager.paging.unmap(space, page(9)..page(10));
-                    // Nobody may reach the frame by the old translation now.
+                    // No CPU may access the frame through the old translation now.
                     if let Some(frame) = frame {
                         manager.platform.write_word(frame, 0, POISON);
                     }
@@ -258,7 +268,7 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
                 over.store(true, Ordering::Release);
             }
             1 => {
-                while !over.load(Ordering::Acquire) && !verdict.is_spoken() {
+                while !over.load(Ordering::Acquire) && !verdict.has_failed() {
                     if let Some(found) = manager.load(space, page(9)) {
                         reads.fetch_add(1, Ordering::Release);
                         verdict.note(ensure((0..=ROUNDS).contains(&found), || {
@@ -280,8 +290,7 @@ pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outco
     })
 }
 
-/// Moves pages under the hands of a program on another CPU that counts in them: no count is lost, none comes from an old
-/// frame.
+/// Moves pages while a program on another CPU counts in them. No count is lost, and none is read from an old frame.
 fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Outcome {
     let space = manager.space()?;
     let kind = if order == Order::HUGE {
@@ -305,12 +314,12 @@ fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Out
         0 => {
             let mut numbers = Numbers(99);
             let deadline = manager.platform.now() + 1500 * MILLISECOND;
-            while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
+            while !is_over(manager.platform, deadline) && !verdict.has_failed() {
                 let number = numbers.below(pages);
                 let from = manager.paging.translate(space, page(number * step));
                 if manager.move_page(space, page(number * step), order) {
                     moved.fetch_add(1, Ordering::Relaxed);
-                    // The old frame is free; whoever still reads it reads this.
+                    // The old frame is free. A program that still reads it finds this.
                     if let Some(from) = from {
                         manager.platform.write_word(from, 0, POISON);
                     }
@@ -321,7 +330,7 @@ fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Out
         1 => {
             let mut counts: [u64; 64] = [0; 64];
             let mut numbers = Numbers(7);
-            while !over.load(Ordering::Acquire) && !verdict.is_spoken() {
+            while !over.load(Ordering::Acquire) && !verdict.has_failed() {
                 let number = numbers.below(pages) as usize;
                 let place = page(number as u64 * step);
                 let found = manager.load(space, place);
@@ -366,7 +375,7 @@ pub(super) fn huge_pages_migrate_while_touched(guest: &Guest, metadata: &mut [u8
     })
 }
 
-/// Whole blocks are emptied while programs on all other CPUs fault, touch, check and unmap in them.
+/// Whole blocks are evacuated while programs on all other CPUs map, read, write and unmap pages in them.
 pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
@@ -380,7 +389,7 @@ pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) 
             if cpu.index() == 0 {
                 let mut at = 0;
                 let blocks: u64 = manager.frames.block_count() as u64;
-                while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
+                while !is_over(manager.platform, deadline) && !verdict.has_failed() {
                     at = (at + 1) % blocks;
                     let block = dirigible_frames::BlockId::new(at as u32);
                     let ledger = manager.frames.ledger(block);
@@ -398,7 +407,7 @@ pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) 
                 return verdict.note(Err("no space".into()));
             };
             let mut numbers = Numbers(cpu.index() as u64);
-            while !is_over(manager.platform, deadline) && !verdict.is_spoken() {
+            while !is_over(manager.platform, deadline) && !verdict.has_failed() {
                 let number = numbers.below(PAGES);
                 let stamp = number * 3 + 1;
                 match manager.load(space, page(number)) {
