@@ -10,12 +10,11 @@ use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 
 use crate::{
     binding::{BindError, CpuBinding, CpuTable, bound_cpu},
-    clock::Clock,
+    clock::{Clock, Due},
     costs::{RELAX, price},
-    interrupt::Event,
-    memory::GuestRam,
+    devices::interrupt::Event,
+    memory::{guest_ram::GuestRam, managed::ManagedMemory},
     sections::Sections,
-    words::ManagedMemory,
 };
 
 /// How a machine runs.
@@ -34,14 +33,6 @@ const LONGEST_NAP: Duration = Duration::from_micros(100);
 thread_local! {
     /// A machine's number, and how many of its interrupts this thread knew of when it was last idle.
     static SEEN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
-}
-
-/// Something of a deterministic machine that has work at some moment of virtual time.
-pub(crate) trait Due: Send + Sync {
-    /// When; `u64::MAX`: never as it stands.
-    fn due(&self) -> u64;
-    /// Does what is due at `now`.
-    fn run(&self, now: u64);
 }
 
 /// Guest memory, CPUs and clock of a hosted machine.
@@ -69,12 +60,6 @@ pub struct HostedPlatform {
     sections: Sections,
     interrupts: Arc<Event>,
     dues: OnceLock<Vec<Arc<dyn Due>>>,
-}
-
-impl core::fmt::Debug for dyn Due {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "due at {}", self.due())
-    }
 }
 
 impl HostedPlatform {
