@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use dirigible::schedule::{Current, caller};
 use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 
 use crate::{
@@ -33,6 +34,8 @@ const LONGEST_NAP: Duration = Duration::from_micros(100);
 thread_local! {
     /// A machine's number, and how many of its interrupts this thread knew of when it was last idle.
     static SEEN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    /// The program that this thread runs, of whichever machine it is.
+    static CURRENT: Current = const { Current::new() };
 }
 
 /// Guest memory, CPUs and clock of a hosted machine.
@@ -131,6 +134,28 @@ impl HostedPlatform {
         }
     }
 
+    /// The earliest moment of virtual time at which a device has something to do; `u64::MAX`: none has.
+    pub(crate) fn next_due(&self) -> u64 {
+        let dues = self.dues.get().into_iter().flatten();
+        dues.map(|due| due.due()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Lets a moment pass: [`RELAX`] of virtual time, in which devices answer what is due; or parks the thread.
+    pub(crate) fn let_time_pass(&self) {
+        match self.mode {
+            Mode::Deterministic => {
+                self.clock.charge(RELAX);
+                self.run_due();
+            }
+            Mode::Threads => self.park(),
+        }
+    }
+
+    /// Calls `run` with the place where this thread keeps which program it runs.
+    pub(crate) fn with_current(run: &mut dyn FnMut(&Current)) {
+        CURRENT.with(|current| run(current));
+    }
+
     /// Parks this thread until an interrupt that it has not yet seen.
     fn park(&self) {
         let (machine, seen) = SEEN.get();
@@ -163,6 +188,11 @@ impl Platform for HostedPlatform {
     }
 
     #[inline]
+    fn caller(&self, cpu: CpuId) -> u64 {
+        caller(cpu, CURRENT.with(Current::number))
+    }
+
+    #[inline]
     fn now(&self) -> u64 {
         self.clock.now()
     }
@@ -172,15 +202,11 @@ impl Platform for HostedPlatform {
         self.clock.charge(price(cost));
     }
 
-    /// Deterministic: lets [`RELAX`] of virtual time pass and devices answer what is due. Threads: parks until a device's
-    /// interrupt, 100 µs at most; it never spins.
+    /// In a program: lets other actors of its engine run. Elsewhere, in a deterministic machine: lets [`RELAX`] of virtual time
+    /// pass and devices answer what is due; with threads: parks until a device's interrupt, 100 µs at most. It never spins.
     fn relax(&self) {
-        match self.mode {
-            Mode::Deterministic => {
-                self.clock.charge(RELAX);
-                self.run_due();
-            }
-            Mode::Threads => self.park(),
+        if !CURRENT.with(Current::wait) {
+            self.let_time_pass();
         }
     }
 }

@@ -6,7 +6,7 @@
 use core::ops::{Deref, DerefMut};
 
 use arrayvec::ArrayVec;
-use dirigible_frames::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
+use dirigible_frames::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use dirigible_frames::{CpuId, IsolatedBlock, Pfn, Platform};
 
 use crate::config::{MAX_RANGE_USED, WORKSPACE_FRAMES};
@@ -25,14 +25,14 @@ pub(crate) struct Workspace {
 /// All places.
 pub(crate) struct Workspaces {
     places: [Mutex<Workspace>; PLACES],
-    /// Per place: 1 + the number of the CPU that it is lent to, or 0.
-    holders: [AtomicU32; PLACES],
+    /// Per place: the caller that it is lent to (`Platform::caller`), or 0.
+    holders: [AtomicU64; PLACES],
 }
 
 /// A place, for as long as this lives.
 pub(crate) struct Lease<'w> {
     guard: MutexGuard<'w, Workspace>,
-    holder: &'w AtomicU32,
+    holder: &'w AtomicU64,
 }
 
 impl Deref for Lease<'_> {
@@ -51,7 +51,7 @@ impl DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        // Relaxed: only the CPU that wrote it draws a conclusion from it.
+        // Relaxed: only the caller that wrote it draws a conclusion from it.
         self.holder.store(0, Ordering::Relaxed);
     }
 }
@@ -66,45 +66,45 @@ impl Workspaces {
                     held: ArrayVec::new(),
                 })
             }),
-            holders: core::array::from_fn(|_| AtomicU32::new(0)),
+            holders: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
-    fn try_lend(&self, mark: u32) -> Option<Lease<'_>> {
+    fn try_lend(&self, caller: u64) -> Option<Lease<'_>> {
         self.places
             .iter()
             .zip(&self.holders)
             .find_map(|(place, holder)| {
                 let guard = place.try_lock()?;
-                holder.store(mark, Ordering::Relaxed);
+                holder.store(caller, Ordering::Relaxed);
                 Some(Lease { guard, holder })
             })
     }
 
-    /// Whether the CPU with this mark has a place: then this is a call from inside compaction.
-    fn has(&self, mark: u32) -> bool {
-        let of_cpu = |holder: &AtomicU32| holder.load(Ordering::Relaxed) == mark;
-        self.holders.iter().any(of_cpu)
+    /// Whether this caller has a place: then this is a call from inside compaction.
+    fn has(&self, caller: u64) -> bool {
+        let is_its = |holder: &AtomicU64| holder.load(Ordering::Relaxed) == caller;
+        self.holders.iter().any(is_its)
     }
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// A place to work in, if one is free. Never for a CPU that has one: an allocation inside compaction came back here.
+    /// A place to work in, if one is free. Never for a caller that has one: an allocation inside compaction came back here.
     pub(crate) fn try_lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
-        let mark = cpu.index() as u32 + 1;
-        if self.workspaces.has(mark) {
+        let caller = self.platform.caller(cpu);
+        if self.workspaces.has(caller) {
             return None;
         }
-        self.workspaces.try_lend(mark)
+        self.workspaces.try_lend(caller)
     }
 
-    /// The same after a bounded wait: `None` when all places stay lent, or at once when this CPU itself has one.
+    /// The same after a bounded wait: `None` when all places stay lent, or at once when this caller itself has one.
     pub(crate) fn lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
-        let mark = cpu.index() as u32 + 1;
-        if self.workspaces.has(mark) {
+        let caller = self.platform.caller(cpu);
+        if self.workspaces.has(caller) {
             return None;
         }
-        self.patiently(|| self.workspaces.try_lend(mark))
+        self.patiently(|| self.workspaces.try_lend(caller))
     }
 
     /// What `attempt` gives within a bounded number of turns and a bounded time, with others let run in between.

@@ -12,8 +12,8 @@ use crate::{Current, Stack, stack::Canary};
 ///
 /// Nobody can own a value of this type but `scope`, so none is ever forgotten: all calls have ended, or are unwound, before
 /// the scope does.
-pub struct Calls<'c, 'f, R> {
-    current: &'c Current,
+pub struct Calls<'f, R> {
+    current: &'f Current,
     running: Vec<Option<Running<R>>>,
     /// Stacks of calls that have ended, by number.
     stacks: Vec<Option<Stack>>,
@@ -34,10 +34,7 @@ struct Running<R> {
 ///
 /// When a call is suspended at the end, and panics cannot unwind its stack (without the feature `std`). Also when a call
 /// panics while it is unwound.
-pub fn scope<'c, 'f, R, T>(
-    current: &'c Current,
-    body: impl FnOnce(&mut Calls<'c, 'f, R>) -> T,
-) -> T {
+pub fn scope<'f, R, T>(current: &'f Current, body: impl FnOnce(&mut Calls<'f, R>) -> T) -> T {
     body(&mut Calls {
         current,
         running: Vec::new(),
@@ -46,7 +43,7 @@ pub fn scope<'c, 'f, R, T>(
     })
 }
 
-impl<'c: 'f, 'f, R: 'f> Calls<'c, 'f, R> {
+impl<'f, R: 'f> Calls<'f, R> {
     /// Makes `call` ready to run on `stack` under `number`; the first [`resume`](Self::resume) begins it. What is needed for
     /// `number` is allocated here, once; numbers should be dense.
     ///
