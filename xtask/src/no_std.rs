@@ -7,6 +7,7 @@ use crate::step::{cargo, root};
 /// The crates, by folder under `crates/`.
 const CRATES: &[&str] = &[
     "prefetch",
+    "stacks",
     "frames",
     "mobility",
     "balloon",

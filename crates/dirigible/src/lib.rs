@@ -4,6 +4,8 @@
 #![deny(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod balloon_worker;
 pub mod boot;

@@ -48,6 +48,12 @@ pub trait Interrupts: Sync + core::fmt::Debug {
 pub trait Platform: Sync {
     /// The processor that the caller runs on. It must stay there while it works with the answer (preemption off, or a pinned thread).
     fn cpu(&self) -> CpuId;
+    /// Which caller runs on processor `cpu`, which is the calling one: different for any two that can be in the middle of a call
+    /// at the same time, and never 0. That is the processor, unless several callers share one: where [`relax`](Self::relax)
+    /// lets another run that calls in turn, the answer must tell which of them it is.
+    fn caller(&self, cpu: CpuId) -> u64 {
+        cpu.index() as u64 + 1
+    }
     /// Nanoseconds since the machine began; never goes back.
     fn now(&self) -> u64;
     /// Lets others run while the caller waits: yields or halts for a moment, and returns. Called with no lock held.

@@ -52,6 +52,20 @@ impl Clock {
     }
 }
 
+/// Something of a deterministic machine that has work at some moment of virtual time.
+pub(crate) trait Due: Send + Sync {
+    /// When; `u64::MAX`: never as it stands.
+    fn due(&self) -> u64;
+    /// Does what is due at `now`.
+    fn run(&self, now: u64);
+}
+
+impl core::fmt::Debug for dyn Due {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "due at {}", self.due())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::{fs, thread};
 
 use serde::Serialize;
 
-use crate::discard::process_madvise_handle;
+use crate::memory::discard::process_madvise_handle;
 
 /// The host, as far as it bears on results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

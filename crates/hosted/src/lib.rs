@@ -24,44 +24,34 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("the hosted machine needs Linux: it discards and counts memory by Linux' own calls");
 
-mod balloon_device;
-mod balloon_host;
-mod balloon_stats;
 mod binding;
 mod clock;
 pub mod costs;
-mod device;
-mod discard;
-mod dma;
-mod faults;
-mod hal;
+mod devices;
 mod host_facts;
-mod host_model;
-mod interrupt;
-mod layout;
 mod machine;
 mod memory;
 mod platform;
-mod residency;
-mod ring;
 pub mod run;
-mod runner;
 mod sections;
-mod transport;
-mod words;
 
-pub use balloon_device::{BalloonCounters, features};
-pub use balloon_host::{BalloonOptions, BalloonOptionsError, HostBalloon, TargetError};
-pub use balloon_stats::GuestStatistics;
 pub use binding::{BindError, CpuBinding};
-pub use discard::{DiscardCounts, DiscardMethod};
-pub use faults::{Fault, FaultPlan, Request};
-pub use hal::HostedHal;
+pub use devices::{
+    balloon_device::BalloonCounters,
+    balloon_host::{HostBalloon, TargetError},
+    balloon_options::{BalloonOptions, BalloonOptionsError, features},
+    balloon_stats::GuestStatistics,
+    faults::{Fault, FaultPlan, Request},
+    hal::HostedHal,
+    held_frames::ProtocolErrors,
+    interrupt::InterruptLine,
+    transport::InProcessTransport,
+};
 pub use host_facts::HostFacts;
-pub use host_model::ProtocolErrors;
-pub use interrupt::InterruptLine;
-pub use layout::{LayoutError, MAX_MEMORY, MIN_MEMORY, RamLayout};
 pub use machine::{HostedMachine, MAX_CPUS, MachineBuilder, MachineError};
-pub use memory::{Backing, GuestRam, RamError};
+pub use memory::{
+    discard::{DiscardCounts, DiscardMethod},
+    guest_ram::{Backing, GuestRam, RamError},
+    layout::{LayoutError, MAX_MEMORY, MIN_MEMORY, RamLayout},
+};
 pub use platform::{HostedPlatform, Mode};
-pub use transport::InProcessTransport;

@@ -7,14 +7,19 @@ use dirigible_frames::{FRAME_SHIFT, FRAME_SIZE, Pfn};
 use thiserror::Error;
 
 use crate::{
-    balloon_host::{BalloonOptions, BalloonOptionsError, HostBalloon},
     clock::Clock,
+    devices::{
+        balloon_host::HostBalloon,
+        balloon_options::{BalloonOptions, BalloonOptionsError},
+        interrupt::Event,
+        runner::DeviceThread,
+    },
     host_facts::available_bytes,
-    interrupt::Event,
-    layout::{LayoutError, RamLayout},
-    memory::{Backing, GuestRam, RamError},
+    memory::{
+        guest_ram::{Backing, GuestRam, RamError},
+        layout::{LayoutError, RamLayout},
+    },
     platform::{HostedPlatform, Mode},
-    runner::DeviceThread,
 };
 
 /// Most CPUs a machine can have.

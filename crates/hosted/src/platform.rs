@@ -6,16 +6,16 @@ use std::{
     time::Duration,
 };
 
+use dirigible::schedule::{Current, caller};
 use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 
 use crate::{
     binding::{BindError, CpuBinding, CpuTable, bound_cpu},
-    clock::Clock,
+    clock::{Clock, Due},
     costs::{RELAX, price},
-    interrupt::Event,
-    memory::GuestRam,
+    devices::interrupt::Event,
+    memory::{guest_ram::GuestRam, managed::ManagedMemory},
     sections::Sections,
-    words::ManagedMemory,
 };
 
 /// How a machine runs.
@@ -34,14 +34,8 @@ const LONGEST_NAP: Duration = Duration::from_micros(100);
 thread_local! {
     /// A machine's number, and how many of its interrupts this thread knew of when it was last idle.
     static SEEN: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
-}
-
-/// Something of a deterministic machine that has work at some moment of virtual time.
-pub(crate) trait Due: Send + Sync {
-    /// When; `u64::MAX`: never as it stands.
-    fn due(&self) -> u64;
-    /// Does what is due at `now`.
-    fn run(&self, now: u64);
+    /// The program that this thread runs, of whichever machine it is.
+    static CURRENT: Current = const { Current::new() };
 }
 
 /// Guest memory, CPUs and clock of a hosted machine.
@@ -69,12 +63,6 @@ pub struct HostedPlatform {
     sections: Sections,
     interrupts: Arc<Event>,
     dues: OnceLock<Vec<Arc<dyn Due>>>,
-}
-
-impl core::fmt::Debug for dyn Due {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "due at {}", self.due())
-    }
 }
 
 impl HostedPlatform {
@@ -146,6 +134,28 @@ impl HostedPlatform {
         }
     }
 
+    /// The earliest moment of virtual time at which a device has something to do; `u64::MAX`: none has.
+    pub(crate) fn next_due(&self) -> u64 {
+        let dues = self.dues.get().into_iter().flatten();
+        dues.map(|due| due.due()).min().unwrap_or(u64::MAX)
+    }
+
+    /// Lets a moment pass: [`RELAX`] of virtual time, in which devices answer what is due; or parks the thread.
+    pub(crate) fn let_time_pass(&self) {
+        match self.mode {
+            Mode::Deterministic => {
+                self.clock.charge(RELAX);
+                self.run_due();
+            }
+            Mode::Threads => self.park(),
+        }
+    }
+
+    /// Calls `run` with the place where this thread keeps which program it runs.
+    pub(crate) fn with_current(run: &mut dyn FnMut(&Current)) {
+        CURRENT.with(|current| run(current));
+    }
+
     /// Parks this thread until an interrupt that it has not yet seen.
     fn park(&self) {
         let (machine, seen) = SEEN.get();
@@ -178,6 +188,11 @@ impl Platform for HostedPlatform {
     }
 
     #[inline]
+    fn caller(&self, cpu: CpuId) -> u64 {
+        caller(cpu, CURRENT.with(Current::number))
+    }
+
+    #[inline]
     fn now(&self) -> u64 {
         self.clock.now()
     }
@@ -187,15 +202,11 @@ impl Platform for HostedPlatform {
         self.clock.charge(price(cost));
     }
 
-    /// Deterministic: lets [`RELAX`] of virtual time pass and devices answer what is due. Threads: parks until a device's
-    /// interrupt, 100 µs at most; it never spins.
+    /// In a program: lets other actors of its engine run. Elsewhere, in a deterministic machine: lets [`RELAX`] of virtual time
+    /// pass and devices answer what is due; with threads: parks until a device's interrupt, 100 µs at most. It never spins.
     fn relax(&self) {
-        match self.mode {
-            Mode::Deterministic => {
-                self.clock.charge(RELAX);
-                self.run_due();
-            }
-            Mode::Threads => self.park(),
+        if !CURRENT.with(Current::wait) {
+            self.let_time_pass();
         }
     }
 }

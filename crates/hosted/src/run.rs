@@ -5,7 +5,7 @@ mod port;
 
 use std::{cell::Cell, thread, time::Instant};
 
-use dirigible::schedule::Engine;
+use dirigible::schedule::{Engine, NoStack};
 use dirigible_balloon::BalloonError;
 use dirigible_frames::{ConfigError, CpuId, FrameAllocator};
 use dirigible_mobility::{Mobility, RegisterError};
@@ -54,6 +54,9 @@ pub enum RunError {
     /// A thread got no CPU.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A program got no stack.
+    #[error(transparent)]
+    Stack(#[from] NoStack),
     /// The machine lacks a part that every machine of this kind has.
     #[error("the machine has no {0}")]
     Missing(&'static str),
@@ -190,7 +193,7 @@ fn run_on<'a>(
     };
     let system = System::new(parts, rested_watermarks(params));
     let experiment = Experiment::new(params, &system, &mobility);
-    run_actors((params, moves), machine, &experiment, &port, observer);
+    run_actors((params, moves), machine, &experiment, &port, observer)?;
 
     // One thread from here on; it may be any CPU.
     binding.set(None);
@@ -224,14 +227,14 @@ fn run_on<'a>(
     }
 }
 
-/// Runs all actors to the end: here, or with threads on some of their own.
+/// Runs all actors to the end: here, or with threads on some of their own. The load's are programs.
 fn run_actors(
     (params, moves): (&Params, u64),
     machine: &HostedMachine,
     experiment: &Experiment<'_, '_, '_, HostedPlatform>,
     port: &BalloonPort<'_>,
     observer: &mut dyn Observer,
-) {
+) -> Result<(), NoStack> {
     let (platform, ended) = (machine.platform(), experiment.control().ended());
     let clock = MachineClock(platform);
     let load = experiment.load();
@@ -243,18 +246,19 @@ fn run_actors(
     if params.threads == 0 {
         here.add(0, worker);
         here.add(0, kcompactd);
-        for actor in load {
-            here.add_boxed(0, actor);
+        for program in load {
+            here.add_program(0, program)?;
         }
         if let Some(mover) = mover {
             here.add(0, mover);
         }
-        return experiment.lead(&mut here, &clock, observer);
+        experiment.lead(&mut here, &clock, observer);
+        return Ok(());
     }
     let threads = params.threads;
     let mut engines: Vec<Engine<'_>> = (0..threads).map(|_| Engine::new()).collect();
-    for (number, actor) in load.into_iter().enumerate() {
-        engines[number % threads].add_boxed(0, actor);
+    for (number, program) in load.into_iter().enumerate() {
+        engines[number % threads].add_program(0, program)?;
     }
     // The director has the CPU after the load's.
     let mut service = (threads as u16 + 1..).map(CpuId::new);
@@ -285,6 +289,7 @@ fn run_actors(
         });
         experiment.lead(&mut here, &clock, observer);
     });
+    Ok(())
 }
 
 /// Errors of the protocol that the devices counted.

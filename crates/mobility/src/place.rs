@@ -12,7 +12,7 @@ use core::mem::MaybeUninit;
 use core::ops::{Deref, DerefMut};
 
 use arrayvec::ArrayVec;
-use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use dirigible_frames::sync::{AtomicBool, AtomicU64, Ordering};
 use dirigible_frames::{FrameAllocator, Pfn, Platform};
 
 use crate::account::Accounts;
@@ -25,7 +25,7 @@ use crate::{CompactionConfig, Mobility, MovePair};
 pub(crate) const PLACES: usize = 3;
 
 /// The mark of a place that nobody holds.
-const VACANT: u32 = 0;
+const VACANT: u64 = 0;
 
 /// Builds `$slot` (of type `Self`) field by field, each by a function from its uninitialized place to itself.
 ///
@@ -127,8 +127,8 @@ impl Workspace {
 
 /// A workspace and who has it.
 struct Place {
-    /// 1 + the number of the CPU that it is lent to, or [`VACANT`].
-    holder: AtomicU32,
+    /// The caller that it is lent to (`Platform::caller`), or [`VACANT`].
+    holder: AtomicU64,
     space: UnsafeCell<Workspace>,
 }
 
@@ -139,7 +139,7 @@ unsafe impl Sync for Place where Workspace: Send + Sync {}
 impl Place {
     fn new_in(slot: &mut MaybeUninit<Self>) -> &mut Self {
         build!(slot, {
-            holder: |slot| slot.write(AtomicU32::new(VACANT)),
+            holder: |slot| slot.write(AtomicU64::new(VACANT)),
             space: |slot| {
                 let inside = slot.as_mut_ptr().cast::<MaybeUninit<Workspace>>();
                 // SAFETY: an `UnsafeCell` has the layout of what is in it, and a `MaybeUninit` may hold anything; the slot
@@ -159,7 +159,7 @@ pub(crate) struct Workspaces {
 
 /// A place, for as long as this lives.
 ///
-/// Made in one way only: by the compare-and-exchange that puts a CPU's mark where none was. Ended in one way only: by the store
+/// Made in one way only: by the compare-and-exchange that puts a caller's mark where none was. Ended in one way only: by the store
 /// that takes it away again. So a place has one lease at most.
 pub(crate) struct Lease<'w> {
     place: &'w Place,
@@ -193,8 +193,8 @@ impl Workspaces {
         build!(slot, { places: |slot| build_array(slot, Place::new_in) })
     }
 
-    /// The first vacant place, now lent to the CPU with this mark.
-    pub(crate) fn try_lend(&self, mark: u32) -> Option<Lease<'_>> {
+    /// The first vacant place, now lent to the caller with this mark.
+    pub(crate) fn try_lend(&self, mark: u64) -> Option<Lease<'_>> {
         let place = self.places.iter().find(|place| {
             // Acquire pairs with the release of the holder before.
             place
@@ -205,9 +205,9 @@ impl Workspaces {
         Some(Lease { place })
     }
 
-    /// Whether the CPU with this mark has a place: then this is a call from inside compaction.
-    pub(crate) fn has(&self, mark: u32) -> bool {
-        // Relaxed: only the CPU that wrote its mark draws a conclusion from it.
+    /// Whether the caller with this mark has a place: then this is a call from inside compaction.
+    pub(crate) fn has(&self, mark: u64) -> bool {
+        // Relaxed: only the caller that wrote its mark draws a conclusion from it.
         self.places
             .iter()
             .any(|place| place.holder.load(Ordering::Relaxed) == mark)

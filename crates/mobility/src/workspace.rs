@@ -18,22 +18,22 @@ pub(crate) struct Workspace {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// A place to work in, if one is free. Never for a CPU that has one: an allocation inside compaction came back here.
+    /// A place to work in, if one is free. Never for a caller that has one: an allocation inside compaction came back here.
     pub(crate) fn try_lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
-        let mark = cpu.index() as u32 + 1;
-        if self.workspaces.has(mark) {
+        let caller = self.platform.caller(cpu);
+        if self.workspaces.has(caller) {
             return None;
         }
-        self.workspaces.try_lend(mark)
+        self.workspaces.try_lend(caller)
     }
 
-    /// The same after a bounded wait: `None` when all places stay lent, or at once when this CPU itself has one.
+    /// The same after a bounded wait: `None` when all places stay lent, or at once when this caller itself has one.
     pub(crate) fn lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
-        let mark = cpu.index() as u32 + 1;
-        if self.workspaces.has(mark) {
+        let caller = self.platform.caller(cpu);
+        if self.workspaces.has(caller) {
             return None;
         }
-        self.patiently(|| self.workspaces.try_lend(mark))
+        self.patiently(|| self.workspaces.try_lend(caller))
     }
 
     /// What `attempt` gives within a bounded number of turns and a bounded time, with others let run in between.

@@ -10,7 +10,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dirigible::schedule::{Clock, Engine};
+use dirigible::schedule::{Clock, Current, Engine};
 use dirigible_frames::{Config, FrameAllocator};
 use dirigible_mobility::Mobility;
 use dirigible_paging::Paging;
@@ -29,11 +29,11 @@ use dirigible_workload::{
 use spin::Mutex;
 
 use super::{
-    arch::{clock, interrupts, masking::Masking, smp},
+    arch::{clock, cpu, interrupts, masking::Masking, smp},
     balloon::{BalloonPort, Driver, device},
     console::send,
     machine::Guest,
-    platform::GuestPlatform,
+    platform::{self, GuestPlatform},
     programs::Programs,
 };
 
@@ -90,7 +90,7 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
     };
     let system = System::new(parts, rested_watermarks(params));
     let experiment = Experiment::new(params, &system, &mobility);
-    run_actors(guest, &experiment, moves);
+    run_actors(guest, &experiment, moves)?;
 
     experiment.settle(&balloon);
     let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
@@ -107,8 +107,12 @@ fn text(error: impl Display) -> String {
     error.to_string()
 }
 
-/// Runs all actors to the end: the director and what serves it on the first CPU, the load spread over all.
-fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>, moves: u64) {
+/// Runs all actors to the end: the director and what serves it on the first CPU, the load's programs spread over all.
+fn run_actors(
+    guest: &Guest,
+    experiment: &Experiment<'_, '_, '_, GuestPlatform>,
+    moves: u64,
+) -> Result<(), String> {
     let cpus = usize::from(guest.cpus);
     let load = experiment.load();
     let mut engines: Vec<Engine<'_>> = (0..cpus).map(|_| Engine::new()).collect();
@@ -118,9 +122,11 @@ fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>,
     if let Some(mover) = experiment.mover(moves) {
         engines[0].add(0, mover);
     }
-    for (number, actor) in load.into_iter().enumerate() {
+    for (number, program) in load.into_iter().enumerate() {
         // The last CPU first: the first one has other duties.
-        engines[cpus - 1 - number % cpus].add_boxed(0, actor);
+        engines[cpus - 1 - number % cpus]
+            .add_program(0, program)
+            .map_err(text)?;
     }
     let engines: Vec<Mutex<Engine<'_>>> = engines.into_iter().map(Mutex::new).collect();
     let ended = experiment.control().ended();
@@ -133,6 +139,7 @@ fn run_actors(guest: &Guest, experiment: &Experiment<'_, '_, '_, GuestPlatform>,
             _ => engine.run(&MachineClock, ended, |_, _| {}),
         }
     });
+    Ok(())
 }
 
 /// Sends the experiment's progress on the serial port.
@@ -154,7 +161,7 @@ impl Observer for SerialProgress {
 }
 
 /// The machine's clock: real time.
-struct MachineClock;
+pub struct MachineClock;
 
 impl Clock for MachineClock {
     fn now(&self) -> u64 {
@@ -166,6 +173,14 @@ impl Clock for MachineClock {
         while clock::now() < until && !ended.load(Ordering::Acquire) {
             interrupts::idle();
         }
+    }
+
+    fn pass(&self, _next: Option<u64>) {
+        platform::let_time_pass();
+    }
+
+    fn with_current(&self, run: &mut dyn FnMut(&Current)) {
+        run(&cpu::current().program);
     }
 }
 

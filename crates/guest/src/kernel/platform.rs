@@ -2,11 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
+use dirigible::schedule;
 use dirigible_frames::{
     CpuId, FrameContents, LINES_PER_FRAME, PageTables, Pfn, Platform, WORDS_PER_LINE,
 };
 
-use super::arch::{clock, cpu, interrupts, physical, shoot_down};
+use super::arch::{clock, cpu, interrupts, physical, shoot_down, user};
 
 /// Nanoseconds that a wait spins before it halts the CPU. Most locks are released, and most requests answered, sooner
 /// than a halted CPU wakes.
@@ -31,24 +32,39 @@ impl Platform for GuestPlatform {
         clock::now()
     }
 
-    /// Spins for a moment, and when the wait goes on halts the CPU until an interrupt, at most until the next tick.
+    fn caller(&self, cpu: CpuId) -> u64 {
+        schedule::caller(cpu, cpu::current().program.number())
+    }
+
+    /// In a program: lets other actors of its engine run, even inside a page fault. Elsewhere: [`let_time_pass`].
     fn relax(&self) {
         let cpu = cpu::current();
-        let now = clock::now();
-        let (mut since, last) = cpu.waiting.get();
-        // The clock begins anew when a run does.
-        if last > now || now - last > BETWEEN {
-            since = now;
+        if cpu.program.number().is_none() {
+            return let_time_pass();
         }
-        if now - since < SPIN {
-            for _ in 0..PAUSES {
-                core::hint::spin_loop();
-            }
-        } else {
-            interrupts::idle();
-        }
-        cpu.waiting.set((since, clock::now()));
+        let suspended = user::suspend(cpu);
+        cpu.program.wait();
+        user::go_on(cpu, suspended);
     }
+}
+
+/// Spins for a moment, and when the wait goes on halts the CPU until an interrupt, at most until the next tick.
+pub fn let_time_pass() {
+    let cpu = cpu::current();
+    let now = clock::now();
+    let (mut since, last) = cpu.waiting.get();
+    // The clock begins anew when a run does.
+    if last > now || now - last > BETWEEN {
+        since = now;
+    }
+    if now - since < SPIN {
+        for _ in 0..PAUSES {
+            core::hint::spin_loop();
+        }
+    } else {
+        interrupts::idle();
+    }
+    cpu.waiting.set((since, clock::now()));
 }
 
 impl FrameContents for GuestPlatform {

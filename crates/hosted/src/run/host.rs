@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dirigible::schedule::Clock;
+use dirigible::schedule::{Clock, Current};
 use dirigible_frames::Platform;
 use dirigible_workload::{
     params::Params,
@@ -92,5 +92,19 @@ impl Clock for MachineClock<'_> {
             };
             thread::sleep(Duration::from_nanos(left).min(LONGEST_NAP));
         }
+    }
+
+    fn pass(&self, next: Option<u64>) {
+        let until = self.0.next_due().min(next.unwrap_or(u64::MAX));
+        match self.0.mode() {
+            Mode::Deterministic if (self.0.now() + 1..u64::MAX).contains(&until) => {
+                self.0.advance_to(until);
+            }
+            _ => self.0.let_time_pass(),
+        }
+    }
+
+    fn with_current(&self, run: &mut dyn FnMut(&Current)) {
+        HostedPlatform::with_current(run);
     }
 }

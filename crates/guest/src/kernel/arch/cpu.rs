@@ -6,6 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
+use dirigible::schedule::Current;
 use dirigible_frames::AccessSection;
 use dirigible_frames::CpuId;
 use x86_64::{VirtAddr, registers::model_specific::GsBase};
@@ -44,9 +45,11 @@ pub struct Cpu {
     pub seen: Cell<u64>,
     /// When the current wait began, and when its last step ended.
     pub waiting: Cell<(u64, u64)>,
+    /// Which program of its engine it runs.
+    pub program: Current,
 }
 
-// SAFETY: see the struct: cells belong to the CPU whose entry it is, and are not used by its interrupt handlers.
+// SAFETY: see the struct: cells, and `program`, belong to the CPU whose entry it is, and are not used by its interrupt handlers.
 unsafe impl Sync for Cpu {}
 
 impl Cpu {
@@ -64,6 +67,7 @@ impl Cpu {
             faults: AtomicU64::new(0),
             seen: Cell::new(0),
             waiting: Cell::new((0, 0)),
+            program: Current::new(),
         }
     }
 

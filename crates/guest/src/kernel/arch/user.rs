@@ -22,9 +22,49 @@ unsafe extern "C" {
     fn user_load_word(address: u64, out: *mut u64) -> u32;
 }
 
+/// A fault of a program's memory that waits, taken off its CPU so that others can touch theirs.
+pub struct Suspended {
+    root: u64,
+    on_fault: OnFault,
+}
+
+/// The program that runs is about to wait: if it is inside a fault, takes the access off its CPU.
+pub fn suspend(cpu: &Cpu) -> Option<Suspended> {
+    // SAFETY: the field is its CPU's alone, and its fault handler waits, or does not run.
+    let on_fault = unsafe { (*cpu.on_fault.get()).take() }?;
+    let root = cpu.root.load(Ordering::Relaxed);
+    // SeqCst: only this CPU's own interrupt handler reads it. From here on a shoot-down may take the root from us.
+    cpu.in_user.store(false, Ordering::SeqCst);
+    Some(Suspended { root, on_fault })
+}
+
+/// The program goes on that was about to wait.
+pub fn go_on(cpu: &Cpu, suspended: Option<Suspended>) {
+    if let Some(Suspended { root, on_fault }) = suspended {
+        enter(cpu, root);
+        set_on_fault(cpu, Some(on_fault));
+    }
+}
+
 /// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root` loaded.
 fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce() -> u32) -> bool {
     let cpu = cpu::current();
+    enter(cpu, root);
+    let on_fault: *mut (dyn FnMut() -> bool + '_) = on_fault;
+    // SAFETY: only the lifetime changes. The pointer is taken out again below, before `on_fault` ends, and is used by this
+    // CPU's fault handler alone, while `access` runs. Where the program waits inside a fault, `suspend` keeps it on the
+    // program's own stack, above this frame.
+    let on_fault: OnFault = unsafe { core::mem::transmute(on_fault) };
+    set_on_fault(cpu, Some(on_fault));
+    let well = access() == 0;
+    set_on_fault(cpu, None);
+    // SeqCst: only this CPU's own interrupt handler reads it, see `enter`.
+    cpu.in_user.store(false, Ordering::SeqCst);
+    well
+}
+
+/// The tables at `root` are loaded, and stay so until `in_user` is cleared.
+fn enter(cpu: &Cpu, root: u64) {
     if cpu.root.load(Ordering::Relaxed) != root {
         // Another program's root goes first, as long as a shoot-down may take it from us: that program may be at its end, and
         // while `in_user` is set a shoot-down leaves CR3 as it is.
@@ -42,16 +82,6 @@ fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce(
         cpu.root.store(root, Ordering::SeqCst);
         shoot_down::load(root);
     }
-    let on_fault: *mut (dyn FnMut() -> bool + '_) = on_fault;
-    // SAFETY: only the lifetime changes. The pointer is taken out again below, before `on_fault` ends, and is used by this
-    // CPU's fault handler alone, while `access` runs.
-    let on_fault: OnFault = unsafe { core::mem::transmute(on_fault) };
-    set_on_fault(cpu, Some(on_fault));
-    let well = access() == 0;
-    set_on_fault(cpu, None);
-    // SeqCst: only this CPU's own interrupt handler reads it, see above.
-    cpu.in_user.store(false, Ordering::SeqCst);
-    well
 }
 
 fn set_on_fault(cpu: &Cpu, on_fault: Option<OnFault>) {
@@ -128,6 +158,7 @@ extern "C" fn fault_main(frame: &mut Frame) {
     // Interrupts are on, as serving the fault may wait for other CPUs and for the host.
     flag::enable();
     // SAFETY: `with_root` keeps the closure alive while the routine that has faulted runs, and calls nothing else meanwhile.
+    // The program may wait in it; its CPU is the same afterwards.
     let again = unsafe { (*on_fault)() };
     flag::disable();
     if !again {

@@ -11,7 +11,7 @@ use virtio_drivers::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{device::QueueSetup, runner::Backend};
+use crate::devices::{registers::QueueSetup, runner::Backend};
 
 /// A device as its driver sees it. Dropping it resets the device.
 ///

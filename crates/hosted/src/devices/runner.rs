@@ -12,9 +12,8 @@ use std::{
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus};
 
 use crate::{
-    clock::Clock,
-    device::{DeviceModel, Registers},
-    platform::Due,
+    clock::{Clock, Due},
+    devices::registers::{DeviceModel, Registers},
 };
 
 /// What a transport and the host ask of a device, whatever it is.

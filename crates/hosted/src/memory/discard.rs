@@ -11,7 +11,7 @@ use rustix::{
 };
 use vm_memory::MmapRegion;
 
-use crate::words::ManagedMemory;
+use crate::memory::managed::ManagedMemory;
 
 /// How the device asks the host to take memory back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -10,30 +10,20 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use crate::{
-    balloon_host::BalloonOptions,
-    balloon_stats::GuestStatistics,
-    device::{DeviceModel, Registers},
-    discard::{DiscardCounts, Discarder},
-    faults::{Fault, FaultPlan, Request},
-    host_model::{HeldFrames, ProtocolErrors},
-    memory::RamShared,
-    residency::resident_pages,
-    ring::{BrokenRing, Chain, Ring},
+    devices::{
+        balloon_options::{BalloonOptions, features},
+        balloon_stats::GuestStatistics,
+        faults::{Fault, FaultPlan, Request},
+        held_frames::{HeldFrames, ProtocolErrors},
+        registers::{DeviceModel, Registers},
+        ring::{BrokenRing, Chain, Ring},
+    },
+    memory::{
+        discard::{DiscardCounts, Discarder},
+        guest_ram::RamShared,
+        residency::resident_pages,
+    },
 };
-
-/// Feature bits of the balloon device.
-pub mod features {
-    /// The driver must tell before it uses a frame again.
-    pub const MUST_TELL_HOST: u64 = 1 << 0;
-    /// There is a queue for memory statistics.
-    pub const STATS_VQ: u64 = 1 << 1;
-    /// The driver may take frames back when it runs out of memory.
-    pub const DEFLATE_ON_OOM: u64 = 1 << 2;
-    /// The device follows version 1 of the standard.
-    pub const VERSION_1: u64 = 1 << 32;
-    /// All that the device model knows.
-    pub const SUPPORTED: u64 = MUST_TELL_HOST | STATS_VQ | DEFLATE_ON_OOM | VERSION_1;
-}
 
 /// Queue of frames to be taken.
 pub(crate) const INFLATE: u16 = 0;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use crate::ring::Chain;
+use crate::devices::ring::Chain;
 
 /// An entry is packed: a tag of 16 bits, a value of 64.
 const ENTRY_BYTES: usize = 10;

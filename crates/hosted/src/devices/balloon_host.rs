@@ -7,59 +7,19 @@ use thiserror::Error;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus};
 
 use crate::{
-    balloon_device::{ACTUAL, BalloonCounters, BalloonDevice, CONFIG_BYTES, NUM_PAGES, features},
-    balloon_stats::GuestStatistics,
-    clock::Clock,
-    device::Registers,
-    discard::DiscardMethod,
-    faults::FaultPlan,
-    interrupt::{Event, InterruptLine},
-    memory::GuestRam,
-    platform::Due,
-    runner::{Backend, DeviceThread, Runner},
-    transport::InProcessTransport,
+    clock::{Clock, Due},
+    devices::{
+        balloon_device::{ACTUAL, BalloonCounters, BalloonDevice, CONFIG_BYTES, NUM_PAGES},
+        balloon_options::{BalloonOptions, BalloonOptionsError, features},
+        balloon_stats::GuestStatistics,
+        faults::FaultPlan,
+        interrupt::{Event, InterruptLine},
+        registers::Registers,
+        runner::{Backend, DeviceThread, Runner},
+        transport::InProcessTransport,
+    },
+    memory::guest_ram::GuestRam,
 };
-
-/// What kind of balloon device a machine gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BalloonOptions {
-    /// Feature bits that it offers, of [`features::SUPPORTED`]; [`features::VERSION_1`] is always offered.
-    pub features: u64,
-    /// Entries that its queues may have, a power of two.
-    pub queue_max: u16,
-    /// How it gives memory back.
-    pub discard: DiscardMethod,
-    /// Whether it asks the host, for each frame given back, if it was touched in the meantime
-    /// ([`ProtocolErrors::touched`](crate::ProtocolErrors::touched)). One system call a frame, for tests; without meaning
-    /// when guest memory is backed by huge pages.
-    pub audit: bool,
-    /// How long it takes to answer a request, in nanoseconds; requests that are under way at the same time take that time
-    /// together. The frames of an inflation are gone when it is taken, not when it is answered.
-    pub answer_ns: u64,
-}
-
-impl Default for BalloonOptions {
-    fn default() -> Self {
-        Self {
-            features: features::VERSION_1,
-            queue_max: 128,
-            discard: DiscardMethod::Auto,
-            audit: false,
-            answer_ns: 0,
-        }
-    }
-}
-
-/// Options that no device can be made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum BalloonOptionsError {
-    /// Features that the model does not have.
-    #[error("the balloon device model does not have the features {0:#x}")]
-    Features(u64),
-    /// No power of two, or above the standard's 32768.
-    #[error("a queue of {0} entries; it must be a power of two, 32768 at most")]
-    QueueSize(u16),
-}
 
 /// A target that the balloon cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -1,4 +1,64 @@
-//! The allocator of the DMA area: whole pages, first fit.
+//! The DMA area: memory for queues and request buffers, handed out in whole pages, first fit.
+#![allow(unsafe_code)]
+
+use core::{ops::Range, ptr::NonNull};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dirigible_frames::FRAME_SIZE;
+use virtio_drivers::PhysAddr;
+use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
+
+/// The DMA area of one machine. It keeps its mapping alive, also for a driver that outlives the machine.
+#[derive(Debug)]
+pub(crate) struct DmaArea {
+    base: NonNull<u8>,
+    address: PhysAddr,
+    bytes: usize,
+    pages: Mutex<DmaPages>,
+    /// Owns the mapping.
+    _region: Arc<GuestRegionMmap>,
+}
+
+// SAFETY: `base` is the only part that is not Send and Sync by itself. It is a plain address of a mapping that the value
+// owns; whoever dereferences it does so under the HAL's contract.
+unsafe impl Send for DmaArea {}
+// SAFETY: as above.
+unsafe impl Sync for DmaArea {}
+
+impl DmaArea {
+    /// The area that `region` maps from `base` on; all of its pages are free.
+    pub(crate) fn new(region: Arc<GuestRegionMmap>, base: NonNull<u8>) -> Self {
+        let bytes = region.len() as usize;
+        Self {
+            base,
+            address: region.start_addr().0,
+            bytes,
+            pages: Mutex::new(DmaPages::new(bytes / FRAME_SIZE)),
+            _region: region,
+        }
+    }
+
+    /// Host address of the first byte.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Physical address of the first byte; never 0, the metadata lie below.
+    pub(crate) fn address(&self) -> PhysAddr {
+        self.address
+    }
+
+    /// Host addresses.
+    pub(crate) fn host_range(&self) -> Range<usize> {
+        let start = self.base.as_ptr().expose_provenance();
+        start..start + self.bytes
+    }
+
+    /// The area's pages. A panicking holder leaves them usable: each operation is one step.
+    pub(crate) fn pages(&self) -> MutexGuard<'_, DmaPages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Pages of the DMA area, free or taken.
 ///

@@ -1,44 +1,32 @@
 //! What virtio-drivers needs from a machine: DMA memory, and physical addresses of buffers.
 //!
-//! `Hal` has static functions only, while a process may hold several machines (tests do). DMA memory is taken from the
-//! machine that the thread is bound to, else from the one that it built last, else from the only one there is;
-//! everything else finds its machine by address.
+//! `Hal` has static functions only: [`registry`](crate::memory::registry) finds the machine that is meant.
 #![allow(unsafe_code)]
 
-use core::{ops::Range, ptr::NonNull};
+use core::ptr::NonNull;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use dirigible_frames::FRAME_SIZE;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use crate::{
-    binding::{bound_machine, built_machine, set_built_machine},
-    memory::RamShared,
+use crate::memory::{
+    dma::DmaArea,
+    registry::{current_dma, physical},
 };
 
-/// The machines of this process.
-static MACHINES: RwLock<Vec<Machine>> = RwLock::new(Vec::new());
-/// DMA memory that drivers hold, by host address. Each entry keeps its machine's memory alive, so that a driver that
-/// outlives its machine still points to memory.
+/// DMA memory that drivers hold, by host address. Each entry keeps the area alive, so that a driver that outlives
+/// its machine still points to memory.
 static HELD: Mutex<BTreeMap<usize, Held>> = Mutex::new(BTreeMap::new());
 /// Buffers that lie outside guest memory and have a copy inside while they are shared, by the copy's physical address and
 /// the buffer's host address.
 static BOUNCED: Mutex<BTreeMap<(PhysAddr, usize), Bounce>> = Mutex::new(BTreeMap::new());
 
-/// A machine as the HAL sees it.
-struct Machine {
-    id: u64,
-    ram: Weak<RamShared>,
-    /// Host ranges that drivers may share, each with the physical address of its first byte.
-    ranges: Vec<(Range<usize>, PhysAddr)>,
-}
-
 /// A run of DMA pages.
 struct Held {
-    ram: Arc<RamShared>,
+    area: Arc<DmaArea>,
     pages: usize,
 }
 
@@ -50,59 +38,6 @@ struct Bounce {
 
 // SAFETY: an address of DMA memory that the entry owns; only the thread that removes the entry uses it.
 unsafe impl Send for Bounce {}
-
-/// Lets drivers find a machine's memory.
-pub(crate) fn register(ram: &Arc<RamShared>) {
-    let dma = ram.dma_base().as_ptr().expose_provenance();
-    let mut ranges = vec![(dma..dma + ram.dma_bytes(), ram.dma_address())];
-    ranges.extend(
-        ram.managed()
-            .host_ranges()
-            .map(|(range, first)| (range, first.address())),
-    );
-    let machine = Machine {
-        id: ram.id(),
-        ram: Arc::downgrade(ram),
-        ranges,
-    };
-    MACHINES
-        .write()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(machine);
-    set_built_machine(ram.id());
-}
-
-/// The machine's memory is going away.
-pub(crate) fn unregister(id: u64) {
-    let mut machines = MACHINES.write().unwrap_or_else(PoisonError::into_inner);
-    machines.retain(|machine| machine.id != id);
-}
-
-/// The machine that this thread works for.
-fn current() -> Option<Arc<RamShared>> {
-    let machines = MACHINES.read().unwrap_or_else(PoisonError::into_inner);
-    let find = |id| machines.iter().find(|machine| machine.id == id);
-    let machine = match bound_machine() {
-        Some(id) => find(id),
-        None => find(built_machine()).or(match &machines[..] {
-            [only] => Some(only),
-            _ => None,
-        }),
-    };
-    machine?.ram.upgrade()
-}
-
-/// The physical address of a host range inside a machine's DMA or managed memory.
-fn physical(address: usize, length: usize) -> Option<PhysAddr> {
-    let machines = MACHINES.read().unwrap_or_else(PoisonError::into_inner);
-    machines
-        .iter()
-        .flat_map(|machine| &machine.ranges)
-        .find_map(|(range, first)| {
-            let inside = range.contains(&address) && length <= range.end - address;
-            inside.then(|| first + (address - range.start) as u64)
-        })
-}
 
 fn held() -> MutexGuard<'static, BTreeMap<usize, Held>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,15 +54,15 @@ pub struct HostedHal;
 impl HostedHal {
     /// Takes zeroed pages of the DMA area.
     fn take(pages: usize) -> Option<(PhysAddr, NonNull<u8>)> {
-        let ram = current()?;
-        let first = ram.dma_pages().take(pages)?;
+        let area = current_dma()?;
+        let first = area.pages().take(pages)?;
         let offset = first * FRAME_SIZE;
-        // SAFETY: `take` gives runs inside the area only, whose length is `dma_bytes`.
-        let address = unsafe { ram.dma_base().add(offset) };
+        // SAFETY: `take` gives runs inside the area only.
+        let address = unsafe { area.base().add(offset) };
         // SAFETY: `pages` pages from there are inside the area; nobody else has them now, they were taken just above.
         unsafe { address.write_bytes(0, pages * FRAME_SIZE) };
-        let physical = ram.dma_address() + offset as u64;
-        held().insert(address.as_ptr().addr(), Held { ram, pages });
+        let physical = area.address() + offset as u64;
+        held().insert(address.as_ptr().addr(), Held { area, pages });
         Some((physical, address))
     }
 
@@ -138,12 +73,12 @@ impl HostedHal {
         let Some(found) = held.get(&key) else {
             return false;
         };
-        let offset = key - found.ram.dma_base().addr().get();
-        if found.pages != pages || !found.ram.dma_pages().give_back(offset / FRAME_SIZE, pages) {
+        let offset = key - found.area.base().addr().get();
+        if found.pages != pages || !found.area.pages().give_back(offset / FRAME_SIZE, pages) {
             return false;
         }
         let removed = held.remove(&key);
-        // Before the entry: it may hold the last handle on the machine's memory, whose end takes another lock.
+        // Before the entry: it may hold the last handle on the area, whose end unmaps memory.
         drop(held);
         drop(removed);
         true
@@ -151,7 +86,7 @@ impl HostedHal {
 }
 
 // SAFETY: `dma_alloc` gives zeroed, page-aligned memory (the area begins at a page, mappings do) that stays mapped until
-// `dma_dealloc` (`HELD` keeps the machine's memory) and that nothing else points to: the platform reaches managed frames
+// `dma_dealloc` (`HELD` keeps the area) and that nothing else points to: the platform reaches managed frames
 // only, and devices access guest memory by volatile copies, never by reference.
 unsafe impl Hal for HostedHal {
     /// Gives physical address 0, which the crate reports as a DMA error, when the area is full or it is not clear which

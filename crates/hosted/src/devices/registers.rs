@@ -7,7 +7,7 @@ use std::sync::{
 
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus};
 
-use crate::interrupt::InterruptLine;
+use crate::devices::interrupt::InterruptLine;
 
 /// Where the driver put a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::device::QueueSetup;
+use crate::devices::registers::QueueSetup;
 
 /// Flag of the available ring: the driver wants no interrupts.
 const NO_INTERRUPT: u16 = 1;

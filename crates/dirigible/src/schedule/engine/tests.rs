@@ -1,0 +1,288 @@
+use alloc::{boxed::Box, vec, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dirigible_stacks::Current;
+use spin::Mutex;
+
+use super::super::{Actor, Clock, Engine, FreeClock, Next};
+
+struct Beat<'a>(u64, u64, &'a Mutex<Vec<(u64, u64)>>);
+
+impl Actor for Beat<'_> {
+    fn step(&mut self, now: u64) -> Next {
+        self.2.lock().push((now, self.0));
+        if now < 12 {
+            Next::At(now + self.1)
+        } else {
+            Next::Done
+        }
+    }
+}
+
+#[test]
+fn steps_come_in_order_of_time_then_number() {
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    engine.add(4, Beat(0, 4, &log));
+    engine.add(0, Beat(1, 6, &log));
+    let clock = FreeClock::default();
+    engine.run(&clock, &AtomicBool::new(false), |_, _| {});
+    assert_eq!(
+        *log.lock(),
+        [(0, 1), (4, 0), (6, 1), (8, 0), (12, 0), (12, 1)]
+    );
+}
+
+struct Slow<'a>(&'a FreeClock, &'a Mutex<Vec<(u64, u64)>>);
+
+impl Actor for Slow<'_> {
+    fn step(&mut self, now: u64) -> Next {
+        self.0.wait_until(now + 10, &AtomicBool::new(false));
+        self.1.lock().push((now, 9));
+        Next::Done
+    }
+}
+
+#[test]
+fn an_event_whose_time_has_passed_runs_late() {
+    let log = Mutex::new(Vec::new());
+    let clock = FreeClock::default();
+    let mut engine = Engine::new();
+    engine.add(1, Slow(&clock, &log));
+    engine.add(5, Beat(0, 100, &log));
+    engine.run(&clock, &AtomicBool::new(false), |_, _| {});
+    assert_eq!(log.lock()[..2], [(1, 9), (11, 0)]);
+}
+
+#[test]
+fn the_run_ends_when_somebody_says_so() {
+    struct Ender<'a>(&'a AtomicBool);
+    impl Actor for Ender<'_> {
+        fn step(&mut self, _: u64) -> Next {
+            self.0.store(true, Ordering::Release);
+            Next::At(0)
+        }
+    }
+    let ended = AtomicBool::new(false);
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    engine.add(0, Ender(&ended));
+    engine.add(0, Beat(0, 1, &log));
+    engine.run(&FreeClock::default(), &ended, |_, _| {});
+    assert!(log.lock().is_empty());
+}
+
+std::thread_local! {
+    static CURRENT: Current = const { Current::new() };
+}
+
+/// The wait hook of the machine below; outside of a program nothing can be waited for.
+fn relax() {
+    assert!(CURRENT.with(Current::wait), "only programs wait here");
+}
+
+/// A machine with a wait hook and one device, whose answer sets a flag at a time.
+#[derive(Default)]
+struct Machine {
+    free: FreeClock,
+    /// Real: time passes in small pieces, whatever comes next.
+    real: bool,
+    answers_at: AtomicU64,
+    answered: AtomicBool,
+    idles: AtomicU64,
+    looks: AtomicU64,
+}
+
+impl Machine {
+    fn new(real: bool, answers_at: u64) -> Self {
+        Self {
+            real,
+            answers_at: AtomicU64::new(answers_at),
+            ..Self::default()
+        }
+    }
+
+    fn moved(&self) {
+        let is_due = self.now() >= self.answers_at.load(Ordering::Relaxed);
+        self.answered.fetch_or(is_due, Ordering::Relaxed);
+    }
+
+    fn wait_for_answer(&self) {
+        while !self.answered.load(Ordering::Relaxed) {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            relax();
+        }
+    }
+}
+
+impl Clock for Machine {
+    fn now(&self) -> u64 {
+        self.free.now()
+    }
+
+    fn wait_until(&self, time: u64, ended: &AtomicBool) {
+        self.free.wait_until(time, ended);
+        self.moved();
+    }
+
+    fn pass(&self, next: Option<u64>) {
+        self.idles.fetch_add(1, Ordering::Relaxed);
+        let now = self.now();
+        let device = self.answers_at.load(Ordering::Relaxed);
+        let device = if device > now { device } else { u64::MAX };
+        let until = match (self.real, next.unwrap_or(u64::MAX).min(device)) {
+            (false, until) if until < u64::MAX => until,
+            _ => now + 5,
+        };
+        self.wait_until(until, &AtomicBool::new(false));
+    }
+
+    fn with_current(&self, run: &mut dyn FnMut(&Current)) {
+        CURRENT.with(|current| run(current));
+    }
+}
+
+/// Waits for the answer in the middle of its first step.
+struct Asker<'a>(&'a Machine, u64, &'a Mutex<Vec<(u64, u64)>>);
+
+impl Actor for Asker<'_> {
+    fn step(&mut self, now: u64) -> Next {
+        let Self(machine, name, log) = self;
+        log.lock().push((now, *name));
+        machine.wait_for_answer();
+        log.lock().push((machine.now(), *name));
+        Next::Done
+    }
+}
+
+#[test]
+fn others_run_while_a_program_waits() {
+    for real in [false, true] {
+        let machine = Machine::new(real, 9);
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        engine
+            .add_program(0, Box::new(Asker(&machine, 7, &log)))
+            .unwrap();
+        engine.add(1, Beat(0, 4, &log));
+        let mut steps = vec![];
+        engine.run(&machine, &AtomicBool::new(false), |began, number| {
+            steps.push((began, number));
+        });
+        let beats = log.lock().iter().filter(|(_, name)| *name == 0).count();
+        assert!(beats >= 3 && log.lock()[0] == (0, 7), "real: {real}");
+        let (end, name) = *log.lock().iter().rfind(|(_, name)| *name == 7).unwrap();
+        assert!(name == 7 && (9..15).contains(&end), "real: {real}, {end}");
+        // The step of the program began first, and ended in the middle of the others.
+        assert!(steps.contains(&(0, 0)) && steps[0].1 == 1, "{steps:?}");
+        if !real {
+            assert_eq!(
+                *log.lock(),
+                [(0, 7), (1, 0), (5, 0), (9, 7), (9, 0), (13, 0)]
+            );
+        }
+    }
+}
+
+#[test]
+fn a_long_wait_takes_few_looks() {
+    for programs in 1..4 {
+        let machine = Machine::new(false, 20_000_000);
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        for name in 0..programs {
+            let asker = Box::new(Asker(&machine, name, &log));
+            engine.add_program(0, asker).unwrap();
+        }
+        engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+        assert_eq!(machine.now(), 20_000_000);
+        let looks = machine.looks.load(Ordering::Relaxed);
+        assert!(looks <= 4 * programs, "{looks} looks of {programs}");
+        // At one time the lower number comes first.
+        let ends: Vec<u64> = log.lock()[programs as usize..]
+            .iter()
+            .map(|end| end.1)
+            .collect();
+        assert!(ends.is_sorted(), "{ends:?}");
+    }
+}
+
+#[test]
+fn a_real_machine_idles_once_when_all_have_looked() {
+    let machine = Machine::new(true, 100);
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    for name in 0..3 {
+        let asker = Box::new(Asker(&machine, name, &log));
+        engine.add_program(0, asker).unwrap();
+    }
+    engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!((of(&machine.idles), of(&machine.looks)), (20, 63));
+}
+
+#[test]
+fn two_runs_are_the_same() {
+    let run = || {
+        let machine = Machine::new(false, 57);
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        for name in 0..5 {
+            let asker = Box::new(Asker(&machine, name, &log));
+            engine.add_program(name % 2, asker).unwrap();
+            engine.add(name, Beat(10 + name, 2 + name, &log));
+        }
+        let mut steps = vec![];
+        engine.run(&machine, &AtomicBool::new(false), |began, number| {
+            steps.push((began, number));
+        });
+        drop(engine);
+        (log.into_inner(), steps)
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn a_program_that_waits_when_the_run_ends_finishes_its_step() {
+    struct Ender<'a>(&'a AtomicBool);
+    impl Actor for Ender<'_> {
+        fn step(&mut self, now: u64) -> Next {
+            self.0.store(true, Ordering::Release);
+            Next::At(now)
+        }
+    }
+    for real in [false, true] {
+        let machine = Machine::new(real, 50);
+        let ended = AtomicBool::new(false);
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        engine
+            .add_program(0, Box::new(Asker(&machine, 7, &log)))
+            .unwrap();
+        engine.add(3, Beat(0, 4, &log));
+        engine.add(4, Ender(&ended));
+        engine.run(&machine, &ended, |_, _| {});
+        let (log, begins) = (log.lock(), if real { 5 } else { 3 });
+        assert_eq!(*log, [(0, 7), (begins, 0), (50, 7)], "real: {real}");
+        assert!(engine.deepest_stack() > 0);
+    }
+}
+
+#[test]
+fn programs_without_a_wait_are_plain_actors() {
+    let run = |programs| {
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        for name in 0..4 {
+            let beat = Box::new(Beat(name, 2 + name, &log));
+            match programs {
+                true => engine.add_program(0, beat).unwrap(),
+                false => engine.add_boxed(0, beat),
+            }
+        }
+        engine.run(&FreeClock::default(), &AtomicBool::new(false), |_, _| {});
+        drop(engine);
+        log.into_inner()
+    };
+    assert_eq!(run(true), run(false));
+}
