@@ -2,8 +2,8 @@
 
 use crate::{
     AllocError, AllocRequest, CpuId, Event, FrameAllocator, FrameClass, FrameState, Order, Pfn,
-    cache::BATCH, change::Taken, counters::add_locked, cpu::CpuGuard, descriptor::Word, sums::Part,
-    take::Take,
+    ZoneId, cache::BATCH, change::Taken, cpu::CpuGuard, descriptor::Word, ladder::Ladder,
+    position::FrameIndex, sums::Booking,
 };
 
 impl FrameAllocator<'_> {
@@ -36,11 +36,11 @@ impl FrameAllocator<'_> {
 
     /// The next frame of the cache becomes the caller's.
     #[inline]
-    fn pop_owned(&self, guard: &CpuGuard<'_>, class: FrameClass) -> Option<u32> {
+    fn pop_owned(&self, guard: &CpuGuard<'_>, class: FrameClass) -> Option<FrameIndex> {
         let frame = guard.cache(class.migratetype()).pop()?;
         self.descriptor_at(frame)
             .store(Word::owned(class, Order::BASE));
-        add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
+        guard.count(Event::PgAlloc, 1);
         Some(frame)
     }
 
@@ -123,16 +123,16 @@ impl FrameAllocator<'_> {
         cpu: CpuId,
         guard: &CpuGuard<'_>,
         request: AllocRequest,
-    ) -> Result<u32, AllocError> {
+    ) -> Result<FrameIndex, AllocError> {
         let taken = self.gather(cpu, Some(guard), request, BATCH)?;
         guard.note_block(taken.block);
         let cache = guard.cache(request.class.migratetype());
-        let first = (taken.block.index() * crate::FRAMES_PER_BLOCK) as u32;
+        let first = taken.block.first_frame();
         // The last word is kept as a mask; what comes from the words before it, where a block is nearly full, goes to the ring,
         // highest first, since the newest is handed out first.
         let mut filled = false;
         for (number, &mask) in taken.masks.iter().enumerate().rev() {
-            let base = first + number as u32 * 64;
+            let base = first.plus(number as u32 * 64);
             if mask != 0 && !filled {
                 cache.fill(base, mask);
                 self.prefetch_words(base);
@@ -143,7 +143,7 @@ impl FrameAllocator<'_> {
             while left != 0 {
                 let bit = 63 - left.leading_zeros();
                 left ^= 1 << bit;
-                let room = cache.push(base + bit);
+                let room = cache.push(base.plus(bit));
                 debug_assert!(room, "only an empty cache is refilled");
             }
         }
@@ -160,88 +160,52 @@ impl FrameAllocator<'_> {
         request: AllocRequest,
         max: usize,
     ) -> Result<Taken, AllocError> {
-        let mut error = AllocError::BelowWatermark;
+        let request = AllocRequest {
+            order: Order::BASE,
+            ..request
+        };
+        let booking = Booking::up_to(max, request.watermark);
         let mut taken = Taken::nothing();
-        for zone_number in self.zone_order() {
-            let booked = self.book(zone_number, guard, max, Part::Any, request.watermark);
-            if booked == 0 {
-                continue;
-            }
-            let take = Take {
-                allocator: self,
-                cpu,
-                guard,
-                zone_number,
-                request: AllocRequest {
-                    order: Order::BASE,
-                    ..request
-                },
-                frames: 1,
-                align: Order::BASE,
-            };
-            self.settled(zone_number, &mut || take.base(booked, &mut taken));
-            if taken.count < booked {
-                self.pay_in(zone_number, guard, (booked - taken.count) as i64);
-            }
-            if taken.count > 0 {
-                return Ok(taken);
-            }
-            error = AllocError::Fragmented;
-        }
-        Err(error)
+        self.try_zones(|zone| {
+            let ladder = Ladder::new(self, cpu, guard, zone, request);
+            self.search_booked(zone, guard, booking, &mut |booked| {
+                ladder.base(booked, &mut taken);
+                taken.count
+            })
+        })?;
+        Ok(taken)
     }
 
-    fn alloc_run(&self, cpu: CpuId, request: AllocRequest) -> Result<u32, AllocError> {
+    fn alloc_run(&self, cpu: CpuId, request: AllocRequest) -> Result<FrameIndex, AllocError> {
         let frames = request.order.frames();
-        let mut error = AllocError::BelowWatermark;
-        for zone_number in self.zone_order() {
-            match self.run_booked(cpu, zone_number, request, frames, request.order) {
-                Ok(first) => {
-                    let head = Word::owned(request.class, request.order);
-                    self.descriptor_at(first).store(head);
-                    let tail = head.with_state(FrameState::Tail).with_order(0);
-                    for frame in first + 1..first + frames as u32 {
-                        self.descriptor_at(frame).store(tail);
-                    }
-                    return Ok(first);
-                }
-                Err(AllocError::BelowWatermark) => {}
-                Err(other) => error = other,
-            }
+        let first =
+            self.try_zones(|zone| self.run_booked(cpu, zone, request, frames, request.order))?;
+        let head = Word::owned(request.class, request.order);
+        self.descriptor_at(first).store(head);
+        let tail = head.with_state(FrameState::Tail).with_order(0);
+        for frame in first.plus(1).run(frames - 1) {
+            self.descriptor_at(frame).store(tail);
         }
-        Err(error)
+        Ok(first)
     }
 
-    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or nothing: a part
-    /// that is given back at once would be missed by others meanwhile.
+    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or nothing: a
+    /// part that is given back at once would be missed by others meanwhile.
     pub(crate) fn run_booked(
         &self,
         cpu: CpuId,
-        zone_number: usize,
+        zone: ZoneId,
         request: AllocRequest,
         frames: usize,
         align: Order,
-    ) -> Result<u32, AllocError> {
-        if self.book(zone_number, None, frames, Part::All, request.watermark) == 0 {
-            return Err(AllocError::BelowWatermark);
-        }
-        let take = Take {
-            allocator: self,
-            cpu,
-            guard: None,
-            zone_number,
-            request,
-            frames,
-            align,
-        };
+    ) -> Result<FrameIndex, AllocError> {
+        let booking = Booking::all(frames, request.watermark);
+        let ladder = Ladder::new(self, cpu, None, zone, request);
         let mut found = None;
-        self.settled(zone_number, &mut || {
-            found = take.run();
-            found.is_some()
-        });
-        if found.is_none() {
-            self.pay_in(zone_number, None, frames as i64);
-        }
+        self.search_booked(zone, None, booking, &mut |booked| {
+            found = ladder.run(frames, align);
+            found.map_or(0, |_| booked)
+        })?;
         found.ok_or(AllocError::Fragmented)
     }
 }

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use crate::{FRAMES_PER_BLOCK, Interrupts, Ledger, Pfn, metadata::Sizes};
+use crate::{FRAMES_PER_BLOCK, Interrupts, Ledger, Pfn};
 
 /// Free-memory marks of a zone, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -95,31 +95,12 @@ impl Default for Config<'_> {
     }
 }
 
-/// The most segments that added memory can make beside those of the beginning.
-const LATER_SEGMENTS: usize = 64;
-
 /// The most zones that an allocator can have.
 pub const MAX_ZONES: usize = 4;
 /// The most pageblocks that an allocator can have (a block less than 16 TiB).
 pub const MAX_BLOCKS: u64 = (1 << 23) - 1;
 // Frames are counted in 32 bits, the end of the last block included.
 const _: () = assert!(MAX_BLOCKS * FRAMES_PER_BLOCK as u64 <= u32::MAX as u64);
-
-/// A zone of one allocator, in the order of [`Config::zones`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ZoneId(u8);
-
-impl ZoneId {
-    /// Zone number `index`.
-    pub const fn new(index: u8) -> Self {
-        Self(index)
-    }
-
-    /// The position in [`Config::zones`].
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
 
 /// A configuration that no allocator can be made of. All of them are the caller's to mend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -156,104 +137,4 @@ pub enum ConfigError {
         /// Bytes needed.
         needed: usize,
     },
-}
-
-impl Config<'_> {
-    /// How large the tables are, after all checks.
-    pub(crate) fn sizes(&self) -> Result<Sizes, ConfigError> {
-        if self.zones.is_empty() || self.zones.len() > MAX_ZONES {
-            return Err(ConfigError::ZoneCount(self.zones.len()));
-        }
-        if self.cpus == 0 {
-            return Err(ConfigError::NoCpu);
-        }
-        for (number, zone) in self.zones.iter().enumerate() {
-            let marks = zone.watermarks;
-            if marks.min > marks.low || marks.low > marks.high {
-                return Err(ConfigError::Watermarks(number));
-            }
-            if zone.ranges.is_empty() || zone.ranges.iter().any(|r| r.start >= r.end) {
-                return Err(ConfigError::EmptyRange(number));
-            }
-        }
-        self.check_overlap()?;
-        let mut zones = [(0, 0); MAX_ZONES];
-        let (mut all, mut segments) = (0u64, 0);
-        for (number, sizes) in zones.iter_mut().enumerate().take(self.zones.len()) {
-            let mut now = 0;
-            self.for_each_stretch(number, &mut |_, blocks| {
-                segments += 1;
-                now += blocks;
-            });
-            let later = self.later.get(number).copied().unwrap_or(0);
-            segments += LATER_SEGMENTS.min(later as usize);
-            all = all.saturating_add(now).saturating_add(u64::from(later));
-            if all > MAX_BLOCKS {
-                return Err(ConfigError::TooLarge(all));
-            }
-            *sizes = (now as u32, later);
-        }
-        Ok(Sizes {
-            cpus: self.cpus as usize,
-            segments,
-            zones,
-        })
-    }
-
-    /// Calls `each` with the stretches of a zone that have no hole of a whole block, ascending: the first frame, aligned to a
-    /// block, and the number of blocks. Ranges need not be sorted; they are few.
-    pub(crate) fn for_each_stretch(&self, zone: usize, each: &mut dyn FnMut(Pfn, u64)) {
-        const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
-        let blocks = |range: &Range<Pfn>| {
-            let (start, end) = (range.start.get() / BLOCK, range.end.get().div_ceil(BLOCK));
-            (start, end)
-        };
-        let mut done = 0;
-        loop {
-            let rest = self.zones[zone].ranges.iter().map(blocks);
-            let next = rest.filter(|(_, end)| *end > done).min();
-            let Some((start, mut end)) = next else { return };
-            // Ranges that begin inside or right behind are part of it.
-            let touching = |end: u64| {
-                let ranges = self.zones[zone].ranges.iter().map(blocks);
-                ranges
-                    .filter(|(other, stop)| *other <= end && *stop > end)
-                    .map(|(_, stop)| stop)
-                    .max()
-            };
-            while let Some(further) = touching(end) {
-                end = further;
-            }
-            each(Pfn::new(start.max(done) * BLOCK), end - start.max(done));
-            done = end;
-        }
-    }
-
-    /// Ranges are few, so every pair is compared.
-    fn check_overlap(&self) -> Result<(), ConfigError> {
-        let all = || {
-            self.zones.iter().enumerate().flat_map(|(z, zone)| {
-                zone.ranges
-                    .iter()
-                    .enumerate()
-                    .map(move |(r, range)| ((z, r), range))
-            })
-        };
-        for (a, one) in all() {
-            for (b, two) in all().filter(|(b, _)| *b > a) {
-                if one.start < two.end && two.start < one.end {
-                    return Err(ConfigError::Overlap(one.start.max(two.start)));
-                }
-                let blocks = |range: &Range<Pfn>| {
-                    let last = Pfn::new(range.end.get() - 1);
-                    (range.start.block_base(), last.block_base())
-                };
-                let ((one_first, one_last), (two_first, two_last)) = (blocks(one), blocks(two));
-                if a.0 != b.0 && one_first <= two_last && two_first <= one_last {
-                    return Err(ConfigError::SharedBlock(a.0, b.0));
-                }
-            }
-        }
-        Ok(())
-    }
 }

@@ -33,7 +33,9 @@ pub enum FrameState {
 }
 
 impl FrameState {
-    const fn from_bits(bits: u8) -> Self {
+    /// The state with number `bits`, the inverse of `as u8`: for those who keep states in words of their own. A number that is no
+    /// state's gives `Reserved`.
+    pub const fn from_bits(bits: u8) -> Self {
         match bits {
             0 => Self::Free,
             1 => Self::Cached,
@@ -65,7 +67,8 @@ impl FrameState {
     }
 }
 
-/// Which owner of movable frames a frame belongs to.
+/// The number of an owner, of somebody who can move frames. 0 is nobody ([`NONE`](Self::NONE)), owners have 1 to
+/// [`MAX`](Self::MAX).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub struct OwnerId(u8);
 
@@ -73,7 +76,8 @@ impl OwnerId {
     /// No owner.
     pub const NONE: Self = Self(0);
 
-    /// The largest number of an owner.
+    /// The largest number that a frame's state word has room for. Compaction looks owners up in a table of its own, which may be
+    /// smaller: `dirigible-mobility` registers owners 1 to 15. Frames of an owner that is not registered are never moved.
     pub const MAX: u8 = 31;
 
     /// Owner number `number`, 1 to [`MAX`](Self::MAX); `None` for any other.

@@ -4,7 +4,7 @@ use crate::{
     BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
     OwnerId, Pfn, Refusal,
     descriptor::{Descriptor, MAX_REFS, Word},
-    metadata::WORDS,
+    position::FrameIndex,
     sync::Ordering,
 };
 
@@ -42,21 +42,18 @@ impl FrameAllocator<'_> {
     }
 
     #[inline(never)]
-    pub(crate) fn state_at(&self, frame: u32) -> FrameState {
+    pub(crate) fn state_at(&self, frame: FrameIndex) -> FrameState {
         let state = self.descriptor_at(frame).load().state();
         if state != FrameState::Free {
             return state;
         }
-        let block = Self::block_of_index(frame);
-        if self.ledger(block).state() == BlockState::Huge {
+        if self.ledger(frame.block()).state() == BlockState::Huge {
             // Inside a huge page only the head's word is written.
             return FrameState::Tail;
         }
-        // Acquire: pairs with the release of whoever set the bit.
-        let word = &self.fields[block.index()].0[frame as usize / 64 % WORDS];
-        match word.load(Ordering::Acquire) >> (frame % 64) & 1 {
-            0 => FrameState::Cached,
-            _ => FrameState::Free,
+        match self.is_bit_set(frame) {
+            false => FrameState::Cached,
+            true => FrameState::Free,
         }
     }
 
@@ -214,10 +211,9 @@ impl FrameAllocator<'_> {
             return true;
         }
         let frames = 1usize << old.order();
-        let first = Self::block_of_index(frame).index();
+        let blocks = frames.div_ceil(FRAMES_PER_BLOCK) as u32;
         let count = frames.min(FRAMES_PER_BLOCK) as u16;
-        for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
-            let block = crate::BlockId::new(block as u32);
+        for block in frame.block().run(blocks) {
             let changed = self.change(block, None, &|ledger| {
                 Some(ledger.recounted(from, to, count))
             });

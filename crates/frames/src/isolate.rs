@@ -5,7 +5,7 @@ use crate::{
     Pfn, Refusal, Watermark,
     descriptor::Word,
     huge::huge,
-    sums::Part,
+    sums::Booking,
     sync::{Ordering, spin_hint},
 };
 
@@ -112,12 +112,13 @@ impl FrameAllocator<'_> {
             ledger = self.ledger(block);
         }
         refusal_of(ledger)?;
-        let zone = self.zone_of_block(block).index();
+        let zone = self.zone_of_block(block);
         let frames = match watermark {
             Watermark::None => 0,
             _ => usize::from(ledger.free()),
         };
-        let booked = frames == 0 || self.book(zone, None, frames, Part::All, watermark) > 0;
+        let booking = Booking::all(frames, watermark);
+        let booked = frames == 0 || self.book(zone, None, booking) > 0;
         if !booked {
             return Err(IsolateError::BelowWatermark);
         }
@@ -172,7 +173,7 @@ impl FrameAllocator<'_> {
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
         });
         if let Ok(change) = opened {
-            self.pay_in(self.zone_of_block(block).index(), None, change.freed());
+            self.pay_in(self.zone_of_block(block), None, change.freed());
         }
         self.count_isolated(block, false);
     }
@@ -195,11 +196,7 @@ impl FrameAllocator<'_> {
             return Err(isolated);
         }
         self.count_isolated(block, false);
-        let word = Word::owned(class, Order::HUGE);
-        // Release: as `Descriptor::store`.
-        self.record(block)
-            .word
-            .store(word.into_bits(), Ordering::Release);
+        self.own_blocks(block, Word::owned(class, Order::HUGE));
         Ok(self.block_start(block))
     }
 }

@@ -48,6 +48,7 @@ mod access;
 mod alloc;
 mod allocator;
 mod bits;
+mod booking;
 mod boot;
 mod cache;
 mod change;
@@ -58,18 +59,23 @@ mod cpu;
 mod descriptor;
 mod drain;
 mod event;
+mod filing;
 mod frame;
 mod free;
 mod grow;
 mod huge;
 mod index;
 mod isolate;
+mod ladder;
+mod layout;
 mod ledger;
+mod lookup;
 mod metadata;
 mod pfn;
 mod place;
 mod placement;
 mod platform;
+mod position;
 mod query;
 mod range;
 mod refusal;
@@ -87,8 +93,7 @@ pub use access::AccessSection;
 pub use allocator::FrameAllocator;
 pub use class::{FrameClass, Migratetype};
 pub use config::{
-    Config, ConfigError, CostFn, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks,
-    ZoneConfig, ZoneId,
+    Config, ConfigError, CostFn, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks, ZoneConfig,
 };
 pub use counters::Events;
 pub use descriptor::{FrameFlags, FrameState, OwnerId};
@@ -97,7 +102,9 @@ pub use frame::FrameInfo;
 pub use grow::GrowError;
 pub use isolate::{IsolateError, IsolatedBlock};
 pub use ledger::{BlockState, Ledger, Refusal};
-pub use pfn::{BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn};
+pub use pfn::{
+    BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn, ZoneId,
+};
 pub use placement::BalloonPlacement;
 pub use platform::{
     Cost, FrameContents, Interrupts, LINES_PER_FRAME, PageTables, Platform, WORDS_PER_LINE,

@@ -1,4 +1,4 @@
-//! Index spaces: frame numbers, pageblocks, orders and CPUs, each a type of its own.
+//! Index spaces: frame numbers, pageblocks, orders, CPUs and zones, each a type of its own.
 
 use core::fmt;
 
@@ -143,6 +143,22 @@ impl CpuId {
     }
 
     /// The number, for table look-ups.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A zone of one allocator, in the order of [`Config::zones`](crate::Config::zones).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ZoneId(u8);
+
+impl ZoneId {
+    /// Zone number `index`.
+    pub const fn new(index: u8) -> Self {
+        Self(index)
+    }
+
+    /// The position in [`Config::zones`](crate::Config::zones).
     pub const fn index(self) -> usize {
         self.0 as usize
     }

@@ -47,7 +47,7 @@ impl FrameAllocator<'_> {
     /// The same of one zone.
     #[inline(never)]
     pub fn zone_free_frames(&self, zone: ZoneId) -> u64 {
-        self.free_in(zone.index()).max(0) as u64
+        self.free_in(zone).max(0) as u64
     }
 
     /// Frames in CPU caches, as they are at the time of the look. Takes no lock.
@@ -74,7 +74,7 @@ impl FrameAllocator<'_> {
     /// The same of one zone.
     #[inline(never)]
     pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
-        self.whole_in(zone.index()).max(0) as u64
+        self.whole_in(zone).max(0) as u64
     }
 
     /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).
@@ -87,13 +87,13 @@ impl FrameAllocator<'_> {
 
     /// The same of one zone.
     pub fn zone_managed(&self, zone: ZoneId) -> u64 {
-        self.zones[zone.index()].managed().max(0) as u64
+        self.zone(zone).managed().max(0) as u64
     }
 
     /// Adds `frames` to what `pfn`'s zone has: a balloon takes off what it gives to the host.
     pub fn adjust_managed(&self, pfn: Pfn, frames: i64) {
         if let Some(zone) = self.zone_of(pfn) {
-            self.zones[zone.index()].add_managed(frames);
+            self.zone(zone).add_managed(frames);
         }
     }
 
@@ -112,22 +112,22 @@ impl FrameAllocator<'_> {
 
     /// The marks of a zone.
     pub fn watermarks(&self, zone: ZoneId) -> Watermarks {
-        self.zones[zone.index()].marks()
+        self.zone(zone).marks()
     }
 
     /// Replaces the marks of a zone.
     pub fn set_watermarks(&self, zone: ZoneId, marks: Watermarks) {
-        self.zones[zone.index()].set_marks(marks);
+        self.zone(zone).set_marks(marks);
     }
 
     /// Whole blocks that movable order-0 requests leave in a zone.
     pub fn reserve_blocks(&self, zone: ZoneId) -> u32 {
-        self.zones[zone.index()].reserve
+        self.zone(zone).reserve
     }
 
     /// The zone's name.
     pub fn zone_name(&self, zone: ZoneId) -> &'static str {
-        self.zones[zone.index()].name
+        self.zone(zone).name
     }
 
     /// Frames by class. Walks all ledgers.
@@ -145,7 +145,7 @@ impl FrameAllocator<'_> {
     }
 
     fn words(&self, block: BlockId) -> [u64; 8] {
-        core::array::from_fn(|word| self.fields[block.index()].0[word].load(Ordering::Relaxed))
+        core::array::from_fn(|word| self.field(block).0[word].load(Ordering::Relaxed))
     }
 
     /// Maximal aligned free runs of order 0 to 10 in open blocks, as `/proc/buddyinfo` counts them. Walks all blocks.
@@ -186,17 +186,17 @@ impl FrameAllocator<'_> {
         let mut info = PageTypeInfo::default();
         for block in self.blocks() {
             let ledger = self.ledger(block);
-            let row = ledger.migratetype() as usize;
-            info.blocks[row] += 1;
+            let own = ledger.migratetype() as usize;
+            info.blocks[own] += 1;
             match ledger.state() {
                 BlockState::Isolated => info.isolated += 1,
                 BlockState::Huge => info.huge += 1,
                 _ if ledger.counts_as_whole() => {
                     info.whole += 1;
-                    info.free[row][9] += 1;
+                    info.free[own][9] += 1;
                 }
                 BlockState::Open | BlockState::Spare => {
-                    count_runs(&self.words(block), &mut info.free[row]);
+                    count_runs(&self.words(block), &mut info.free[own]);
                 }
             }
             info.hybrid += u32::from(self.is_hybrid(block));

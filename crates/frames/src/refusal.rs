@@ -6,7 +6,7 @@
 
 use crate::{
     BlockId, BlockState, FrameAllocator, FrameState, IsolatedBlock, Ledger, Pfn, Refusal, ZoneId,
-    allocator::info_word, place::REFUSED_ROW, sync::Ordering,
+    allocator::info_word, place::REFUSED_BUCKET, position::FrameIndex, sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
@@ -83,7 +83,7 @@ impl FrameAllocator<'_> {
 
     /// Forgives a refused block if the frame that stood in the way is among those that were just freed or recounted in it.
     #[cold]
-    pub(crate) fn forgive_offender(&self, block: BlockId, frames: &[u32]) {
+    pub(crate) fn forgive_offender(&self, block: BlockId, frames: &[FrameIndex]) {
         let offender = self
             .offender(block)
             .and_then(|frame| self.frame_index(frame));
@@ -99,9 +99,9 @@ impl FrameAllocator<'_> {
         refusal: Refusal,
         start: BlockId,
     ) -> impl Iterator<Item = BlockId> + '_ {
-        self.zones[zone.index()]
+        self.zone(zone)
             .by_cost
-            .blocks(REFUSED_ROW + refusal as usize, start.index())
+            .blocks(REFUSED_BUCKET + refusal as usize, start)
     }
 
     /// The note of `block`: a word for whoever compacts, 0 at first.

@@ -63,6 +63,11 @@ impl AllocRequest {
         Self::new(Order::HUGE, FrameClass::Movable)
     }
 
+    /// Whether it leaves the whole-block reserve alone.
+    pub(crate) const fn spares_reserve(&self) -> bool {
+        self.class.is_movable() && !self.break_reserve
+    }
+
     /// The same, leaving `watermark`.
     pub const fn with_watermark(mut self, watermark: Watermark) -> Self {
         self.watermark = watermark;
