@@ -122,15 +122,11 @@ impl FrameAllocator<'_> {
         }
         let zone = self.zone(id);
         let index = &zone.by_room;
+        // The home is the first block of a group: what is found is from there on, or else anywhere.
         let home = guard.slot.home(id);
         let (first, mut bits) = index
             .group(WHOLE_BUCKET, home)
             .or_else(|| index.group(WHOLE_BUCKET, zone.first))?;
-        // From the home on, if there are any: those below it are the last that this CPU comes to.
-        let below = home.index().saturating_sub(first.index());
-        if bits >> below != 0 {
-            bits &= u64::MAX << below;
-        }
         let (mut blocks, mut count, mut mask) = ([BlockId::new(0); BATCH], 0, 0u64);
         while bits != 0 && count < want {
             let bit = bits.trailing_zeros();

@@ -144,6 +144,28 @@ fn each_cpu_keeps_spare_blocks_of_its_own_part() {
     });
 }
 
+/// Its own part of the zone is the upper half, where nothing is whole.
+#[test]
+fn a_cpu_keeps_spare_blocks_of_another_part_if_its_own_has_none() {
+    let ranges = [blocks(0..128)];
+    let zones = [zone(&ranges)];
+    let config = Config {
+        zones: &zones,
+        cpus: 2,
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        let upper = Pfn::new(64 * BLOCK);
+        frames
+            .alloc_at(A, upper, 64 * FRAMES_PER_BLOCK, AllocRequest::movable())
+            .expect("free memory");
+        let huge = frames.alloc(B, AllocRequest::huge()).expect("64 are whole");
+        assert_eq!(huge, Pfn::new(0));
+        let spare = |block: &BlockId| frames.ledger(*block).state() == BlockState::Spare;
+        assert!(frames.blocks().any(|block| spare(&block)));
+    });
+}
+
 #[test]
 fn a_hole_costs_nothing() {
     const TIB: u64 = 1 << 28;
