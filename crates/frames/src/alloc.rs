@@ -9,10 +9,11 @@ use crate::{
 impl FrameAllocator<'_> {
     /// Takes 2^order frames; they come in state *Allocated*, without an owner.
     ///
-    /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, without writing a
-    /// word that another CPU uses; class [`FrameClass::Balloon`] bypasses the cache. Before a request is refused, all CPUs'
-    /// caches are emptied and it is tried once more. Of several refused requests of more than one frame in a row not all do
-    /// that: a requester that asks in vain again and again must not empty the caches of the others each time.
+    /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, and no word
+    /// is written that another CPU uses. Class [`FrameClass::Balloon`] bypasses the cache. Before a request is refused,
+    /// all CPUs' caches are emptied and it is tried once more. If several requests for more than one frame are refused
+    /// in a row, not all of them do that: a requester that keeps failing must not empty the caches of the others each
+    /// time.
     ///
     /// # Errors
     ///
@@ -117,7 +118,7 @@ impl FrameAllocator<'_> {
 
     /// Fills the CPU's empty cache with a word's worth of frames and hands one out.
     ///
-    /// The lock is held from the taking to the caching: an isolator that comes between waits for it, and finds them.
+    /// The lock is held from taking to caching: an isolator that comes in between waits for it and finds the frames.
     fn refill(
         &self,
         cpu: CpuId,
@@ -128,8 +129,8 @@ impl FrameAllocator<'_> {
         guard.note_block(taken.block);
         let cache = guard.cache(request.class.migratetype());
         let first = taken.block.first_frame();
-        // The last word is kept as a mask; what comes from the words before it, where a block is nearly full, goes to the ring,
-        // highest first, since the newest is handed out first.
+        // The last word is kept as a mask; what comes from the words before it, where a block is nearly full, goes to
+        // the ring, highest first, since the newest is handed out first.
         let mut filled = false;
         for (number, &mask) in taken.masks.iter().enumerate().rev() {
             let base = first.plus(number as u32 * 64);
@@ -152,7 +153,7 @@ impl FrameAllocator<'_> {
         frame.ok_or(AllocError::Fragmented)
     }
 
-    /// Takes up to `max` frames out of one block after the rules of placement and fallback.
+    /// Takes up to `max` frames out of one block, by the ladder.
     fn gather(
         &self,
         cpu: CpuId,
@@ -189,8 +190,8 @@ impl FrameAllocator<'_> {
         Ok(first)
     }
 
-    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or nothing: a
-    /// part that is given back at once would be missed by others meanwhile.
+    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or
+    /// nothing: a part that is given back at once would be missed by others meanwhile.
     pub(crate) fn run_booked(
         &self,
         cpu: CpuId,

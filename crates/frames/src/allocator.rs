@@ -1,4 +1,4 @@
-//! The allocator itself: its parts, and how it is made.
+//! The allocator itself: its parts, and its making.
 
 use crate::{
     BlockId, Config, ConfigError, CostFn, CpuId, Fallback, Interrupts, Placement, ZoneId,
@@ -15,13 +15,13 @@ use crate::{
 
 /// A page-frame allocator over memory that it never touches: it deals in numbers.
 ///
-/// All methods may be called from many CPUs at once. Those that take a [`CpuId`] expect the one that the caller runs on; two
-/// callers that give the same one are safe and slow.
+/// All methods may be called from many CPUs at once. Those that take a [`CpuId`] expect the one that the caller runs
+/// on; two callers that give the same one are safe and slow.
 ///
 /// # Panics
 ///
-/// A frame number outside of the allocator's memory never panics. A CPU, zone or block that the allocator does not have is an
-/// error of the caller: methods that look it up in a table panic. [`has_block`](Self::has_block) tests a block.
+/// A frame number outside of the allocator's memory never panics. A CPU, zone or block that the allocator does not have
+/// is an error of the caller: methods that look it up in a table panic. [`has_block`](Self::has_block) tests a block.
 #[derive(Debug)]
 pub struct FrameAllocator<'m> {
     records: &'m [Record],
@@ -65,8 +65,8 @@ pub(crate) mod info_word {
 const _: () = assert!(MAX_ZONES <= info_word::ZONE_MASK as usize + 1);
 
 impl<'m> FrameAllocator<'m> {
-    /// How much metadata memory [`new`](Self::new) needs for `config`, in bytes, alignment included. It grows with the memory
-    /// and not with the holes in it.
+    /// How much metadata memory [`new`](Self::new) needs for `config`, in bytes, alignment included. It grows with the
+    /// memory and not with the holes in it.
     ///
     /// # Errors
     ///
@@ -75,7 +75,8 @@ impl<'m> FrameAllocator<'m> {
         Ok(config.sizes()?.bytes())
     }
 
-    /// An allocator for the frames of `config`, all free but the reserved ones. Old contents of `metadata` do not matter.
+    /// An allocator for the frames of `config`, all free but the reserved ones. Old contents of `metadata` do not
+    /// matter.
     ///
     /// # Errors
     ///
@@ -123,7 +124,7 @@ impl<'m> FrameAllocator<'m> {
     /// The zone of `block`.
     #[inline]
     pub fn zone_of_block(&self, block: BlockId) -> ZoneId {
-        // Relaxed: set before anybody knows the block.
+        // Relaxed: set before the block is published.
         let info = self.record(block).info.load(Ordering::Relaxed);
         ZoneId::new((info >> info_word::ZONE & info_word::ZONE_MASK) as u8)
     }
@@ -188,8 +189,9 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
-    /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. The lock is contended only by isolation, by
-    /// a drain, by a request that wants the CPU's spare blocks, and by a thread that migrates to another CPU.
+    /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. The lock is contended only by
+    /// isolation, by a drain, by a request that wants the CPU's spare blocks, and by a thread that migrates to another
+    /// CPU.
     pub(crate) fn lock(&self, cpu: CpuId) -> CpuGuard<'m> {
         self.lock_slot(&self.cpus[cpu.index()])
     }
@@ -205,14 +207,14 @@ impl<'m> FrameAllocator<'m> {
         slot.lock(self.interrupts)
     }
 
-    /// The tally of `block`: a word for the reclaimer's use, 0 at first. It may hold, for example, how many frames are old or
-    /// dirty, and whether the host backs the block. The allocator reads it only through [`Config::cost`].
+    /// The tally of `block`: a word for the reclaimer's use, 0 at first. It may hold, for example, how many frames are
+    /// old or dirty, and whether the host backs the block. The allocator reads it only through [`Config::cost`].
     pub fn block_tally(&self, block: BlockId) -> u64 {
-        // Relaxed: a hint that nothing else hangs on.
+        // Relaxed: a hint; nothing depends on it.
         self.record(block).tally.load(Ordering::Relaxed)
     }
 
-    /// Replaces the tally of `block` and files the block anew by what it costs now.
+    /// Replaces the tally of `block` and files the block by its new cost.
     pub fn set_block_tally(&self, block: BlockId, tally: u64) {
         // Relaxed: the fence in `refile_by_cost` orders it.
         self.record(block).tally.store(tally, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! What all requests do alike: try the zones in order, book frames at a zone's sums, look for them, and return what was not
-//! taken.
+//! What all requests do alike: try the zones in order, book frames at a zone's sums, look for them, and return what was
+//! not taken.
 
 use crate::{AllocError, FrameAllocator, ZoneId, cpu::CpuGuard, sums::Booking};
 
@@ -36,7 +36,8 @@ impl FrameAllocator<'_> {
         Err(error)
     }
 
-    /// Books frames, lets `take` take up to as many (it gives how many), and returns the rest. Gives how many were taken.
+    /// Books frames, lets `take` take up to as many (it gives how many), and returns the rest. Gives how many were
+    /// taken.
     ///
     /// # Errors
     ///

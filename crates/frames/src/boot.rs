@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl FrameAllocator<'_> {
-    /// Lays out the segments, then frees what the zones hold and nobody reserved.
+    /// Lays out the segments, then frees what the zones hold and what is not reserved.
     #[inline(never)]
     pub(crate) fn populate(&self, config: &Config<'_>) {
         let mut count = 0;
@@ -65,7 +65,7 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Blocks that may be added later: nothing in them is free, and nobody can name a frame of theirs.
+    /// Writes the tables of blocks that may be added later: nothing in them is free.
     fn absent_blocks(&self, id: ZoneId) {
         let zone = self.zone(id);
         let later = zone.capacity - zone.present();
@@ -80,8 +80,8 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Writes the ledgers of `blocks` from their fields, and the state words of what is not free. Their other words are zero.
-    /// Gives how many free frames and whole blocks they have.
+    /// Writes the ledgers of `blocks` from their fields, and the state words of what is not free. Their other words are
+    /// zero. Gives how many free frames and whole blocks they have.
     pub(crate) fn prepare_blocks(
         &self,
         zone: ZoneId,
@@ -120,8 +120,8 @@ impl FrameAllocator<'_> {
         [frames, whole]
     }
 
-    /// Counts and files blocks that were prepared: from here on requests find them. They may have changed since they were
-    /// published, by whoever knows their numbers, so `counts` are those of their preparation.
+    /// Counts and files blocks that were prepared: from here on requests find them. They may have changed since they
+    /// were published, by whoever knows their numbers, so `counts` are those of their preparation.
     pub(crate) fn open_blocks(
         &self,
         id: ZoneId,
@@ -139,8 +139,8 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Gives each CPU a place of its own in each zone to begin its search for whole blocks: a group of the index, as far as there
-    /// are enough.
+    /// Gives each CPU its home in each zone, where its search for whole blocks begins: a group of the index of its own,
+    /// if there are enough.
     pub(crate) fn spread_cpus(&self) {
         for id in self.zones() {
             let zone = self.zone(id);

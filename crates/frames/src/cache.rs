@@ -1,8 +1,8 @@
 //! A CPU's cache of single frames for one migratetype.
 //!
-//! Frames that were freed lie in a ring: the newest is handed out first, the oldest given back first. Frames that came by a
-//! refill all belong to one word of a field, so a mask of them is enough; they are handed out, lowest first, when the ring is
-//! empty. All methods are for the holder of the CPU's lock, unless they say otherwise.
+//! Frames that were freed lie in a ring: the newest is handed out first, the oldest given back first. Frames that came
+//! by a refill all belong to one word of a field, so a mask of them is enough; they are handed out, lowest first, when
+//! the ring is empty. All methods are for the holder of the CPU's lock, unless they say otherwise.
 
 use crate::{
     BlockId,
@@ -84,8 +84,8 @@ impl TypeCache {
         )
     }
 
-    /// Frames in the cache. Without the lock a hint: the ends are read one after the other, so that what changes in between is
-    /// bounded.
+    /// Frames in the cache. Without the lock a hint: the ends are read one after the other, so that what changes in
+    /// between is bounded.
     pub fn len(&self) -> usize {
         let (oldest, newest) = self.ends();
         let ring = newest.wrapping_sub(oldest).min(CACHE_FRAMES) as usize;
@@ -121,7 +121,8 @@ impl TypeCache {
         true
     }
 
-    /// Makes `left` of the word that begins with frame `base` what a refill brought. Nothing may be left of the refill before.
+    /// Makes `left` of the word that begins with frame `base` what a refill brought. Nothing may be left of the refill
+    /// before.
     pub fn fill(&self, base: FrameIndex, left: u64) {
         debug_assert_eq!(self.word().1, 0, "only an empty cache is refilled");
         self.base.store(base.get(), Ordering::Relaxed);
@@ -156,8 +157,8 @@ impl TypeCache {
         count
     }
 
-    /// Takes up to [`BATCH`] frames for which `wanted` holds out of the cache; gives how many. `wanted` decides by the frame's
-    /// block: the frames of the word go together.
+    /// Takes up to [`BATCH`] frames for which `wanted` holds out of the cache; gives how many. `wanted` decides by the
+    /// frame's block: the frames of the word go together.
     #[inline(never)]
     pub fn extract(
         &self,

@@ -1,7 +1,8 @@
-//! Changing a block: its ledger in one atomic step, its field beside it, and what follows for the indexes and the sums.
+//! Changing a block: its ledger in one atomic step, then its field, the indexes and the sums.
 //!
-//! Who takes frames lowers the ledger first and then clears as many bits; who gives some back sets the bits first and then
-//! raises the ledger. So there are always at least as many bits as the ledger says, and whoever lowered it finds its own.
+//! To take frames, the ledger is lowered first and then as many bits are cleared; to give some back, the bits are set
+//! first and then the ledger is raised. So at least as many bits are set as the ledger counts, and a taker that lowered
+//! it finds its bits.
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Ledger, Migratetype, Order,
@@ -57,7 +58,7 @@ pub(crate) struct Want {
     /// Frames at most.
     pub max: usize,
     pub source: Source,
-    /// What the block serves from now on, if that changes.
+    /// The block's new type, if it changes.
     pub retype: Option<Migratetype>,
 }
 
@@ -116,12 +117,12 @@ impl FrameAllocator<'_> {
     /// The ledger of `block` as it is now.
     #[inline]
     pub fn ledger(&self, block: BlockId) -> Ledger {
-        // Acquire: pairs with the release of `change`; who sees frames freed sees their bits.
+        // Acquire: pairs with the release of `change`. A reader that sees frames freed sees their bits.
         Ledger::from_bits(self.ledger_word(block).load(Ordering::Acquire))
     }
 
-    /// Changes a ledger in one atomic step, keeps the indexes and the sum of whole blocks. The sum of free frames is the
-    /// caller's, who may have booked them before.
+    /// Changes a ledger in one atomic step, and updates the indexes and the sum of whole blocks. The sum of free frames
+    /// is left to the caller, which may have booked them before.
     pub(crate) fn change(
         &self,
         block: BlockId,
@@ -144,8 +145,8 @@ impl FrameAllocator<'_> {
         loop {
             let old = Ledger::from_bits(now);
             let new = change(old).ok_or(old)?.bumped();
-            // AcqRel: a taker sees the bits that freers set before they raised the count (their release), and the other way
-            // round.
+            // AcqRel: a taker sees the bits that freers set before they raised the count (their release), and the other
+            // way round.
             let bits = new.into_bits();
             match word.compare_exchange_weak(now, bits, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(Change { old, new }),
@@ -154,7 +155,7 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// What follows from a change.
+    /// Updates the indexes and the sum of whole blocks after a change.
     pub(crate) fn changed(&self, block: BlockId, guard: Option<&CpuGuard<'_>>, done: Change) {
         let Change { old, new } = done;
         let whole = i64::from(new.counts_as_whole()) - i64::from(old.counts_as_whole());
@@ -164,8 +165,8 @@ impl FrameAllocator<'_> {
         self.reindex(block, guard, old, new);
     }
 
-    /// Takes what is wanted of `block`, as single frames, if it serves. The frames' words are untouched, and the zone's free
-    /// frames are the caller's to book.
+    /// Takes what is wanted of `block`, as single frames, if it serves. The frames' words are untouched, and the zone's
+    /// free frames are the caller's to book.
     #[inline(never)]
     pub(crate) fn take_from(
         &self,
@@ -189,7 +190,8 @@ impl FrameAllocator<'_> {
         true
     }
 
-    /// Takes all that is wanted of `block`, as frames in a row that begin at a multiple of 2^`align` frames; gives the first.
+    /// Takes all that is wanted of `block`, as frames in a row that begin at a multiple of 2^`align` frames; gives the
+    /// first.
     pub(crate) fn take_run_from(
         &self,
         block: BlockId,
@@ -197,7 +199,7 @@ impl FrameAllocator<'_> {
         align: Order,
     ) -> Option<FrameIndex> {
         let (field, count) = (self.field(block), want.max);
-        // A look first: who lowers the ledger in vain hides frames from others for a moment.
+        // A look first: a ledger that is lowered in vain hides frames from others for a moment.
         let span = if count == align.frames() && align < Order::HUGE {
             has_run(field, align.get()).then_some(None)
         } else {
@@ -217,7 +219,8 @@ impl FrameAllocator<'_> {
         Some(block.first_frame().plus(at))
     }
 
-    /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Pays in what the zones gained.
+    /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Pays in what the zones
+    /// gained.
     ///
     /// A bit that is set already means that two CPUs freed the frame at once: it is counted once, and as a double free.
     pub(crate) fn put_into_field(
@@ -251,9 +254,9 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Sets the bits of `mask` in a word of the field; gives how many were clear before, which should be all.
+    /// Sets the bits of `mask` in a word of the field; gives how many were clear before (normally all).
     pub(crate) fn set_bits(&self, block: BlockId, word: usize, mask: u64) -> u16 {
-        // Release, and before the ledger: who lowers the ledger next finds the bits.
+        // Release, and before the ledger: the CPU that lowers the ledger next finds the bits.
         let old = self.field(block).0[word].fetch_or(mask, Ordering::AcqRel);
         if old & mask != 0 {
             self.freed_twice((old & mask).count_ones());
@@ -261,8 +264,8 @@ impl FrameAllocator<'_> {
         (mask & !old).count_ones() as u16
     }
 
-    /// Raises the ledger for `count` frames whose bits were set, and forgives the block if the one that stood in the way of its
-    /// evacuation is among `frames`. Gives by how much the zone's free frames grew.
+    /// Raises the ledger for `count` frames whose bits were set, and forgives the block if its offender is among
+    /// `frames`. Gives by how much the zone's free frames grew.
     pub(crate) fn raise(
         &self,
         block: BlockId,
@@ -281,8 +284,9 @@ impl FrameAllocator<'_> {
         change.freed()
     }
 
-    /// Gives back a share of the ledger whose bits could not be taken, or are set again. The booking of the zone's free frames
-    /// stays the caller's, also if the block was isolated meanwhile: then the frames count when it is opened again, not now.
+    /// Gives back a share of the ledger whose bits could not be taken, or are set again. The booking of the zone's free
+    /// frames stays the caller's, also if the block was isolated meanwhile: then the frames count when it is opened
+    /// again, not now.
     #[cold]
     pub(crate) fn give_share_back(&self, block: BlockId, class: FrameClass, count: u16) {
         let given = self.change(block, None, &|ledger| Some(ledger.given(class, count)));

@@ -1,4 +1,4 @@
-//! What an allocator is made of: zones, watermarks, reserved ranges, policies.
+//! The configuration of an allocator: zones, watermarks, reserved ranges, policies.
 
 use core::ops::Range;
 
@@ -24,7 +24,7 @@ pub struct ZoneConfig<'a> {
     pub ranges: &'a [Range<Pfn>],
     /// Marks in frames.
     pub watermarks: Watermarks,
-    /// Whole free blocks that movable order-0 requests leave alone; 0 turns the rule off.
+    /// Whole free blocks that movable order-0 requests leave (the whole-block reserve); 0 turns it off.
     pub reserve_blocks: u32,
 }
 
@@ -42,7 +42,8 @@ pub enum Placement {
 pub enum Fallback {
     /// Take frames from the movable block with most of them free (Linux's way).
     Steal,
-    /// Fail with [`AllocError::Fragmented`](crate::AllocError::Fragmented); the caller evacuates a block and asks again.
+    /// Fail with [`AllocError::Fragmented`](crate::AllocError::Fragmented); the caller evacuates a block and asks
+    /// again.
     Evacuate,
 }
 
@@ -50,13 +51,13 @@ pub enum Fallback {
 /// [tally](crate::FrameAllocator::block_tally), and from nothing else. Called at each change of a ledger.
 pub type CostFn = fn(Ledger, u64) -> u32;
 
-/// Everything that makes an allocator.
+/// The configuration of an allocator.
 ///
 /// ```
 /// use dirigible_frames::{Config, Fallback};
 ///
 /// let config = Config { cpus: 4, fallback: Fallback::Steal, ..Config::default() };
-/// assert!(config.zones.is_empty(), "zones are the least that is still to be said");
+/// assert!(config.zones.is_empty(), "zones have no default");
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
@@ -68,14 +69,14 @@ pub struct Config<'a> {
     pub cpus: u16,
     /// Where movable requests go.
     pub placement: Placement,
-    /// What requests for immovable memory do in need.
+    /// What requests for immovable memory do when their own blocks are full.
     pub fallback: Fallback,
-    /// Whole pageblocks by which each zone may grow later, in the order of the zones; none for those that are not named. See
-    /// [`add_range`](crate::FrameAllocator::add_range).
+    /// Whole pageblocks by which each zone may grow later, in the order of the zones; zones that are not listed cannot
+    /// grow. See [`add_range`](crate::FrameAllocator::add_range).
     pub later: &'a [u32],
-    /// Who masks interrupts while a CPU's own tables are in use; needed where handlers allocate or free.
+    /// How to mask interrupts while a CPU's own tables are in use; needed where interrupt handlers allocate or free.
     pub interrupts: Option<&'static dyn Interrupts>,
-    /// What emptying a block costs; `None`: a movable frame one, a balloon frame an eighth.
+    /// What emptying a block costs. By default a movable frame costs 1, a balloon frame an eighth.
     pub cost: Option<CostFn>,
 }
 
@@ -102,7 +103,7 @@ pub const MAX_BLOCKS: u64 = (1 << 23) - 1;
 // Frames are counted in 32 bits, the end of the last block included.
 const _: () = assert!(MAX_BLOCKS * FRAMES_PER_BLOCK as u64 <= u32::MAX as u64);
 
-/// A configuration that no allocator can be made of. All of them are the caller's to mend.
+/// What is wrong with a configuration. All of it is an error of the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {

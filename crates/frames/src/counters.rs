@@ -13,7 +13,7 @@ pub struct Events<'a> {
 impl Events<'_> {
     /// Counts `event` `times` times on `cpu`.
     ///
-    /// [`Event::PgAlloc`] and [`Event::PgFree`] are the allocator's own.
+    /// [`Event::PgAlloc`] and [`Event::PgFree`] are counted by the allocator alone.
     #[inline]
     pub fn add(&self, cpu: CpuId, event: Event, times: u64) {
         // Relaxed: counters order nothing.

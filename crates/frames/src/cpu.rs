@@ -1,8 +1,8 @@
-//! What each CPU has to itself, behind a lock that is normally free.
+//! What belongs to one CPU, behind a lock that is normally free.
 //!
-//! The first cache line holds the lock and everything that others look at; with the lock held all of it is changed by plain
-//! loads and stores. The lock is a leaf: its holder takes no other. Interrupts are masked while it is held, so that a handler
-//! that allocates or frees never waits for the code that it interrupted.
+//! The first cache line holds the lock and everything that other CPUs read. The lock's holder changes all of it by
+//! plain loads and stores. The lock is a leaf: its holder takes no other. Interrupts are masked while it is held, so
+//! that a handler that allocates or frees never waits for the code that it interrupted.
 
 use crate::{
     BlockId, Event, Interrupts, Migratetype, ZoneId,
@@ -36,10 +36,11 @@ pub(crate) struct CpuSlot {
     /// By zone: what the CPU changed in the sums of free frames and of whole blocks, signed; see [`sums`](crate::sums).
     delta: [AtomicU32; MAX_ZONES],
     whole: [AtomicU32; MAX_ZONES],
-    /// Refused requests of several frames that may still pass without a drain, and how many passed the last time.
+    /// How many more refused requests for several frames may pass without a drain, and how many passed the last time.
     pub skip: AtomicU32,
     pub skipped: AtomicU32,
-    /// Where the CPU begins to look for whole free blocks of each zone, so that two do not walk the same cache lines.
+    /// Where the CPU begins to look for whole free blocks of each zone, so that two CPUs do not walk the same cache
+    /// lines.
     home: [AtomicU32; MAX_ZONES],
     pad: [u32; 12],
     pub events: [AtomicU64; COUNTERS],
@@ -80,7 +81,7 @@ impl Default for CpuSlot {
 }
 
 impl CpuSlot {
-    /// Masks the interrupts of the CPU that calls, if `interrupts` tells how, and waits for the lock.
+    /// Masks the interrupts of the CPU that calls, by `interrupts` if given, and waits for the lock.
     #[inline]
     pub fn lock(&self, interrupts: Option<&'static dyn Interrupts>) -> CpuGuard<'_> {
         let masked = interrupts.map(|interrupts| (interrupts, interrupts.mask()));
@@ -152,12 +153,12 @@ impl CpuSlot {
         self.caches.iter().map(TypeCache::len).sum::<usize>() as u64
     }
 
-    /// Whether nothing that the CPU keeps can be of the blocks of `residues` (bit n: their number ends in n). Before the call the
-    /// caller publishes, by a sequentially consistent step, what later holders of the lock must see.
+    /// Whether nothing that the CPU keeps can be of the blocks of `residues` (bit n: their number ends in n). Before
+    /// the call the caller publishes, by a sequentially consistent step, what later holders of the lock must see.
     ///
-    /// Dekker's argument with [`lock`](Self::lock): this side has published, then reads the lock; the other has taken the lock,
-    /// then reads what was published. At least one sees the other. So if the lock looks free here, whoever takes it later sees
-    /// what was published, and the filter, published by the last release of the lock, is complete.
+    /// Dekker's argument with [`lock`](Self::lock): this side has published, then reads the lock; the other has taken
+    /// the lock, then reads what was published. At least one sees the other. So if the lock looks free here, whoever
+    /// takes it later sees what was published, and the filter, published by the last release of the lock, is complete.
     pub fn is_clear_of(&self, residues: u64) -> bool {
         self.lock.load(Ordering::SeqCst) == 0 && self.is_clear_of_by_filter(residues)
     }
@@ -172,14 +173,14 @@ impl CpuSlot {
         self.lock.load(Ordering::Acquire) != 0
     }
 
-    /// Whether a drain would find nothing to do, as far as can be told without the lock.
+    /// Whether a drain would find nothing to do, as far as it shows without the lock.
     pub fn is_drained(&self) -> bool {
         let nothing = |parts: &[AtomicU32]| parts.iter().all(|p| p.load(Ordering::Acquire) == 0);
         self.is_clear_of(u64::MAX)
             && self.spare_count.load(Ordering::Acquire) == 0
             && nothing(&self.delta)
             && nothing(&self.whole)
-            // Once more: what somebody is just giving back is in none of these, and not yet anywhere else.
+            // Once more: what a holder of the lock is just giving back is in none of these, and not yet anywhere else.
             && !self.is_locked()
     }
 }
@@ -190,7 +191,7 @@ pub(crate) fn residue(block: BlockId) -> u64 {
     1 << (block.index() % 64)
 }
 
-/// The right to use what a CPU has to itself.
+/// The right to use what belongs to a CPU.
 #[derive(Debug)]
 pub(crate) struct CpuGuard<'a> {
     pub slot: &'a CpuSlot,

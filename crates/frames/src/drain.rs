@@ -12,8 +12,8 @@ use crate::{
 const MAX_SKIP: u32 = 63;
 
 impl FrameAllocator<'_> {
-    /// Empties all CPUs' caches into the blocks, ends what they refill from, and adds up the sums. CPUs that keep nothing are
-    /// skipped without their lock.
+    /// Empties all CPUs' caches into the blocks, ends what they refill from, and adds up the sums. CPUs that keep
+    /// nothing are skipped without their lock.
     pub fn drain_cpu_caches(&self) {
         for slot in self.cpus {
             if slot.is_drained() {
@@ -32,11 +32,11 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Makes an attempt, which gives whether it succeeded, and if it failed another one after the caches were emptied. Gives
-    /// whether one succeeded.
+    /// Makes an attempt, which gives whether it succeeded, and if it failed another one after the caches were emptied.
+    /// Gives whether one succeeded.
     ///
-    /// A `limited` request, one for several frames, does not drain each time when several are refused in a row: then only the
-    /// spare blocks come back, if there are any.
+    /// A `limited` request, one for several frames, does not drain each time when several are refused in a row: then
+    /// only the spare blocks come back, if there are any.
     pub(crate) fn with_drain(
         &self,
         cpu: CpuId,
@@ -61,7 +61,7 @@ impl FrameAllocator<'_> {
         done
     }
 
-    /// Whether a refused request for several frames on `cpu` may drain: of several refused in a row not each.
+    /// Whether a refused request for several frames on `cpu` may drain; not each of several in a row may.
     fn may_drain(&self, cpu: CpuId) -> bool {
         let guard = self.lock(cpu);
         let skip = guard.slot.skip.load(Ordering::Relaxed);
@@ -72,7 +72,8 @@ impl FrameAllocator<'_> {
         skip == 0
     }
 
-    /// After a drain for such a request: how many may pass before the next one doubles while it does not help.
+    /// After a drain for such a request: while drains do not help, the number of requests that pass before the next one
+    /// doubles.
     fn drained_for(&self, cpu: CpuId, helped: bool) {
         let guard = self.lock(cpu);
         let skipped = guard.slot.skipped.load(Ordering::Relaxed);
@@ -106,8 +107,8 @@ impl FrameAllocator<'_> {
         self.put_into_field(frames, class, Some(guard));
     }
 
-    /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches, and ends refills from these blocks. The
-    /// isolation must have been published by a sequentially consistent step.
+    /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches, and ends refills from these
+    /// blocks. The isolation must have been published by a sequentially consistent step.
     pub(crate) fn uncache_blocks(&self, blocks: &[BlockId]) {
         // After the blocks' ledgers, and before the locks are looked at.
         fence(Ordering::SeqCst);
@@ -144,8 +145,8 @@ impl FrameAllocator<'_> {
 
     /// Whether the frame must not be cached. Called with the CPU's lock held.
     ///
-    /// An isolator counts the block first, changes the ledger, then looks at each CPU. The cache of a CPU that has the lock
-    /// before that is emptied; a CPU that gets it afterwards sees the count, see
+    /// An isolator counts the block first, changes the ledger, then looks at each CPU. The cache of a CPU that has the
+    /// lock before that is emptied; a CPU that gets it afterwards sees the count, see
     /// [`CpuSlot::is_clear_of`](crate::cpu::CpuSlot::is_clear_of).
     #[inline]
     pub(crate) fn in_isolated_block(&self, frame: FrameIndex) -> bool {

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl FrameAllocator<'_> {
-    /// What compaction pays for `block`.
+    /// What emptying `block` costs.
     #[inline]
     pub(crate) fn cost_of(&self, block: BlockId, ledger: Ledger) -> usize {
         self.cost_with(ledger, self.block_tally(block))
@@ -51,7 +51,8 @@ impl FrameAllocator<'_> {
         if from != to {
             self.move_by_room(block, guard, from, to);
         } else {
-            // Whoever changed the ledger before may not have filed the block yet, and the caller must find what it freed.
+            // Whoever changed the ledger before may not have filed the block yet, and the caller must find what it
+            // freed.
             zone.by_room
                 .ensure(block, to, &|| room_place(self.ledger(block)));
         }
@@ -76,7 +77,7 @@ impl FrameAllocator<'_> {
             self.zone_at(block).by_cost.moved(block, from, to, &wanted);
         }
         if self.cost.is_some() && self.block_tally(block) != tally {
-            // The block may have been filed by either tally.
+            // The block may be filed by either tally.
             self.refile_by_cost(block);
         }
     }
@@ -107,8 +108,8 @@ impl FrameAllocator<'_> {
         self.end_move(zone, guard);
     }
 
-    /// Moves a block that a search found in bucket `found` of the room index, if its ledger wants it elsewhere: whoever changed
-    /// the ledger has not filed it yet.
+    /// Moves a block that a search found in bucket `found` of the room index, if its ledger wants it elsewhere: whoever
+    /// changed the ledger has not filed it yet.
     pub(crate) fn refile(&self, block: BlockId, found: usize) {
         let (found, right) = (Place::bucket(found), room_place(self.ledger(block)));
         if found != right {
@@ -116,7 +117,8 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Before the bitmaps of the room index change. Relaxed: who sees a change of them, by its acquire, sees this.
+    /// Before the bitmaps of the room index change. Relaxed: a reader that sees a change of them, by its acquire, sees
+    /// this.
     #[inline]
     pub(crate) fn begin_move(&self, zone: ZoneId, guard: Option<&CpuGuard<'_>>) {
         match guard {
@@ -140,7 +142,7 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Moves of blocks in the room index that were begun, of the zone and by those who hold a CPU's lock.
+    /// Moves of blocks in the room index that were begun, counted at the zone and at the CPUs.
     pub(crate) fn moves_begun(&self, zone: ZoneId) -> u32 {
         let own = self.zone(zone).share.begun.load(Ordering::Relaxed) as u32;
         self.cpus

@@ -10,9 +10,9 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already. Of two CPUs that free
-    /// the same allocation in the same moment both may be told that they did; [`verify`](Self::verify) reports it while one of
-    /// the two lies in a CPU's cache.
+    /// See [`FreeError`]: a second free is detected unless the frame already has a new holder. If two CPUs free the
+    /// same allocation at the same moment, both may succeed; [`verify`](Self::verify) reports it while one of the two
+    /// is in a CPU's cache.
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let frame = self
             .frame_index_inline(pfn)
@@ -21,7 +21,7 @@ impl FrameAllocator<'_> {
             return self.free_large(cpu, pfn, frame, order);
         }
         let descriptor = self.descriptor_at(frame);
-        // It comes while the lock is taken, which waits for everything before it.
+        // The line arrives while the lock is taken, which waits for everything before it.
         dirigible_prefetch::for_write(descriptor.word);
         let guard = self.lock_inline(cpu);
         let word = descriptor.load();
@@ -46,8 +46,8 @@ impl FrameAllocator<'_> {
         Ok(())
     }
 
-    /// Takes an allocation of `order` from its holder, in one atomic step: of two that free the same frame at once, one fails.
-    /// Gives its class.
+    /// Takes an allocation of `order` from its holder, in one atomic step: of two that free the same frame at once, one
+    /// fails. Gives its class.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// The first frame that is not the caller's; those before it are free, those after it are not.
+    /// Names the first frame that is not the caller's; those before it are free, those from it on are not.
     pub fn free_bulk(&self, cpu: CpuId, pfns: &[Pfn]) -> Result<(), FreeError> {
         let mut bulk = Bulk::new(self);
         let mut result = Ok(());

@@ -1,4 +1,4 @@
-//! Adding memory later: a zone grows by whole blocks, into tables that were laid out for them at the beginning.
+//! Adding memory later: a zone grows by whole blocks, into tables that were laid out for them at boot.
 
 use core::ops::Range;
 
@@ -16,7 +16,7 @@ pub enum GrowError {
     /// The range is empty, or does not begin and end at a multiple of 512 frames.
     #[error("memory is added by whole pageblocks: align both ends to {FRAMES_PER_BLOCK} frames")]
     Alignment,
-    /// The range begins below the lowest frame that there was at the beginning: others count from that one.
+    /// The range begins below the allocator's lowest frame, which others use as an origin.
     #[error("memory is added above frame {0}, the lowest that there is")]
     Below(Pfn),
     /// The allocator has this memory already.
@@ -110,7 +110,7 @@ impl FrameAllocator<'_> {
 
     /// Writes the tables of a block that was not there: all frames free, no word set.
     fn clear_tables(&self, block: BlockId) {
-        // Relaxed throughout: nobody can name the block before it is published.
+        // Relaxed throughout: the block is not published yet.
         for word in &self.field(block).0 {
             word.store(u64::MAX, Ordering::Relaxed);
         }

@@ -8,7 +8,7 @@ use crate::{
 };
 
 impl FrameAllocator<'_> {
-    /// One block or two from the index; the first frame.
+    /// Takes one block or two from the index; gives the first frame.
     pub(crate) fn alloc_blocks(
         &self,
         cpu: CpuId,
@@ -27,7 +27,7 @@ impl FrameAllocator<'_> {
         Ok(block.first_frame())
     }
 
-    /// Claims one block of a zone or two; the first.
+    /// Claims one block or two of a zone; gives the first.
     fn find_blocks(&self, cpu: CpuId, zone: ZoneId, request: AllocRequest) -> Option<BlockId> {
         let mut found = None;
         let mut claim = |block| {
@@ -58,7 +58,7 @@ impl FrameAllocator<'_> {
         if !self.block_start(block).is_aligned(Order::MAX) {
             return false;
         }
-        // Above it in memory and in the tables, as all that follows takes for granted.
+        // Above it in memory and in the tables: everything below relies on both.
         let next = block.plus(1);
         if self.block_above(block) != Some(next) {
             return false;
@@ -79,8 +79,8 @@ impl FrameAllocator<'_> {
         false
     }
 
-    /// Claims a wholly free block. The field's bits stay set: nobody reads them while the ledger has nothing free, and they are
-    /// right again when the block is free.
+    /// Claims a wholly free block. The field's bits stay set: nobody reads them while the ledger has nothing free, and
+    /// they are right again when the block is free.
     fn claim(&self, block: BlockId, class: FrameClass) -> bool {
         let whole = |ledger: Ledger| ledger.is_whole().then(|| huge(ledger, class));
         self.change(block, None, &whole).is_ok()
@@ -106,12 +106,12 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Makes 512 single frames of an order-9 allocation. All get the head's state, class and owner, and the head's owner word,
-    /// which the owner replaces.
+    /// Makes 512 single frames of an order-9 allocation. All get the head's state, class and owner, and the head's
+    /// owner word, which the owner replaces.
     ///
     /// # Panics
     ///
-    /// If `head` is not the head of an order-9 allocation: the caller's fault.
+    /// If `head` is not the head of an order-9 allocation, which is an error of the caller.
     pub fn split_huge(&self, head: Pfn) {
         let frame = self.frame_index(head).expect("a frame of this allocator");
         let word = self.descriptor_at(frame).load();
@@ -140,7 +140,7 @@ impl FrameAllocator<'_> {
         });
     }
 
-    /// The first frame of the allocation that holds `pfn`; itself where the frame is free or single.
+    /// The first frame of the allocation that holds `pfn`; `pfn` itself if it is free or a single frame.
     pub fn head(&self, pfn: Pfn) -> Pfn {
         let Some(frame) = self.frame_index(pfn) else {
             return pfn;

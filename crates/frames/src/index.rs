@@ -1,18 +1,19 @@
-//! The occupancy index: the blocks of a zone findable by what is in them, without a walk over memory.
+//! The occupancy index: finds the blocks of a zone by what is in them, without a walk over memory.
 //!
-//! Blocks are sorted into *buckets*, each a bitmap over the zone's blocks with two levels of summary above it. The words of all
-//! buckets for the same 64 blocks, a *group*, lie together, so that CPUs that work in different groups share no cache line. The
-//! index is a hint, the ledger decides. When nothing is under way, each block is in the bucket that its ledger asks for.
+//! Blocks are sorted into *buckets*, each a bitmap over the zone's blocks with two levels of summary above it. The
+//! words of all buckets for the same 64 blocks, a *group*, lie together, so that CPUs that work in different groups
+//! share no cache line. The index is a hint; the ledger decides. At rest, each block is in the bucket that its ledger
+//! determines.
 //!
 //! # How changes race
 //!
-//! Who changes a ledger sets the bit in the new bucket and clears that in the old one, in this order, so that the block can be
-//! found all the while. Two changers may come to a bit in the wrong order; so each re-reads the ledger *after* its
-//! read-modify-write of the bit, and goes on until both agree. Acquire and release suffice: the last writer of a bit has read,
-//! by the chain of read-modify-writes, from every earlier one, so it sees the ledgers that those had seen changed, and leaves the
-//! bit as the last ledger wants it. A change that came later brings its changer here in turn. The summaries follow their words by
-//! the same rule, touched only when a word becomes empty or ceases to be; and who files a block looks whether they are set, since
-//! another one who made the word's first bit may be late.
+//! After a change of a ledger, its changer sets the bit in the new bucket and then clears that in the old one, so that
+//! the block can be found all the time. Two changers may reach a bit in the wrong order; so each reads the ledger again
+//! *after* its read-modify-write of the bit, and repeats until both agree. Acquire and release suffice: by the chain of
+//! read-modify-writes the last writer of a bit has read from every earlier one, so it sees all changes that they saw,
+//! and leaves the bit as the last ledger wants it. A later change brings its own changer here. The summaries follow
+//! their words by the same rule; they are written only when a word becomes empty or ceases to be. Whoever files a block
+//! also checks that they are set, since the CPU that set the word's first bit may be late.
 
 use crate::{
     BlockId,
@@ -114,8 +115,8 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// Files `block` at `place`, where its ledger wants it, if it is not there: whoever changed the ledger to that has not come to
-    /// it yet.
+    /// Files `block` at `place`, where its ledger wants it, if it is not there yet: the CPU that changed the ledger may
+    /// be late.
     #[inline]
     pub fn ensure(&self, block: BlockId, place: Place, wanted: &dyn Fn() -> Place) {
         if place == Place::NONE {
@@ -134,12 +135,11 @@ impl<'m> Index<'m> {
     #[inline]
     pub fn holds(&self, block: BlockId, place: Place) -> bool {
         let (group, mask) = self.position(block);
-        // Acquire: who finds a block finds the ledger for which it was filed, or a later one.
+        // Acquire: a search that finds a block finds the ledger by which it was filed, or a later one.
         self.word(place.number(), group).load(Ordering::Acquire) & mask != 0
     }
 
-    /// Files `block` where `wanted` says, wherever it may be filed now: something else than its ledger changed by which it is
-    /// filed.
+    /// Files `block` where `wanted` gives, wherever it is filed now: for changes of something other than its ledger.
     #[inline(never)]
     pub fn refile(&self, block: BlockId, wanted: &dyn Fn() -> Place) {
         for bucket in 0..self.buckets {
@@ -162,8 +162,8 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// Puts all blocks of `mask`, in the group of `block`, into a bucket, or takes them out. The caller then looks at each one's
-    /// ledger again, as [`moved`](Self::moved) does.
+    /// Puts all blocks of `mask`, in the group of `block`, into a bucket, or takes them out. The caller then looks at
+    /// each one's ledger again, as [`moved`](Self::moved) does.
     pub fn write_group(&self, place: Place, block: BlockId, mask: u64, inside: bool) {
         let (group, _) = self.position(block);
         self.write(place.number(), group, mask, inside);
@@ -171,15 +171,15 @@ impl<'m> Index<'m> {
 
     fn write(&self, bucket: usize, group: usize, mask: u64, inside: bool) {
         let word = self.word(bucket, group);
-        // SeqCst: acquire and release for the module's head, and the rest for the summaries.
+        // SeqCst: acquire and release would do for the bits, see the module's head; the summaries need more.
         let edge = if inside {
             word.fetch_or(mask, Ordering::SeqCst) == 0
         } else {
             let old = word.fetch_and(!mask, Ordering::SeqCst);
             old & !mask == 0 && old != 0
         };
-        // Whoever made the word's first bit may not have come to the summary yet, and what is filed by this call is to be found
-        // when it returns.
+        // The CPU that set the word's first bit may not have written the summary yet, but what this call files must be
+        // found when it returns.
         if edge || inside && !self.is_summarised(bucket, group) {
             self.lift(bucket, group);
         }
@@ -193,16 +193,17 @@ impl<'m> Index<'m> {
         )
     }
 
-    /// Whether a search finds the group of a bucket that is not empty.
+    /// Whether both summaries have the group, so that a search finds it.
     #[inline]
     fn is_summarised(&self, bucket: usize, group: usize) -> bool {
         let (summary, top) = self.levels(bucket, group);
-        // SeqCst, after that of the word: either this sees the bit that is missing, or whoever clears it sees the word.
+        // SeqCst, after the write of the word: either this sees that the bit is missing, or the CPU that clears it sees
+        // the word.
         summary.load(Ordering::SeqCst) >> (group % 64) & 1 == 1
             && top.load(Ordering::SeqCst) >> (group / 64 % 64) & 1 == 1
     }
 
-    /// Makes the summaries say what the word of a group is.
+    /// Brings the summaries in line with the word of a group.
     fn lift(&self, bucket: usize, group: usize) {
         let (summary, top) = self.levels(bucket, group);
         summarise(self.word(bucket, group), summary, group % 64);
@@ -230,7 +231,8 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// The first group from the one of block `start` on that has blocks in the bucket: its first block, and which of the 64.
+    /// The first group from the one of block `start` on that has blocks in the bucket: its first block, and which of
+    /// the 64.
     pub fn group(&self, bucket: usize, start: BlockId) -> Option<(BlockId, u64)> {
         let mut blocks = self.blocks(bucket, start);
         blocks.next()?;

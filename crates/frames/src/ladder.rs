@@ -18,8 +18,8 @@ use crate::{
     sync::Ordering,
 };
 
-/// Blocks that a search for a run looks at from each end of the order before it gives up. A block with room and without a run
-/// tells nothing about the next; without a limit a request that fails would look at all of them.
+/// Blocks that a search for a run looks at from each end of the order before it gives up. A block with room and without
+/// a run tells nothing about the next; without a limit a request that fails would look at all of them.
 pub(crate) const RUN_LOOKS: usize = 256;
 
 /// A step of the ladder.
@@ -41,8 +41,8 @@ pub(crate) enum Step {
 
 /// The steps of an ordinary request.
 pub(crate) const ORDINARY: &[Step] = &[Step::Own, Step::Shared, Step::Whole, Step::Foreign];
-/// Those of a movable refill while whole blocks are plenty: two CPUs that refill from one block pass its cache lines to and fro.
-/// Immovable requests rather share a block than claim another.
+/// Those of a movable refill while whole blocks are plenty: two CPUs that refill from one block pass its cache lines to
+/// and fro. Immovable requests rather share a block than claim another.
 pub(crate) const SPREAD: &[Step] = &[Step::Quiet, Step::Whole, Step::Own, Step::Foreign];
 
 /// A block to which a step leads, and what it is there for.
@@ -212,8 +212,8 @@ impl<'a, 'm> Ladder<'a, 'm> {
         found
     }
 
-    /// Partly used blocks of other types. For an immovable request a movable block changes its type if at least half of it is
-    /// free.
+    /// Partly used blocks of other types. For an immovable request a movable block changes its type if at least half of
+    /// it is free.
     fn foreign(&self, visit: &mut dyn FnMut(Offer) -> bool) -> bool {
         let mine = self.mine();
         let others: [Migratetype; 2] = match mine {
@@ -252,8 +252,8 @@ impl<'a, 'm> Ladder<'a, 'm> {
 
 /// What a request may do, apart from the blocks' state.
 impl FrameAllocator<'_> {
-    /// The other immovable type, whose blocks are used up before a whole one is claimed: under [`Fallback::Evacuate`] a block lost
-    /// to immovable frames is a huge page lost.
+    /// The other immovable type, whose blocks are used up before a whole one is claimed: under [`Fallback::Evacuate`] a
+    /// block lost to immovable frames is a huge page lost.
     pub(crate) fn shared_type(&self, mine: Migratetype) -> Option<Migratetype> {
         match (self.fallback, mine) {
             (Fallback::Evacuate, Migratetype::Unmovable) => Some(Migratetype::Reclaimable),

@@ -79,8 +79,8 @@ impl Config<'_> {
         })
     }
 
-    /// Calls `each` with the segments of a zone, ascending: the first frame, aligned to a block, and the number of blocks.
-    /// Ranges need not be sorted; they are few.
+    /// Calls `each` with the segments of a zone, ascending: the first frame, aligned to a block, and the number of
+    /// blocks. Ranges need not be sorted; they are few.
     pub(crate) fn for_each_segment(&self, zone: ZoneId, each: &mut dyn FnMut(Pfn, u64)) {
         const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
         let blocks = |range: &Range<Pfn>| {

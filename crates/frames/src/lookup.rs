@@ -55,7 +55,7 @@ impl<'m> FrameAllocator<'m> {
     ///
     /// # Panics
     ///
-    /// With debug assertions, if there is no such block; without them the answer is frame 0 then.
+    /// With debug assertions, if there is no such block. Without them it gives frame 0 then.
     pub fn block_start(&self, block: BlockId) -> Pfn {
         self.pfn(block.first_frame())
     }

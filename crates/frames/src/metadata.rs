@@ -23,8 +23,8 @@ pub(crate) const WORDS: usize = FRAMES_PER_BLOCK / 64;
 #[repr(C, align(64))]
 pub(crate) struct Field(pub [AtomicU64; WORDS]);
 
-/// What there is of a block beside its field, in one cache line, with the descriptor of its first frame: a huge page is taken
-/// and given back in this line alone.
+/// A block's words apart from its field, in one cache line, with the descriptor of its first frame: to take a huge page
+/// or to give one back writes this line alone.
 #[derive(Debug)]
 #[cfg_attr(
     not(shuttle),
@@ -35,15 +35,15 @@ pub(crate) struct Field(pub [AtomicU64; WORDS]);
 pub(crate) struct Record {
     /// [`Ledger`](crate::Ledger).
     pub ledger: AtomicU64,
-    /// The word of whoever compacts.
+    /// For compaction.
     pub note: AtomicU64,
-    /// The word of whoever reclaims.
+    /// For the reclaimer.
     pub tally: AtomicU64,
     /// The first frame's owner word.
     pub owner: AtomicU64,
     /// The first frame's state word.
     pub word: AtomicU32,
-    /// The zone, how many frames are reserved or no memory, and which one compaction was refused; see `info_word`.
+    /// The zone, how many frames are reserved or no memory, and for which frame the block was refused; see `info_word`.
     pub info: AtomicU32,
     pad: [u64; 3],
 }
@@ -116,8 +116,8 @@ fn zero(bytes: &mut [u8]) {
 
 #[cfg(not(shuttle))]
 impl<'m> Metadata<'m> {
-    /// Lays the tables into the memory, those with the largest alignment first, and zeroes what must be zero of the blocks that
-    /// there are now.
+    /// Lays the tables into the memory, those with the largest alignment first, and zeroes what must be zero of the
+    /// blocks that there are now.
     pub fn carve(sizes: &Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {
         use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -142,7 +142,7 @@ impl<'m> Metadata<'m> {
 
         let (given, needed) = (memory.len(), sizes.bytes());
         let too_small = ConfigError::Metadata { given, needed };
-        // Also where chance aligns the memory so that it would do: whether it is enough must not depend on its address.
+        // Also if the memory happens to be aligned and would suffice: the result must not depend on its address.
         if given < needed {
             return Err(too_small);
         }
@@ -177,7 +177,7 @@ impl<'m> Metadata<'m> {
     }
 }
 
-/// Model-checked atomics are no plain memory, so they live on the heap and are leaked; tests are short.
+/// Model-checked atomics cannot be made from plain memory, so they are on the heap and leaked; tests are short.
 #[cfg(shuttle)]
 impl<'m> Metadata<'m> {
     pub fn carve(sizes: &Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {

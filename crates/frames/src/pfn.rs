@@ -72,10 +72,11 @@ impl fmt::Display for Pfn {
     }
 }
 
-/// A pageblock of one allocator: its position in the allocator's tables, zone by zone, in the order in which memory was given.
+/// A pageblock of one allocator: its position in the allocator's tables, zone by zone, in the order in which memory was
+/// given.
 ///
-/// It is no absolute block number, and blocks that follow each other may have a hole between them:
-/// [`block_above`](crate::FrameAllocator::block_above) tells.
+/// It is not an absolute block number, and there may be a hole between a block and the next:
+/// see [`block_above`](crate::FrameAllocator::block_above).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct BlockId(u32);

@@ -1,5 +1,5 @@
-//! Where a block stands in its zone's three indexes: by room for requests, by cost for compaction, by what else is in it for a
-//! balloon that heals.
+//! A block's place in its zone's three indexes: by room for requests, by cost for compaction, and by what else is in it
+//! for a balloon that deflates (the *heal* index).
 
 use crate::{BlockState, FRAMES_PER_BLOCK, Ledger, Migratetype, Refusal, index::Place};
 
@@ -15,8 +15,8 @@ pub(crate) mod kind {
     pub const UNMOVABLE: usize = 0;
     pub const MOVABLE: usize = 1;
     pub const RECLAIMABLE: usize = 2;
-    /// Movable by type, with frames in it that cannot be moved, or that an owner does not give up: they cannot become whole,
-    /// and are filled first.
+    /// Movable by type, with frames that cannot be moved, or that an owner does not give up: they cannot become whole,
+    /// so they are filled first.
     pub const HYBRID: usize = 3;
     /// Wholly free, whatever the type.
     pub const WHOLE: usize = 4;
@@ -27,13 +27,13 @@ pub(crate) const WHOLE_BUCKET: usize = kind::WHOLE * RANKS;
 /// Buckets of the room index.
 pub(crate) const ROOM_BUCKETS: usize = WHOLE_BUCKET + 1;
 
-/// Buckets of the cost index: [`RANKS`] of candidates, then those that compaction tried in vain, by the kind of refusal.
+/// Buckets of the cost index: [`RANKS`] of candidates, then refused blocks, by the kind of refusal.
 pub(crate) const REFUSED_BUCKET: usize = RANKS;
 /// How many there are.
 pub(crate) const COST_BUCKETS: usize = RANKS + 4;
 
-/// Buckets of the heal index: [`RANKS`] of blocks with balloon frames by what else is in them, then those that a balloon of
-/// whole blocks has begun and goes on with.
+/// Buckets of the heal index: [`RANKS`] of blocks with balloon frames by what else is in them, then those that a
+/// balloon of whole blocks has begun.
 pub(crate) const BEGUN_BUCKET: usize = RANKS;
 /// How many there are.
 pub(crate) const HEAL_BUCKETS: usize = RANKS + 1;

@@ -20,7 +20,7 @@ pub enum BalloonPlacement {
     Unmovable,
     /// From hybrids and the fullest blocks, so that the guest keeps its whole ones.
     FillHoles,
-    /// Whole free blocks, ascending, so that the host keeps its huge pages; holes when there is none.
+    /// Whole free blocks, ascending, so that the host keeps its huge pages; partly used ones if there is none.
     WholeBlocks,
 }
 
@@ -73,7 +73,8 @@ impl FrameAllocator<'_> {
         count
     }
 
-    /// Makes frames that were just taken from their block the caller's, and writes their numbers to `out`; gives how many.
+    /// Makes frames that were just taken from their block the caller's, and writes their numbers to `out`; gives how
+    /// many.
     fn hand_out_to(&self, taken: &Taken, class: FrameClass, out: &mut [Pfn]) -> usize {
         self.hand_out(taken, class);
         let start = self.block_start(taken.block);
@@ -101,7 +102,7 @@ impl FrameAllocator<'_> {
             _ => (SearchOrder::Fullest, &[Step::Own, Step::Whole]),
         };
         let mut taken = Taken::nothing();
-        // What was taken says whether it succeeded.
+        // The count of what was taken is the result.
         let _ = self.try_zones(|zone| {
             let ladder = Ladder {
                 own_order: order,
@@ -119,18 +120,18 @@ impl FrameAllocator<'_> {
         taken
     }
 
-    /// Takes up to `out.len()` movable frames to move others to, from movable blocks other than `avoid`, after the rules of
-    /// placement; never from a wholly free or isolated block. Gives how many.
+    /// Takes up to `out.len()` movable frames to move others to, from partly used movable blocks other than `avoid`, in
+    /// the order of the placement; never from an isolated one. Gives how many.
     ///
-    /// They come in state *Allocated* and class Movable, and leave `watermark` in their zones: though each target frees the
-    /// frame that moves to it in the end, the requests of others must succeed until then.
+    /// They come in state *Allocated* and class Movable, and leave `watermark` in their zones: though each target frees
+    /// the frame that moves to it in the end, the requests of others must succeed until then.
     pub fn take_targets(&self, avoid: BlockId, watermark: Watermark, out: &mut [Pfn]) -> usize {
         let home = self.zone_of_block(avoid);
         let others = self.zone_order().filter(|zone| *zone != home);
         let request = AllocRequest::movable();
         let mut count = 0;
         for zone in core::iter::once(home).chain(others) {
-            // No CPU's cache, home or event has to do with it.
+            // The step uses no CPU's cache, home or counters.
             let ladder = Ladder::new(self, CpuId::new(0), None, zone, request);
             while count < out.len() {
                 let booking = Booking::up_to(BATCH.min(out.len() - count), watermark);
@@ -154,8 +155,9 @@ impl FrameAllocator<'_> {
     /// How many frames there are to move others to: free ones in movable blocks, wholly free blocks not counted. Stops
     /// counting at `enough`, so it looks at no more than `enough` blocks.
     ///
-    /// A block's own free frames are no targets for its used ones, and both together are 512. So, watermarks apart, if there are
-    /// at least 512, any block can be emptied, and if there are fewer, none can; n blocks together need 512 n.
+    /// A block's own free frames are no targets for its used ones, and both together are 512. So, watermarks apart, if
+    /// there are at least 512, any block can be emptied, and if there are fewer, none can; n blocks together need 512
+    /// n.
     pub fn target_frames(&self, enough: usize) -> usize {
         let mut found = 0;
         for zone in self.zone_order() {
@@ -177,8 +179,8 @@ impl FrameAllocator<'_> {
     /// Fills `out` with blocks that compaction may empty, those with the fewest used frames first, as far as the index
     /// distinguishes them; gives how many. Blocks without a free frame are not among them.
     ///
-    /// The candidates of [`cheapest_blocks`](Self::cheapest_blocks) that need the fewest targets: a balloon's full blocks
-    /// are cheap to move and yet need 512.
+    /// The candidates of [`cheapest_blocks`](Self::cheapest_blocks) that need the fewest targets: a balloon's full
+    /// blocks are cheap to move and yet need 512.
     pub fn emptiest_blocks(&self, zone: Option<ZoneId>, out: &mut [BlockId]) -> usize {
         // Rank by rank over the zones, so that one zone's full blocks do not crowd out another's empty ones. Blocks
         // with a lasting refusal are filed elsewhere; those with a momentary one are few.
@@ -208,9 +210,9 @@ impl FrameAllocator<'_> {
 
     /// Fills `out` with blocks that compaction may empty, cheapest first; gives how many, at most 64.
     ///
-    /// Candidates are open, of movable type, hold at least one frame and none that cannot move, and compaction has not
-    /// been refused them ([`refuse_block`](Self::refuse_block)). Unless [`Config::cost`](crate::Config::cost) says otherwise a
-    /// moved frame costs 1, a balloon frame an eighth. The index sorts to 32 frames; what is returned is sorted exactly.
+    /// Candidates are open, of movable type, hold at least one frame and none that cannot move, and are not refused
+    /// ([`refuse_block`](Self::refuse_block)). Unless [`Config::cost`](crate::Config::cost) says otherwise a moved
+    /// frame costs 1, a balloon frame an eighth. The index sorts in steps of 32 frames; the result is sorted exactly.
     pub fn cheapest_blocks(&self, zone: Option<ZoneId>, out: &mut [BlockId]) -> usize {
         let most = out.len().min(MAX_SORTED);
         let out = &mut out[..most];
@@ -235,7 +237,7 @@ impl FrameAllocator<'_> {
         self.cost_of(block, self.ledger(block))
     }
 
-    /// Fills `out` with blocks that hold balloon frames, those first that become whole with the fewest others gone; gives how
+    /// Fills `out` with blocks that hold balloon frames, first those with the fewest frames of others; gives how
     /// many, at most 64.
     pub fn healing_blocks(&self, out: &mut [BlockId]) -> usize {
         let most = out.len().min(MAX_SORTED);
@@ -254,7 +256,8 @@ impl FrameAllocator<'_> {
         count
     }
 
-    /// Whether `block` holds movable or balloon frames together with others that cannot move; reserved ones do not count.
+    /// Whether `block` holds movable or balloon frames together with others that cannot move; reserved ones do not
+    /// count.
     pub fn is_hybrid(&self, block: BlockId) -> bool {
         let ledger = self.ledger(block);
         ledger.state() != BlockState::Huge
@@ -267,7 +270,8 @@ impl FrameAllocator<'_> {
         self.blocks().filter(|block| self.is_hybrid(*block)).count()
     }
 
-    /// The frames of `block` that are not free, without the reserved ones, ascending, as they are at the time of the look.
+    /// The frames of `block` that are not free, without the reserved ones, ascending, as they are at the time of the
+    /// look.
     pub fn used_frames(&self, block: BlockId) -> impl Iterator<Item = Pfn> + '_ {
         let huge = self.ledger(block).state() == BlockState::Huge;
         let start = self.block_start(block);
@@ -293,10 +297,10 @@ fn fill(out: &mut [BlockId], blocks: impl Iterator<Item = BlockId>) -> usize {
 /// The most blocks that are sorted at once.
 const MAX_SORTED: usize = 64;
 
-/// Sorts at most [`MAX_SORTED`] blocks by `key`, then by number. The ledgers change meanwhile, so each block's key is read once:
-/// a sort that reads it anew for each comparison meets an order that contradicts itself, and panics.
+/// Sorts at most [`MAX_SORTED`] blocks by `key`, then by number. The ledgers change meanwhile, so each block's key is
+/// read once: a sort that reads it for each comparison may meet an inconsistent order, and panic.
 ///
-/// By insertion: they come nearly sorted out of the index, and the library's sort is ten times as much code.
+/// By insertion: the index gives them nearly sorted, and the library's sort is ten times as much code.
 fn sort_by_one_look(blocks: &mut [BlockId], key: &dyn Fn(BlockId) -> (u32, u32)) {
     let mut keys = [(0, 0); MAX_SORTED];
     for end in 0..blocks.len() {

@@ -20,7 +20,7 @@ pub struct ClassCounts {
     pub reserved: u64,
 }
 
-/// What `/proc/pagetypeinfo` tells, and what it does not.
+/// The counts of `/proc/pagetypeinfo`, and some that it lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PageTypeInfo {
     /// Blocks of each migratetype, in the order of [`Migratetype::ALL`](crate::Migratetype::ALL).
@@ -38,8 +38,8 @@ pub struct PageTypeInfo {
 }
 
 impl FrameAllocator<'_> {
-    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count. Exact while nothing is under way;
-    /// each CPU's part of the sum is looked at.
+    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count. Exact while nothing is under
+    /// way; reads each CPU's part of the sum.
     pub fn free_frames(&self) -> u64 {
         self.zones().map(|zone| self.zone_free_frames(zone)).sum()
     }
@@ -55,10 +55,11 @@ impl FrameAllocator<'_> {
         self.cpus.iter().map(CpuSlot::cached).sum()
     }
 
-    /// Blocks that somebody has isolated: nobody can have their free frames, nor, while they are emptied, the targets of
-    /// what is in them. Whoever finds no memory while there are some may do well to wait a moment.
+    /// Blocks that are isolated: their free frames, and the targets for their used ones, cannot be allocated meanwhile.
+    /// A request that finds no memory while there are some may wait a moment and try again.
     pub fn isolated_blocks(&self) -> u32 {
-        // Acquire pairs with the release of whoever opens a block: who sees the count fall finds the frames.
+        // Acquire: pairs with the release of the CPU that opens a block. A reader that sees the count fall finds the
+        // frames.
         let each = self
             .isolated
             .iter()

@@ -1,7 +1,7 @@
 //! Any number of frames in a row, at any place or a named one, given back in any pieces.
 //!
-//! A range consists of single frames: each is an order-0 allocation of its own afterwards. So a stack, a DMA buffer or a part of
-//! a user's memory costs no rounding up, and may shrink or be given back piece by piece.
+//! A range consists of single frames: each is an order-0 allocation of its own afterwards. So a stack, a DMA buffer or
+//! a part of a user's memory costs no rounding up, and may shrink or be given back piece by piece.
 
 use crate::{
     AllocError, AllocRequest, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator,
@@ -17,8 +17,8 @@ use crate::{
 /// Why the frames at a named place were not allocated. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AllocAtError {
-    /// They are not all in one segment, memory of one zone without a hole; or there are none. Memory that was added later, and
-    /// not right behind the zone's last, is a segment of its own.
+    /// They are not all in one segment, memory of one zone without a hole; or there are none. Memory that was added
+    /// later, and not right behind the zone's last, is a segment of its own.
     #[error("the range is not in one segment of a zone's memory")]
     NoMemory,
     /// Free memory would fall below the watermark: reclaim first.
@@ -32,17 +32,17 @@ pub enum AllocAtError {
 const BLOCK: u32 = FRAMES_PER_BLOCK as u32;
 
 impl FrameAllocator<'_> {
-    /// Takes `count` frames in a row, the first a multiple of 2^`align` frames (the order of `request` is ignored). Each of them
-    /// is a single frame in state *Allocated*; they are given back one by one, or by [`free_range`](Self::free_range) in any
-    /// pieces. A `count` of 0 is taken as 1.
+    /// Takes `count` frames in a row, the first a multiple of 2^`align` frames (the order of `request` is ignored).
+    /// Each of them is a single frame in state *Allocated*; they are given back one by one, or by
+    /// [`free_range`](Self::free_range) in any pieces. A `count` of 0 is taken as 1.
     ///
-    /// Up to 512 frames are looked for inside one block, after the rules of placement and fallback. A longer range, and one
-    /// that fits in no block, is looked for block by block over the zone. Such a range may take the whole-block reserve, as a
-    /// huge page may.
+    /// Up to 512 frames are looked for inside one block, by the rules of placement and fallback. A longer range, and
+    /// one that fits in no block, is looked for block by block over the zone. Such a range may take the whole-block
+    /// reserve, as a huge page may.
     ///
     /// # Errors
     ///
-    /// See [`AllocError`]. Mobility's variant moves others out of the way.
+    /// See [`AllocError`]. `dirigible-mobility` has a variant that moves frames out of the way.
     pub fn alloc_range(
         &self,
         cpu: CpuId,
@@ -156,7 +156,8 @@ impl FrameAllocator<'_> {
         Ok(())
     }
 
-    /// Claims exactly these frames, of one block after the other, or none. The zone's free frames are the caller's to book.
+    /// Claims exactly these frames, of one block after the other, or none. The zone's free frames are the caller's to
+    /// book.
     fn claim_frames(&self, cpu: CpuId, first: FrameIndex, count: u32, class: FrameClass) -> bool {
         for (piece, length) in first.pieces(count) {
             if !self.claim_piece(cpu, piece, length, class) {
@@ -215,8 +216,8 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Looks for `count` free frames in a row over the blocks of a zone, and only then books and claims them: a booking during
-    /// the walk would hide as many frames from others. Gives the first.
+    /// Looks for `count` free frames in a row over the blocks of a zone, and only then books and claims them: a booking
+    /// during the walk would hide as many frames from others. Gives the first.
     fn claim_over_blocks(
         &self,
         cpu: CpuId,
@@ -255,7 +256,7 @@ impl FrameAllocator<'_> {
                 u64::from(frame.get()) + (pfn.wrapping_neg() & (step - 1))
             };
             let end = base.plus(segment.blocks() * BLOCK);
-            // The free frames in a row that end where the look is.
+            // All frames from `begin` to `at` are free.
             let (mut begin, mut at) = (base, base);
             while at < end {
                 let ledger = self.ledger(at.block());
@@ -288,8 +289,9 @@ impl FrameAllocator<'_> {
         Err(AllocError::Fragmented)
     }
 
-    /// Gives back `count` frames from `first` on that the caller holds in state *Allocated*, whatever they were allocated as:
-    /// single frames, whole allocations of any order, and parts of such, the rest of which becomes single frames.
+    /// Gives back `count` frames from `first` on that the caller holds in state *Allocated*, whatever they were
+    /// allocated as: single frames, whole allocations of any order, and parts of such, the rest of which becomes single
+    /// frames.
     ///
     /// # Errors
     ///
@@ -323,8 +325,8 @@ impl FrameAllocator<'_> {
         result
     }
 
-    /// Frees the allocation of several frames that begins at `pfn`, if it has at most `most`; otherwise makes single frames of
-    /// the one that holds `pfn`. Gives how many frames were freed.
+    /// Frees the allocation of several frames that begins at `pfn`, if it has at most `most`; otherwise makes single
+    /// frames of the one that holds `pfn`. Gives how many frames were freed.
     fn free_part(&self, cpu: CpuId, pfn: Pfn, most: usize) -> Result<usize, FreeError> {
         let head = self.head(pfn);
         let frame = self.frame_index(head).ok_or(FreeError::Unknown(head))?;
@@ -341,8 +343,8 @@ impl FrameAllocator<'_> {
         Ok(0)
     }
 
-    /// Makes single frames of an allocation of order 1 to 10 in state *Allocated*, named by its first frame. All get its class,
-    /// owner, marks and owner word. Then each can be freed on its own.
+    /// Makes single frames of an allocation of order 1 to 10 in state *Allocated*, named by its first frame. All get
+    /// its class, owner, marks and owner word. Then each can be freed on its own.
     ///
     /// # Errors
     ///

@@ -44,11 +44,11 @@ pub(crate) const fn kinds_of(migratetype: Migratetype) -> &'static [usize] {
 }
 
 impl FrameAllocator<'_> {
-    /// Looks again while `look` finds nothing and blocks of the zone changed their place in the index meanwhile: one that moves
-    /// can be missed although it has room all the time.
+    /// Looks again while `look` finds nothing and blocks of the zone changed their place in the index meanwhile: one
+    /// that moves can be missed although it has room all the time.
     #[inline(never)]
     pub(crate) fn settled(&self, zone: ZoneId, look: &mut dyn FnMut() -> bool) -> bool {
-        // Mostly it finds something, and need not ask all CPUs first.
+        // In most cases it finds something, and the counts of all CPUs need not be read.
         if look() {
             return true;
         }
@@ -146,8 +146,8 @@ impl FrameAllocator<'_> {
             || from > FIRST && self.visit_bucket(zone, WHOLE_BUCKET, FIRST, visit)
     }
 
-    /// Calls `visit` with wholly free blocks whose neighbour above in the tables is whole, too, ascending, until it takes one.
-    /// A request for two neighbours so looks at words of the index, not at every block.
+    /// Calls `visit` with wholly free blocks whose neighbour above in the tables is whole, too, ascending, until it
+    /// takes one. A request for two neighbours so looks at words of the index, not at every block.
     pub(crate) fn search_pairs(
         &self,
         zone: ZoneId,

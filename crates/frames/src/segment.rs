@@ -1,8 +1,8 @@
 //! Segments: memory is a few of them, and holes between them cost nothing.
 //!
-//! A segment is memory of one zone without a hole of a whole pageblock. Its blocks are neighbours in the tables; a zone's
-//! segments follow each other there, and zones follow each other. Segments are appended when memory is added, and change only
-//! by growing at their end.
+//! A segment is memory of one zone without a hole of a whole pageblock. Its blocks are neighbours in the tables; a
+//! zone's segments follow each other there, and zones follow each other. Segments are appended when memory is added,
+//! and change only by growing at their end.
 
 use crate::{
     BLOCK_SHIFT, BlockId, Pfn,
@@ -37,7 +37,7 @@ impl Segment {
 
     /// Makes it longer.
     pub fn grow(&self, blocks: u32) {
-        // Release: who finds a frame in it finds the tables of that frame.
+        // Release: a reader that finds a frame in it finds the tables of that frame.
         self.blocks.fetch_add(blocks, Ordering::Release);
     }
 

@@ -1,9 +1,10 @@
 //! Huge pages from what a CPU keeps: a short stack of whole blocks.
 //!
-//! A *spare* block is wholly free and counts as that in every sum, but it is in no index: its CPU took it out, with others of the
-//! same group at once, and gives it back in the same way. To take one and to give one back then writes only the CPU's own lines
-//! and the block's record, and reads the zone's share of the sums, which other CPUs write once for several blocks. Only blocks of
-//! the zone that requests try first are kept, and only while whole blocks are plenty and the zone is far above its marks.
+//! A *spare* block is wholly free and counts as that in every sum, but it is in no index: its CPU took it out, with
+//! others of the same group at once, and gives it back in the same way. To take one and to give one back then writes
+//! only the CPU's own lines and the block's record, and reads the zone's share of the sums, which other CPUs write once
+//! for several blocks. Only blocks of the zone that requests try first are kept, and only while whole blocks are plenty
+//! and the zone is far above its marks.
 
 use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
@@ -18,8 +19,8 @@ use crate::{
     sync::Ordering,
 };
 
-/// Blocks that a CPU keeps at most, blocks that come and go together, and the part of its share of the whole blocks that a CPU
-/// may keep (one in so many). Model checks have few blocks.
+/// Blocks that a CPU keeps at most, blocks that come and go together, and the part of its share of the whole blocks
+/// that a CPU may keep (one in so many). Model checks have few blocks.
 const MAX_DEPTH: usize = if cfg!(shuttle) { 2 } else { 14 };
 const BATCH: usize = if cfg!(shuttle) { 2 } else { 8 };
 const SHARE: i64 = if cfg!(shuttle) { 1 } else { 16 };
@@ -122,7 +123,7 @@ impl FrameAllocator<'_> {
         }
         let zone = self.zone(id);
         let index = &zone.by_room;
-        // The home is the first block of a group: what is found is from there on, or else anywhere.
+        // The home is the first block of a group, so all that is found is at or above it, or else anywhere in the zone.
         let home = guard.slot.home(id);
         let (first, mut bits) = index
             .group(WHOLE_BUCKET, home)
@@ -184,7 +185,7 @@ impl FrameAllocator<'_> {
         self.end_move(zone, Some(guard));
     }
 
-    /// After a write of the index for many blocks: takes one out again that is whole no more, or puts it in.
+    /// After a write of the index for many blocks: moves a block whose ledger wants it elsewhere by now.
     fn check_whole(&self, block: BlockId, guard: Option<&CpuGuard<'_>>) {
         let whole = Place::bucket(WHOLE_BUCKET);
         let place = room_place(self.ledger(block));
@@ -204,8 +205,8 @@ impl FrameAllocator<'_> {
     fn set_ledger(&self, block: BlockId, change: impl Fn(Ledger) -> Ledger) {
         let word = self.ledger_word(block);
         let new = change(Ledger::from_bits(word.load(Ordering::Acquire))).bumped();
-        // Release: as in `change`. A store will do: whoever else changes ledgers does it from one that is open or isolated, or
-        // holds the allocation.
+        // Release: as in `change`. A store suffices: others change only ledgers that are open or isolated, or of
+        // allocations that they hold.
         word.store(new.into_bits(), Ordering::Release);
     }
 
@@ -213,8 +214,8 @@ impl FrameAllocator<'_> {
     pub(crate) fn drain_spares(&self) -> bool {
         let mut any = false;
         for slot in self.cpus {
-            // Whoever holds the lock may be about to keep some, or to give some back: the lock is looked at before the count and
-            // after it.
+            // A holder of the lock may be about to keep some, or to give some back: the lock is read before the count
+            // and after it.
             let kept = || slot.spare_count.load(Ordering::Acquire) > 0;
             if slot.is_locked() || kept() || slot.is_locked() {
                 let guard = self.lock_slot(slot);
@@ -249,7 +250,7 @@ impl CpuGuard<'_> {
         Some(self.spare(last as usize))
     }
 
-    /// There must be a place left.
+    /// There must be room.
     #[inline]
     fn push_spare(&self, block: BlockId) {
         let count = self.slot.spare_count.load(Ordering::Relaxed);

@@ -1,17 +1,20 @@
 //! The sums of a zone, split between the zone and the CPUs.
 //!
-//! Free frames of a zone = the zone's share + each CPU's signed *delta*, bounded by the zone's *drift*. A CPU that holds its own
-//! lock changes its delta by a plain store; what grows beyond the drift is *folded* into the zone's share.
+//! Free frames of a zone = the zone's share + each CPU's signed *delta*, bounded by the zone's *drift*. A CPU that
+//! holds its own lock changes its delta by a plain store; what grows beyond the drift is *folded* into the zone's
+//! share.
 //!
 //! A request books its frames before it looks for them:
 //!
-//! - *Far* from the mark, by more than all deltas together could be, a CPU books from its delta after a look at the zone's share.
-//! - *Near* it everybody books at the zone's share by compare-and-exchange, with the deltas added: the share is read before the
-//!   deltas, so that a fold between the two makes the exchange fail, unless a booking of as much makes up for it.
+//! - *Far* from the mark, by more than all deltas together could be, a CPU reads the zone's share and books from its
+//!   own delta.
+//! - *Near* it every CPU books at the zone's share by compare-and-exchange, with the deltas added. The share is read
+//!   before the deltas, so that a fold between the two makes the exchange fail, unless a booking of the same amount
+//!   makes up for it.
 //!
-//! A fold of a positive delta takes it from the CPU before it adds it to the zone, one of a negative delta the other way round, so
-//! that whoever reads in between sees too little and not too much; before a request is refused, the drain folds everything. While
-//! CPUs book at once, the mark can be overshot by a request of each; at rest it is exact.
+//! A fold of a positive delta takes it from the CPU before it adds it to the zone, one of a negative delta the other
+//! way round, so that a reader in between sees too little and not too much. Before a request is refused, the drain
+//! folds everything. While several CPUs book at once, each may go below the mark by one request; at rest it is exact.
 //!
 //! Wholly free blocks are counted in the same way.
 
@@ -22,7 +25,7 @@ use crate::{
     zone::Zone,
 };
 
-/// Wholly free blocks that a CPU counts at most before it folds them into the zone's share.
+/// The most wholly free blocks that a CPU counts before it folds them into the zone's share.
 const WHOLE_DRIFT: i64 = 16;
 
 /// Frames that a request books before it looks for them.
@@ -76,7 +79,7 @@ impl FrameAllocator<'_> {
             if enough { above } else { 0 }
         };
         let draw = || draw(&zone.share.free, || self.deltas(id), amount);
-        // A fold may hide what it has taken from a CPU and not yet added: what is missing is looked for once more.
+        // A fold may hide what it has taken from a CPU and not yet added: look once more.
         let booked = match draw() {
             0 => {
                 spin_hint();
@@ -105,7 +108,7 @@ impl FrameAllocator<'_> {
         far
     }
 
-    /// The free frames of a zone as far as this CPU can tell without a look at the others: there are at least so many.
+    /// A lower bound of the free frames of a zone, without a look at the other CPUs.
     #[inline]
     pub(crate) fn far(&self, id: ZoneId, guard: &CpuGuard<'_>) -> i64 {
         let zone = self.zone(id);
@@ -123,7 +126,7 @@ impl FrameAllocator<'_> {
         self.cpus.iter().map(|cpu| cpu.whole(zone)).sum()
     }
 
-    /// Adds frames that came free, or that were booked and not taken.
+    /// Adds frames that were freed, or that were booked and not taken.
     #[inline]
     pub(crate) fn pay_in(&self, id: ZoneId, guard: Option<&CpuGuard<'_>>, frames: i64) {
         let zone = self.zone(id);
@@ -177,8 +180,8 @@ impl FrameAllocator<'_> {
         own + self.whole_parts(zone)
     }
 
-    /// Runs `claim`, which takes a whole block and gives whether it did, unless that would leave fewer than the zone's reserve.
-    /// The block is booked meanwhile, so that two CPUs do not both take the last one above the reserve.
+    /// Runs `claim`, which takes a whole block and gives whether it did, unless that would leave fewer than the zone's
+    /// reserve. The block is booked meanwhile, so that two CPUs do not both take the last one above the reserve.
     ///
     /// `guard` is that by which `claim` counts what it takes.
     pub(crate) fn sparing(
@@ -198,8 +201,8 @@ impl FrameAllocator<'_> {
         }
         let claimed = claim();
         if claimed {
-            // The change of the block's ledger has counted it. The booking is undone where that was counted, not in the share:
-            // the share must not take a value again that others may have read before.
+            // The change of the block's ledger has counted it. The booking is undone where that was counted, not in the
+            // share: the share must not take a value again that others may have read before.
             self.count_whole(id, guard, 1);
         } else {
             add(&zone.share.whole, 1);
@@ -208,8 +211,8 @@ impl FrameAllocator<'_> {
     }
 }
 
-/// Takes a part of a sum out of the zone's `share`: `amount` gives how much, from the whole sum; gives how much was taken.
-/// `parts` reads what CPUs keep of the sum.
+/// Takes a part of a sum out of the zone's `share`: `amount` gives how much, from the whole sum; gives how much was
+/// taken. `parts` reads what CPUs keep of the sum.
 #[inline]
 fn draw(share: &AtomicU64, parts: impl Fn() -> i64, amount: impl Fn(i64) -> i64) -> i64 {
     loop {
@@ -233,8 +236,8 @@ fn add(sum: &AtomicU64, amount: i64) {
     sum.fetch_add(amount as u64, Ordering::AcqRel);
 }
 
-/// Adds `part`, which a CPU counted, to the zone's share, and sets what the CPU still has to 0, in the order that makes readers
-/// see too little rather than too much. `clear` stores with release.
+/// Adds `part`, which a CPU counted, to the zone's share, and sets what the CPU still has to 0, in the order that makes
+/// readers see too little rather than too much. `clear` stores with release.
 fn fold_one(share: &AtomicU64, part: i64, clear: &dyn Fn()) {
     match part {
         0 => clear(),

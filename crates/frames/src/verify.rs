@@ -71,8 +71,8 @@ pub enum VerifyError {
         /// What was found.
         found: i64,
     },
-    /// A free frame is in no field and no cache, or in two, or in the cache of a CPU that does not know of its block, or of an
-    /// isolated block.
+    /// A free frame is in no field and no cache, or in two, or in the cache of a CPU that does not know of its block,
+    /// or of an isolated block.
     #[error("frame {0} is free, and not in exactly one place")]
     Cache(Pfn),
     /// A free block's type or a huge page's head is not as it should be.

@@ -22,8 +22,8 @@ pub(crate) struct Share {
     pub ended: AtomicU64,
 }
 
-/// Memory with marks of its own. Marks, drift and what is managed are relaxed throughout: each is a number on its own, and
-/// nothing else is read by it.
+/// Memory with marks of its own. Marks, drift and what is managed are relaxed throughout: each is a number on its own,
+/// and nothing else is read by it.
 #[derive(Debug)]
 pub(crate) struct Zone<'m> {
     pub share: Share,
@@ -45,7 +45,7 @@ pub(crate) struct Zone<'m> {
     pub name: &'static str,
 }
 
-/// A mark beyond this is this: sums are signed.
+/// Larger marks are cut to this: sums are signed.
 const HIGHEST_MARK: u64 = i64::MAX as u64 / 4;
 
 impl<'m> Zone<'m> {
@@ -101,7 +101,7 @@ impl<'m> Zone<'m> {
     }
 
     pub fn set_present(&self, blocks: u32) {
-        // Release: who counts a block finds its tables.
+        // Release: a reader that counts a block finds its tables.
         self.present.store(blocks, Ordering::Release);
     }
 
@@ -116,11 +116,12 @@ impl<'m> Zone<'m> {
             .fetch_add(frames as u64, Ordering::Relaxed);
     }
 
-    /// Divides what may drift among `cpus`, by the zone's size. It only grows, since what CPUs keep was bounded by what it was.
+    /// Sets the drift by the zone's size and the number of CPUs. It only grows, since what CPUs keep is bounded by the
+    /// drift of the time.
     pub fn set_drift(&self, cpus: usize) {
         let frames = u64::from(self.present()) * FRAMES_PER_BLOCK as u64;
         let drift = (frames / (64 * cpus as u64)).min(4096);
-        // First, and Release below: who keeps more of the sum already is seen with the slack that allows for it.
+        // First, and Release below: a reader that sees a CPU keep more of the sum sees the slack that allows for it.
         self.slack.store(drift * cpus as u64, Ordering::Relaxed);
         self.drift.store(drift, Ordering::Release);
     }
