@@ -126,7 +126,7 @@ impl FrameAllocator<'_> {
         request: AllocRequest,
     ) -> Result<FrameIndex, AllocError> {
         let taken = self.gather(cpu, Some(guard), request, BATCH)?;
-        guard.note_block(taken.block);
+        guard.add_to_filter(taken.block);
         let cache = guard.cache(request.class.migratetype());
         let first = taken.block.first_frame();
         // The last word is kept as a mask; what comes from the words before it, where a block is nearly full, goes to

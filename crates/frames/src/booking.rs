@@ -74,7 +74,7 @@ impl FrameAllocator<'_> {
     ) -> Result<usize, AllocError> {
         self.take_booked(zone, guard, booking, |booked| {
             let mut taken = 0;
-            self.settled(zone, &mut || {
+            self.look_until_still(zone, &mut || {
                 taken = look(booked);
                 taken > 0
             });

@@ -226,7 +226,7 @@ impl CpuGuard<'_> {
 
     /// Adds `block` to the filter: from now on the caches may hold frames of it, or be refilled from it.
     #[inline]
-    pub fn note_block(&self, block: BlockId) {
+    pub fn add_to_filter(&self, block: BlockId) {
         let filter = self.slot.filter.load(Ordering::Relaxed);
         let with = filter | residue(block);
         if with != filter {

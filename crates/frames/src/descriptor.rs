@@ -308,6 +308,15 @@ mod tests {
     }
 
     #[test]
+    fn states_are_found_by_their_numbers() {
+        for state in STATES {
+            assert_eq!(FrameState::from_bits(state as u8), state);
+        }
+        assert_eq!(FrameState::from_bits(9), FrameState::Reserved);
+        assert_eq!(FrameState::from_bits(u8::MAX), FrameState::Reserved);
+    }
+
+    #[test]
     fn only_what_nobody_uses_can_be_freed() {
         let word = Word::owned(FrameClass::Movable, Order::BASE);
         assert!(word.is_freeable(Order::BASE) && !word.is_freeable(Order::HUGE));

@@ -81,7 +81,7 @@ events! {
     BalloonMessages = "balloon_messages",
     /// Requests among them that an exchange of moved frames sent.
     BalloonMigrateMessages = "balloon_migrate_messages",
-    /// Inflations deferred because no frame was available.
+    /// Inflations put off because no frame was available.
     BalloonRetry = "balloon_retry",
     /// Huge pages installed at a fault.
     ThpFaultAlloc = "thp_fault_alloc",

@@ -36,7 +36,7 @@ impl FrameAllocator<'_> {
             self.uncache(&[frame], class, &guard);
             return Ok(());
         }
-        guard.note_block(frame.block());
+        guard.add_to_filter(frame.block());
         let cache = guard.cache(class.migratetype());
         if !cache.push(frame) {
             self.flush(&guard, class.migratetype());

@@ -110,7 +110,7 @@ impl<'m> Index<'m> {
     pub fn moved(&self, block: BlockId, old: Place, new: Place, wanted: &dyn Fn() -> Place) {
         for place in [new, old] {
             if place != Place::NONE {
-                self.settle(block, place, place == new, wanted);
+                self.file(block, place, place == new, wanted);
             }
         }
     }
@@ -123,7 +123,7 @@ impl<'m> Index<'m> {
             return;
         }
         if !self.holds(block, place) {
-            self.settle(block, place, true, wanted);
+            self.file(block, place, true, wanted);
         } else if let (group, _) = self.position(block)
             && !self.is_summarised(place.number(), group)
         {
@@ -144,11 +144,11 @@ impl<'m> Index<'m> {
     pub fn refile(&self, block: BlockId, wanted: &dyn Fn() -> Place) {
         for bucket in 0..self.buckets {
             let place = Place::bucket(bucket);
-            self.settle(block, place, wanted() == place, wanted);
+            self.file(block, place, wanted() == place, wanted);
         }
     }
 
-    fn settle(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
+    fn file(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
         let (group, mask) = self.position(block);
         let bucket = place.number();
         let mut inside = inside;

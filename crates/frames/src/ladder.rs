@@ -20,7 +20,7 @@ use crate::{
 
 /// Blocks that a search for a run looks at from each end of the order before it gives up. A block with room and without
 /// a run tells nothing about the next; without a limit a request that fails would look at all of them.
-pub(crate) const RUN_LOOKS: usize = 256;
+const RUN_LOOKS: usize = 256;
 
 /// A step of the ladder.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -47,7 +47,7 @@ impl FrameAllocator<'_> {
     /// Looks again while `look` finds nothing and blocks of the zone changed their place in the index meanwhile: one
     /// that moves can be missed although it has room all the time.
     #[inline(never)]
-    pub(crate) fn settled(&self, zone: ZoneId, look: &mut dyn FnMut() -> bool) -> bool {
+    pub(crate) fn look_until_still(&self, zone: ZoneId, look: &mut dyn FnMut() -> bool) -> bool {
         // In most cases it finds something, and the counts of all CPUs need not be read.
         if look() {
             return true;

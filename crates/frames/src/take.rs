@@ -85,7 +85,7 @@ impl FrameAllocator<'_> {
     fn set_refill_block(&self, guard: &CpuGuard<'_>, migratetype: Migratetype, block: BlockId) {
         self.end_refill_block(guard, migratetype);
         guard.cache(migratetype).set_refill_block(Some(block));
-        guard.note_block(block);
+        guard.add_to_filter(block);
         // Relaxed, here and below: a hint to other CPUs.
         self.record(block).info.fetch_or(IN_USE, Ordering::Relaxed);
     }
