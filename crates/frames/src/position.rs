@@ -40,10 +40,12 @@ impl FrameIndex {
     pub fn pieces(self, count: u32) -> impl Iterator<Item = (Self, u32)> {
         let (mut at, end) = (self.0, self.0 + count);
         core::iter::from_fn(move || {
+            if at == end {
+                return None;
+            }
             let piece = Self(at);
-            let stop = end.min(piece.block().plus(1).first_frame().0);
-            let count = stop - core::mem::replace(&mut at, stop);
-            (count > 0).then_some((piece, count))
+            at = end.min(piece.block().plus(1).first_frame().0);
+            Some((piece, at - piece.0))
         })
     }
 
@@ -94,5 +96,36 @@ impl BlockId {
     #[inline]
     pub(crate) const fn first_frame(self) -> FrameIndex {
         FrameIndex(self.get() << BLOCK_SHIFT)
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn pieces_end_where_blocks_do() {
+        let pieces = |first, count| -> Vec<(u32, u32)> {
+            let pieces = FrameIndex::new(first).pieces(count);
+            pieces.map(|(at, length)| (at.get(), length)).collect()
+        };
+        assert_eq!(pieces(7, 0), []);
+        assert_eq!(pieces(512, 512), [(512, 512)]);
+        assert_eq!(pieces(510, 1), [(510, 1)]);
+        assert_eq!(pieces(510, 1000), [(510, 2), (512, 512), (1024, 486)]);
+    }
+
+    #[test]
+    fn a_frame_knows_its_place() {
+        let frame = BlockId::new(3).first_frame().plus(130);
+        assert_eq!((frame.block(), frame.offset()), (BlockId::new(3), 130));
+        assert_eq!((frame.word(), frame.bit()), (2, 2));
+        let last = BlockId::new(crate::MAX_BLOCKS as u32 - 1);
+        assert_eq!(last.first_frame().plus(511).block(), last);
+        // The last piece ends where the tables do.
+        let pieces = last.first_frame().plus(500).pieces(12);
+        assert_eq!(pieces.map(|(_, length)| length).sum::<u32>(), 12);
     }
 }
