@@ -2,11 +2,11 @@
 
 use crate::sync::{AtomicU64, Ordering, fence};
 
-/// One CPU's counter, alone in its cache lines (128: the prefetcher takes them in pairs).
+/// One CPU's counter, alone in its cache lines (128 bytes: the prefetcher takes lines in pairs).
 ///
-/// A CPU walks page tables, or lets its hardware walk them, only inside a section; a shoot-down, having replaced an entry,
-/// waits until every CPU that was inside one has left it. What was found before the entry was replaced is then used no
-/// more.
+/// A CPU walks page tables, or lets its hardware walk them, only inside a section; a shoot-down replaces an entry and
+/// then waits until every CPU that was inside one has left it. After that nobody uses what was found before the entry
+/// was replaced.
 ///
 /// ```
 /// use dirigible_frames::AccessSection;
@@ -41,8 +41,8 @@ impl AccessSection {
         // Relaxed: written by this CPU alone.
         let value = self.epoch.load(Ordering::Relaxed);
         debug_assert!(value.is_multiple_of(2), "access sections do not nest");
-        // Release: a waiter that reads this epoch, and not that of the `leave` before, must see what came before that, too; a
-        // store of the same CPU does not continue the release sequence of an earlier one.
+        // Release: a waiter that reads this epoch, and not that of the `leave` before, must see what came before that,
+        // too; a store of the same CPU does not continue the release sequence of an earlier one.
         self.epoch.store(value + 1, Ordering::Release);
         // Dekker, with the fence in `observe`: this side stores its epoch, then reads page-table entries; the other has
         // stored an entry, then reads epochs. With a SeqCst fence between both pairs at least one side sees the other's
@@ -58,12 +58,12 @@ impl AccessSection {
             !value.is_multiple_of(2),
             "left an access section that was not entered"
         );
-        // Release pairs with the acquire loads in `observe` and `has_left`: all that was done inside comes before what the
-        // waiter does next, e.g. copying the frame.
+        // Release pairs with the acquire loads in `observe` and `has_left`: all that was done inside comes before what
+        // the waiter does next, e.g. copying the frame.
         self.epoch.store(value + 1, Ordering::Release);
     }
 
-    /// The epoch if the CPU is inside a section now, seen by another one that has replaced entries before.
+    /// The epoch if the CPU is inside a section now. For another CPU, after it has replaced entries.
     #[inline]
     pub fn observe(&self) -> Option<u64> {
         // See `enter`.
@@ -72,8 +72,8 @@ impl AccessSection {
         (!seen.is_multiple_of(2)).then_some(seen)
     }
 
-    /// Whether the section that [`observe`](Self::observe) saw has ended. Any change will do: a section entered later finds
-    /// the new entry.
+    /// Whether the section that [`observe`](Self::observe) saw has ended. Any change will do: a section entered later
+    /// finds the new entry.
     #[inline]
     pub fn has_left(&self, epoch: u64) -> bool {
         self.epoch.load(Ordering::Acquire) != epoch

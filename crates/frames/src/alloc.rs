@@ -2,17 +2,18 @@
 
 use crate::{
     AllocError, AllocRequest, CpuId, Event, FrameAllocator, FrameClass, FrameState, Order, Pfn,
-    cache::BATCH, change::Taken, counters::add_locked, cpu::CpuGuard, descriptor::Word, sums::Part,
-    take::Take,
+    ZoneId, cache::BATCH, change::Taken, cpu::CpuGuard, descriptor::Word, ladder::Ladder,
+    position::FrameIndex, sums::Booking,
 };
 
 impl FrameAllocator<'_> {
     /// Takes 2^order frames; they come in state *Allocated*, without an owner.
     ///
-    /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, without writing a
-    /// word that another CPU uses; class [`FrameClass::Balloon`] bypasses the cache. Before a request is refused, all CPUs'
-    /// caches are emptied and it is tried once more. Of several refused requests of more than one frame in a row not all do
-    /// that: a requester that asks in vain again and again must not empty the caches of the others each time.
+    /// Single frames come from the cache of `cpu`, movable huge pages from the whole blocks that it keeps, and no word
+    /// is written that another CPU uses. Class [`FrameClass::Balloon`] bypasses the cache. Before a request is refused,
+    /// all CPUs' caches are emptied and it is tried once more. If several requests for more than one frame are refused
+    /// in a row, not all of them do that: a requester that keeps failing must not empty the caches of the others each
+    /// time.
     ///
     /// # Errors
     ///
@@ -36,11 +37,11 @@ impl FrameAllocator<'_> {
 
     /// The next frame of the cache becomes the caller's.
     #[inline]
-    fn pop_owned(&self, guard: &CpuGuard<'_>, class: FrameClass) -> Option<u32> {
+    fn pop_owned(&self, guard: &CpuGuard<'_>, class: FrameClass) -> Option<FrameIndex> {
         let frame = guard.cache(class.migratetype()).pop()?;
         self.descriptor_at(frame)
             .store(Word::owned(class, Order::BASE));
-        add_locked(&guard.slot.events[Event::PgAlloc as usize], 1);
+        guard.count(Event::PgAlloc, 1);
         Some(frame)
     }
 
@@ -117,22 +118,22 @@ impl FrameAllocator<'_> {
 
     /// Fills the CPU's empty cache with a word's worth of frames and hands one out.
     ///
-    /// The lock is held from the taking to the caching: an isolator that comes between waits for it, and finds them.
+    /// The lock is held from taking to caching: an isolator that comes in between waits for it and finds the frames.
     fn refill(
         &self,
         cpu: CpuId,
         guard: &CpuGuard<'_>,
         request: AllocRequest,
-    ) -> Result<u32, AllocError> {
+    ) -> Result<FrameIndex, AllocError> {
         let taken = self.gather(cpu, Some(guard), request, BATCH)?;
-        guard.note_block(taken.block);
+        guard.add_to_filter(taken.block);
         let cache = guard.cache(request.class.migratetype());
-        let first = (taken.block.index() * crate::FRAMES_PER_BLOCK) as u32;
-        // The last word is kept as a mask; what comes from the words before it, where a block is nearly full, goes to the ring,
-        // highest first, since the newest is handed out first.
+        let first = taken.block.first_frame();
+        // The last word is kept as a mask; what comes from the words before it, where a block is nearly full, goes to
+        // the ring, highest first, since the newest is handed out first.
         let mut filled = false;
         for (number, &mask) in taken.masks.iter().enumerate().rev() {
-            let base = first + number as u32 * 64;
+            let base = first.plus(number as u32 * 64);
             if mask != 0 && !filled {
                 cache.fill(base, mask);
                 self.prefetch_words(base);
@@ -143,7 +144,7 @@ impl FrameAllocator<'_> {
             while left != 0 {
                 let bit = 63 - left.leading_zeros();
                 left ^= 1 << bit;
-                let room = cache.push(base + bit);
+                let room = cache.push(base.plus(bit));
                 debug_assert!(room, "only an empty cache is refilled");
             }
         }
@@ -152,7 +153,7 @@ impl FrameAllocator<'_> {
         frame.ok_or(AllocError::Fragmented)
     }
 
-    /// Takes up to `max` frames out of one block after the rules of placement and fallback.
+    /// Takes up to `max` frames out of one block, by the ladder.
     fn gather(
         &self,
         cpu: CpuId,
@@ -160,88 +161,52 @@ impl FrameAllocator<'_> {
         request: AllocRequest,
         max: usize,
     ) -> Result<Taken, AllocError> {
-        let mut error = AllocError::BelowWatermark;
+        let request = AllocRequest {
+            order: Order::BASE,
+            ..request
+        };
+        let booking = Booking::up_to(max, request.watermark);
         let mut taken = Taken::nothing();
-        for zone_number in self.zone_order() {
-            let booked = self.book(zone_number, guard, max, Part::Any, request.watermark);
-            if booked == 0 {
-                continue;
-            }
-            let take = Take {
-                allocator: self,
-                cpu,
-                guard,
-                zone_number,
-                request: AllocRequest {
-                    order: Order::BASE,
-                    ..request
-                },
-                frames: 1,
-                align: Order::BASE,
-            };
-            self.settled(zone_number, &mut || take.base(booked, &mut taken));
-            if taken.count < booked {
-                self.pay_in(zone_number, guard, (booked - taken.count) as i64);
-            }
-            if taken.count > 0 {
-                return Ok(taken);
-            }
-            error = AllocError::Fragmented;
-        }
-        Err(error)
+        self.try_zones(|zone| {
+            let ladder = Ladder::new(self, cpu, guard, zone, request);
+            self.search_booked(zone, guard, booking, &mut |booked| {
+                ladder.base(booked, &mut taken);
+                taken.count
+            })
+        })?;
+        Ok(taken)
     }
 
-    fn alloc_run(&self, cpu: CpuId, request: AllocRequest) -> Result<u32, AllocError> {
+    fn alloc_run(&self, cpu: CpuId, request: AllocRequest) -> Result<FrameIndex, AllocError> {
         let frames = request.order.frames();
-        let mut error = AllocError::BelowWatermark;
-        for zone_number in self.zone_order() {
-            match self.run_booked(cpu, zone_number, request, frames, request.order) {
-                Ok(first) => {
-                    let head = Word::owned(request.class, request.order);
-                    self.descriptor_at(first).store(head);
-                    let tail = head.with_state(FrameState::Tail).with_order(0);
-                    for frame in first + 1..first + frames as u32 {
-                        self.descriptor_at(frame).store(tail);
-                    }
-                    return Ok(first);
-                }
-                Err(AllocError::BelowWatermark) => {}
-                Err(other) => error = other,
-            }
+        let first =
+            self.try_zones(|zone| self.run_booked(cpu, zone, request, frames, request.order))?;
+        let head = Word::owned(request.class, request.order);
+        self.descriptor_at(first).store(head);
+        let tail = head.with_state(FrameState::Tail).with_order(0);
+        for frame in first.plus(1).run(frames - 1) {
+            self.descriptor_at(frame).store(tail);
         }
-        Err(error)
+        Ok(first)
     }
 
-    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or nothing: a part
-    /// that is given back at once would be missed by others meanwhile.
+    /// Books and takes `frames` in a row inside one block of a zone, the first a multiple of 2^`align` frames. All or
+    /// nothing: a part that is given back at once would be missed by others meanwhile.
     pub(crate) fn run_booked(
         &self,
         cpu: CpuId,
-        zone_number: usize,
+        zone: ZoneId,
         request: AllocRequest,
         frames: usize,
         align: Order,
-    ) -> Result<u32, AllocError> {
-        if self.book(zone_number, None, frames, Part::All, request.watermark) == 0 {
-            return Err(AllocError::BelowWatermark);
-        }
-        let take = Take {
-            allocator: self,
-            cpu,
-            guard: None,
-            zone_number,
-            request,
-            frames,
-            align,
-        };
+    ) -> Result<FrameIndex, AllocError> {
+        let booking = Booking::all(frames, request.watermark);
+        let ladder = Ladder::new(self, cpu, None, zone, request);
         let mut found = None;
-        self.settled(zone_number, &mut || {
-            found = take.run();
-            found.is_some()
-        });
-        if found.is_none() {
-            self.pay_in(zone_number, None, frames as i64);
-        }
+        self.search_booked(zone, None, booking, &mut |booked| {
+            found = ladder.run(frames, align);
+            found.map_or(0, |_| booked)
+        })?;
         found.ok_or(AllocError::Fragmented)
     }
 }

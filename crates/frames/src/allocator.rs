@@ -1,13 +1,13 @@
-//! The allocator itself: its parts, and how it is made.
+//! The allocator itself: its parts, and its making.
 
 use crate::{
-    BlockId, Config, ConfigError, CostFn, FRAMES_PER_BLOCK, Fallback, Interrupts, Placement,
-    ZoneId,
+    BlockId, Config, ConfigError, CostFn, CpuId, Fallback, Interrupts, Placement, ZoneId,
     config::MAX_ZONES,
-    counters::Events,
-    cpu::CpuSlot,
+    cpu::{CpuGuard, CpuSlot},
     descriptor::Descriptor,
-    metadata::{Field, Metadata, Record, Sizes},
+    layout::Sizes,
+    metadata::{Field, Metadata, Record},
+    position::FrameIndex,
     segment::Segment,
     sync::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     zone::Zone,
@@ -15,19 +15,19 @@ use crate::{
 
 /// A page-frame allocator over memory that it never touches: it deals in numbers.
 ///
-/// All methods may be called from many CPUs at once. Those that take a [`CpuId`](crate::CpuId) want the one that the caller
-/// runs on; two callers that give the same one are safe and slow.
+/// All methods may be called from many CPUs at once. Those that take a [`CpuId`] expect the one that the caller runs
+/// on; two callers that give the same one are safe and slow.
 ///
 /// # Panics
 ///
-/// Frames that are no memory of the allocator's are answered, whatever their number. CPUs, zones and blocks that it does not
-/// have are the caller's fault: methods that look them up in a table panic. [`has_block`](Self::has_block) tells.
+/// A frame number outside of the allocator's memory never panics. A CPU, zone or block that the allocator does not have
+/// is an error of the caller: methods that look it up in a table panic. [`has_block`](Self::has_block) tests a block.
 #[derive(Debug)]
 pub struct FrameAllocator<'m> {
-    pub(crate) records: &'m [Record],
+    records: &'m [Record],
     words: &'m [AtomicU32],
     owners: &'m [AtomicU64],
-    pub(crate) fields: &'m [Field],
+    fields: &'m [Field],
     pub(crate) cpus: &'m [CpuSlot],
     pub(crate) segments: &'m [Segment],
     pub(crate) segment_count: AtomicU32,
@@ -37,34 +37,36 @@ pub struct FrameAllocator<'m> {
     pub(crate) interrupts: Option<&'static dyn Interrupts>,
     pub(crate) cost: Option<CostFn>,
     pub(crate) zones: [Zone<'m>; MAX_ZONES],
-    /// How many blocks are isolated, by the end of their number. One is read on every free; changed rarely.
+    /// How many blocks are isolated, by the low bits of their number. Each free reads one; they change rarely.
     pub(crate) isolated: [AtomicU32; 64],
-    /// Frames that two freed at once.
+    /// Frames that two CPUs freed at once.
     pub(crate) double_frees: AtomicU64,
     /// Somebody is adding memory.
     pub(crate) growing: AtomicBool,
     metadata_used: usize,
 }
 
-/// The parts of a block's info word. The highest bit is taken, see [`Take`](crate::take::Take).
+/// The parts of a block's info word.
 pub(crate) mod info_word {
     /// Frames that are reserved or no memory.
     pub const RESERVED_MASK: u32 = 0x3ff;
-    /// Where the zone stands.
+    /// The shift of the zone.
     pub const ZONE: u32 = 10;
-    /// It has so many values.
+    /// Its values.
     pub const ZONE_MASK: u32 = 0xf;
-    /// Where the offset stands of the frame for which the block was refused, plus one.
+    /// The shift of the offset, plus one, of the frame for which the block was refused.
     pub const OFFENDER: u32 = 14;
-    /// It has so many values.
+    /// Its values.
     pub const OFFENDER_MASK: u32 = 0x3ff;
+    /// Some CPU refills its cache from this block.
+    pub const IN_USE: u32 = 1 << 31;
 }
 
 const _: () = assert!(MAX_ZONES <= info_word::ZONE_MASK as usize + 1);
 
 impl<'m> FrameAllocator<'m> {
-    /// How much metadata memory [`new`](Self::new) wants for `config`, in bytes, alignment included. It grows with the memory
-    /// and not with the holes in it.
+    /// How much metadata memory [`new`](Self::new) needs for `config`, in bytes, alignment included. It grows with the
+    /// memory and not with the holes in it.
     ///
     /// # Errors
     ///
@@ -73,7 +75,8 @@ impl<'m> FrameAllocator<'m> {
         Ok(config.sizes()?.bytes())
     }
 
-    /// An allocator for the frames of `config`, all free but the reserved ones. Old contents of `metadata` do not matter.
+    /// An allocator for the frames of `config`, all free but the reserved ones. Old contents of `metadata` do not
+    /// matter.
     ///
     /// # Errors
     ///
@@ -86,7 +89,7 @@ impl<'m> FrameAllocator<'m> {
                 .zones
                 .get(number)
                 .map_or_else(Zone::absent, |zone_config| {
-                    let (first, capacity) = sizes.zone(number);
+                    let (first, capacity) = sizes.zone(ZoneId::new(number as u8));
                     Zone::new(zone_config, first, capacity, tables.indexes[number])
                 })
         };
@@ -121,7 +124,7 @@ impl<'m> FrameAllocator<'m> {
     /// The zone of `block`.
     #[inline]
     pub fn zone_of_block(&self, block: BlockId) -> ZoneId {
-        // Relaxed: set before anybody knows the block.
+        // Relaxed: set before the block is published.
         let info = self.record(block).info.load(Ordering::Relaxed);
         ZoneId::new((info >> info_word::ZONE & info_word::ZONE_MASK) as u8)
     }
@@ -131,48 +134,87 @@ impl<'m> FrameAllocator<'m> {
         (self.record(block).info.load(Ordering::Relaxed) & info_word::RESERVED_MASK) as u16
     }
 
-    /// The counters.
-    pub fn events(&self) -> Events<'_> {
-        Events { cpus: self.cpus }
-    }
-
     /// How many processors it was made for.
     pub fn cpu_count(&self) -> usize {
         self.cpus.len()
     }
 
     #[inline]
-    pub(crate) fn descriptor_at(&self, frame: u32) -> Descriptor<'_> {
-        let frame = frame as usize;
-        if frame.is_multiple_of(FRAMES_PER_BLOCK) {
-            let record = &self.records[frame / FRAMES_PER_BLOCK];
+    pub(crate) fn zone(&self, zone: ZoneId) -> &Zone<'m> {
+        &self.zones[zone.index()]
+    }
+
+    #[inline]
+    pub(crate) fn record(&self, block: BlockId) -> &'m Record {
+        &self.records[block.index()]
+    }
+
+    #[inline]
+    pub(crate) fn field(&self, block: BlockId) -> &'m Field {
+        &self.fields[block.index()]
+    }
+
+    /// The word of its block's field that has the frame's bit.
+    #[inline]
+    pub(crate) fn field_word(&self, frame: FrameIndex) -> &'m AtomicU64 {
+        &self.field(frame.block()).0[frame.word()]
+    }
+
+    /// Whether the frame's bit is set. Acquire: pairs with the release of whoever set it.
+    #[inline]
+    pub(crate) fn is_bit_set(&self, frame: FrameIndex) -> bool {
+        self.field_word(frame).load(Ordering::Acquire) >> frame.bit() & 1 == 1
+    }
+
+    #[inline]
+    pub(crate) fn descriptor_at(&self, frame: FrameIndex) -> Descriptor<'_> {
+        if frame.offset() == 0 {
+            let record = self.record(frame.block());
             Descriptor {
                 word: &record.word,
                 owner: &record.owner,
             }
         } else {
             Descriptor {
-                word: &self.words[frame],
-                owner: &self.owners[frame],
+                word: &self.words[frame.index()],
+                owner: &self.owners[frame.index()],
             }
         }
     }
 
     /// Asks for the state words of 64 frames from `base` on, which will be written one after another.
-    pub(crate) fn prefetch_words(&self, base: u32) {
-        for line in self.words[base as usize..][..64].chunks(16) {
+    pub(crate) fn prefetch_words(&self, base: FrameIndex) {
+        for line in self.words[base.index()..][..64].chunks(16) {
             dirigible_prefetch::for_write(&line[0]);
         }
     }
 
-    /// The tally of `block`: a word for whoever reclaims, 0 at first. It says, for example, how many frames are how old and
-    /// dirty, and whether the host backs the block. The allocator looks at it only through [`Config::cost`].
+    /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. The lock is contended only by
+    /// isolation, by a drain, by a request that wants the CPU's spare blocks, and by a thread that migrates to another
+    /// CPU.
+    pub(crate) fn lock(&self, cpu: CpuId) -> CpuGuard<'m> {
+        self.lock_slot(&self.cpus[cpu.index()])
+    }
+
+    /// The same, for the fast paths.
+    #[inline]
+    pub(crate) fn lock_inline(&self, cpu: CpuId) -> CpuGuard<'m> {
+        self.cpus[cpu.index()].lock(self.interrupts)
+    }
+
+    #[inline(never)]
+    pub(crate) fn lock_slot<'a>(&self, slot: &'a CpuSlot) -> CpuGuard<'a> {
+        slot.lock(self.interrupts)
+    }
+
+    /// The tally of `block`: a word for the reclaimer's use, 0 at first. It may hold, for example, how many frames are
+    /// old or dirty, and whether the host backs the block. The allocator reads it only through [`Config::cost`].
     pub fn block_tally(&self, block: BlockId) -> u64 {
-        // Relaxed: a hint that nothing else hangs on.
+        // Relaxed: a hint; nothing depends on it.
         self.record(block).tally.load(Ordering::Relaxed)
     }
 
-    /// Replaces the tally of `block` and files the block anew by what it costs now.
+    /// Replaces the tally of `block` and files the block by its new cost.
     pub fn set_block_tally(&self, block: BlockId, tally: u64) {
         // Relaxed: the fence in `refile_by_cost` orders it.
         self.record(block).tally.store(tally, Ordering::Relaxed);

@@ -7,15 +7,16 @@ use crate::{
 
 /// Takes `count` set bits out of `field`, lowest first; gives them as masks, one for each word.
 ///
-/// The caller has lowered the ledger by `count`, so that many bits are its own; a bit that another taker holds for a
-/// moment comes back, hence the loop.
+/// The caller has lowered the ledger by `count`, so as many bits are its own. It loops because a bit that another taker
+/// holds for a moment comes back.
 #[inline(never)]
 pub(crate) fn take_bits(field: &Field, count: usize) -> [u64; WORDS] {
     let mut masks = [0; WORDS];
     let mut left = count;
     loop {
         for (mask, word) in masks.iter_mut().zip(&field.0) {
-            // AcqRel in `take_word`: pairs with the release of the freer that set the bits, and of the taker that put some back.
+            // AcqRel in `take_word`: pairs with the release of the freer that set the bits, and of the taker that put
+            // some back.
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
@@ -30,7 +31,7 @@ pub(crate) fn take_bits(field: &Field, count: usize) -> [u64; WORDS] {
     }
 }
 
-/// Takes up to `want` bits of one word: all of it by a swap where that is not too much.
+/// Takes up to `want` bits of one word, lowest first.
 #[inline(never)]
 fn take_word(word: &AtomicU64, want: usize) -> u64 {
     let mut now = word.load(Ordering::Relaxed);
@@ -138,7 +139,7 @@ pub(crate) fn find_span(field: &Field, count: usize, align: usize) -> Option<u32
     None
 }
 
-/// Takes the `count` bits from `at` on, or none; whether it did.
+/// Takes the `count` bits from `at` on, or none; gives whether it did.
 pub(crate) fn take_span(field: &Field, at: u32, count: usize) -> bool {
     let masks = span_masks(at, count);
     for (number, (word, mask)) in field.0.iter().zip(masks).enumerate() {

@@ -1,15 +1,18 @@
-//! Changing a block: its ledger in one atomic step, its field beside it, and what follows for the indexes and the sums.
+//! Changing a block: its ledger in one atomic step, then its field, the indexes and the sums.
 //!
-//! Who takes frames lowers the ledger first and then clears as many bits; who gives some back sets the bits first and then
-//! raises the ledger. So there are always at least as many bits as the ledger says, and whoever lowered it finds its own.
+//! To take frames, the ledger is lowered first and then as many bits are cleared; to give some back, the bits are set
+//! first and then the ledger is raised. So at least as many bits are set as the ledger counts, and a taker that lowered
+//! it finds its bits.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Ledger, Migratetype,
-    Refusal,
-    bits::take_bits,
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, Ledger, Migratetype, Order,
+    Refusal, ZoneId,
+    bits::{find_span, has_run, take_bits, take_run, take_span},
     config::MAX_ZONES,
     cpu::CpuGuard,
-    metadata::{Record, WORDS},
+    metadata::WORDS,
+    place::is_begun,
+    position::FrameIndex,
     sync::{AtomicU64, Ordering},
 };
 
@@ -27,14 +30,49 @@ impl Change {
     }
 }
 
+/// Which blocks frames may be taken from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Partly used ones of a type.
+    Partly(Migratetype),
+    /// Wholly free ones.
+    Whole,
+    /// Those that hold balloon frames and room, and nothing else.
+    Begun,
+}
+
+impl Source {
+    fn admits(self, ledger: Ledger) -> bool {
+        match self {
+            Self::Partly(migratetype) => !ledger.is_whole() && ledger.migratetype() == migratetype,
+            Self::Whole => ledger.is_whole(),
+            Self::Begun => is_begun(ledger),
+        }
+    }
+}
+
 /// What is wanted of a block.
 #[derive(Clone, Copy)]
 pub(crate) struct Want {
     pub class: FrameClass,
-    /// Single frames at most.
+    /// Frames at most.
     pub max: usize,
-    /// What the block serves from now on, if that changes.
+    pub source: Source,
+    /// The block's new type, if it changes.
     pub retype: Option<Migratetype>,
+}
+
+impl Want {
+    /// The ledger after the frames were taken; `None` if the block does not serve, or has fewer than `least`.
+    fn apply(self, ledger: Ledger, least: u16) -> Option<Ledger> {
+        let fits = ledger.state() == BlockState::Open && ledger.free() >= least;
+        if !fits || !self.source.admits(ledger) {
+            return None;
+        }
+        let max = self.max.min(FRAMES_PER_BLOCK) as u16;
+        let ledger = ledger.taken(self.class, max.min(ledger.free()));
+        Some(self.retype.map_or(ledger, |to| ledger.with_type(to)))
+    }
 }
 
 /// Frames that were taken out of one block.
@@ -55,14 +93,14 @@ impl Taken {
     }
 
     /// Them, ascending.
-    pub fn frames(&self) -> impl Iterator<Item = u32> + '_ {
-        let first = (self.block.index() * FRAMES_PER_BLOCK) as u32;
+    pub fn frames(&self) -> impl Iterator<Item = FrameIndex> + '_ {
+        let first = self.block.first_frame();
         self.masks.iter().zip(0..).flat_map(move |(&mask, word)| {
-            let base = first + word * 64;
+            let base = first.plus(word * 64);
             let mut left = mask;
             core::iter::from_fn(move || {
                 (left != 0).then(|| {
-                    let frame = base + left.trailing_zeros();
+                    let frame = base.plus(left.trailing_zeros());
                     left &= left - 1;
                     frame
                 })
@@ -72,23 +110,19 @@ impl Taken {
 }
 
 impl FrameAllocator<'_> {
-    pub(crate) fn record(&self, block: BlockId) -> &Record {
-        &self.records[block.index()]
-    }
-
     pub(crate) fn ledger_word(&self, block: BlockId) -> &AtomicU64 {
-        &self.records[block.index()].ledger
+        &self.record(block).ledger
     }
 
     /// The ledger of `block` as it is now.
     #[inline]
     pub fn ledger(&self, block: BlockId) -> Ledger {
-        // Acquire: pairs with the release of `change`; who sees frames freed sees their bits.
+        // Acquire: pairs with the release of `change`. A reader that sees frames freed sees their bits.
         Ledger::from_bits(self.ledger_word(block).load(Ordering::Acquire))
     }
 
-    /// Changes a ledger in one atomic step, keeps the indexes and the sum of whole blocks. The sum of free frames is the
-    /// caller's, who may have booked them before.
+    /// Changes a ledger in one atomic step, and updates the indexes and the sum of whole blocks. The sum of free frames
+    /// is left to the caller, which may have booked them before.
     pub(crate) fn change(
         &self,
         block: BlockId,
@@ -111,8 +145,8 @@ impl FrameAllocator<'_> {
         loop {
             let old = Ledger::from_bits(now);
             let new = change(old).ok_or(old)?.bumped();
-            // AcqRel: a taker sees the bits that freers set before they raised the count (their release), and the other way
-            // round.
+            // AcqRel: a taker sees the bits that freers set before they raised the count (their release), and the other
+            // way round.
             let bits = new.into_bits();
             match word.compare_exchange_weak(now, bits, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(Change { old, new }),
@@ -121,37 +155,27 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// What follows from a change.
+    /// Updates the indexes and the sum of whole blocks after a change.
     pub(crate) fn changed(&self, block: BlockId, guard: Option<&CpuGuard<'_>>, done: Change) {
         let Change { old, new } = done;
         let whole = i64::from(new.counts_as_whole()) - i64::from(old.counts_as_whole());
         if whole != 0 {
-            self.count_whole(self.zone_of_block(block).index(), guard, whole);
+            self.count_whole(self.zone_of_block(block), guard, whole);
         }
         self.reindex(block, guard, old, new);
     }
 
-    /// Takes what is wanted of `block` if `usable` agrees. The frames' words are untouched, and the zone's free frames are the
-    /// caller's to book.
+    /// Takes what is wanted of `block`, as single frames, if it serves. The frames' words are untouched, and the zone's
+    /// free frames are the caller's to book.
     #[inline(never)]
     pub(crate) fn take_from(
         &self,
         block: BlockId,
         guard: Option<&CpuGuard<'_>>,
         want: Want,
-        usable: &dyn Fn(Ledger) -> bool,
         taken: &mut Taken,
     ) -> bool {
-        let Want { class, max, retype } = want;
-        let max = max.min(FRAMES_PER_BLOCK) as u16;
-        let change = self.change(block, guard, &|ledger| {
-            if ledger.state() != BlockState::Open || ledger.free() == 0 || !usable(ledger) {
-                return None;
-            }
-            let ledger = ledger.taken(class, max.min(ledger.free()));
-            Some(retype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
-        });
-        let Ok(change) = change else {
+        let Ok(change) = self.change(block, guard, &|ledger| want.apply(ledger, 1)) else {
             return false;
         };
         let count = usize::from(change.old.free() - change.new.free());
@@ -161,67 +185,94 @@ impl FrameAllocator<'_> {
         *taken = Taken {
             block,
             count,
-            masks: take_bits(&self.fields[block.index()], count),
+            masks: take_bits(self.field(block), count),
         };
         true
     }
 
-    /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Books what the zones gained.
+    /// Takes all that is wanted of `block`, as frames in a row that begin at a multiple of 2^`align` frames; gives the
+    /// first.
+    pub(crate) fn take_run_from(
+        &self,
+        block: BlockId,
+        want: Want,
+        align: Order,
+    ) -> Option<FrameIndex> {
+        let (field, count) = (self.field(block), want.max);
+        // A look first: a ledger that is lowered in vain hides frames from others for a moment.
+        let span = if count == align.frames() && align < Order::HUGE {
+            has_run(field, align.get()).then_some(None)
+        } else {
+            find_span(field, count, align.frames()).map(Some)
+        }?;
+        let all = |ledger| want.apply(ledger, count as u16);
+        self.change(block, None, &all).ok()?;
+        let at = match span {
+            None => take_run(field, align.get()),
+            Some(at) => take_span(field, at, count).then_some(at),
+        };
+        let Some(at) = at else {
+            // Another CPU took the run between the look and the ledger.
+            self.give_share_back(block, want.class, count as u16);
+            return None;
+        };
+        Some(block.first_frame().plus(at))
+    }
+
+    /// Sets bits and raises the ledger for `frames`, all of one class and already in state Free. Pays in what the zones
+    /// gained.
     ///
-    /// A bit that is set already tells of a frame that two freed at once: it is counted once, and as an event.
+    /// A bit that is set already means that two CPUs freed the frame at once: it is counted once, and as a double free.
     pub(crate) fn put_into_field(
         &self,
-        frames: &[u32],
+        frames: &[FrameIndex],
         class: FrameClass,
         guard: Option<&CpuGuard<'_>>,
     ) {
         let mut at = 0;
         let mut gained = [0i64; MAX_ZONES];
-        while let Some(&first) = frames.get(at) {
+        while let Some(first) = frames.get(at) {
             // Neighbours go back together: one step for each word, one for the ledger.
-            let block = Self::block_of_index(first);
+            let block = first.block();
             let (begin, mut count) = (at, 0);
-            while let Some(&first) = frames
-                .get(at)
-                .filter(|f| Self::block_of_index(**f) == block)
-            {
-                let word = first / 64;
+            while let Some(first) = frames.get(at).filter(|frame| frame.block() == block) {
+                let same_word = |frame: &&FrameIndex| frame.get() / 64 == first.get() / 64;
                 let mut mask = 0u64;
-                while let Some(&frame) = frames.get(at).filter(|frame| **frame / 64 == word) {
-                    mask |= 1 << (frame % 64);
+                while let Some(frame) = frames.get(at).filter(same_word) {
+                    mask |= 1 << frame.bit();
                     at += 1;
                 }
-                count += self.set_bits(block, word as usize % WORDS, mask);
+                count += self.set_bits(block, first.word(), mask);
             }
             gained[self.zone_of_block(block).index()] +=
                 self.raise(block, guard, class, count, &frames[begin..at]);
         }
-        for (zone, gained) in gained.into_iter().enumerate() {
+        for (zone, gained) in (0..).map(ZoneId::new).zip(gained) {
             if gained != 0 {
                 self.pay_in(zone, guard, gained);
             }
         }
     }
 
-    /// Sets the bits of `mask` in a word of the field; gives how many were clear before, which should be all.
+    /// Sets the bits of `mask` in a word of the field; gives how many were clear before (normally all).
     pub(crate) fn set_bits(&self, block: BlockId, word: usize, mask: u64) -> u16 {
-        // Release, and before the ledger: who lowers the ledger next finds the bits.
-        let old = self.fields[block.index()].0[word].fetch_or(mask, Ordering::AcqRel);
+        // Release, and before the ledger: the CPU that lowers the ledger next finds the bits.
+        let old = self.field(block).0[word].fetch_or(mask, Ordering::AcqRel);
         if old & mask != 0 {
             self.freed_twice((old & mask).count_ones());
         }
         (mask & !old).count_ones() as u16
     }
 
-    /// Raises the ledger for `count` frames whose bits were set, and forgives the block if the one that stood in the way of its
-    /// evacuation is among `frames`. Gives by how much the zone's free frames grew.
+    /// Raises the ledger for `count` frames whose bits were set, and forgives the block if its offender is among
+    /// `frames`. Gives by how much the zone's free frames grew.
     pub(crate) fn raise(
         &self,
         block: BlockId,
         guard: Option<&CpuGuard<'_>>,
         class: FrameClass,
         count: u16,
-        frames: &[u32],
+        frames: &[FrameIndex],
     ) -> i64 {
         let Ok(change) = self.change(block, guard, &|ledger| Some(ledger.given(class, count)))
         else {
@@ -233,13 +284,14 @@ impl FrameAllocator<'_> {
         change.freed()
     }
 
-    /// Gives back a share of the ledger whose bits were not to be had, or are set again. The booking of the zone's free frames stays
-    /// the caller's, also where the block was isolated meanwhile: then they count when it is opened again, and not now.
+    /// Gives back a share of the ledger whose bits could not be taken, or are set again. The booking of the zone's free
+    /// frames stays the caller's, also if the block was isolated meanwhile: then the frames count when it is opened
+    /// again, not now.
     #[cold]
     pub(crate) fn give_share_back(&self, block: BlockId, class: FrameClass, count: u16) {
         let given = self.change(block, None, &|ledger| Some(ledger.given(class, count)));
         if let Ok(change) = given {
-            let zone = self.zone_of_block(block).index();
+            let zone = self.zone_of_block(block);
             self.pay_in(zone, None, change.freed() - i64::from(count));
         }
     }

@@ -8,7 +8,7 @@ pub enum Migratetype {
     Unmovable = 0,
     /// Can be moved by its owner: user memory, page cache, balloon.
     Movable = 1,
-    /// Cannot be moved but given back under pressure: inode and dentry caches.
+    /// Cannot be moved, but can be given back under pressure: inode and dentry caches.
     Reclaimable = 2,
 }
 
@@ -35,7 +35,7 @@ impl Migratetype {
     }
 }
 
-/// How a used frame is counted: the ledger of its block has one count for each column.
+/// How a used frame is counted in the ledger of its block.
 ///
 /// `Unmovable` and `Reclaimable` share the ledger's *unmovable* count, together with reserved frames and holes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -1,8 +1,8 @@
-//! What an allocator is made of: zones, watermarks, reserved ranges, policies.
+//! The configuration of an allocator: zones, watermarks, reserved ranges, policies.
 
 use core::ops::Range;
 
-use crate::{FRAMES_PER_BLOCK, Interrupts, Ledger, Pfn, metadata::Sizes};
+use crate::{FRAMES_PER_BLOCK, Interrupts, Ledger, Pfn};
 
 /// Free-memory marks of a zone, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -24,7 +24,7 @@ pub struct ZoneConfig<'a> {
     pub ranges: &'a [Range<Pfn>],
     /// Marks in frames.
     pub watermarks: Watermarks,
-    /// Whole free blocks that movable order-0 requests leave alone; 0 turns the rule off.
+    /// Whole free blocks that movable order-0 requests leave (the whole-block reserve); 0 turns it off.
     pub reserve_blocks: u32,
 }
 
@@ -42,7 +42,8 @@ pub enum Placement {
 pub enum Fallback {
     /// Take frames from the movable block with most of them free (Linux's way).
     Steal,
-    /// Fail with [`AllocError::Fragmented`](crate::AllocError::Fragmented); the caller evacuates a block and asks again.
+    /// Fail with [`AllocError::Fragmented`](crate::AllocError::Fragmented); the caller evacuates a block and asks
+    /// again.
     Evacuate,
 }
 
@@ -50,13 +51,13 @@ pub enum Fallback {
 /// [tally](crate::FrameAllocator::block_tally), and from nothing else. Called at each change of a ledger.
 pub type CostFn = fn(Ledger, u64) -> u32;
 
-/// Everything that makes an allocator.
+/// The configuration of an allocator.
 ///
 /// ```
 /// use dirigible_frames::{Config, Fallback};
 ///
 /// let config = Config { cpus: 4, fallback: Fallback::Steal, ..Config::default() };
-/// assert!(config.zones.is_empty(), "zones are the least that is still to be said");
+/// assert!(config.zones.is_empty(), "zones have no default");
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
@@ -68,14 +69,14 @@ pub struct Config<'a> {
     pub cpus: u16,
     /// Where movable requests go.
     pub placement: Placement,
-    /// What requests for immovable memory do in need.
+    /// What requests for immovable memory do when their own blocks are full.
     pub fallback: Fallback,
-    /// Whole pageblocks by which each zone may grow later, in the order of the zones; none for those that are not named. See
-    /// [`add_range`](crate::FrameAllocator::add_range).
+    /// Whole pageblocks by which each zone may grow later, in the order of the zones; zones that are not listed cannot
+    /// grow. See [`add_range`](crate::FrameAllocator::add_range).
     pub later: &'a [u32],
-    /// Who masks interrupts while a CPU's own tables are in use; needed where handlers allocate or free.
+    /// How to mask interrupts while a CPU's own tables are in use; needed where interrupt handlers allocate or free.
     pub interrupts: Option<&'static dyn Interrupts>,
-    /// What emptying a block costs; `None`: a movable frame one, a balloon frame an eighth.
+    /// What emptying a block costs. By default a movable frame costs 1, a balloon frame an eighth.
     pub cost: Option<CostFn>,
 }
 
@@ -95,9 +96,6 @@ impl Default for Config<'_> {
     }
 }
 
-/// The most segments that added memory can make beside those of the beginning.
-const LATER_SEGMENTS: usize = 64;
-
 /// The most zones that an allocator can have.
 pub const MAX_ZONES: usize = 4;
 /// The most pageblocks that an allocator can have (a block less than 16 TiB).
@@ -105,23 +103,7 @@ pub const MAX_BLOCKS: u64 = (1 << 23) - 1;
 // Frames are counted in 32 bits, the end of the last block included.
 const _: () = assert!(MAX_BLOCKS * FRAMES_PER_BLOCK as u64 <= u32::MAX as u64);
 
-/// A zone of one allocator, in the order of [`Config::zones`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ZoneId(u8);
-
-impl ZoneId {
-    /// Zone number `index`.
-    pub const fn new(index: u8) -> Self {
-        Self(index)
-    }
-
-    /// The position in [`Config::zones`].
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// A configuration that no allocator can be made of. All of them are the caller's to mend.
+/// What is wrong with a configuration. All of it is an error of the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -156,104 +138,4 @@ pub enum ConfigError {
         /// Bytes needed.
         needed: usize,
     },
-}
-
-impl Config<'_> {
-    /// How large the tables are, after all checks.
-    pub(crate) fn sizes(&self) -> Result<Sizes, ConfigError> {
-        if self.zones.is_empty() || self.zones.len() > MAX_ZONES {
-            return Err(ConfigError::ZoneCount(self.zones.len()));
-        }
-        if self.cpus == 0 {
-            return Err(ConfigError::NoCpu);
-        }
-        for (number, zone) in self.zones.iter().enumerate() {
-            let marks = zone.watermarks;
-            if marks.min > marks.low || marks.low > marks.high {
-                return Err(ConfigError::Watermarks(number));
-            }
-            if zone.ranges.is_empty() || zone.ranges.iter().any(|r| r.start >= r.end) {
-                return Err(ConfigError::EmptyRange(number));
-            }
-        }
-        self.check_overlap()?;
-        let mut zones = [(0, 0); MAX_ZONES];
-        let (mut all, mut segments) = (0u64, 0);
-        for (number, sizes) in zones.iter_mut().enumerate().take(self.zones.len()) {
-            let mut now = 0;
-            self.for_each_stretch(number, &mut |_, blocks| {
-                segments += 1;
-                now += blocks;
-            });
-            let later = self.later.get(number).copied().unwrap_or(0);
-            segments += LATER_SEGMENTS.min(later as usize);
-            all = all.saturating_add(now).saturating_add(u64::from(later));
-            if all > MAX_BLOCKS {
-                return Err(ConfigError::TooLarge(all));
-            }
-            *sizes = (now as u32, later);
-        }
-        Ok(Sizes {
-            cpus: self.cpus as usize,
-            segments,
-            zones,
-        })
-    }
-
-    /// Calls `each` with the stretches of a zone that have no hole of a whole block, ascending: the first frame, aligned to a
-    /// block, and the number of blocks. Ranges need not be sorted; they are few.
-    pub(crate) fn for_each_stretch(&self, zone: usize, each: &mut dyn FnMut(Pfn, u64)) {
-        const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
-        let blocks = |range: &Range<Pfn>| {
-            let (start, end) = (range.start.get() / BLOCK, range.end.get().div_ceil(BLOCK));
-            (start, end)
-        };
-        let mut done = 0;
-        loop {
-            let rest = self.zones[zone].ranges.iter().map(blocks);
-            let next = rest.filter(|(_, end)| *end > done).min();
-            let Some((start, mut end)) = next else { return };
-            // Ranges that begin inside or right behind are part of it.
-            let touching = |end: u64| {
-                let ranges = self.zones[zone].ranges.iter().map(blocks);
-                ranges
-                    .filter(|(other, stop)| *other <= end && *stop > end)
-                    .map(|(_, stop)| stop)
-                    .max()
-            };
-            while let Some(further) = touching(end) {
-                end = further;
-            }
-            each(Pfn::new(start.max(done) * BLOCK), end - start.max(done));
-            done = end;
-        }
-    }
-
-    /// Ranges are few, so every pair is compared.
-    fn check_overlap(&self) -> Result<(), ConfigError> {
-        let all = || {
-            self.zones.iter().enumerate().flat_map(|(z, zone)| {
-                zone.ranges
-                    .iter()
-                    .enumerate()
-                    .map(move |(r, range)| ((z, r), range))
-            })
-        };
-        for (a, one) in all() {
-            for (b, two) in all().filter(|(b, _)| *b > a) {
-                if one.start < two.end && two.start < one.end {
-                    return Err(ConfigError::Overlap(one.start.max(two.start)));
-                }
-                let blocks = |range: &Range<Pfn>| {
-                    let last = Pfn::new(range.end.get() - 1);
-                    (range.start.block_base(), last.block_base())
-                };
-                let ((one_first, one_last), (two_first, two_last)) = (blocks(one), blocks(two));
-                if a.0 != b.0 && one_first <= two_last && two_first <= one_last {
-                    return Err(ConfigError::SharedBlock(a.0, b.0));
-                }
-            }
-        }
-        Ok(())
-    }
 }

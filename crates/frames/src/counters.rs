@@ -1,27 +1,19 @@
-//! Where vm events are counted: a row of counters for each CPU, summed when read.
+//! Reading the counters of vm events: each CPU has its own, which are summed when read.
 
 use core::fmt;
 
-use crate::{
-    CpuId, Event, FrameAllocator,
-    cpu::CpuSlot,
-    sync::{AtomicU64, Ordering},
-};
-
-/// Counters in a CPU's row: room for all events, whole cache lines.
-pub(crate) const ROW: usize = 48;
-const _: () = assert!(Event::COUNT <= ROW);
+use crate::{CpuId, Event, FrameAllocator, cpu::CpuSlot, sync::Ordering};
 
 /// The vm events of one allocator.
 #[derive(Clone, Copy, Debug)]
 pub struct Events<'a> {
-    pub(crate) cpus: &'a [CpuSlot],
+    cpus: &'a [CpuSlot],
 }
 
 impl Events<'_> {
     /// Counts `event` `times` times on `cpu`.
     ///
-    /// [`Event::PgAlloc`] and [`Event::PgFree`] are the allocator's own.
+    /// [`Event::PgAlloc`] and [`Event::PgFree`] are counted by the allocator alone.
     #[inline]
     pub fn add(&self, cpu: CpuId, event: Event, times: u64) {
         // Relaxed: counters order nothing.
@@ -59,19 +51,14 @@ impl Events<'_> {
 }
 
 impl FrameAllocator<'_> {
-    /// Counts frames that were allocated or freed past the CPU's cache. By its lock, as the fast paths count them.
+    /// The counters.
+    pub fn events(&self) -> Events<'_> {
+        Events { cpus: self.cpus }
+    }
+
+    /// Counts frames that were allocated or freed past the CPU's cache. Under its lock, as the fast paths count them.
     #[inline(never)]
     pub(crate) fn count_frames(&self, cpu: CpuId, event: Event, frames: usize) {
-        let guard = self.lock(cpu);
-        add_locked(&guard.slot.events[event as usize], frames as u64);
+        self.lock(cpu).count(event, frames as u64);
     }
-}
-
-/// Adds to a counter that only the holder of the CPU's lock changes.
-#[inline]
-pub(crate) fn add_locked(counter: &AtomicU64, times: u64) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(times),
-        Ordering::Relaxed,
-    );
 }

@@ -1,20 +1,21 @@
-//! What each CPU has to itself, behind a lock that is normally free.
+//! What belongs to one CPU, behind a lock that is normally free.
 //!
-//! The first cache line holds the lock and everything that others look at; with the lock held all of it is changed by plain
-//! loads and stores. The lock is a leaf: its holder takes no other. Interrupts are masked while it is held, so that a handler
-//! that allocates or frees never waits for the code that it interrupted.
+//! The first cache line holds the lock and everything that other CPUs read. The lock's holder changes all of it by
+//! plain loads and stores. The lock is a leaf: its holder takes no other. Interrupts are masked while it is held, so
+//! that a handler that allocates or frees never waits for the code that it interrupted.
 
 use crate::{
-    BlockId, CpuId, FrameAllocator, Interrupts, Migratetype,
+    BlockId, Event, Interrupts, Migratetype, ZoneId,
     cache::TypeCache,
     config::MAX_ZONES,
-    counters::ROW,
-    spare::SPARES,
     sync::{AtomicU32, AtomicU64, Ordering, spin_hint},
 };
 
-/// No block is reserved.
-pub(crate) const NO_BLOCK: u32 = 0;
+/// Counters of events: room for all, whole cache lines.
+const COUNTERS: usize = 48;
+const _: () = assert!(Event::COUNT <= COUNTERS);
+/// Spare blocks that there is room for.
+pub(crate) const SPARES: usize = 16;
 
 /// Everything of one CPU.
 #[derive(Debug)]
@@ -35,13 +36,14 @@ pub(crate) struct CpuSlot {
     /// By zone: what the CPU changed in the sums of free frames and of whole blocks, signed; see [`sums`](crate::sums).
     delta: [AtomicU32; MAX_ZONES],
     whole: [AtomicU32; MAX_ZONES],
-    /// Refused requests of several frames that may still pass without a drain, and how many passed the last time.
+    /// How many more refused requests for several frames may pass without a drain, and how many passed the last time.
     pub skip: AtomicU32,
     pub skipped: AtomicU32,
-    /// Where the CPU begins to look for whole free blocks of each zone, so that two do not walk the same cache lines.
+    /// Where the CPU begins to look for whole free blocks of each zone, so that two CPUs do not walk the same cache
+    /// lines.
     home: [AtomicU32; MAX_ZONES],
     pad: [u32; 12],
-    pub events: [AtomicU64; ROW],
+    pub events: [AtomicU64; COUNTERS],
     pub spares: [AtomicU32; SPARES],
     pub caches: [TypeCache; 3],
 }
@@ -79,28 +81,42 @@ impl Default for CpuSlot {
 }
 
 impl CpuSlot {
-    /// The CPU's part of the sum of free frames of a zone. Acquire: see [`sums`](crate::sums).
+    /// Masks the interrupts of the CPU that calls, by `interrupts` if given, and waits for the lock.
     #[inline]
-    pub fn delta(&self, zone: usize) -> i64 {
-        i64::from(self.delta[zone].load(Ordering::Acquire) as i32)
+    pub fn lock(&self, interrupts: Option<&'static dyn Interrupts>) -> CpuGuard<'_> {
+        let masked = interrupts.map(|interrupts| (interrupts, interrupts.mask()));
+        // SeqCst: pairs with the release in `drop`, so that everything inside may be plain loads and stores, and with
+        // `is_clear_of`.
+        while self.lock.swap(1, Ordering::SeqCst) != 0 {
+            while self.lock.load(Ordering::Relaxed) != 0 {
+                spin_hint();
+            }
+        }
+        CpuGuard { slot: self, masked }
     }
 
-    /// By the lock's holder.
+    /// The CPU's part of the sum of free frames of a zone. Acquire: see [`sums`](crate::sums).
     #[inline]
-    pub fn set_delta(&self, zone: usize, frames: i64) {
-        self.delta[zone].store(frames as u32, Ordering::Release);
+    pub fn delta(&self, zone: ZoneId) -> i64 {
+        i64::from(self.delta[zone.index()].load(Ordering::Acquire) as i32)
+    }
+
+    /// For the lock's holder.
+    #[inline]
+    pub fn set_delta(&self, zone: ZoneId, frames: i64) {
+        self.delta[zone.index()].store(frames as u32, Ordering::Release);
     }
 
     /// The CPU's part of the sum of whole blocks.
     #[inline]
-    pub fn whole(&self, zone: usize) -> i64 {
-        i64::from(self.whole[zone].load(Ordering::Acquire) as i32)
+    pub fn whole(&self, zone: ZoneId) -> i64 {
+        i64::from(self.whole[zone.index()].load(Ordering::Acquire) as i32)
     }
 
-    /// By the lock's holder.
+    /// For the lock's holder.
     #[inline]
-    pub fn set_whole(&self, zone: usize, blocks: i64) {
-        self.whole[zone].store(blocks as u32, Ordering::Release);
+    pub fn set_whole(&self, zone: ZoneId, blocks: i64) {
+        self.whole[zone.index()].store(blocks as u32, Ordering::Release);
     }
 
     #[inline]
@@ -124,12 +140,12 @@ impl CpuSlot {
     }
 
     /// The first block to look at for a whole one.
-    pub fn home(&self, zone: usize) -> usize {
-        self.home[zone].load(Ordering::Relaxed) as usize
+    pub fn home(&self, zone: ZoneId) -> BlockId {
+        BlockId::new(self.home[zone.index()].load(Ordering::Relaxed))
     }
 
-    pub fn set_home(&self, zone: usize, block: u32) {
-        self.home[zone].store(block, Ordering::Relaxed);
+    pub fn set_home(&self, zone: ZoneId, block: BlockId) {
+        self.home[zone.index()].store(block.get(), Ordering::Relaxed);
     }
 
     /// Frames in the CPU's caches, without the lock: a hint.
@@ -137,17 +153,17 @@ impl CpuSlot {
         self.caches.iter().map(TypeCache::len).sum::<usize>() as u64
     }
 
-    /// Whether nothing of the CPU's can have to do with the blocks of `residues` (bit n: their number ends in n). The caller has
-    /// said before, by a sequentially consistent step, what whoever gets the lock later must see.
+    /// Whether nothing that the CPU keeps can be of the blocks of `residues` (bit n: their number ends in n). Before
+    /// the call the caller publishes, by a sequentially consistent step, what later holders of the lock must see.
     ///
-    /// Dekker's argument with [`FrameAllocator::lock`]: this side has told, then looks at the lock; the other has taken the lock,
-    /// then looks at what was told. At least one sees the other's. So if the lock looks free here, whoever takes it later sees what
-    /// was told, and the filter, published by the last release of the lock, is complete.
+    /// Dekker's argument with [`lock`](Self::lock): this side has published, then reads the lock; the other has taken
+    /// the lock, then reads what was published. At least one sees the other. So if the lock looks free here, whoever
+    /// takes it later sees what was published, and the filter, published by the last release of the lock, is complete.
     pub fn is_clear_of(&self, residues: u64) -> bool {
         self.lock.load(Ordering::SeqCst) == 0 && self.is_clear_of_by_filter(residues)
     }
 
-    /// The same by the filter alone: for those who know that nothing changes.
+    /// The same by the filter alone: for callers who know that nothing changes.
     pub fn is_clear_of_by_filter(&self, residues: u64) -> bool {
         self.filter.load(Ordering::Relaxed) & residues == 0
     }
@@ -157,14 +173,14 @@ impl CpuSlot {
         self.lock.load(Ordering::Acquire) != 0
     }
 
-    /// Whether a drain would find nothing to do, as far as can be told without the lock.
+    /// Whether a drain would find nothing to do, as far as it shows without the lock.
     pub fn is_drained(&self) -> bool {
         let nothing = |parts: &[AtomicU32]| parts.iter().all(|p| p.load(Ordering::Acquire) == 0);
         self.is_clear_of(u64::MAX)
             && self.spare_count.load(Ordering::Acquire) == 0
             && nothing(&self.delta)
             && nothing(&self.whole)
-            // Once more: what somebody is just giving back is in none of these, and not yet anywhere else.
+            // Once more: what a holder of the lock is just giving back is in none of these, and not yet anywhere else.
             && !self.is_locked()
     }
 }
@@ -175,41 +191,7 @@ pub(crate) fn residue(block: BlockId) -> u64 {
     1 << (block.index() % 64)
 }
 
-impl FrameAllocator<'_> {
-    /// Masks the interrupts of the CPU that calls and waits for the lock of `cpu`. Only isolation, a drain, whoever wants its
-    /// spare blocks, and a migrating thread ever contend for it.
-    pub(crate) fn lock(&self, cpu: CpuId) -> CpuGuard<'_> {
-        self.lock_slot(&self.cpus[cpu.index()])
-    }
-
-    /// The same, for the shortest ways.
-    #[inline]
-    pub(crate) fn lock_inline(&self, cpu: CpuId) -> CpuGuard<'_> {
-        self.lock_slot_inline(&self.cpus[cpu.index()])
-    }
-
-    #[inline(never)]
-    pub(crate) fn lock_slot<'a>(&'a self, slot: &'a CpuSlot) -> CpuGuard<'a> {
-        self.lock_slot_inline(slot)
-    }
-
-    #[inline]
-    fn lock_slot_inline<'a>(&'a self, slot: &'a CpuSlot) -> CpuGuard<'a> {
-        let masked = self
-            .interrupts
-            .map(|interrupts| (interrupts, interrupts.mask()));
-        // SeqCst: pairs with the release in `drop`, so that everything inside may be plain loads and stores, and with
-        // `is_clear_of`.
-        while slot.lock.swap(1, Ordering::SeqCst) != 0 {
-            while slot.lock.load(Ordering::Relaxed) != 0 {
-                spin_hint();
-            }
-        }
-        CpuGuard { slot, masked }
-    }
-}
-
-/// The right to use what a CPU has to itself.
+/// The right to use what belongs to a CPU.
 #[derive(Debug)]
 pub(crate) struct CpuGuard<'a> {
     pub slot: &'a CpuSlot,
@@ -220,7 +202,7 @@ pub(crate) struct CpuGuard<'a> {
 impl Drop for CpuGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        // Release: pairs with the swap in `lock_slot`.
+        // Release: pairs with the swap in `CpuSlot::lock`.
         self.slot.lock.store(0, Ordering::Release);
         if let Some((interrupts, before)) = self.masked {
             interrupts.restore(before);
@@ -234,9 +216,17 @@ impl CpuGuard<'_> {
         &self.slot.caches[migratetype as usize]
     }
 
-    /// Says that the caches may have to do with `block` from now on.
+    /// Counts `event` by plain loads and stores.
     #[inline]
-    pub fn note_block(&self, block: BlockId) {
+    pub fn count(&self, event: Event, times: u64) {
+        let counter = &self.slot.events[event as usize];
+        let count = counter.load(Ordering::Relaxed);
+        counter.store(count.wrapping_add(times), Ordering::Relaxed);
+    }
+
+    /// Adds `block` to the filter: from now on the caches may hold frames of it, or be refilled from it.
+    #[inline]
+    pub fn add_to_filter(&self, block: BlockId) {
         let filter = self.slot.filter.load(Ordering::Relaxed);
         let with = filter | residue(block);
         if with != filter {
@@ -244,7 +234,7 @@ impl CpuGuard<'_> {
         }
     }
 
-    /// Says which blocks they have to do with, after a look at all of them.
+    /// Replaces the filter, after a look at all caches.
     pub fn set_filter(&self, residues: u64) {
         self.slot.filter.store(residues, Ordering::Relaxed);
     }

@@ -13,10 +13,10 @@ use crate::{
 pub enum FrameState {
     /// In its block's field.
     Free = 0,
-    /// In a CPU's cache, or on its way from there to its field. Not stored: a frame whose word says *Free* and whose bit is
-    /// clear is one of these.
+    /// In a CPU's cache, or on its way from there to its field. Not stored: a frame whose word says *Free* and whose
+    /// bit is clear is one of these.
     Cached = 1,
-    /// Handed out; on nobody's books as movable.
+    /// Handed out; on no owner's books.
     Allocated = 2,
     /// Being given to the host: the inflate request is out.
     Entering = 3,
@@ -33,7 +33,9 @@ pub enum FrameState {
 }
 
 impl FrameState {
-    const fn from_bits(bits: u8) -> Self {
+    /// The state with number `bits`, the inverse of `as u8`: for those who keep states in words of their own. A number
+    /// that is no state's gives `Reserved`.
+    pub const fn from_bits(bits: u8) -> Self {
         match bits {
             0 => Self::Free,
             1 => Self::Cached,
@@ -51,7 +53,8 @@ impl FrameState {
         self as u8
     }
 
-    /// Whether a frame's holder may take it from this state to `to`. The allocator's own edges (free, cached) are not among them.
+    /// Whether a frame's holder may take it from this state to `to`. The allocator's own edges (free, cached) are not
+    /// among them.
     pub const fn may_become(self, to: Self) -> bool {
         use FrameState::{Allocated, Entering, Isolated, Leaving, Listed};
         matches!(
@@ -65,7 +68,8 @@ impl FrameState {
     }
 }
 
-/// Which owner of movable frames a frame belongs to.
+/// The number of an owner, of somebody who can move frames. 0 is nobody ([`NONE`](Self::NONE)), owners have 1 to
+/// [`MAX`](Self::MAX).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub struct OwnerId(u8);
 
@@ -73,7 +77,9 @@ impl OwnerId {
     /// No owner.
     pub const NONE: Self = Self(0);
 
-    /// The largest number of an owner.
+    /// The largest number that a frame's state word has room for. Compaction looks owners up in a table of its own,
+    /// which may be smaller: `dirigible-mobility` registers owners 1 to 15. Frames of an owner that is not registered
+    /// are never moved.
     pub const MAX: u8 = 31;
 
     /// Owner number `number`, 1 to [`MAX`](Self::MAX); `None` for any other.
@@ -155,7 +161,7 @@ pub(crate) struct Word {
 }
 
 impl Word {
-    /// What must be as in [`owned`](Self::owned) for a frame to be freed: state, order, pin and references.
+    /// The bits that must be as in [`owned`](Self::owned) for a frame to be freed: state, order, pin and references.
     const FREEABLE: u32 = Self::new()
         .with_state_bits(0xf)
         .with_order(0xf)
@@ -195,7 +201,7 @@ impl Word {
         FrameFlags::from_bits(self.flags()).contains(FrameFlags::PINNED)
     }
 
-    /// The class under which the ledger counts the frame: what is pinned cannot be moved.
+    /// The class under which the ledger counts the frame: a pinned one is unmovable.
     pub fn counted_class(self) -> FrameClass {
         if self.is_pinned() {
             FrameClass::Unmovable
@@ -211,16 +217,16 @@ impl Word {
     }
 }
 
-/// What the allocator knows of one frame. The words of 16 frames share a cache line; that of a block's first frame, which
-/// heads the block's huge page, lies with the block's ledger.
+/// What the allocator knows of one frame. The words of 16 frames share a cache line; that of a block's first frame,
+/// which heads the block's huge page, lies with the block's ledger.
 ///
-/// Orderings: a holder publishes a frame by a release store or CAS of `word` (Allocated → Listed); whoever takes it by an
-/// acquiring CAS (Listed → Isolated, Leaving, Allocated) sees the owner word that was stored before.
+/// Orderings: a holder publishes a frame by a release store or CAS of `word` (Allocated → Listed); the one that takes
+/// it by an acquiring CAS (Listed → Isolated, Leaving, Allocated) sees the owner word that was stored before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptor<'m> {
     /// [`Word`].
     pub word: &'m AtomicU32,
-    /// The owner's: where the frame is mapped, or which slot of which balloon it is.
+    /// The owner's word: where the frame is mapped, or its slot in a balloon.
     pub owner: &'m AtomicU64,
 }
 
@@ -238,7 +244,7 @@ impl Descriptor<'_> {
         self.word.store(word.into_bits(), Ordering::Release);
     }
 
-    /// Changes the word by `change` in one atomic step; `None` from it gives the word found as error.
+    /// Changes the word by `change` in one atomic step. If `change` gives `None`, the word found is the error.
     #[inline]
     pub fn update(&self, mut change: impl FnMut(Word) -> Option<Word>) -> Result<Word, Word> {
         // AcqRel: the winner sees what the publisher stored, and publishes what it stored itself.
@@ -299,6 +305,15 @@ mod tests {
             "memory of zeroes is free frames"
         );
         assert_eq!(Word::new().state(), FrameState::Free);
+    }
+
+    #[test]
+    fn states_are_found_by_their_numbers() {
+        for state in STATES {
+            assert_eq!(FrameState::from_bits(state as u8), state);
+        }
+        assert_eq!(FrameState::from_bits(9), FrameState::Reserved);
+        assert_eq!(FrameState::from_bits(u8::MAX), FrameState::Reserved);
     }
 
     #[test]

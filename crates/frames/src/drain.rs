@@ -3,7 +3,8 @@
 use crate::{
     BlockId, BlockState, CpuId, FrameAllocator, FrameClass, Ledger, Migratetype,
     cache::BATCH,
-    cpu::{CpuGuard, NO_BLOCK, residue},
+    cpu::{CpuGuard, residue},
+    position::FrameIndex,
     sync::{Ordering, fence},
 };
 
@@ -11,8 +12,8 @@ use crate::{
 const MAX_SKIP: u32 = 63;
 
 impl FrameAllocator<'_> {
-    /// Empties all CPUs' caches and reservations into the blocks, and adds up the sums. CPUs that keep nothing are passed by
-    /// without their lock.
+    /// Empties all CPUs' caches into the blocks, ends what they refill from, and adds up the sums. CPUs that keep
+    /// nothing are skipped without their lock.
     pub fn drain_cpu_caches(&self) {
         for slot in self.cpus {
             if slot.is_drained() {
@@ -23,7 +24,7 @@ impl FrameAllocator<'_> {
                 while guard.cache(migratetype).len() > 0 {
                     self.flush(&guard, migratetype);
                 }
-                self.unreserve(&guard, migratetype);
+                self.end_refill_block(&guard, migratetype);
             }
             self.flush_spares(&guard, 0);
             self.fold(&guard);
@@ -31,10 +32,11 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Makes an attempt, which says whether it did, and if need be another one with nothing left in caches.
+    /// Makes an attempt, which gives whether it succeeded, and if it failed another one after the caches were emptied.
+    /// Gives whether one succeeded.
     ///
-    /// A request that is `limited`, one for several frames, does not drain each time that it is refused in a row: then only the spare
-    /// blocks come back, if there are any.
+    /// A `limited` request, one for several frames, does not drain each time when several are refused in a row: then
+    /// only the spare blocks come back, if there are any.
     pub(crate) fn with_drain(
         &self,
         cpu: CpuId,
@@ -59,7 +61,7 @@ impl FrameAllocator<'_> {
         done
     }
 
-    /// Whether a refused request for several frames on `cpu` may drain: not each of a row of them.
+    /// Whether a refused request for several frames on `cpu` may drain; not each of several in a row may.
     fn may_drain(&self, cpu: CpuId) -> bool {
         let guard = self.lock(cpu);
         let skip = guard.slot.skip.load(Ordering::Relaxed);
@@ -70,7 +72,8 @@ impl FrameAllocator<'_> {
         skip == 0
     }
 
-    /// After a drain for such a request: how many may pass before the next one doubles while it does not help.
+    /// After a drain for such a request: while drains do not help, the number of requests that pass before the next one
+    /// doubles.
     fn drained_for(&self, cpu: CpuId, helped: bool) {
         let guard = self.lock(cpu);
         let skipped = guard.slot.skipped.load(Ordering::Relaxed);
@@ -89,28 +92,28 @@ impl FrameAllocator<'_> {
     /// Moves a batch from the cache to the field, oldest first.
     #[inline(never)]
     pub(crate) fn flush(&self, guard: &CpuGuard<'_>, migratetype: Migratetype) {
-        let mut batch = [0u32; BATCH];
+        let mut batch = [FrameIndex::default(); BATCH];
         let count = guard.cache(migratetype).take_oldest(&mut batch);
         self.uncache(&batch[..count], class_of(migratetype), guard);
     }
 
     /// Puts frames that were just taken out of a cache, or that never went into one, into their fields.
-    pub(crate) fn uncache(&self, frames: &[u32], class: FrameClass, guard: &CpuGuard<'_>) {
+    pub(crate) fn uncache(&self, frames: &[FrameIndex], class: FrameClass, guard: &CpuGuard<'_>) {
         for &frame in frames {
-            let block = Self::block_of_index(frame);
-            dirigible_prefetch::for_write(&self.fields[block.index()]);
+            let block = frame.block();
+            dirigible_prefetch::for_write(self.field(block));
             dirigible_prefetch::for_write(self.record(block));
         }
         self.put_into_field(frames, class, Some(guard));
     }
 
-    /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches and reservations. The isolation must have
-    /// been told by a sequentially consistent step.
+    /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches, and ends refills from these
+    /// blocks. The isolation must have been published by a sequentially consistent step.
     pub(crate) fn uncache_blocks(&self, blocks: &[BlockId]) {
         // After the blocks' ledgers, and before the locks are looked at.
         fence(Ordering::SeqCst);
         let residues = blocks.iter().fold(0, |all, &block| all | residue(block));
-        let ours = |frame: u32| blocks.contains(&Self::block_of_index(frame));
+        let ours = |frame: FrameIndex| blocks.contains(&frame.block());
         for slot in self.cpus {
             if slot.is_clear_of(residues) {
                 continue;
@@ -119,11 +122,11 @@ impl FrameAllocator<'_> {
             let mut filter = 0;
             for migratetype in Migratetype::ALL {
                 let cache = guard.cache(migratetype);
-                let reserved = cache.reserved();
-                if reserved != NO_BLOCK && blocks.contains(&BlockId::new(reserved - 1)) {
-                    self.unreserve(&guard, migratetype);
+                let refilled_from = cache.refill_block();
+                if refilled_from.is_some_and(|block| blocks.contains(&block)) {
+                    self.end_refill_block(&guard, migratetype);
                 }
-                let mut batch = [0u32; BATCH];
+                let mut batch = [FrameIndex::default(); BATCH];
                 loop {
                     let count = cache.extract(&mut batch, &ours);
                     if count == 0 {
@@ -131,9 +134,9 @@ impl FrameAllocator<'_> {
                     }
                     self.uncache(&batch[..count], class_of(migratetype), &guard);
                 }
-                cache.for_each(&mut |frame| filter |= residue(Self::block_of_index(frame)));
-                if let Some(block) = cache.reserved().checked_sub(1) {
-                    filter |= residue(BlockId::new(block));
+                cache.for_each(&mut |frame| filter |= residue(frame.block()));
+                if let Some(block) = cache.refill_block() {
+                    filter |= residue(block);
                 }
             }
             guard.set_filter(filter);
@@ -142,11 +145,12 @@ impl FrameAllocator<'_> {
 
     /// Whether the frame must not be cached. Called with the CPU's lock held.
     ///
-    /// An isolator counts the block first, changes the ledger, then looks at each CPU. Who has the lock before that will be
-    /// emptied; who gets it after sees the count, see [`CpuSlot::is_clear_of`](crate::cpu::CpuSlot::is_clear_of).
+    /// An isolator counts the block first, changes the ledger, then looks at each CPU. The cache of a CPU that has the
+    /// lock before that is emptied; a CPU that gets it afterwards sees the count, see
+    /// [`CpuSlot::is_clear_of`](crate::cpu::CpuSlot::is_clear_of).
     #[inline]
-    pub(crate) fn in_isolated_block(&self, frame: u32) -> bool {
-        let block = Self::block_of_index(frame);
+    pub(crate) fn in_isolated_block(&self, frame: FrameIndex) -> bool {
+        let block = frame.block();
         // SeqCst, both: the other half of Dekker's argument there. The ledger was changed before the isolator's fence.
         self.isolated[block.index() % 64].load(Ordering::SeqCst) > 0
             && Ledger::from_bits(self.ledger_word(block).load(Ordering::SeqCst)).state()

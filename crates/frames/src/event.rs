@@ -1,7 +1,7 @@
-//! vm events: the counters of `/proc/vmstat`, raised by what really happens.
+//! vm events: what the counters of `/proc/vmstat` count.
 //!
-//! Names are those that Linux prints, so that its tools and its users can read ours. Events that Linux does not
-//! have keep the style.
+//! Names are those that Linux prints, so that its tools can read them. Events that Linux does not have follow its
+//! style.
 
 macro_rules! events {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -32,7 +32,7 @@ events! {
     PgFault = "pgfault",
     /// Frames moved to their new place, for any reason.
     PgmigrateSuccess = "pgmigrate_success",
-    /// Frames that were to be moved and stayed.
+    /// Frames that could not be moved.
     PgmigrateFail = "pgmigrate_fail",
     /// Frames taken off their owners' books by compaction.
     CompactIsolated = "compact_isolated",
@@ -42,7 +42,7 @@ events! {
     CompactFail = "compact_fail",
     /// Direct compactions that gave a block.
     CompactSuccess = "compact_success",
-    /// Requests that did not begin direct compaction: the watermark said no.
+    /// Requests that did not begin direct compaction because of the watermark.
     CompactSkipped = "compact_skipped",
     /// Requests that did not begin direct compaction: deferred after failures.
     CompactDeferred = "compact_deferred",
@@ -56,19 +56,20 @@ events! {
     CompactBlockAborted = "compact_block_aborted",
     /// Blocks given up because an owner refused a frame.
     CompactRefusedOwner = "compact_refused_owner",
-    /// Blocks given up because a frame was on its way from one holder to another.
+    /// Blocks given up because a frame was between two holders.
     CompactRefusedUnderWay = "compact_refused_under_way",
     /// Blocks given up because the host had not answered in time.
     CompactRefusedLate = "compact_refused_late",
     /// Blocks given up because they did not become wholly free.
     CompactRefusedNotEmpty = "compact_refused_not_empty",
-    /// Balloon frames taken off their balloon by compaction (the series' own counter).
+    /// Balloon frames isolated by compaction. This counter and the next three are named as in the Linux patches that
+    /// made balloon pages movable (2012).
     CompactBalloonIsolated = "compact_balloon_isolated",
-    /// Balloon frames replaced after both acknowledgements (the series' own counter).
+    /// Balloon frames replaced after both acknowledgements.
     CompactBalloonMigrated = "compact_balloon_migrated",
-    /// Old balloon frames given back to the allocator (the series' own counter).
+    /// Old balloon frames given back to the allocator.
     CompactBalloonReleased = "compact_balloon_released",
-    /// Balloon frames isolated and put back (the series' own counter).
+    /// Balloon frames isolated and put back.
     CompactBalloonReturned = "compact_balloon_returned",
     /// Frames given to the host.
     BalloonInflate = "balloon_inflate",
@@ -80,7 +81,7 @@ events! {
     BalloonMessages = "balloon_messages",
     /// Requests among them that an exchange of moved frames sent.
     BalloonMigrateMessages = "balloon_migrate_messages",
-    /// Inflations put off because no frame was to be had.
+    /// Inflations put off because no frame was available.
     BalloonRetry = "balloon_retry",
     /// Huge pages installed at a fault.
     ThpFaultAlloc = "thp_fault_alloc",
@@ -92,7 +93,7 @@ events! {
     BlockClaimed = "pageblock_claimed",
     /// Blocks whose type was changed by stealing (fallback policy `steal`).
     BlockStolen = "pageblock_stolen",
-    /// Takings from a block of a foreign type that left it a hybrid.
+    /// Allocations from a block of another type that left it a hybrid.
     BlockPolluted = "pageblock_polluted",
     /// Blocks evacuated to serve an unmovable or reclaimable request (fallback policy `evacuate`).
     BlockEvacuated = "pageblock_evacuated",

@@ -1,14 +1,14 @@
-//! Frame by frame: states and their transitions, owners, classes, marks.
+//! Single frames: states and transitions, owners, classes, marks.
 
 use crate::{
     BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
     OwnerId, Pfn, Refusal,
     descriptor::{Descriptor, MAX_REFS, Word},
-    metadata::WORDS,
+    position::FrameIndex,
     sync::Ordering,
 };
 
-/// What the allocator knows of a frame, at one moment.
+/// A frame's descriptor at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameInfo {
     /// Where it is in its life.
@@ -42,25 +42,22 @@ impl FrameAllocator<'_> {
     }
 
     #[inline(never)]
-    pub(crate) fn state_at(&self, frame: u32) -> FrameState {
+    pub(crate) fn state_at(&self, frame: FrameIndex) -> FrameState {
         let state = self.descriptor_at(frame).load().state();
         if state != FrameState::Free {
             return state;
         }
-        let block = Self::block_of_index(frame);
-        if self.ledger(block).state() == BlockState::Huge {
+        if self.ledger(frame.block()).state() == BlockState::Huge {
             // Inside a huge page only the head's word is written.
             return FrameState::Tail;
         }
-        // Acquire: pairs with the release of whoever set the bit.
-        let word = &self.fields[block.index()].0[frame as usize / 64 % WORDS];
-        match word.load(Ordering::Acquire) >> (frame % 64) & 1 {
-            0 => FrameState::Cached,
-            _ => FrameState::Free,
+        match self.is_bit_set(frame) {
+            false => FrameState::Cached,
+            true => FrameState::Free,
         }
     }
 
-    /// All that is known of `pfn`; `None` where this allocator has no memory.
+    /// All fields of `pfn`'s descriptor; `None` where this allocator has no memory.
     pub fn frame(&self, pfn: Pfn) -> Option<FrameInfo> {
         let frame = self.frame_index(pfn)?;
         let descriptor = self.descriptor_at(frame);
@@ -84,7 +81,7 @@ impl FrameAllocator<'_> {
             .unwrap_or_default()
     }
 
-    /// Says who owns a frame that the caller holds (not free, not listed by another), and the owner's word.
+    /// Sets the owner and the owner's word of a frame that the caller holds (not free, not listed by another owner).
     pub fn set_owner(&self, pfn: Pfn, owner: OwnerId, word: u64) {
         if let Some(descriptor) = self.descriptor(pfn) {
             // Relaxed: published by the release of the word's update right after, or of the transition to Listed.
@@ -95,7 +92,7 @@ impl FrameAllocator<'_> {
 
     /// The owner's word.
     pub fn owner_word(&self, pfn: Pfn) -> u64 {
-        // Relaxed: who has the right to use it took the frame by an acquiring transition, or holds the owner's lock.
+        // Relaxed: a legitimate reader took the frame by an acquiring transition, or holds the owner's lock.
         self.descriptor(pfn)
             .map_or(0, |descriptor| descriptor.owner.load(Ordering::Relaxed))
     }
@@ -117,7 +114,8 @@ impl FrameAllocator<'_> {
         self.transition_if(pfn, from, to, |_| true)
     }
 
-    /// Listed → Isolated, if `pfn` belongs to `owner` and is not pinned: what an owner's isolate operation needs, in one step.
+    /// Listed → Isolated, if `pfn` belongs to `owner` and is not pinned: what an owner's isolate operation needs, in
+    /// one step.
     ///
     /// # Errors
     ///
@@ -148,7 +146,7 @@ impl FrameAllocator<'_> {
             .map_err(|word| word.state())
     }
 
-    /// Counts an allocation, named by its first frame, in another class. Frames that nobody holds stay as they are.
+    /// Counts an allocation, named by its first frame, in another class. Does nothing if nobody holds it.
     pub fn reclass(&self, pfn: Pfn, class: FrameClass) {
         self.update_held(pfn, |word| Some(word.with_class(class)));
     }
@@ -173,12 +171,12 @@ impl FrameAllocator<'_> {
         })
     }
 
-    /// Adds marks to an allocation, named by its first frame; `false` if nothing was changed: nobody holds it, or it was to
-    /// be pinned and is isolated or on its way to or from the host.
+    /// Adds marks to an allocation, named by its first frame; `false` if nothing was changed: nobody holds it, or it
+    /// cannot be pinned because it is isolated or on its way to or from the host.
     ///
-    /// With [`FrameFlags::PINNED`] the allocation counts as unmovable in its block's ledger, so that compaction does not
-    /// try the block, until the mark is removed. One at a time pins, unpins, frees and changes the class of the same
-    /// allocation: its holder sees to that.
+    /// With [`FrameFlags::PINNED`] the allocation counts as unmovable in its block's ledger, so that compaction does
+    /// not try the block, until the mark is removed. The holder must not pin, unpin, free or change the class of the
+    /// same allocation on two CPUs at once.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) -> bool {
         let pins = flags.contains(FrameFlags::PINNED);
         self.update_held(pfn, |word| {
@@ -194,8 +192,8 @@ impl FrameAllocator<'_> {
         });
     }
 
-    /// Changes the word of an allocation that somebody holds, and the ledgers of its blocks if it counts in another class
-    /// afterwards; whether it did.
+    /// Changes the word of an allocation that somebody holds, and the ledgers of its blocks if it counts in another
+    /// class afterwards; gives whether it did.
     fn update_held(&self, pfn: Pfn, change: impl Fn(Word) -> Option<Word>) -> bool {
         let Some(frame) = self.frame_index(pfn) else {
             return false;
@@ -214,10 +212,9 @@ impl FrameAllocator<'_> {
             return true;
         }
         let frames = 1usize << old.order();
-        let first = Self::block_of_index(frame).index();
+        let blocks = frames.div_ceil(FRAMES_PER_BLOCK) as u32;
         let count = frames.min(FRAMES_PER_BLOCK) as u16;
-        for block in first..first + frames.div_ceil(FRAMES_PER_BLOCK) {
-            let block = crate::BlockId::new(block as u32);
+        for block in frame.block().run(blocks) {
             let changed = self.change(block, None, &|ledger| {
                 Some(ledger.recounted(from, to, count))
             });
@@ -228,9 +225,9 @@ impl FrameAllocator<'_> {
         true
     }
 
-    /// Adds a reference to an allocation that somebody holds; false if nobody does, or if there are 31 already (nothing was
-    /// changed). What has references cannot be freed. The caller keeps the holder from freeing or splitting it in this very
-    /// moment, by a lock of theirs for example: a reference that comes between a free's look and its step is lost.
+    /// Adds a reference to an allocation that somebody holds; false if nobody does, or if there are 31 already (nothing
+    /// was changed). What has references cannot be freed. The caller must exclude that the holder frees or splits it
+    /// meanwhile, for example by a lock: a reference that comes between the check and the step of a free is lost.
     #[must_use]
     pub fn get_ref(&self, pfn: Pfn) -> bool {
         self.descriptor(pfn).is_some_and(|d| {

@@ -2,7 +2,7 @@
 
 use crate::{
     CpuId, Event, FrameAllocator, FrameClass, FrameState, FreeError, Order, Pfn, cache::BATCH,
-    counters::add_locked, descriptor::Word,
+    descriptor::Word, position::FrameIndex,
 };
 
 impl FrameAllocator<'_> {
@@ -10,9 +10,9 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// See [`FreeError`]: a frame that was freed before is found out unless it has a new holder already. Of two CPUs that free
-    /// the same allocation in the same moment both may be told that they did; [`verify`](Self::verify) reports it while one of
-    /// the two lies in a CPU's cache.
+    /// See [`FreeError`]: a second free is detected unless the frame already has a new holder. If two CPUs free the
+    /// same allocation at the same moment, both may succeed; [`verify`](Self::verify) reports it while one of the two
+    /// is in a CPU's cache.
     pub fn free(&self, cpu: CpuId, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let frame = self
             .frame_index_inline(pfn)
@@ -21,22 +21,22 @@ impl FrameAllocator<'_> {
             return self.free_large(cpu, pfn, frame, order);
         }
         let descriptor = self.descriptor_at(frame);
-        // It comes while the lock is taken, which waits for everything before it.
+        // The line arrives while the lock is taken, which waits for everything before it.
         dirigible_prefetch::for_write(descriptor.word);
         let guard = self.lock_inline(cpu);
         let word = descriptor.load();
         if !word.is_freeable(Order::BASE) {
             return Err(refuse_free(pfn, word));
         }
-        // A plain store: with the lock held this CPU alone takes it for a freed one, and its holder gave it up.
+        // A plain store: its holder gave the frame up, and under the lock nobody else takes it for a freed one.
         descriptor.store(Word::new());
-        add_locked(&guard.slot.events[Event::PgFree as usize], 1);
+        guard.count(Event::PgFree, 1);
         let class = word.class();
         if class == FrameClass::Balloon || self.in_isolated_block(frame) {
             self.uncache(&[frame], class, &guard);
             return Ok(());
         }
-        guard.note_block(Self::block_of_index(frame));
+        guard.add_to_filter(frame.block());
         let cache = guard.cache(class.migratetype());
         if !cache.push(frame) {
             self.flush(&guard, class.migratetype());
@@ -46,13 +46,13 @@ impl FrameAllocator<'_> {
         Ok(())
     }
 
-    /// Takes an allocation of `order` from its holder, in one atomic step: of two that free the same frame at once, one fails.
-    /// Gives its class.
+    /// Takes an allocation of `order` from its holder, in one atomic step: of two that free the same frame at once, one
+    /// fails. Gives its class.
     ///
     /// # Errors
     ///
     /// The word found, if the frame is no such allocation.
-    pub(crate) fn disown(&self, frame: u32, order: Order) -> Result<FrameClass, Word> {
+    pub(crate) fn disown(&self, frame: FrameIndex, order: Order) -> Result<FrameClass, Word> {
         self.descriptor_at(frame)
             .update(|word| word.is_freeable(order).then(Word::new))
             .map(Word::class)
@@ -62,7 +62,7 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// The first frame that is not the caller's; those before it are free, those after it are not.
+    /// Names the first frame that is not the caller's; those before it are free, those from it on are not.
     pub fn free_bulk(&self, cpu: CpuId, pfns: &[Pfn]) -> Result<(), FreeError> {
         let mut bulk = Bulk::new(self);
         let mut result = Ok(());
@@ -86,7 +86,13 @@ impl FrameAllocator<'_> {
         result
     }
 
-    fn free_large(&self, cpu: CpuId, pfn: Pfn, head: u32, order: Order) -> Result<(), FreeError> {
+    fn free_large(
+        &self,
+        cpu: CpuId,
+        pfn: Pfn,
+        head: FrameIndex,
+        order: Order,
+    ) -> Result<(), FreeError> {
         if order == Order::HUGE {
             return self.free_huge(cpu, pfn, head);
         }
@@ -97,11 +103,12 @@ impl FrameAllocator<'_> {
             self.free_blocks_of(head, order, class);
         } else {
             let mut bulk = Bulk::new(self);
-            let all = head..head + order.frames() as u32;
-            for tail in all.clone().skip(1) {
+            for tail in head.plus(1).run(order.frames() - 1) {
                 self.descriptor_at(tail).store(Word::new());
             }
-            all.for_each(|frame| bulk.add(frame, class));
+            for frame in head.run(order.frames()) {
+                bulk.add(frame, class);
+            }
             bulk.finish();
         }
         self.count_frames(cpu, Event::PgFree, order.frames());
@@ -125,7 +132,7 @@ pub(crate) fn refuse_free(pfn: Pfn, word: Word) -> FreeError {
 /// Disowned frames on their way to their fields, in batches of one class.
 pub(crate) struct Bulk<'a, 'm> {
     allocator: &'a FrameAllocator<'m>,
-    batch: [u32; BATCH],
+    batch: [FrameIndex; BATCH],
     count: usize,
     class: FrameClass,
 }
@@ -134,13 +141,13 @@ impl<'a, 'm> Bulk<'a, 'm> {
     pub fn new(allocator: &'a FrameAllocator<'m>) -> Self {
         Self {
             allocator,
-            batch: [0; BATCH],
+            batch: [FrameIndex::default(); BATCH],
             count: 0,
             class: FrameClass::Movable,
         }
     }
 
-    pub fn add(&mut self, frame: u32, class: FrameClass) {
+    pub fn add(&mut self, frame: FrameIndex, class: FrameClass) {
         if self.count == BATCH || self.count > 0 && class != self.class {
             self.flush();
         }

@@ -1,4 +1,4 @@
-//! Adding memory later: a zone grows by whole blocks, into tables that were laid out for them at the beginning.
+//! Adding memory later: a zone grows by whole blocks, into tables that were laid out for them at boot.
 
 use core::ops::Range;
 
@@ -16,7 +16,7 @@ pub enum GrowError {
     /// The range is empty, or does not begin and end at a multiple of 512 frames.
     #[error("memory is added by whole pageblocks: align both ends to {FRAMES_PER_BLOCK} frames")]
     Alignment,
-    /// The range begins below the lowest frame that there was at the beginning: others count from that one.
+    /// The range begins below the allocator's lowest frame, which others use as an origin.
     #[error("memory is added above frame {0}, the lowest that there is")]
     Below(Pfn),
     /// The allocator has this memory already.
@@ -26,14 +26,14 @@ pub enum GrowError {
     #[error("the zone has tables for {0} more pageblocks; name more in the configuration")]
     TooLarge(u32),
     /// The memory has too many holes between what was added.
-    #[error("the allocator has no place for another stretch of memory")]
-    TooManyStretches,
+    #[error("the allocator has no place for another segment of memory")]
+    TooManySegments,
     /// Another CPU is adding memory now.
     #[error("another CPU is adding memory; ask again")]
     Busy,
 }
 
-/// Ends the exclusion of others that add memory.
+/// Lets others add memory again when it is dropped.
 struct Growing<'a>(&'a AtomicBool);
 
 impl Drop for Growing<'_> {
@@ -66,59 +66,55 @@ impl FrameAllocator<'_> {
         let _growing = Growing(&self.growing);
         for segment in self.segments() {
             let first = segment.pfn();
-            let blocks = u64::from(segment.blocks()) * FRAMES_PER_BLOCK as u64;
-            let end = Pfn::new(first.get().saturating_add(blocks));
-            if range.start < end && first < range.end {
+            if range.start < segment.end() && first < range.end {
                 return Err(GrowError::Overlap(range.start.max(first)));
             }
         }
-        let number = zone.index();
-        let zone = &self.zones[number];
-        let (begin, room) = (zone.first + zone.present(), zone.capacity - zone.present());
+        let id = zone;
+        let zone = self.zone(id);
+        let begin = zone.first.plus(zone.present());
+        let room = zone.capacity - zone.present();
         let blocks = (range.end.get() - range.start.get()) / FRAMES_PER_BLOCK as u64;
         if blocks > u64::from(room) {
             return Err(GrowError::TooLarge(room));
         }
-        let blocks = blocks as u32;
-        // Where it follows the zone's last stretch both in memory and in the tables, that one grows.
+        let added = begin.run(blocks as u32);
+        // Where it follows the zone's last segment both in memory and in the tables, that one grows.
         let last = self.segments().iter().find(|segment| {
-            let frames = u64::from(segment.blocks()) * FRAMES_PER_BLOCK as u64;
-            let end = segment.pfn().get().checked_add(frames);
-            segment.block() + segment.blocks() == begin && end == Some(range.start.get())
+            segment.block().plus(segment.blocks()) == begin && segment.end() == range.start
         });
         let count = self.segments().len();
         if last.is_none() && count == self.segments.len() {
-            return Err(GrowError::TooManyStretches);
+            return Err(GrowError::TooManySegments);
         }
-        for block in begin..begin + blocks {
-            self.clear_tables(BlockId::new(block));
+        for block in added.clone() {
+            self.clear_tables(block);
         }
-        let counts = self.prepare_blocks(number, begin..begin + blocks);
+        let counts = self.prepare_blocks(id, added.clone());
         match last {
-            Some(last) => last.grow(blocks),
+            Some(last) => last.grow(blocks as u32),
             None => {
-                self.segments[count].set(range.start, begin, blocks);
+                self.segments[count].set(range.start, begin, blocks as u32);
                 // Release: pairs with the acquire in `segments`.
                 self.segment_count
                     .store(count as u32 + 1, Ordering::Release);
             }
         }
-        zone.set_present(begin - zone.first + blocks);
-        self.open_blocks(number, begin..begin + blocks, counts);
+        zone.set_present(zone.present() + blocks as u32);
+        self.open_blocks(id, added, counts);
         if self.placement == Placement::FullestFirst {
             self.spread_cpus();
         }
         Ok(())
     }
 
-    /// The tables of a block that was not there: all frames free, no word set.
+    /// Writes the tables of a block that was not there: all frames free, no word set.
     fn clear_tables(&self, block: BlockId) {
-        // Relaxed throughout: nobody can name the block before it is published.
-        for word in &self.fields[block.index()].0 {
+        // Relaxed throughout: the block is not published yet.
+        for word in &self.field(block).0 {
             word.store(u64::MAX, Ordering::Relaxed);
         }
-        let first = (block.index() * FRAMES_PER_BLOCK) as u32;
-        for frame in first..first + FRAMES_PER_BLOCK as u32 {
+        for frame in block.first_frame().run(FRAMES_PER_BLOCK) {
             self.descriptor_at(frame).word.store(0, Ordering::Relaxed);
         }
     }

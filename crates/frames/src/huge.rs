@@ -2,52 +2,55 @@
 
 use crate::{
     AllocError, AllocRequest, BlockId, BlockState, CpuId, FRAMES_PER_BLOCK, FrameAllocator,
-    FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, cpu::CpuGuard, descriptor::Word,
-    index::Place, place::WHOLE_ROW, sums::Part, sync::Ordering,
+    FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, ZoneId, cpu::CpuGuard,
+    descriptor::Word, index::Place, place::WHOLE_BUCKET, position::FrameIndex, sums::Booking,
+    sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
-    /// One block or two from the index; the first frame.
+    /// Takes one block or two from the index; gives the first frame.
     pub(crate) fn alloc_blocks(
         &self,
         cpu: CpuId,
         request: AllocRequest,
-    ) -> Result<u32, AllocError> {
-        let frames = request.order.frames();
-        let mut error = AllocError::BelowWatermark;
-        for zone_number in self.zone_order() {
-            if self.book(zone_number, None, frames, Part::All, request.watermark) == 0 {
-                continue;
-            }
-            let from = self.home(cpu, zone_number);
+    ) -> Result<FrameIndex, AllocError> {
+        let booking = Booking::all(request.order.frames(), request.watermark);
+        let block = self.try_zones(|zone| {
             let mut found = None;
-            self.settled(zone_number, &mut || {
-                let mut claim = |block| {
-                    let claimed = match request.order {
-                        Order::HUGE => self.claim(block, request.class),
-                        _ => self.claim_pair(block, request.class),
-                    };
-                    if claimed {
-                        found = Some(block);
-                    }
-                    claimed
-                };
-                match request.order {
-                    Order::HUGE => self.search_whole(zone_number, from, &mut claim),
-                    _ => self.search_pairs(zone_number, &mut claim),
-                }
-            });
-            if let Some(block) = found {
-                let word = Word::owned(request.class, request.order);
-                let record = self.record(block);
-                // Release: as `Descriptor::store`.
-                record.word.store(word.into_bits(), Ordering::Release);
-                return Ok((block.index() * FRAMES_PER_BLOCK) as u32);
+            self.search_booked(zone, None, booking, &mut |booked| {
+                found = self.find_blocks(cpu, zone, request);
+                found.map_or(0, |_| booked)
+            })?;
+            found.ok_or(AllocError::Fragmented)
+        })?;
+        self.own_blocks(block, Word::owned(request.class, request.order));
+        Ok(block.first_frame())
+    }
+
+    /// Claims one block or two of a zone; gives the first.
+    fn find_blocks(&self, cpu: CpuId, zone: ZoneId, request: AllocRequest) -> Option<BlockId> {
+        let mut found = None;
+        let mut claim = |block| {
+            let claimed = match request.order {
+                Order::HUGE => self.claim(block, request.class),
+                _ => self.claim_pair(block, request.class),
+            };
+            if claimed {
+                found = Some(block);
             }
-            self.pay_in(zone_number, None, frames as i64);
-            error = AllocError::Fragmented;
-        }
-        Err(error)
+            claimed
+        };
+        match request.order {
+            Order::HUGE => self.search_whole(zone, self.home(cpu, zone), &mut claim),
+            _ => self.search_pairs(zone, &mut claim),
+        };
+        found
+    }
+
+    /// Writes the state word of an allocation that begins with `block`.
+    #[inline]
+    pub(crate) fn own_blocks(&self, block: BlockId, word: Word) {
+        self.descriptor_at(block.first_frame()).store(word);
     }
 
     /// Claims `block` and its neighbour above, both wholly free, as one order-10 allocation.
@@ -55,15 +58,16 @@ impl FrameAllocator<'_> {
         if !self.block_start(block).is_aligned(Order::MAX) {
             return false;
         }
-        // Above it in memory and in the tables, as all that follows takes for granted.
-        let next = BlockId::new(block.index() as u32 + 1);
+        // Above it in memory and in the tables: everything below relies on both.
+        let next = block.plus(1);
         if self.block_above(block) != Some(next) {
             return false;
         }
-        // A look at both first: who claims one in vain hides it from others for a moment.
+        // A look at both first: a block that is claimed in vain is hidden from others for a moment.
         let index = &self.zone_at(block).by_room;
-        let whole =
-            |block| index.holds(block, Place::row(WHOLE_ROW)) && self.ledger(block).is_whole();
+        let whole = |block| {
+            index.holds(block, Place::bucket(WHOLE_BUCKET)) && self.ledger(block).is_whole()
+        };
         if !whole(block) || !whole(next) || !self.claim(block, class) {
             return false;
         }
@@ -75,8 +79,8 @@ impl FrameAllocator<'_> {
         false
     }
 
-    /// The field's bits stay set: with nothing free by the ledger nobody looks at them, and they are right again when the
-    /// block comes free.
+    /// Claims a wholly free block. The field's bits stay set: nobody reads them while the ledger has nothing free, and
+    /// they are right again when the block is free.
     fn claim(&self, block: BlockId, class: FrameClass) -> bool {
         let whole = |ledger: Ledger| ledger.is_whole().then(|| huge(ledger, class));
         self.change(block, None, &whole).is_ok()
@@ -94,21 +98,20 @@ impl FrameAllocator<'_> {
     }
 
     /// Frees a disowned allocation of whole blocks.
-    pub(crate) fn free_blocks_of(&self, frame: u32, order: Order, class: FrameClass) {
-        let first = Self::block_of_index(frame).index() as u32;
-        for number in 0..(order.frames() / FRAMES_PER_BLOCK) as u32 {
-            let block = BlockId::new(first + number);
+    pub(crate) fn free_blocks_of(&self, frame: FrameIndex, order: Order, class: FrameClass) {
+        let count = order.frames() / FRAMES_PER_BLOCK;
+        for block in frame.block().run(count as u32) {
             let freed = self.release(block, None, class);
-            self.pay_in(self.zone_of_block(block).index(), None, freed);
+            self.pay_in(self.zone_of_block(block), None, freed);
         }
     }
 
-    /// Makes 512 single frames of an order-9 allocation. All get the head's state, class and owner, and the head's owner word,
-    /// which the owner replaces.
+    /// Makes 512 single frames of an order-9 allocation. All get the head's state, class and owner, and the head's
+    /// owner word, which the owner replaces.
     ///
     /// # Panics
     ///
-    /// If `head` is not the head of an order-9 allocation: the caller's fault.
+    /// If `head` is not the head of an order-9 allocation, which is an error of the caller.
     pub fn split_huge(&self, head: Pfn) {
         let frame = self.frame_index(head).expect("a frame of this allocator");
         let word = self.descriptor_at(frame).load();
@@ -116,19 +119,19 @@ impl FrameAllocator<'_> {
             word.order() == Order::HUGE.get() && head.is_aligned(Order::HUGE),
             "{head:?} is no huge page"
         );
-        self.split_block(Self::block_of_index(frame), word.with_order(0));
+        self.split_block(frame.block(), word.with_order(0));
     }
 
     /// Makes single frames with state word `word` of a block that one allocation holds.
     pub(crate) fn split_block(&self, block: BlockId, word: Word) {
-        let first = (block.index() * FRAMES_PER_BLOCK) as u32;
+        let first = block.first_frame();
         let owner = self.descriptor_at(first).owner.load(Ordering::Relaxed);
-        for frame in first..first + FRAMES_PER_BLOCK as u32 {
+        for frame in first.run(FRAMES_PER_BLOCK) {
             let descriptor = self.descriptor_at(frame);
             descriptor.owner.store(owner, Ordering::Relaxed);
             descriptor.store(word);
         }
-        for bits in &self.fields[block.index()].0 {
+        for bits in &self.field(block).0 {
             // Before the block opens: they stayed set while it was one allocation. Release, as in `bits`.
             bits.store(0, Ordering::Release);
         }
@@ -137,12 +140,12 @@ impl FrameAllocator<'_> {
         });
     }
 
-    /// The first frame of the allocation that holds `pfn`; itself where the frame is free or single.
+    /// The first frame of the allocation that holds `pfn`; `pfn` itself if it is free or a single frame.
     pub fn head(&self, pfn: Pfn) -> Pfn {
         let Some(frame) = self.frame_index(pfn) else {
             return pfn;
         };
-        let block = Self::block_of_index(frame);
+        let block = frame.block();
         if self.ledger(block).state() == BlockState::Huge {
             let start = self.block_start(block);
             let below = (!start.is_aligned(Order::MAX))
@@ -154,14 +157,11 @@ impl FrameAllocator<'_> {
             });
             return of_pair.map_or(start, |below| self.block_start(below));
         }
-        let mut at = frame;
         // A run never leaves its block.
-        while at % FRAMES_PER_BLOCK as u32 > 0
-            && self.descriptor_at(at).load().state() == FrameState::Tail
-        {
-            at -= 1;
-        }
-        self.pfn(at)
+        let up_to_here = block.first_frame().run(frame.offset() as usize + 1);
+        let is_tail = |frame| self.descriptor_at(frame).load().state() == FrameState::Tail;
+        let head = up_to_here.rev().find(|&frame| !is_tail(frame));
+        self.pfn(head.unwrap_or(block.first_frame()))
     }
 }
 

@@ -1,18 +1,19 @@
-//! The occupancy index: the blocks of a zone findable by what is in them, without a walk over memory.
+//! The occupancy index: finds the blocks of a zone by what is in them, without a walk over memory.
 //!
-//! Blocks are sorted into *rows*, each a bitmap over the zone's blocks with two levels of summary above it. The words of all
-//! rows for the same 64 blocks, a *group*, lie together, so that CPUs that work in different groups share no cache line. The
-//! index is a hint, the ledger decides. When nothing is under way, each block is in the row that its ledger asks for.
+//! Blocks are sorted into *buckets*, each a bitmap over the zone's blocks with two levels of summary above it. The
+//! words of all buckets for the same 64 blocks, a *group*, lie together, so that CPUs that work in different groups
+//! share no cache line. The index is a hint; the ledger decides. At rest, each block is in the bucket that its ledger
+//! determines.
 //!
 //! # How changes race
 //!
-//! Who changes a ledger sets the bit of the new row and clears that of the old one, in this order, so that the block can be
-//! found all the while. Two changers may come to a bit in the wrong order; so each re-reads the ledger *after* its
-//! read-modify-write of the bit, and goes on until both agree. Acquire and release suffice: the last writer of a bit has read,
-//! by the chain of read-modify-writes, from every earlier one, so it sees the ledgers that those had seen changed, and leaves the
-//! bit as the last ledger wants it. A change that came later brings its changer here in turn. The summaries follow their words by
-//! the same rule, touched only when a word becomes empty or ceases to be; and who files a block looks whether they are set, since
-//! another one who made the word's first bit may be late.
+//! After a change of a ledger, its changer sets the bit in the new bucket and then clears that in the old one, so that
+//! the block can be found all the time. Two changers may reach a bit in the wrong order; so each reads the ledger again
+//! *after* its read-modify-write of the bit, and repeats until both agree. Acquire and release suffice: by the chain of
+//! read-modify-writes the last writer of a bit has read from every earlier one, so it sees all changes that they saw,
+//! and leaves the bit as the last ledger wants it. A later change brings its own changer here. The summaries follow
+//! their words by the same rule; they are written only when a word becomes empty or ceases to be. Whoever files a block
+//! also checks that they are set, since the CPU that set the word's first bit may be late.
 
 use crate::{
     BlockId,
@@ -22,63 +23,86 @@ use crate::{
 /// Blocks in a group.
 pub(crate) const GROUP: usize = 64;
 
-/// Where a block belongs: a row, or nowhere.
+/// Where a block belongs: in a bucket, or nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Place(u32);
 
 impl Place {
     pub const NONE: Self = Self(0);
 
-    pub const fn row(row: usize) -> Self {
-        Self(row as u32 + 1)
+    pub const fn bucket(number: usize) -> Self {
+        Self(number as u32 + 1)
+    }
+
+    /// The bucket's number. There must be one.
+    #[inline]
+    const fn number(self) -> usize {
+        self.0 as usize - 1
     }
 }
 
 /// One way of sorting the blocks of a zone.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Index<'m> {
     /// The zone's first block.
-    first: u32,
-    rows: usize,
-    /// By group, then by row.
+    first: BlockId,
+    buckets: usize,
+    /// By group, then by bucket.
     bits: &'m [AtomicU64],
-    /// A bit for each word of `bits` that is not empty: by 64 groups, then by row.
+    /// A bit for each word of `bits` that is not empty: by 64 groups, then by bucket.
     summary: &'m [AtomicU64],
-    /// A bit for each word of `summary` that is not empty: by row, then by 64 times 64 groups.
+    /// A bit for each word of `summary` that is not empty: by bucket, then by 64 times 64 groups.
     top: &'m [AtomicU64],
 }
 
 /// Words of the three levels for `blocks` blocks.
-pub(crate) fn sizes(blocks: usize, rows: usize) -> [usize; 3] {
+pub(crate) fn sizes(blocks: usize, buckets: usize) -> [usize; 3] {
     let groups = blocks.div_ceil(GROUP);
     let summaries = groups.div_ceil(64);
     [
-        groups * rows,
-        summaries * rows,
-        summaries.div_ceil(64) * rows,
+        groups * buckets,
+        summaries * buckets,
+        summaries.div_ceil(64) * buckets,
     ]
 }
 
 impl<'m> Index<'m> {
+    /// An index over no blocks.
+    pub const EMPTY: Self = Self {
+        first: BlockId::new(0),
+        buckets: 0,
+        bits: &[],
+        summary: &[],
+        top: &[],
+    };
+
     /// An index over the blocks from `first` on, with tables of the [`sizes`] for them, all zero.
-    pub fn new(first: u32, rows: usize, tables: [&'m [AtomicU64]; 3]) -> Self {
+    pub fn new(first: BlockId, buckets: usize, tables: [&'m [AtomicU64]; 3]) -> Self {
         let [bits, summary, top] = tables;
         Self {
             first,
-            rows,
+            buckets,
             bits,
             summary,
             top,
         }
     }
 
-    fn position(&self, block: BlockId) -> (usize, u64) {
-        let at = block.index() - self.first as usize;
+    /// The block's group, and its bit there.
+    #[inline]
+    pub fn position(&self, block: BlockId) -> (usize, u64) {
+        let at = block.index() - self.first.index();
         (at / GROUP, 1 << (at % GROUP))
     }
 
-    fn word(&self, row: usize, group: usize) -> &AtomicU64 {
-        &self.bits[group * self.rows + row]
+    /// The reverse: the block with number `bit` of a group.
+    #[inline]
+    fn block_at(&self, group: usize, bit: u32) -> BlockId {
+        self.first.plus((group * GROUP) as u32 + bit)
+    }
+
+    fn word(&self, bucket: usize, group: usize) -> &AtomicU64 {
+        &self.bits[group * self.buckets + bucket]
     }
 
     /// Moves `block` from place `old` to place `new` after its ledger changed that way. `wanted` reads the ledger anew.
@@ -86,24 +110,24 @@ impl<'m> Index<'m> {
     pub fn moved(&self, block: BlockId, old: Place, new: Place, wanted: &dyn Fn() -> Place) {
         for place in [new, old] {
             if place != Place::NONE {
-                self.settle(block, place, place == new, wanted);
+                self.file(block, place, place == new, wanted);
             }
         }
     }
 
-    /// Files `block` at `place`, where its ledger wants it, if it is not there: whoever changed the ledger to that has not come to
-    /// it yet.
+    /// Files `block` at `place`, where its ledger wants it, if it is not there yet: the CPU that changed the ledger may
+    /// be late.
     #[inline]
     pub fn ensure(&self, block: BlockId, place: Place, wanted: &dyn Fn() -> Place) {
         if place == Place::NONE {
             return;
         }
         if !self.holds(block, place) {
-            self.settle(block, place, true, wanted);
+            self.file(block, place, true, wanted);
         } else if let (group, _) = self.position(block)
-            && !self.is_summarised(place.0 as usize - 1, group)
+            && !self.is_summarised(place.number(), group)
         {
-            self.lift(place.0 as usize - 1, group);
+            self.lift(place.number(), group);
         }
     }
 
@@ -111,28 +135,25 @@ impl<'m> Index<'m> {
     #[inline]
     pub fn holds(&self, block: BlockId, place: Place) -> bool {
         let (group, mask) = self.position(block);
-        // Acquire: who finds a block finds the ledger for which it was filed, or a later one.
-        self.word(place.0 as usize - 1, group)
-            .load(Ordering::Acquire)
-            & mask
-            != 0
+        // Acquire: a search that finds a block finds the ledger by which it was filed, or a later one.
+        self.word(place.number(), group).load(Ordering::Acquire) & mask != 0
     }
 
+    /// Files `block` where `wanted` gives, wherever it is filed now: for changes of something other than its ledger.
     #[inline(never)]
-    /// Files `block` where `wanted` says, wherever it may be filed now: what it was filed by has changed beside its ledger.
     pub fn refile(&self, block: BlockId, wanted: &dyn Fn() -> Place) {
-        for row in 0..self.rows {
-            let place = Place::row(row);
-            self.settle(block, place, wanted() == place, wanted);
+        for bucket in 0..self.buckets {
+            let place = Place::bucket(bucket);
+            self.file(block, place, wanted() == place, wanted);
         }
     }
 
-    fn settle(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
+    fn file(&self, block: BlockId, place: Place, inside: bool, wanted: &dyn Fn() -> Place) {
         let (group, mask) = self.position(block);
-        let row = place.0 as usize - 1;
+        let bucket = place.number();
         let mut inside = inside;
         loop {
-            self.write(row, group, mask, inside);
+            self.write(bucket, group, mask, inside);
             if (wanted() == place) == inside {
                 return;
             }
@@ -141,50 +162,51 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// Puts all blocks of `mask`, in the group of `block`, into a row, or takes them out. The caller then looks at each one's
-    /// ledger again, as [`moved`](Self::moved) does.
+    /// Puts all blocks of `mask`, in the group of `block`, into a bucket, or takes them out. The caller then looks at
+    /// each one's ledger again, as [`moved`](Self::moved) does.
     pub fn write_group(&self, place: Place, block: BlockId, mask: u64, inside: bool) {
         let (group, _) = self.position(block);
-        self.write(place.0 as usize - 1, group, mask, inside);
+        self.write(place.number(), group, mask, inside);
     }
 
-    fn write(&self, row: usize, group: usize, mask: u64, inside: bool) {
-        let word = self.word(row, group);
-        // SeqCst: acquire and release for the module's head, and the rest for the summaries.
+    fn write(&self, bucket: usize, group: usize, mask: u64, inside: bool) {
+        let word = self.word(bucket, group);
+        // SeqCst: acquire and release would do for the bits, see the module's head; the summaries need more.
         let edge = if inside {
             word.fetch_or(mask, Ordering::SeqCst) == 0
         } else {
             let old = word.fetch_and(!mask, Ordering::SeqCst);
             old & !mask == 0 && old != 0
         };
-        // Whoever made the word's first bit may not have come to the summary yet, and what is filed by this call is to be found
-        // when it returns.
-        if edge || inside && !self.is_summarised(row, group) {
-            self.lift(row, group);
+        // The CPU that set the word's first bit may not have written the summary yet, but what this call files must be
+        // found when it returns.
+        if edge || inside && !self.is_summarised(bucket, group) {
+            self.lift(bucket, group);
         }
     }
 
-    fn levels(&self, row: usize, group: usize) -> (&AtomicU64, &AtomicU64) {
-        let tops = self.top.len() / self.rows;
+    fn levels(&self, bucket: usize, group: usize) -> (&AtomicU64, &AtomicU64) {
+        let tops = self.top.len() / self.buckets;
         (
-            &self.summary[group / 64 * self.rows + row],
-            &self.top[row * tops + group / 4096],
+            &self.summary[group / 64 * self.buckets + bucket],
+            &self.top[bucket * tops + group / 4096],
         )
     }
 
-    /// Whether a search finds the group of a row that is not empty.
+    /// Whether both summaries have the group, so that a search finds it.
     #[inline]
-    fn is_summarised(&self, row: usize, group: usize) -> bool {
-        let (summary, top) = self.levels(row, group);
-        // SeqCst, after that of the word: either this sees the bit that is missing, or whoever clears it sees the word.
+    fn is_summarised(&self, bucket: usize, group: usize) -> bool {
+        let (summary, top) = self.levels(bucket, group);
+        // SeqCst, after the write of the word: either this sees that the bit is missing, or the CPU that clears it sees
+        // the word.
         summary.load(Ordering::SeqCst) >> (group % 64) & 1 == 1
             && top.load(Ordering::SeqCst) >> (group / 64 % 64) & 1 == 1
     }
 
-    /// Makes the summaries say what the word of a group is.
-    fn lift(&self, row: usize, group: usize) {
-        let (summary, top) = self.levels(row, group);
-        summarise(self.word(row, group), summary, group % 64);
+    /// Brings the summaries in line with the word of a group.
+    fn lift(&self, bucket: usize, group: usize) {
+        let (summary, top) = self.levels(bucket, group);
+        summarise(self.word(bucket, group), summary, group % 64);
         let bit = group / 64 % 64;
         let full = summary.load(Ordering::SeqCst) != 0;
         if (top.load(Ordering::SeqCst) >> bit & 1 == 1) != full {
@@ -192,38 +214,38 @@ impl<'m> Index<'m> {
         }
     }
 
-    /// The blocks of one row, lowest first, from `start` on; a `start` below the zone is its first block.
-    pub fn blocks(&self, row: usize, start: usize) -> Blocks<'_> {
-        let at = start.saturating_sub(self.first as usize);
+    /// The blocks of one bucket, lowest first, from `start` on; a `start` below the zone is its first block.
+    pub fn blocks(&self, bucket: usize, start: BlockId) -> Blocks<'_> {
+        let at = start.index().saturating_sub(self.first.index());
         let group = at / GROUP;
-        let left = if group * self.rows < self.bits.len() {
-            self.word(row, group).load(Ordering::Acquire) & (u64::MAX << (at % GROUP))
+        let left = if group * self.buckets < self.bits.len() {
+            self.word(bucket, group).load(Ordering::Acquire) & (u64::MAX << (at % GROUP))
         } else {
             0
         };
         Blocks {
             index: *self,
-            row,
+            bucket,
             group,
             left,
         }
     }
 
-    /// The first group from the one of block `start` on that has blocks in the row: its first block, and which of the 64.
-    pub fn group(&self, row: usize, start: usize) -> Option<(BlockId, u64)> {
-        let mut blocks = self.blocks(row, start);
+    /// The first group from the one of block `start` on that has blocks in the bucket: its first block, and which of
+    /// the 64.
+    pub fn group(&self, bucket: usize, start: BlockId) -> Option<(BlockId, u64)> {
+        let mut blocks = self.blocks(bucket, start);
         blocks.next()?;
-        let first = self.first as usize + blocks.group * GROUP;
-        let mask = self.word(row, blocks.group).load(Ordering::Acquire);
-        (mask != 0).then_some((BlockId::new(first as u32), mask))
+        let mask = self.word(bucket, blocks.group).load(Ordering::Acquire);
+        (mask != 0).then(|| (self.block_at(blocks.group, 0), mask))
     }
 
     /// For `verify()`: whether the bitmaps have the block where `expected` says and nowhere else.
     pub fn check(&self, block: BlockId, expected: Place) -> bool {
         let (group, mask) = self.position(block);
-        (0..self.rows).all(|row| {
-            let set = self.word(row, group).load(Ordering::Acquire) & mask != 0;
-            set == (expected == Place::row(row))
+        (0..self.buckets).all(|bucket| {
+            let set = self.word(bucket, group).load(Ordering::Acquire) & mask != 0;
+            set == (expected == Place::bucket(bucket))
         })
     }
 
@@ -232,14 +254,14 @@ impl<'m> Index<'m> {
         let set =
             |word: &AtomicU64, bit: usize| word.load(Ordering::Acquire) >> (bit % 64) & 1 == 1;
         let full = |word: &AtomicU64| word.load(Ordering::Acquire) != 0;
-        let groups = self.bits.len().checked_div(self.rows).unwrap_or(0);
-        let tops = self.top.len().checked_div(self.rows).unwrap_or(0);
-        (0..self.rows).all(|row| {
-            let summary = |group: usize| &self.summary[group / 64 * self.rows + row];
-            let words =
-                (0..groups).all(|group| set(summary(group), group) == full(self.word(row, group)));
+        let groups = self.bits.len().checked_div(self.buckets).unwrap_or(0);
+        let tops = self.top.len().checked_div(self.buckets).unwrap_or(0);
+        (0..self.buckets).all(|bucket| {
+            let summary = |group: usize| &self.summary[group / 64 * self.buckets + bucket];
+            let words = (0..groups)
+                .all(|group| set(summary(group), group) == full(self.word(bucket, group)));
             let summaries = (0..groups).step_by(64).all(|group| {
-                set(&self.top[row * tops + group / 4096], group / 64) == full(summary(group))
+                set(&self.top[bucket * tops + group / 4096], group / 64) == full(summary(group))
             });
             words && summaries
         })
@@ -264,41 +286,44 @@ fn summarise(word: &AtomicU64, summary: &AtomicU64, bit: usize) {
     }
 }
 
-/// The blocks of a row, ascending, as they are at the time of the look.
+/// The blocks of a bucket, ascending, as they are at the time of the look.
 #[derive(Debug)]
 pub(crate) struct Blocks<'a> {
     index: Index<'a>,
-    row: usize,
+    bucket: usize,
     group: usize,
     left: u64,
 }
 
 impl Blocks<'_> {
-    /// The next group from `from` on that has a block in the row.
+    /// The next group from `from` on that has a block in the bucket.
     fn next_group(&self, from: usize) -> Option<usize> {
         let Index {
-            rows, summary, top, ..
+            buckets,
+            summary,
+            top,
+            ..
         } = self.index;
-        let groups = self.index.bits.len() / rows;
+        let groups = self.index.bits.len() / buckets;
         if from >= groups {
             return None;
         }
-        let word = summary[from / 64 * rows + self.row].load(Ordering::Acquire)
+        let word = summary[from / 64 * buckets + self.bucket].load(Ordering::Acquire)
             & (u64::MAX << (from % 64));
         if word != 0 {
             return Some(from / 64 * 64 + word.trailing_zeros() as usize);
         }
-        let (tops, summaries) = (top.len() / rows, summary.len() / rows);
+        let (tops, summaries) = (top.len() / buckets, summary.len() / buckets);
         let mut at = from / 64 + 1;
         while at < summaries {
             let above =
-                top[self.row * tops + at / 64].load(Ordering::Acquire) & (u64::MAX << (at % 64));
+                top[self.bucket * tops + at / 64].load(Ordering::Acquire) & (u64::MAX << (at % 64));
             if above == 0 {
                 at = (at / 64 + 1) * 64;
                 continue;
             }
             at = at / 64 * 64 + above.trailing_zeros() as usize;
-            let word = summary[at * rows + self.row].load(Ordering::Acquire);
+            let word = summary[at * buckets + self.bucket].load(Ordering::Acquire);
             if word != 0 {
                 return Some(at * 64 + word.trailing_zeros() as usize);
             }
@@ -313,17 +338,16 @@ impl Iterator for Blocks<'_> {
 
     fn next(&mut self) -> Option<BlockId> {
         while self.left == 0 {
-            if self.index.rows == 0 {
+            if self.index.buckets == 0 {
                 return None;
             }
             self.group = self.next_group(self.group + 1)?;
-            let word = &self.index.bits[self.group * self.index.rows + self.row];
+            let word = &self.index.bits[self.group * self.index.buckets + self.bucket];
             self.left = word.load(Ordering::Acquire);
         }
-        let block =
-            self.index.first as usize + self.group * GROUP + self.left.trailing_zeros() as usize;
+        let block = self.index.block_at(self.group, self.left.trailing_zeros());
         self.left &= self.left - 1;
-        Some(BlockId::new(block as u32))
+        Some(block)
     }
 }
 
@@ -337,11 +361,11 @@ mod tests {
         Vec::leak((0..words).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Two rows over so many blocks that all three levels have several words.
+    /// Two buckets over so many blocks that all three levels have several words.
     #[test]
     fn blocks_are_found_through_every_level() {
         const BLOCKS: usize = 64 * 64 * 64 + 5000;
-        let index = Index::new(7, 2, sizes(BLOCKS, 2).map(table));
+        let index = Index::new(BlockId::new(7), 2, sizes(BLOCKS, 2).map(table));
         let mut model = BTreeSet::new();
         let mut state = 1u64;
         for step in 0..6000 {
@@ -357,40 +381,46 @@ mod tests {
             let block = BlockId::new(7 + at as u32);
             let (old, new) = if model.contains(&at) {
                 model.remove(&at);
-                (Place::row(1), Place::NONE)
+                (Place::bucket(1), Place::NONE)
             } else {
                 model.insert(at);
-                (Place::NONE, Place::row(1))
+                (Place::NONE, Place::bucket(1))
             };
             index.moved(block, old, new, &|| new);
-            assert_eq!(index.holds(block, Place::row(1)), new != Place::NONE);
+            assert_eq!(index.holds(block, Place::bucket(1)), new != Place::NONE);
             assert!(index.check(block, new));
             if step % 100 == 0 {
                 assert!(index.check_summaries());
-                let found: Vec<usize> = index.blocks(1, 0).map(|b| b.index() - 7).collect();
+                let found: Vec<usize> = index
+                    .blocks(1, BlockId::new(0))
+                    .map(|b| b.index() - 7)
+                    .collect();
                 assert!(found.iter().eq(model.iter()), "step {step}");
-                let from: Vec<usize> = index.blocks(1, 7 + at).map(|b| b.index() - 7).collect();
+                let from: Vec<usize> = index.blocks(1, block).map(|b| b.index() - 7).collect();
                 assert!(from.iter().eq(model.range(at..)), "from {at}");
-                assert_eq!(index.blocks(0, 0).next(), None);
+                assert_eq!(index.blocks(0, BlockId::new(0)).next(), None);
             }
         }
     }
 
     #[test]
     fn a_group_is_written_at_once() {
-        let index = Index::new(0, 1, sizes(200, 1).map(table));
-        index.write_group(Place::row(0), BlockId::new(70), 0b1001 << 6, true);
-        assert_eq!(index.group(0, 0), Some((BlockId::new(64), 0b1001 << 6)));
-        assert_eq!(index.group(0, 74), None);
-        index.write_group(Place::row(0), BlockId::new(100), 0b1001 << 6, false);
-        assert_eq!(index.group(0, 0), None);
+        let index = Index::new(BlockId::new(0), 1, sizes(200, 1).map(table));
+        index.write_group(Place::bucket(0), BlockId::new(70), 0b1001 << 6, true);
+        assert_eq!(
+            index.group(0, BlockId::new(0)),
+            Some((BlockId::new(64), 0b1001 << 6))
+        );
+        assert_eq!(index.group(0, BlockId::new(74)), None);
+        index.write_group(Place::bucket(0), BlockId::new(100), 0b1001 << 6, false);
+        assert_eq!(index.group(0, BlockId::new(0)), None);
         assert!(index.check_summaries());
     }
 
     #[test]
     fn a_block_that_is_not_filed_is_helped() {
-        let index = Index::new(0, 3, sizes(3, 3).map(table));
-        let (block, place) = (BlockId::new(2), Place::row(2));
+        let index = Index::new(BlockId::new(0), 3, sizes(3, 3).map(table));
+        let (block, place) = (BlockId::new(2), Place::bucket(2));
         index.ensure(block, place, &|| place);
         assert!(index.holds(block, place) && index.check(block, place));
         // It left meanwhile: the last look decides.

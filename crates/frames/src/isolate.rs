@@ -5,7 +5,7 @@ use crate::{
     Pfn, Refusal, Watermark,
     descriptor::Word,
     huge::huge,
-    sums::Part,
+    sums::Booking,
     sync::{Ordering, spin_hint},
 };
 
@@ -14,8 +14,8 @@ const PIECE: usize = 8;
 /// How often a spare block is asked for before it passes for the huge page that its CPU is about to make of it.
 const TRIES: usize = 16;
 
-/// The right to empty one block. It must go back by [`FrameAllocator::unisolate_block`] or one of its siblings; a dropped
-/// one leaves the block unusable.
+/// The right to empty one block. It must go back by [`FrameAllocator::unisolate_block`] or one of its siblings; a
+/// dropped one leaves the block unusable.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the block stays isolated until it is given back"]
 pub struct IsolatedBlock(BlockId);
@@ -45,8 +45,8 @@ pub enum IsolateError {
 }
 
 impl FrameAllocator<'_> {
-    /// Isolates `block`: from now on nothing is taken from it, and what is freed goes straight to its field. Frames of it that
-    /// lie in CPU caches go back first.
+    /// Isolates `block`: from now on nothing is taken from it, and what is freed goes straight to its field. Frames of
+    /// it that lie in CPU caches go back first.
     ///
     /// # Errors
     ///
@@ -58,8 +58,8 @@ impl FrameAllocator<'_> {
     }
 
     /// The same for several blocks, with one look at each CPU's caches for all of them. The free frames of the blocks,
-    /// which nobody can have while they are isolated, leave `watermark` in their zones. Calls `each` once for every block,
-    /// in order, when all caches are empty of them.
+    /// which cannot be allocated while they are isolated, must leave `watermark` in their zones. Calls `each` once for
+    /// every block, in order, when all caches are empty of them.
     pub fn isolate_blocks(
         &self,
         blocks: &[BlockId],
@@ -75,7 +75,7 @@ impl FrameAllocator<'_> {
         watermark: Watermark,
         each: &mut dyn FnMut(BlockId, Result<IsolatedBlock, IsolateError>),
     ) {
-        // In pieces, so that the answers have a place.
+        // In pieces, for which there is room on the stack.
         for piece in blocks.chunks(PIECE) {
             let mut results = [const { Err(IsolateError::Unknown) }; PIECE];
             let (mut closed, mut count) = ([BlockId::new(0); PIECE], 0);
@@ -100,7 +100,7 @@ impl FrameAllocator<'_> {
         if !self.has_block(block) {
             return Err(IsolateError::Unknown);
         }
-        // The state first: a block that is taken already lacks no room.
+        // The state first, then the watermark: it decides which error is given.
         let mut ledger = self.ledger(block);
         for _ in 0..TRIES {
             if ledger.state() != BlockState::Spare {
@@ -112,12 +112,13 @@ impl FrameAllocator<'_> {
             ledger = self.ledger(block);
         }
         refusal_of(ledger)?;
-        let zone = self.zone_of_block(block).index();
+        let zone = self.zone_of_block(block);
         let frames = match watermark {
             Watermark::None => 0,
             _ => usize::from(ledger.free()),
         };
-        let booked = frames == 0 || self.book(zone, None, frames, Part::All, watermark) > 0;
+        let booking = Booking::all(frames, watermark);
+        let booked = frames == 0 || self.book(zone, None, booking) > 0;
         if !booked {
             return Err(IsolateError::BelowWatermark);
         }
@@ -138,15 +139,15 @@ impl FrameAllocator<'_> {
         }
     }
 
-    /// Counts an isolated block: before its ledger says so and before the CPUs are looked at, see
-    /// [`in_isolated_block`](Self::in_isolated_block), and after it does no more.
+    /// Counts an isolated block: up before its ledger changes and before the CPUs are looked at, see
+    /// [`in_isolated_block`](Self::in_isolated_block); down after the ledger was changed back.
     fn count_isolated(&self, block: BlockId, isolated: bool) {
         let amount = if isolated { 1 } else { u32::MAX };
         // SeqCst: one half of Dekker's argument in `CpuSlot::is_clear_of`. It wraps.
         self.isolated[block.index() % 64].fetch_add(amount, Ordering::SeqCst);
     }
 
-    /// Opens the block again as it is; a refusal that it carried it carries still.
+    /// Opens the block again as it is. A refusal stays.
     pub fn unisolate_block(&self, isolated: IsolatedBlock) {
         self.open(isolated.0, None, None);
     }
@@ -163,7 +164,7 @@ impl FrameAllocator<'_> {
         refusal: Option<Refusal>,
     ) {
         let opened = self.change(block, None, &|ledger| {
-            // Of a block that is wholly free nothing can be refused.
+            // A wholly free block has no offender.
             let refusal = match ledger.free() as usize {
                 FRAMES_PER_BLOCK => Refusal::None,
                 _ => refusal.unwrap_or(ledger.refusal()),
@@ -172,12 +173,12 @@ impl FrameAllocator<'_> {
             Some(migratetype.map_or(ledger, |migratetype| ledger.with_type(migratetype)))
         });
         if let Ok(change) = opened {
-            self.pay_in(self.zone_of_block(block).index(), None, change.freed());
+            self.pay_in(self.zone_of_block(block), None, change.freed());
         }
         self.count_isolated(block, false);
     }
 
-    /// Makes an allocation of the whole block and hands it to the caller: nobody can come between.
+    /// Makes an allocation of the whole block for the caller, in one step: no other request can take it.
     ///
     /// # Errors
     ///
@@ -195,11 +196,7 @@ impl FrameAllocator<'_> {
             return Err(isolated);
         }
         self.count_isolated(block, false);
-        let word = Word::owned(class, Order::HUGE);
-        // Release: as `Descriptor::store`.
-        self.record(block)
-            .word
-            .store(word.into_bits(), Ordering::Release);
+        self.own_blocks(block, Word::owned(class, Order::HUGE));
         Ok(self.block_start(block))
     }
 }
@@ -209,7 +206,7 @@ fn refusal_of(ledger: Ledger) -> Result<(), IsolateError> {
     match ledger.state() {
         BlockState::Open => Ok(()),
         BlockState::Isolated => Err(IsolateError::Isolated),
-        // A spare one is about to become a huge page, if it was not given back when it was asked for.
+        // A spare block that its CPU did not give back is about to become a huge page.
         BlockState::Huge | BlockState::Spare => Err(IsolateError::Huge),
     }
 }

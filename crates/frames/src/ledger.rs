@@ -7,7 +7,7 @@ use crate::{FRAMES_PER_BLOCK, FrameClass, Migratetype};
 /// The bits of a version.
 #[cfg(test)]
 const VERSION_MASK: u32 = (1 << 17) - 1;
-/// Where the version stands.
+/// The shift of the version.
 const VERSION_SHIFT: u32 = 47;
 
 /// What may be done with a pageblock.
@@ -20,8 +20,8 @@ pub enum BlockState {
     Isolated = 1,
     /// One allocation holds all of it.
     Huge = 2,
-    /// Wholly free, and kept by a CPU for its next huge page. It counts as free; isolation and whoever finds no whole block
-    /// elsewhere make the CPU give it back first.
+    /// Wholly free, and kept by a CPU for its next huge page. It counts as free; isolation, and a request that finds no
+    /// whole block elsewhere, make the CPU give it back.
     Spare = 3,
 }
 
@@ -41,17 +41,17 @@ impl BlockState {
     }
 }
 
-/// Whether compaction has tried to empty a block in vain, and why it leaves the block alone for a time.
+/// Whether compaction failed to empty a block, and why it leaves the block alone for a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
 pub enum Refusal {
-    /// Nothing is known against the block.
+    /// No attempt has failed.
     None = 0,
-    /// A frame was under way between two owners, or an answer was late: worth another try soon.
+    /// A frame was between two owners, or an answer was late: worth another try soon.
     Momentary = 1,
     /// An owner does not give a frame up: not worth a try before something changes.
     Lasting = 2,
-    /// The time of a refusal is over: worth a try beside blocks of which nothing is known, and not in place of them.
+    /// The time of a refusal is over: worth a try, but after blocks without a refusal.
     Expired = 3,
 }
 
@@ -72,8 +72,8 @@ impl Refusal {
 
 /// A value of the ledger word. The four counts always sum to 512.
 ///
-/// Reserved frames, holes and pinned frames count as unmovable; cached and isolated frames keep their class. The version
-/// moves at each change of the word (it wraps after 131,072).
+/// Reserved frames, holes and pinned frames count as unmovable; cached and isolated frames keep their class. The
+/// version counts the changes of the word (it wraps after 131,072).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Ledger {
@@ -98,7 +98,7 @@ pub struct Ledger {
     /// [`refuse_block`](crate::FrameAllocator::refuse_block).
     #[bits(2, from = Refusal::from_bits, into = Refusal::into_bits)]
     pub refusal: Refusal,
-    /// Moves at each change.
+    /// Changes with each change of the word.
     #[bits(17)]
     pub version: u32,
 }
@@ -153,7 +153,7 @@ impl Ledger {
         }
     }
 
-    /// Where the count of `class` stands.
+    /// The shift of the count of `class`.
     const fn shift(class: FrameClass) -> u32 {
         match class {
             FrameClass::Movable => 10,
@@ -170,8 +170,7 @@ impl Ledger {
         Self::from_bits(self.into_bits() + (count << Self::shift(class)) - count)
     }
 
-    /// `count` frames go from `class` to free; there are as many. In a block that is wholly free nothing stands in the way any
-    /// more.
+    /// `count` frames go from `class` to free; there are as many. A wholly free block has no refusal.
     #[inline]
     pub(crate) fn given(self, class: FrameClass, count: u16) -> Self {
         debug_assert!(count <= self.class_count(class));
@@ -192,7 +191,7 @@ impl Ledger {
 
     /// The same with the next version.
     pub(crate) fn bumped(self) -> Self {
-        // It stands highest, so that what overflows is gone.
+        // It is the highest field, so an overflow is lost.
         Self::from_bits(self.into_bits().wrapping_add(1 << VERSION_SHIFT))
     }
 }
@@ -298,7 +297,7 @@ mod tests {
         ] {
             assert_eq!(ledger.bumped().refusal(), Refusal::Lasting, "{ledger:?}");
         }
-        // In a block that is wholly free nothing stands in the way.
+        // A wholly free block has no refusal.
         let free = refused.given(FrameClass::Movable, 12);
         assert_eq!(free.refusal(), Refusal::None);
         let same = refused.recounted(FrameClass::Reclaimable, FrameClass::Unmovable, 0);

@@ -1,9 +1,9 @@
 //! A page-frame allocator for guests of a hypervisor: bitfields and ledgers, no lists, no allocation.
 //!
-//! Memory is divided into pageblocks of 2 MiB. Each has a 512-bit field, in which a set bit is a free frame, and one atomic
-//! [`Ledger`] word with the counts of free, movable, balloon and unmovable frames. A block whose free count is 512 *is* a
-//! free huge page; nothing has to be merged. Blocks are findable by what is in them, so that placement, compaction and the
-//! balloon never scan memory.
+//! Memory is divided into pageblocks of 2 MiB. Each has a 512-bit field, in which a set bit is a free frame, and one
+//! atomic [`Ledger`] word with the counts of free, movable, balloon and unmovable frames. A block whose free count is
+//! 512 *is* a free huge page; nothing has to be merged. An index finds blocks by what is in them, so that placement,
+//! compaction and the balloon never scan memory.
 //!
 //! The allocator deals in frame numbers and never touches the frames. It never allocates: the caller hands in metadata
 //! memory.
@@ -25,18 +25,18 @@
 //! assert!(huge.is_aligned(Order::HUGE));
 //! frames.free(cpu, page, Order::BASE)?;
 //! frames.free(cpu, huge, Order::HUGE)?;
-//! assert!(frames.free(cpu, page, Order::BASE).is_err(), "a second time is found out");
+//! assert!(frames.free(cpu, page, Order::BASE).is_err(), "a second free is detected");
 //! frames.verify()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Where to look: requests in [`AllocRequest`], what a frame can be in [`FrameState`], what compaction needs in
-//! [`FrameAllocator::isolate_block`], what the machine gives in [`Platform`].
+//! Where to begin: [`AllocRequest`] for requests, [`FrameState`] for the life of a frame,
+//! [`FrameAllocator::isolate_block`] for what compaction needs, [`Platform`] for what the machine provides.
 //!
-//! What may be called from an interrupt handler, and what each call waits for, stands in `docs/calls.md`.
+//! `docs/calls.md` lists what may be called from an interrupt handler, and what each call waits for.
 //!
-//! Bitfield plus counter for each 2 MiB is the idea of LLFree (Wrenger et al., USENIX ATC 2023); the ledger by mobility,
-//! isolation and evacuation are this project's.
+//! A bitfield and a counter for each 2 MiB are the idea of LLFree (Wrenger et al., USENIX ATC 2023); the ledger by
+//! mobility, isolation and evacuation are this project's.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -48,6 +48,7 @@ mod access;
 mod alloc;
 mod allocator;
 mod bits;
+mod booking;
 mod boot;
 mod cache;
 mod change;
@@ -58,18 +59,23 @@ mod cpu;
 mod descriptor;
 mod drain;
 mod event;
+mod filing;
 mod frame;
 mod free;
 mod grow;
 mod huge;
 mod index;
 mod isolate;
+mod ladder;
+mod layout;
 mod ledger;
+mod lookup;
 mod metadata;
 mod pfn;
 mod place;
 mod placement;
 mod platform;
+mod position;
 mod query;
 mod range;
 mod refusal;
@@ -87,8 +93,7 @@ pub use access::AccessSection;
 pub use allocator::FrameAllocator;
 pub use class::{FrameClass, Migratetype};
 pub use config::{
-    Config, ConfigError, CostFn, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks,
-    ZoneConfig, ZoneId,
+    Config, ConfigError, CostFn, Fallback, MAX_BLOCKS, MAX_ZONES, Placement, Watermarks, ZoneConfig,
 };
 pub use counters::Events;
 pub use descriptor::{FrameFlags, FrameState, OwnerId};
@@ -97,7 +102,9 @@ pub use frame::FrameInfo;
 pub use grow::GrowError;
 pub use isolate::{IsolateError, IsolatedBlock};
 pub use ledger::{BlockState, Ledger, Refusal};
-pub use pfn::{BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn};
+pub use pfn::{
+    BLOCK_SHIFT, BlockId, CpuId, FRAME_SHIFT, FRAME_SIZE, FRAMES_PER_BLOCK, Order, Pfn, ZoneId,
+};
 pub use placement::BalloonPlacement;
 pub use platform::{
     Cost, FrameContents, Interrupts, LINES_PER_FRAME, PageTables, Platform, WORDS_PER_LINE,

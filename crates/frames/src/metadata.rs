@@ -1,11 +1,12 @@
 //! The tables, carved out of the memory that the caller hands in.
 
 use crate::{
-    ConfigError, FRAMES_PER_BLOCK,
+    ConfigError, FRAMES_PER_BLOCK, ZoneId,
     config::MAX_ZONES,
     cpu::CpuSlot,
     index::{self, Index},
-    place::{COST_ROWS, HEAL_ROWS, ROOM_ROWS},
+    layout::Sizes,
+    place::{COST_BUCKETS, HEAL_BUCKETS, ROOM_BUCKETS},
     segment::Segment,
     sync::{AtomicU32, AtomicU64},
 };
@@ -22,8 +23,8 @@ pub(crate) const WORDS: usize = FRAMES_PER_BLOCK / 64;
 #[repr(C, align(64))]
 pub(crate) struct Field(pub [AtomicU64; WORDS]);
 
-/// What there is of a block beside its field, in one cache line, with the descriptor of its first frame: a huge page is taken
-/// and given back in this line alone.
+/// A block's words apart from its field, in one cache line, with the descriptor of its first frame: to take a huge page
+/// or to give one back writes this line alone.
 #[derive(Debug)]
 #[cfg_attr(
     not(shuttle),
@@ -34,15 +35,15 @@ pub(crate) struct Field(pub [AtomicU64; WORDS]);
 pub(crate) struct Record {
     /// [`Ledger`](crate::Ledger).
     pub ledger: AtomicU64,
-    /// The word of whoever compacts.
+    /// For compaction.
     pub note: AtomicU64,
-    /// The word of whoever reclaims.
+    /// For the reclaimer.
     pub tally: AtomicU64,
     /// The first frame's owner word.
     pub owner: AtomicU64,
     /// The first frame's state word.
     pub word: AtomicU32,
-    /// The zone, how many frames are reserved or no memory, and which one compaction was refused; see `info_word`.
+    /// The zone, how many frames are reserved or no memory, and for which frame the block was refused; see `info_word`.
     pub info: AtomicU32,
     pad: [u64; 3],
 }
@@ -65,41 +66,17 @@ pub(crate) struct Metadata<'m> {
     pub indexes: [[Index<'m>; 3]; MAX_ZONES],
 }
 
-/// How large everything is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub cpus: usize,
-    pub segments: usize,
-    /// Of each zone: blocks now, and blocks that may be added later.
-    pub zones: [(u32, u32); MAX_ZONES],
-}
-
 impl Sizes {
-    /// The zone's first block in the tables, and how many it may have.
-    pub fn zone(&self, zone: usize) -> (u32, u32) {
-        let all = |(now, later): &(u32, u32)| now + later;
-        let first = self.zones[..zone].iter().map(all).sum();
-        (first, all(&self.zones[zone]))
-    }
-
-    pub fn blocks(&self) -> usize {
-        let (first, last) = self.zone(MAX_ZONES - 1);
-        (first + last) as usize
-    }
-
-    fn frames(&self) -> usize {
-        self.blocks() * FRAMES_PER_BLOCK
-    }
-
-    /// Words of an index level, over all zones.
+    /// Words of all indexes.
     fn index_words(&self) -> usize {
         let of_zone = |zone| {
             let blocks = self.zone(zone).1 as usize;
-            ROWS.iter()
-                .map(|rows| index::sizes(blocks, *rows).iter().sum::<usize>())
+            BUCKETS
+                .iter()
+                .map(|buckets| index::sizes(blocks, *buckets).iter().sum::<usize>())
                 .sum::<usize>()
         };
-        (0..MAX_ZONES).map(of_zone).sum()
+        (0..MAX_ZONES as u8).map(ZoneId::new).map(of_zone).sum()
     }
 
     /// Bytes of all tables, with room to align the first.
@@ -112,20 +89,20 @@ impl Sizes {
     }
 }
 
-/// Rows of the three indexes.
-const ROWS: [usize; 3] = [ROOM_ROWS, COST_ROWS, HEAL_ROWS];
+/// Buckets of the three indexes.
+const BUCKETS: [usize; 3] = [ROOM_BUCKETS, COST_BUCKETS, HEAL_BUCKETS];
 
 /// The three indexes of each zone, their levels given by `table`.
 fn indexes<'m, E>(
     sizes: &Sizes,
     mut table: impl FnMut(usize) -> Result<&'m [AtomicU64], E>,
 ) -> Result<[[Index<'m>; 3]; MAX_ZONES], E> {
-    let mut all = [[Index::default(); 3]; MAX_ZONES];
-    for (zone, of_zone) in all.iter_mut().enumerate() {
+    let mut all = [[Index::EMPTY; 3]; MAX_ZONES];
+    for (zone, of_zone) in (0..).map(ZoneId::new).zip(&mut all) {
         let (first, blocks) = sizes.zone(zone);
-        for (place, rows) in of_zone.iter_mut().zip(ROWS) {
-            let [bits, summary, top] = index::sizes(blocks as usize, rows);
-            *place = Index::new(first, rows, [table(bits)?, table(summary)?, table(top)?]);
+        for (index, buckets) in of_zone.iter_mut().zip(BUCKETS) {
+            let [bits, summary, top] = index::sizes(blocks as usize, buckets);
+            *index = Index::new(first, buckets, [table(bits)?, table(summary)?, table(top)?]);
         }
     }
     Ok(all)
@@ -139,8 +116,8 @@ fn zero(bytes: &mut [u8]) {
 
 #[cfg(not(shuttle))]
 impl<'m> Metadata<'m> {
-    /// Lays the tables into the memory, those with the largest alignment first, and zeroes what must be zero of the blocks that
-    /// there are now.
+    /// Lays the tables into the memory, those with the largest alignment first, and zeroes what must be zero of the
+    /// blocks that there are now.
     pub fn carve(sizes: &Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {
         use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -165,7 +142,7 @@ impl<'m> Metadata<'m> {
 
         let (given, needed) = (memory.len(), sizes.bytes());
         let too_small = ConfigError::Metadata { given, needed };
-        // Also where chance aligns the memory so that it would do: whether it is enough must not depend on its address.
+        // Also if the memory happens to be aligned and would suffice: the result must not depend on its address.
         if given < needed {
             return Err(too_small);
         }
@@ -181,8 +158,8 @@ impl<'m> Metadata<'m> {
             let indexes = indexes(sizes, |words| zeroed(memory, words).ok_or(())).ok()?;
             let words: &mut [AtomicU32] = take(memory, sizes.frames())?;
             // Blocks that may be added later are not touched before.
-            for (zone, &(now, _)) in sizes.zones.iter().enumerate() {
-                let first = sizes.zone(zone).0 as usize * FRAMES_PER_BLOCK;
+            for (zone, &(now, _)) in (0..).map(ZoneId::new).zip(&sizes.zones) {
+                let first = sizes.zone(zone).0.first_frame().index();
                 let end = first + now as usize * FRAMES_PER_BLOCK;
                 zero(words[first..end].as_mut_bytes());
             }
@@ -200,7 +177,7 @@ impl<'m> Metadata<'m> {
     }
 }
 
-/// Model-checked atomics are no plain memory, so they live on the heap and are leaked; tests are short.
+/// Model-checked atomics cannot be made from plain memory, so they are on the heap and leaked; tests are short.
 #[cfg(shuttle)]
 impl<'m> Metadata<'m> {
     pub fn carve(sizes: &Sizes, memory: &'m mut [u8]) -> Result<Self, ConfigError> {

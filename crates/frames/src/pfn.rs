@@ -1,4 +1,4 @@
-//! Index spaces: frame numbers, pageblocks, orders and CPUs, each a type of its own.
+//! Index spaces: frame numbers, pageblocks, orders, CPUs and zones, each a type of its own.
 
 use core::fmt;
 
@@ -72,10 +72,11 @@ impl fmt::Display for Pfn {
     }
 }
 
-/// A pageblock of one allocator: its position in the allocator's tables, zone by zone, in the order in which memory was given.
+/// A pageblock of one allocator: its position in the allocator's tables, zone by zone, in the order in which memory was
+/// given.
 ///
-/// It is no absolute block number, and blocks that follow each other may have a hole between them:
-/// [`block_above`](crate::FrameAllocator::block_above) tells.
+/// It is not an absolute block number, and there may be a hole between a block and the next:
+/// see [`block_above`](crate::FrameAllocator::block_above).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct BlockId(u32);
@@ -143,6 +144,22 @@ impl CpuId {
     }
 
     /// The number, for table look-ups.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A zone of one allocator, in the order of [`Config::zones`](crate::Config::zones).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ZoneId(u8);
+
+impl ZoneId {
+    /// Zone number `index`.
+    pub const fn new(index: u8) -> Self {
+        Self(index)
+    }
+
+    /// The position in [`Config::zones`](crate::Config::zones).
     pub const fn index(self) -> usize {
         self.0 as usize
     }

@@ -1,53 +1,53 @@
-//! Where a block stands in its zone's three indexes: by room for requests, by cost for compaction, by what else is in it for a
-//! balloon that heals.
+//! A block's place in its zone's three indexes: by room for requests, by cost for compaction, and by what else is in it
+//! for a balloon that deflates (the *heal* index).
 
 use crate::{BlockState, FRAMES_PER_BLOCK, Ledger, Migratetype, Refusal, index::Place};
 
-/// Classes of blocks with room, or with a cost.
-pub(crate) const CLASSES: usize = 18;
-/// Frames of one class of the cost and heal indexes.
-const CLASS_STEP: usize = 32;
+/// Ranks of blocks of one kind by room, or of all by cost: each has a bucket of its own.
+pub(crate) const RANKS: usize = 18;
+/// Frames of one rank of the cost and heal indexes.
+const RANK_STEP: usize = 32;
 /// A balloon frame costs this fraction of a copied frame to move: a share of a message.
 const BALLOON_DISCOUNT: usize = 8;
 
-/// Kinds of blocks in the room index. Each has [`CLASSES`] rows but the last, which has one.
+/// Kinds of blocks in the room index. Each has [`RANKS`] buckets but the last, which has one.
 pub(crate) mod kind {
     pub const UNMOVABLE: usize = 0;
     pub const MOVABLE: usize = 1;
     pub const RECLAIMABLE: usize = 2;
-    /// Movable by type, with frames in it that cannot be moved, or that an owner does not give up: they cannot become whole,
-    /// and are filled first.
+    /// Movable by type, with frames that cannot be moved, or that an owner does not give up: they cannot become whole,
+    /// so they are filled first.
     pub const HYBRID: usize = 3;
     /// Wholly free, whatever the type.
     pub const WHOLE: usize = 4;
 }
 
-/// The row of wholly free blocks.
-pub(crate) const WHOLE_ROW: usize = kind::WHOLE * CLASSES;
-/// Rows of the room index.
-pub(crate) const ROOM_ROWS: usize = WHOLE_ROW + 1;
+/// The bucket of wholly free blocks.
+pub(crate) const WHOLE_BUCKET: usize = kind::WHOLE * RANKS;
+/// Buckets of the room index.
+pub(crate) const ROOM_BUCKETS: usize = WHOLE_BUCKET + 1;
 
-/// Rows of the cost index: [`CLASSES`] of candidates, then those that compaction tried in vain, by the kind of refusal.
-pub(crate) const REFUSED_ROW: usize = CLASSES;
+/// Buckets of the cost index: [`RANKS`] of candidates, then refused blocks, by the kind of refusal.
+pub(crate) const REFUSED_BUCKET: usize = RANKS;
 /// How many there are.
-pub(crate) const COST_ROWS: usize = CLASSES + 4;
+pub(crate) const COST_BUCKETS: usize = RANKS + 4;
 
-/// Rows of the heal index: [`CLASSES`] of blocks with balloon frames by what else is in them, then those that a balloon of
-/// whole blocks has begun and goes on with.
-pub(crate) const BEGUN_ROW: usize = CLASSES;
+/// Buckets of the heal index: [`RANKS`] of blocks with balloon frames by what else is in them, then those that a
+/// balloon of whole blocks has begun.
+pub(crate) const BEGUN_BUCKET: usize = RANKS;
 /// How many there are.
-pub(crate) const HEAL_ROWS: usize = CLASSES + 1;
+pub(crate) const HEAL_BUCKETS: usize = RANKS + 1;
 
-/// The row of the room index for blocks of `kind` and `class`.
-pub(crate) const fn room_row(kind: usize, class: usize) -> usize {
-    kind * CLASSES + class
+/// The bucket of the room index for blocks of `kind` and `rank`.
+pub(crate) const fn room_bucket(kind: usize, rank: usize) -> usize {
+    kind * RANKS + rank
 }
 
-/// The class of a block with `free` frames, 1 to 511: 1, 2, 3, 4, then two classes for each doubling.
+/// The rank of a block with `free` frames, 1 to 511: 1, 2, 3, 4, then two ranks for each doubling.
 ///
-/// Full memory leaves most blocks with a handful of free frames, so classes are narrow there: *fullest* and *emptiest* mean
-/// what they say just where it matters.
-pub(crate) const fn room_class(free: u16) -> usize {
+/// Full memory leaves most blocks with a handful of free frames, so ranks are narrow there, where it matters most which
+/// block is the fullest.
+pub(crate) const fn room_rank(free: u16) -> usize {
     if free <= 4 {
         return (free as usize).saturating_sub(1);
     }
@@ -56,7 +56,7 @@ pub(crate) const fn room_class(free: u16) -> usize {
     4 + (octave - 2) * 2 + (below >> (octave - 1) & 1)
 }
 
-const _: () = assert!(room_class(511) < CLASSES && room_class(5) == 4);
+const _: () = assert!(room_rank(511) < RANKS && room_rank(5) == 4);
 
 #[inline(never)]
 pub(crate) fn room_place(ledger: Ledger) -> Place {
@@ -64,7 +64,7 @@ pub(crate) fn room_place(ledger: Ledger) -> Place {
         return Place::NONE;
     }
     if ledger.is_whole() {
-        return Place::row(WHOLE_ROW);
+        return Place::bucket(WHOLE_BUCKET);
     }
     let kind = match ledger.migratetype() {
         Migratetype::Unmovable => kind::UNMOVABLE,
@@ -77,7 +77,7 @@ pub(crate) fn room_place(ledger: Ledger) -> Place {
         }
         Migratetype::Movable => kind::MOVABLE,
     };
-    Place::row(room_row(kind, room_class(ledger.free())))
+    Place::bucket(room_bucket(kind, room_rank(ledger.free())))
 }
 
 /// What emptying a block costs, in copied frames: a balloon frame is an eighth of one.
@@ -100,8 +100,8 @@ pub(crate) fn is_candidate(ledger: Ledger) -> bool {
 pub(crate) fn cost_place(ledger: Ledger, cost: usize) -> Place {
     match ledger.refusal() {
         _ if !is_candidate(ledger) => Place::NONE,
-        Refusal::None => Place::row((cost / CLASS_STEP).min(CLASSES - 1)),
-        refusal => Place::row(REFUSED_ROW + refusal as usize),
+        Refusal::None => Place::bucket((cost / RANK_STEP).min(RANKS - 1)),
+        refusal => Place::bucket(REFUSED_BUCKET + refusal as usize),
     }
 }
 
@@ -110,11 +110,11 @@ pub(crate) fn heal_place(ledger: Ledger) -> Place {
     if ledger.balloon() == 0 || ledger.state() == BlockState::Huge {
         Place::NONE
     } else if ledger.unmovable() > 0 {
-        Place::row(CLASSES - 1)
+        Place::bucket(RANKS - 1)
     } else if is_begun(ledger) {
-        Place::row(BEGUN_ROW)
+        Place::bucket(BEGUN_BUCKET)
     } else {
-        Place::row((ledger.movable() as usize / CLASS_STEP).min(CLASSES - 1))
+        Place::bucket((ledger.movable() as usize / RANK_STEP).min(RANKS - 1))
     }
 }
 

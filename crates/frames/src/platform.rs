@@ -1,4 +1,4 @@
-//! What the machine gives, in three small traits: CPUs and time, contents of frames, page tables.
+//! What the machine provides, in three small traits: CPUs and time, contents of frames, page tables.
 
 use crate::{CpuId, FRAME_SIZE, Pfn};
 
@@ -9,7 +9,7 @@ pub const LINES_PER_FRAME: usize = FRAME_SIZE / (8 * WORDS_PER_LINE);
 
 /// What a deterministic machine charges to its virtual clock; real machines let real time pass.
 ///
-/// The order of magnitude of each is the caller's business to document; the hosted machine keeps its prices in one table.
+/// The machine documents its prices; the hosted machine has them in one table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Cost {
@@ -31,22 +31,23 @@ pub enum Cost {
 
 /// Masks interrupts on the CPU that calls.
 ///
-/// Kernels free frames in interrupt handlers. A handler that interrupts its own CPU inside the allocator would wait for a lock
-/// that the interrupted code holds; so the allocator masks interrupts for as long as it
-/// holds one: some instructions mostly, some microseconds for a refill or a flush, and tens of them to drain a CPU's full caches.
+/// Kernels free frames in interrupt handlers. A handler that interrupts its own CPU inside the allocator would wait for
+/// a lock that the interrupted code holds; so the allocator masks interrupts while it holds one: for a few instructions
+/// in most cases, some microseconds for a refill or a flush, and tens of microseconds to drain a CPU's full caches.
 pub trait Interrupts: Sync + core::fmt::Debug {
-    /// Masks them; gives whether they were on before.
+    /// Masks interrupts; gives whether they were enabled before.
     fn mask(&self) -> bool;
-    /// Brings them back to what [`mask`](Self::mask) found.
+    /// Restores what [`mask`](Self::mask) found.
     fn restore(&self, before: bool);
 }
 
 /// The processors, the time, and waiting: what every floor needs of the machine.
 ///
-/// [`FrameContents`] and [`PageTables`] add what only those need who touch memory. A kernel that takes the allocator, compaction
-/// and the balloon implements this trait alone.
+/// [`FrameContents`] and [`PageTables`] add what is needed to touch memory. A kernel that uses the allocator,
+/// compaction and the balloon implements this trait alone.
 pub trait Platform: Sync {
-    /// The processor that the caller runs on. It must stay there while it works with the answer (preemption off, or a pinned thread).
+    /// The processor that the caller runs on. The caller must stay there while it uses the result (preemption off, or a
+    /// pinned thread).
     fn cpu(&self) -> CpuId;
     /// Which caller runs on processor `cpu`, which is the calling one: different for any two that can be in the middle of a call
     /// at the same time, and never 0. That is the processor, unless several callers share one: where [`relax`](Self::relax)
@@ -62,7 +63,8 @@ pub trait Platform: Sync {
     fn charge(&self, cost: Cost) {
         let _ = cost;
     }
-    /// How to mask interrupts, where handlers allocate or free frames; for [`Config::interrupts`](crate::Config::interrupts).
+    /// How to mask interrupts, where handlers allocate or free frames; for
+    /// [`Config::interrupts`](crate::Config::interrupts).
     fn interrupts(&self) -> Option<&'static dyn Interrupts> {
         None
     }
@@ -70,13 +72,13 @@ pub trait Platform: Sync {
 
 /// The contents of frames: what owners of frames with contents need beside [`Platform`].
 ///
-/// They are reached by number and position, never by reference: another CPU, or the host, may change them at any time.
+/// They are accessed by number and position, never by reference: another CPU, or the host, may change them at any time.
 /// All accesses are volatile or atomic.
 ///
-/// # What the implementer owes
+/// # What implementations guarantee
 ///
-/// Accesses to a frame that the allocator manages reach that frame's memory and no other. Frames outside the machine's
-/// memory are a caller's error; an implementation panics or ignores them, it does not touch other memory.
+/// Accesses to a frame that the allocator manages reach that frame's memory and no other. A frame outside the machine's
+/// memory is an error of the caller: an implementation panics or ignores it, and touches no other memory.
 pub trait FrameContents: Platform {
     /// Reads 64-bit word `index` (0 to 511) of a frame.
     fn read_word(&self, frame: Pfn, index: usize) -> u64;
@@ -100,7 +102,7 @@ pub trait FrameContents: Platform {
     fn zero_frames(&self, first: Pfn, count: usize);
 }
 
-/// Page tables in frames: what those need who map frames beside [`FrameContents`].
+/// Page tables in frames: what is needed to map frames, beside [`FrameContents`].
 pub trait PageTables: FrameContents {
     /// Atomic load (acquire) of word `index` of a page-table frame.
     fn load_entry(&self, table: Pfn, index: usize) -> u64;
@@ -117,12 +119,12 @@ pub trait PageTables: FrameContents {
     /// Atomic or (acquire and release) into a page-table word; gives the old value.
     fn or_entry(&self, table: Pfn, index: usize, bits: u64) -> u64;
 
-    /// Begins a stretch in which this CPU walks page tables and touches what it finds. Stretches are short, do not nest,
-    /// and nothing in them may wait for another CPU. Real hardware, where the TLB does this, does nothing.
+    /// Enters an access section, in which this CPU walks page tables and touches what it finds. Sections are short, do
+    /// not nest, and must not wait for another CPU. Real hardware, where the TLB does this, does nothing.
     fn enter_access(&self) {}
-    /// Ends the stretch.
+    /// Leaves the access section.
     fn leave_access(&self) {}
-    /// Returns when no CPU uses a translation any more that was replaced before the call.
+    /// Returns when no CPU uses a translation that was replaced before the call.
     /// `address` is a hint (a virtual address of space `space`), not a limit.
     fn shoot_down(&self, space: u32, address: u64);
 }

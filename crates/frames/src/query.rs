@@ -20,7 +20,7 @@ pub struct ClassCounts {
     pub reserved: u64,
 }
 
-/// What `/proc/pagetypeinfo` tells, and what it does not.
+/// The counts of `/proc/pagetypeinfo`, and some that it lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PageTypeInfo {
     /// Blocks of each migratetype, in the order of [`Migratetype::ALL`](crate::Migratetype::ALL).
@@ -38,8 +38,8 @@ pub struct PageTypeInfo {
 }
 
 impl FrameAllocator<'_> {
-    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count. Exact while nothing is under way;
-    /// each CPU's part of the sum is looked at.
+    /// Frames that can be taken now; those in CPU caches and isolated blocks do not count. Exact while nothing is under
+    /// way; reads each CPU's part of the sum.
     pub fn free_frames(&self) -> u64 {
         self.zones().map(|zone| self.zone_free_frames(zone)).sum()
     }
@@ -47,7 +47,7 @@ impl FrameAllocator<'_> {
     /// The same of one zone.
     #[inline(never)]
     pub fn zone_free_frames(&self, zone: ZoneId) -> u64 {
-        self.free_in(zone.index()).max(0) as u64
+        self.free_in(zone).max(0) as u64
     }
 
     /// Frames in CPU caches, as they are at the time of the look. Takes no lock.
@@ -55,10 +55,11 @@ impl FrameAllocator<'_> {
         self.cpus.iter().map(CpuSlot::cached).sum()
     }
 
-    /// Blocks that somebody has isolated: nobody can have their free frames, nor, while they are emptied, the targets of
-    /// what is in them. Whoever finds no memory while there are some may do well to wait a moment.
+    /// Blocks that are isolated: their free frames, and the targets for their used ones, cannot be allocated meanwhile.
+    /// A request that finds no memory while there are some may wait a moment and try again.
     pub fn isolated_blocks(&self) -> u32 {
-        // Acquire pairs with the release of whoever opens a block: who sees the count fall finds the frames.
+        // Acquire: pairs with the release of the CPU that opens a block. A reader that sees the count fall finds the
+        // frames.
         let each = self
             .isolated
             .iter()
@@ -74,7 +75,7 @@ impl FrameAllocator<'_> {
     /// The same of one zone.
     #[inline(never)]
     pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
-        self.whole_in(zone.index()).max(0) as u64
+        self.whole_in(zone).max(0) as u64
     }
 
     /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).
@@ -87,13 +88,13 @@ impl FrameAllocator<'_> {
 
     /// The same of one zone.
     pub fn zone_managed(&self, zone: ZoneId) -> u64 {
-        self.zones[zone.index()].managed().max(0) as u64
+        self.zone(zone).managed().max(0) as u64
     }
 
     /// Adds `frames` to what `pfn`'s zone has: a balloon takes off what it gives to the host.
     pub fn adjust_managed(&self, pfn: Pfn, frames: i64) {
         if let Some(zone) = self.zone_of(pfn) {
-            self.zones[zone.index()].add_managed(frames);
+            self.zone(zone).add_managed(frames);
         }
     }
 
@@ -112,22 +113,22 @@ impl FrameAllocator<'_> {
 
     /// The marks of a zone.
     pub fn watermarks(&self, zone: ZoneId) -> Watermarks {
-        self.zones[zone.index()].marks()
+        self.zone(zone).marks()
     }
 
     /// Replaces the marks of a zone.
     pub fn set_watermarks(&self, zone: ZoneId, marks: Watermarks) {
-        self.zones[zone.index()].set_marks(marks);
+        self.zone(zone).set_marks(marks);
     }
 
     /// Whole blocks that movable order-0 requests leave in a zone.
     pub fn reserve_blocks(&self, zone: ZoneId) -> u32 {
-        self.zones[zone.index()].reserve
+        self.zone(zone).reserve
     }
 
     /// The zone's name.
     pub fn zone_name(&self, zone: ZoneId) -> &'static str {
-        self.zones[zone.index()].name
+        self.zone(zone).name
     }
 
     /// Frames by class. Walks all ledgers.
@@ -145,7 +146,7 @@ impl FrameAllocator<'_> {
     }
 
     fn words(&self, block: BlockId) -> [u64; 8] {
-        core::array::from_fn(|word| self.fields[block.index()].0[word].load(Ordering::Relaxed))
+        core::array::from_fn(|word| self.field(block).0[word].load(Ordering::Relaxed))
     }
 
     /// Maximal aligned free runs of order 0 to 10 in open blocks, as `/proc/buddyinfo` counts them. Walks all blocks.
@@ -186,17 +187,17 @@ impl FrameAllocator<'_> {
         let mut info = PageTypeInfo::default();
         for block in self.blocks() {
             let ledger = self.ledger(block);
-            let row = ledger.migratetype() as usize;
-            info.blocks[row] += 1;
+            let own = ledger.migratetype() as usize;
+            info.blocks[own] += 1;
             match ledger.state() {
                 BlockState::Isolated => info.isolated += 1,
                 BlockState::Huge => info.huge += 1,
                 _ if ledger.counts_as_whole() => {
                     info.whole += 1;
-                    info.free[row][9] += 1;
+                    info.free[own][9] += 1;
                 }
                 BlockState::Open | BlockState::Spare => {
-                    count_runs(&self.words(block), &mut info.free[row]);
+                    count_runs(&self.words(block), &mut info.free[own]);
                 }
             }
             info.hybrid += u32::from(self.is_hybrid(block));

@@ -1,19 +1,19 @@
-//! Blocks that compaction has tried in vain: they leave the index of candidates, and come back.
+//! Refused blocks: compaction failed to empty them, so they leave the index of candidates for a time.
 //!
-//! The mark stands in the block's ledger, and it ends with what caused it: when the frame that stood in the way is back in
-//! its block, or counts in another class. What the ledger does not see, whoever set the mark ends in time; for that each
-//! block has one word of its own, the *note*.
+//! The refusal is in the block's ledger, and it ends with its cause: when the frame that stood in the way (the
+//! *offender*) is back in its block, or counts in another class. If the ledger cannot see the cause end, whoever set
+//! the refusal ends it after some time; each block has a word for that, the *note*.
 
 use crate::{
     BlockId, BlockState, FrameAllocator, FrameState, IsolatedBlock, Ledger, Pfn, Refusal, ZoneId,
-    allocator::info_word, place::REFUSED_ROW, sync::Ordering,
+    allocator::info_word, place::REFUSED_BUCKET, position::FrameIndex, sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
-    /// Takes `block` out of the candidates of compaction: `offender`, one of its frames, stands in the way, or nobody knows
-    /// which. The block is a candidate again when that frame is back in its block (a frame that was freed may lie in a CPU's
-    /// cache for a time), when it is pinned, unpinned or otherwise counts in another class, when the block becomes whole,
-    /// and after [`forgive_block`](Self::forgive_block). Requests are served from it as before.
+    /// Takes `block` out of the candidates of compaction because of one of its frames, the `offender`, if it is known.
+    /// The block is a candidate again when that frame is back in its block (a freed frame may stay in a CPU's cache for
+    /// a time), when it is pinned, unpinned or otherwise counts in another class, when the block becomes whole, and
+    /// after [`forgive_block`](Self::forgive_block). Requests are served from it as before.
     ///
     /// A block that one allocation holds, or that is isolated, is left as it is.
     pub fn refuse_block(&self, block: BlockId, refusal: Refusal, offender: Option<Pfn>) {
@@ -25,7 +25,7 @@ impl FrameAllocator<'_> {
         self.recheck_offender(block, offender);
     }
 
-    /// Opens an isolated block and refuses it, in one step: nobody isolates it again in between.
+    /// Opens an isolated block and refuses it, in one step: it cannot be isolated again in between.
     pub fn unisolate_refused(
         &self,
         isolated: IsolatedBlock,
@@ -52,15 +52,16 @@ impl FrameAllocator<'_> {
             .filter(|&frame| self.block_of(frame) == Some(block))
             .map_or(0, |frame| frame.offset_in_block() as u32 + 1);
         let field = info_word::OFFENDER_MASK << info_word::OFFENDER;
-        // Relaxed: published by the change of the ledger that follows; who finds the mark finds the offender.
+        // Relaxed: published by the change of the ledger that follows; a reader that sees the refusal sees the
+        // offender.
         let info = &self.record(block).info;
         let _ = info.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |info| {
             Some(info & !field | offset << info_word::OFFENDER)
         });
     }
 
-    /// After the mark was set: the offender may be gone. If it was freed meanwhile, either that change of the ledger came
-    /// before ours, and then its state shows it, or whoever freed it finds the mark.
+    /// Called after the refusal was set: the offender may be gone. If it was freed meanwhile, either that change of the
+    /// ledger came before ours, and then its state shows it, or the CPU that freed it sees the refusal.
     fn recheck_offender(&self, block: BlockId, offender: Option<Pfn>) {
         let gone = |frame| matches!(self.state(frame), FrameState::Free | FrameState::Cached);
         if offender.is_some_and(gone) {
@@ -81,9 +82,9 @@ impl FrameAllocator<'_> {
         });
     }
 
-    /// Forgives a refused block if the frame that stood in the way is among those that were just freed or recounted in it.
+    /// Forgives a refused block if its offender is among the frames that were just freed or recounted.
     #[cold]
-    pub(crate) fn forgive_offender(&self, block: BlockId, frames: &[u32]) {
+    pub(crate) fn forgive_offender(&self, block: BlockId, frames: &[FrameIndex]) {
         let offender = self
             .offender(block)
             .and_then(|frame| self.frame_index(frame));
@@ -99,14 +100,14 @@ impl FrameAllocator<'_> {
         refusal: Refusal,
         start: BlockId,
     ) -> impl Iterator<Item = BlockId> + '_ {
-        self.zones[zone.index()]
+        self.zone(zone)
             .by_cost
-            .blocks(REFUSED_ROW + refusal as usize, start.index())
+            .blocks(REFUSED_BUCKET + refusal as usize, start)
     }
 
-    /// The note of `block`: a word for whoever compacts, 0 at first.
+    /// The note of `block`: a word for compaction's use, 0 at first.
     pub fn block_note(&self, block: BlockId) -> u64 {
-        // Relaxed: a hint that nothing else hangs on.
+        // Relaxed: a hint; nothing depends on it.
         self.record(block).note.load(Ordering::Relaxed)
     }
 

@@ -1,11 +1,11 @@
-//! What can be asked of the allocator, and how it can say no.
+//! Requests, and why they are refused.
 
 use crate::{FrameClass, Order, Pfn};
 
-/// How deep a request may reach into the free memory of a zone.
+/// How many free frames a request must leave in a zone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Watermark {
-    /// To the last frame.
+    /// None.
     None,
     /// Leaves `min`.
     #[default]
@@ -25,7 +25,7 @@ pub struct AllocRequest {
     pub class: FrameClass,
     /// What it must leave. Tested when frames leave their blocks; frames from a CPU's cache were tested before.
     pub watermark: Watermark,
-    /// Whether a movable request may take the last whole blocks.
+    /// Whether a movable request may take blocks of the whole-block reserve.
     pub break_reserve: bool,
     /// Whether it may take from blocks of other types (under [`Fallback::Steal`](crate::Fallback::Steal)).
     pub fall_back: bool,
@@ -63,13 +63,18 @@ impl AllocRequest {
         Self::new(Order::HUGE, FrameClass::Movable)
     }
 
+    /// Whether it leaves the whole-block reserve alone.
+    pub(crate) const fn spares_reserve(&self) -> bool {
+        self.class.is_movable() && !self.break_reserve
+    }
+
     /// The same, leaving `watermark`.
     pub const fn with_watermark(mut self, watermark: Watermark) -> Self {
         self.watermark = watermark;
         self
     }
 
-    /// The same, allowed to take the last whole blocks.
+    /// The same, allowed to take blocks of the whole-block reserve.
     pub const fn breaking_reserve(mut self) -> Self {
         self.break_reserve = true;
         self
@@ -87,22 +92,23 @@ pub enum AllocError {
     Fragmented,
 }
 
-/// Why a frame was not freed: always a fault of the caller. Nothing was changed.
+/// Why a frame was not freed: always an error of the caller. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FreeError {
     /// The allocator has no such frame.
     #[error("frame {0} is outside this allocator's memory")]
     Unknown(Pfn),
-    /// The frame is not in state *Allocated*: freed twice, reserved, on an owner's books, or inside a larger allocation.
+    /// The frame is not in state *Allocated*: freed twice, reserved, on an owner's books, or inside a larger
+    /// allocation.
     #[error("frame {0} is not owned by the caller, or was freed before")]
     NotAllocated(Pfn),
     /// The frame was allocated with another order.
     #[error("frame {0} was allocated with another order")]
     WrongOrder(Pfn),
-    /// The frame is pinned: whoever pinned it may still use it. Remove the mark first.
+    /// The frame is pinned and may still be in use. Remove the mark first.
     #[error("frame {0} is pinned; unpin it before it is freed")]
     Pinned(Pfn),
-    /// The frame has references: whoever holds them may still use it. Drop them first.
+    /// The frame has references and may still be in use. Drop them first.
     #[error("frame {0} has references; drop them before it is freed")]
     Referenced(Pfn),
 }

@@ -1,37 +1,36 @@
 //! Huge pages from what a CPU keeps: a short stack of whole blocks.
 //!
-//! A *spare* block is wholly free and counts as that in every sum, but it stands in no index: its CPU took it out, with others of
-//! the same group at once, and gives it back in the same way. Taking one and giving one back then writes the CPU's own lines and
-//! the block's record alone, and reads the zone's share of the sums, which other CPUs write once for several blocks. Only blocks of the zone that requests try first are kept, and only
-//! while whole blocks are plenty and the zone is far above its marks.
+//! A *spare* block is wholly free and counts as that in every sum, but it is in no index: its CPU took it out, with
+//! others of the same group at once, and gives it back in the same way. To take one and to give one back then writes
+//! only the CPU's own lines and the block's record, and reads the zone's share of the sums, which other CPUs write once
+//! for several blocks. Only blocks of the zone that requests try first are kept, and only while whole blocks are plenty
+//! and the zone is far above its marks.
 
 use crate::{
     AllocRequest, BlockId, BlockState, CpuId, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameClass,
-    FreeError, Ledger, Migratetype, Order, Pfn, Watermark,
-    counters::add_locked,
-    cpu::CpuGuard,
+    FreeError, Ledger, Migratetype, Order, Pfn, Watermark, ZoneId,
+    cpu::{CpuGuard, SPARES},
     descriptor::Word,
     free::refuse_free,
     huge::{huge, whole},
     index::Place,
-    place::{WHOLE_ROW, room_place},
+    place::{WHOLE_BUCKET, room_place},
+    position::FrameIndex,
     sync::Ordering,
 };
 
-/// Places in a stack.
-pub(crate) const SPARES: usize = 16;
-/// Blocks that a CPU keeps at most, that come and go together, and the part of a CPU's share of the whole blocks that it may
-/// keep. Model checks are of few blocks.
+/// Blocks that a CPU keeps at most, blocks that come and go together, and the part of its share of the whole blocks
+/// that a CPU may keep (one in so many). Model checks have few blocks.
 const MAX_DEPTH: usize = if cfg!(shuttle) { 2 } else { 14 };
 const BATCH: usize = if cfg!(shuttle) { 2 } else { 8 };
 const SHARE: i64 = if cfg!(shuttle) { 1 } else { 16 };
 
 impl FrameAllocator<'_> {
-    /// A huge page out of what the CPU keeps; its first frame. `None` where that is nothing, and near the watermark.
+    /// A huge page out of what the CPU keeps; its first frame. `None` if it keeps nothing, and near the watermark.
     #[inline]
-    pub(crate) fn alloc_spare(&self, cpu: CpuId, request: AllocRequest) -> Option<u32> {
+    pub(crate) fn alloc_spare(&self, cpu: CpuId, request: AllocRequest) -> Option<FrameIndex> {
         let guard = self.lock_inline(cpu);
-        let zone = self.zone_count - 1;
+        let zone = self.first_choice();
         if guard.slot.spare_count.load(Ordering::Relaxed) == 0 {
             self.refill_spares(&guard, zone)?;
         }
@@ -41,28 +40,27 @@ impl FrameAllocator<'_> {
             return None;
         }
         let Some(block) = guard.pop_spare() else {
-            // There is one, or a refill would have given up.
+            // Not reached: without one the refill would have given up.
             self.pay_in(zone, Some(&guard), FRAMES_PER_BLOCK as i64);
             return None;
         };
         // Nobody else changes the ledger of a spare block: its lock is ours.
         self.set_ledger(block, |ledger| huge(ledger, FrameClass::Movable));
         self.count_whole(zone, Some(&guard), -1);
-        // The field's bits stay set: with nothing free by the ledger nobody looks at them, and they are right again when the block
-        // comes free.
-        let record = self.record(block);
-        let word = Word::owned(FrameClass::Movable, Order::HUGE);
-        record.word.store(word.into_bits(), Ordering::Release);
-        add_locked(
-            &guard.slot.events[Event::PgAlloc as usize],
-            FRAMES_PER_BLOCK as u64,
-        );
-        Some((block.index() * FRAMES_PER_BLOCK) as u32)
+        // The field's bits stay set, as in `claim`.
+        self.own_blocks(block, Word::owned(FrameClass::Movable, Order::HUGE));
+        guard.count(Event::PgAlloc, FRAMES_PER_BLOCK as u64);
+        Some(block.first_frame())
     }
 
     /// Gives a huge page back.
     #[inline(never)]
-    pub(crate) fn free_huge(&self, cpu: CpuId, pfn: Pfn, head: u32) -> Result<(), FreeError> {
+    pub(crate) fn free_huge(
+        &self,
+        cpu: CpuId,
+        pfn: Pfn,
+        head: FrameIndex,
+    ) -> Result<(), FreeError> {
         let descriptor = self.descriptor_at(head);
         dirigible_prefetch::for_write(descriptor.word);
         let guard = self.lock_inline(cpu);
@@ -70,15 +68,15 @@ impl FrameAllocator<'_> {
         if !word.is_freeable(Order::HUGE) {
             return Err(refuse_free(pfn, word));
         }
-        let block = Self::block_of_index(head);
+        let block = head.block();
         if self.ledger(block).state() != BlockState::Huge {
             // Another CPU is freeing it at this moment: what follows must not count it twice.
             return Err(FreeError::NotAllocated(pfn));
         }
         // A plain store, as for single frames.
         descriptor.store(Word::new());
-        let zone = self.zone_of_block(block).index();
-        let kept = zone + 1 == self.zone_count && word.class() == FrameClass::Movable;
+        let zone = self.zone_of_block(block);
+        let kept = zone == self.first_choice() && word.class() == FrameClass::Movable;
         let depth = if kept {
             self.spare_depth(&guard, zone)
         } else {
@@ -98,46 +96,43 @@ impl FrameAllocator<'_> {
             let freed = self.release(block, Some(&guard), word.class());
             self.pay_in(zone, Some(&guard), freed);
         }
-        let freed = &guard.slot.events[Event::PgFree as usize];
-        add_locked(freed, FRAMES_PER_BLOCK as u64);
+        guard.count(Event::PgFree, FRAMES_PER_BLOCK as u64);
         Ok(())
     }
 
     /// How many blocks the CPU may keep now.
     #[inline]
-    fn spare_depth(&self, guard: &CpuGuard<'_>, zone_number: usize) -> usize {
-        let zone = &self.zones[zone_number];
+    fn spare_depth(&self, guard: &CpuGuard<'_>, id: ZoneId) -> usize {
+        let zone = self.zone(id);
         let kept = (MAX_DEPTH * FRAMES_PER_BLOCK) as i64;
-        if self.far(zone_number, guard) - kept < zone.mark(Watermark::High) {
+        if self.far(id, guard) - kept < zone.mark(Watermark::High) {
             return 0;
         }
         // Relaxed: a hint. Other CPUs' parts are small.
-        let whole = zone.share.whole.load(Ordering::Relaxed) as i64 + guard.slot.whole(zone_number);
+        let whole = zone.share.whole.load(Ordering::Relaxed) as i64 + guard.slot.whole(id);
         let each = (whole - i64::from(zone.reserve)) / (SHARE * self.cpus.len() as i64);
         each.clamp(0, MAX_DEPTH as i64) as usize
     }
 
     /// Takes up to a batch of blocks out of one group of the index; `None` if it got none.
     #[inline(never)]
-    fn refill_spares(&self, guard: &CpuGuard<'_>, zone_number: usize) -> Option<()> {
-        let want = self.spare_depth(guard, zone_number).min(BATCH);
+    fn refill_spares(&self, guard: &CpuGuard<'_>, id: ZoneId) -> Option<()> {
+        let want = self.spare_depth(guard, id).min(BATCH);
         if want == 0 {
             return None;
         }
-        let index = &self.zones[zone_number].by_room;
-        let home = guard.slot.home(zone_number);
+        let zone = self.zone(id);
+        let index = &zone.by_room;
+        // The home is the first block of a group, so all that is found is at or above it, or else anywhere in the zone.
+        let home = guard.slot.home(id);
         let (first, mut bits) = index
-            .group(WHOLE_ROW, home)
-            .or_else(|| index.group(WHOLE_ROW, 0))?;
-        // What is behind the beginning of the home stays for whoever comes round; lowest first.
-        if home > first.index() && bits >> (home - first.index()) != 0 {
-            bits &= u64::MAX << (home - first.index());
-        }
+            .group(WHOLE_BUCKET, home)
+            .or_else(|| index.group(WHOLE_BUCKET, zone.first))?;
         let (mut blocks, mut count, mut mask) = ([BlockId::new(0); BATCH], 0, 0u64);
         while bits != 0 && count < want {
             let bit = bits.trailing_zeros();
             bits &= bits - 1;
-            let block = BlockId::new(first.index() as u32 + bit);
+            let block = first.plus(bit);
             let spare = |ledger: Ledger| ledger.is_whole().then(|| spare_of(ledger));
             if self.exchange(block, &spare).is_ok() {
                 blocks[count] = block;
@@ -148,7 +143,7 @@ impl FrameAllocator<'_> {
         if count == 0 {
             return None;
         }
-        index.write_group(Place::row(WHOLE_ROW), first, mask, false);
+        index.write_group(Place::bucket(WHOLE_BUCKET), first, mask, false);
         // Highest first, so that the lowest goes out first.
         for &block in blocks[..count].iter().rev() {
             self.check_whole(block, Some(guard));
@@ -166,13 +161,13 @@ impl FrameAllocator<'_> {
         let Some(&first) = blocks.first() else {
             return;
         };
-        let zone_number = self.zone_of_block(first).index();
-        let zone = &self.zones[zone_number];
-        self.begin_move(zone_number, Some(guard));
+        let zone = self.zone_of_block(first);
+        let index = &self.zone(zone).by_room;
+        self.begin_move(zone, Some(guard));
         for &block in blocks {
             self.set_ledger(block, |ledger| ledger.with_state(BlockState::Open));
         }
-        let group = |block: BlockId| (block.index() - zone.first as usize) / 64;
+        let group = |block: BlockId| index.position(block).0;
         for (number, &block) in blocks.iter().enumerate() {
             // One step for all of a group, at the first of them.
             if blocks[..number].iter().any(|&b| group(b) == group(block)) {
@@ -181,27 +176,25 @@ impl FrameAllocator<'_> {
             let same = blocks[number..]
                 .iter()
                 .filter(|&&b| group(b) == group(block));
-            let bit = |b: &BlockId| 1u64 << ((b.index() - zone.first as usize) % 64);
-            let mask = same.fold(0, |mask, b| mask | bit(b));
-            zone.by_room
-                .write_group(Place::row(WHOLE_ROW), block, mask, true);
+            let mask = same.fold(0, |mask, &b| mask | index.position(b).1);
+            index.write_group(Place::bucket(WHOLE_BUCKET), block, mask, true);
         }
         for &block in blocks {
             self.check_whole(block, Some(guard));
         }
-        self.end_move(zone_number, Some(guard));
+        self.end_move(zone, Some(guard));
     }
 
-    /// After a write of the index for many blocks: takes one out again that is whole no more, or puts it in.
+    /// After a write of the index for many blocks: moves a block whose ledger wants it elsewhere by now.
     fn check_whole(&self, block: BlockId, guard: Option<&CpuGuard<'_>>) {
-        let row = Place::row(WHOLE_ROW);
+        let whole = Place::bucket(WHOLE_BUCKET);
         let place = room_place(self.ledger(block));
-        let filed = self.zone_at(block).by_room.holds(block, row);
-        if filed != (place == row) {
+        let filed = self.zone_at(block).by_room.holds(block, whole);
+        if filed != (place == whole) {
             let (from, to) = if filed {
-                (row, Place::NONE)
+                (whole, Place::NONE)
             } else {
-                (Place::NONE, row)
+                (Place::NONE, whole)
             };
             self.move_by_room(block, guard, from, to);
         }
@@ -212,17 +205,17 @@ impl FrameAllocator<'_> {
     fn set_ledger(&self, block: BlockId, change: impl Fn(Ledger) -> Ledger) {
         let word = self.ledger_word(block);
         let new = change(Ledger::from_bits(word.load(Ordering::Acquire))).bumped();
-        // Release: as in `change`. A store will do: whoever else changes ledgers does it from one that is open or isolated, or
-        // holds the allocation.
+        // Release: as in `change`. A store suffices: others change only ledgers that are open or isolated, or of
+        // allocations that they hold.
         word.store(new.into_bits(), Ordering::Release);
     }
 
-    /// Makes all CPUs give back their spare blocks; whether there were any.
+    /// Makes all CPUs give back their spare blocks; gives whether there may have been any.
     pub(crate) fn drain_spares(&self) -> bool {
         let mut any = false;
         for slot in self.cpus {
-            // Whoever holds the lock may be about to keep some, or to give some back: the lock is looked at before the count and
-            // after it.
+            // A holder of the lock may be about to keep some, or to give some back: the lock is read before the count
+            // and after it.
             let kept = || slot.spare_count.load(Ordering::Acquire) > 0;
             if slot.is_locked() || kept() || slot.is_locked() {
                 let guard = self.lock_slot(slot);
@@ -240,7 +233,7 @@ fn spare_of(ledger: Ledger) -> Ledger {
         .with_type(Migratetype::Movable)
 }
 
-/// By the lock's holder; where it says no more the lock orders it.
+/// For the lock's holder. Relaxed unless another ordering is named: the lock orders it.
 impl CpuGuard<'_> {
     fn spare(&self, at: usize) -> BlockId {
         BlockId::new(self.slot.spares[at].load(Ordering::Relaxed))
@@ -257,11 +250,11 @@ impl CpuGuard<'_> {
         Some(self.spare(last as usize))
     }
 
-    /// There must be a place left.
+    /// There must be room.
     #[inline]
     fn push_spare(&self, block: BlockId) {
         let count = self.slot.spare_count.load(Ordering::Relaxed);
-        self.slot.spares[count as usize].store(block.index() as u32, Ordering::Relaxed);
+        self.slot.spares[count as usize].store(block.get(), Ordering::Relaxed);
         self.slot.spare_count.store(count + 1, Ordering::Release);
     }
 
@@ -273,7 +266,7 @@ impl CpuGuard<'_> {
             *place = self.spare(at);
         }
         for at in count..all {
-            self.slot.spares[at - count].store(self.spare(at).index() as u32, Ordering::Relaxed);
+            self.slot.spares[at - count].store(self.spare(at).get(), Ordering::Relaxed);
         }
         self.slot
             .spare_count

@@ -1,266 +1,233 @@
 //! The sums of a zone, split between the zone and the CPUs.
 //!
-//! Free frames of a zone = the zone's share + each CPU's signed *delta*, bounded by the zone's *drift*. A CPU that holds its own
-//! lock changes its delta by a plain store; what grows beyond the drift is *folded* into the zone's share.
+//! Free frames of a zone = the zone's share + each CPU's signed *delta*, bounded by the zone's *drift*. A CPU that
+//! holds its own lock changes its delta by a plain store; what grows beyond the drift is *folded* into the zone's
+//! share.
 //!
 //! A request books its frames before it looks for them:
 //!
-//! - *Far* from the mark, by more than all deltas together could be, a CPU books from its delta after a look at the zone's share.
-//! - *Near* it everybody books at the zone's share by compare-and-exchange, with the deltas added: the share is read before the
-//!   deltas, so that a fold between the two makes the exchange fail, unless a booking of as much makes up for it.
+//! - *Far* from the mark, by more than all deltas together could be, a CPU reads the zone's share and books from its
+//!   own delta.
+//! - *Near* it every CPU books at the zone's share by compare-and-exchange, with the deltas added. The share is read
+//!   before the deltas, so that a fold between the two makes the exchange fail, unless a booking of the same amount
+//!   makes up for it.
 //!
-//! A fold of a positive delta takes it from the CPU before it adds it to the zone, one of a negative delta the other way round, so
-//! that whoever reads in between sees too little and not too much; before a request is refused, the drain folds everything. While
-//! CPUs book at once, the mark can be overshot by a request of each; at rest it is exact.
+//! A fold of a positive delta takes it from the CPU before it adds it to the zone, one of a negative delta the other
+//! way round, so that a reader in between sees too little and not too much. Before a request is refused, the drain
+//! folds everything. While several CPUs book at once, each may go below the mark by one request; at rest it is exact.
 //!
 //! Wholly free blocks are counted in the same way.
 
 use crate::{
-    FrameAllocator, Watermark,
+    FrameAllocator, Watermark, ZoneId,
     cpu::{CpuGuard, CpuSlot},
     sync::{AtomicU64, Ordering, spin_hint},
     zone::Zone,
 };
 
-/// Wholly free blocks that a CPU counts at most before it folds them into the zone's share.
+/// The most wholly free blocks that a CPU counts before it folds them into the zone's share.
 const WHOLE_DRIFT: i64 = 16;
 
-/// How much of a booking will do.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    All,
-    /// As many as there are above the mark.
-    Any,
+/// Frames that a request books before it looks for them.
+#[derive(Clone, Copy)]
+pub(crate) struct Booking {
+    frames: usize,
+    /// Whether fewer will do.
+    fewer: bool,
+    /// What the zone must keep.
+    watermark: Watermark,
+}
+
+impl Booking {
+    pub const fn all(frames: usize, watermark: Watermark) -> Self {
+        Self {
+            frames,
+            fewer: false,
+            watermark,
+        }
+    }
+
+    /// As many as there are above the mark, up to `frames`.
+    pub const fn up_to(frames: usize, watermark: Watermark) -> Self {
+        Self {
+            frames,
+            fewer: true,
+            watermark,
+        }
+    }
 }
 
 impl FrameAllocator<'_> {
-    /// Books `want` frames that are about to be taken, leaving `watermark`; gives how many were booked. What is not taken then
-    /// goes back by [`pay_in`](Self::pay_in).
+    /// Books frames that are about to be taken; gives how many were booked. What is not taken goes back by
+    /// [`pay_in`](Self::pay_in).
     #[inline(never)]
-    pub(crate) fn book(
-        &self,
-        zone_number: usize,
-        guard: Option<&CpuGuard<'_>>,
-        want: usize,
-        part: Part,
-        watermark: Watermark,
-    ) -> usize {
+    pub(crate) fn book(&self, id: ZoneId, guard: Option<&CpuGuard<'_>>, booking: Booking) -> usize {
+        let want = booking.frames;
         if let Some(guard) = guard
-            && self.book_far(zone_number, guard, want, watermark)
+            && self.book_far(id, guard, want, booking.watermark)
         {
             return want;
         }
-        let zone = &self.zones[zone_number];
+        let zone = self.zone(id);
         let Ok(want) = i64::try_from(want) else {
             return 0;
         };
-        let mark = zone.mark(watermark);
-        // A fold may hide what it has taken from a CPU and not yet added: what is missing is looked for once more.
-        let mut again = true;
-        loop {
-            // Before the deltas; Acquire pairs with the folds.
-            let share = zone.share.free.load(Ordering::Acquire);
-            let free = share as i64 + self.deltas(zone_number);
+        let mark = zone.mark(booking.watermark);
+        let amount = |free: i64| {
             let above = (free - mark).clamp(0, want);
-            let booked = if part == Part::All && above < want {
-                0
-            } else {
-                above
-            };
-            if booked == 0 {
-                if !core::mem::take(&mut again) {
-                    return 0;
-                }
+            let enough = booking.fewer || above == want;
+            if enough { above } else { 0 }
+        };
+        let draw = || draw(&zone.share.free, || self.deltas(id), amount);
+        // A fold may hide what it has taken from a CPU and not yet added: look once more.
+        let booked = match draw() {
+            0 => {
                 spin_hint();
-                continue;
+                draw()
             }
-            let left = share.wrapping_sub(booked as u64);
-            // Acquire and release as the folds, with which it competes.
-            let done = zone.share.free.compare_exchange_weak(
-                share,
-                left,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
-            if done.is_ok() {
-                return booked as usize;
-            }
-        }
+            booked => booked,
+        };
+        booked as usize
     }
 
     /// Books `want` frames if the zone is far above its mark.
     #[inline]
     pub(crate) fn book_far(
         &self,
-        zone_number: usize,
+        id: ZoneId,
         guard: &CpuGuard<'_>,
         want: usize,
         watermark: Watermark,
     ) -> bool {
-        let zone = &self.zones[zone_number];
         // Requests by the CPU's own lock are of a block at most.
         let want = want as i64;
-        let far = self.far(zone_number, guard) - want >= zone.mark(watermark);
+        let far = self.far(id, guard) - want >= self.zone(id).mark(watermark);
         if far {
-            self.pay_in(zone_number, Some(guard), -want);
+            self.pay_in(id, Some(guard), -want);
         }
         far
     }
 
-    /// The free frames of a zone as far as this CPU can tell without a look at the others: at least so many there are.
+    /// A lower bound of the free frames of a zone, without a look at the other CPUs.
     #[inline]
-    pub(crate) fn far(&self, zone_number: usize, guard: &CpuGuard<'_>) -> i64 {
-        let zone = &self.zones[zone_number];
-        // Relaxed: a booking by plain stores is a hint by nature; see the module's head for what it may cost.
+    pub(crate) fn far(&self, id: ZoneId, guard: &CpuGuard<'_>) -> i64 {
+        let zone = self.zone(id);
+        // Relaxed: a booking by plain stores is a hint anyway; see the module's head for what it may cost.
         let share = zone.share.free.load(Ordering::Relaxed) as i64;
-        share + guard.slot.delta(zone_number) - zone.slack()
+        share + guard.slot.delta(id) - zone.slack()
     }
 
-    fn deltas(&self, zone: usize) -> i64 {
+    fn deltas(&self, zone: ZoneId) -> i64 {
         self.cpus.iter().map(|cpu| cpu.delta(zone)).sum()
     }
 
-    /// Adds frames that came free, or that were booked and not taken.
+    /// The CPUs' parts of the sum of whole blocks.
+    fn whole_parts(&self, zone: ZoneId) -> i64 {
+        self.cpus.iter().map(|cpu| cpu.whole(zone)).sum()
+    }
+
+    /// Adds frames that were freed, or that were booked and not taken.
     #[inline]
-    pub(crate) fn pay_in(&self, zone_number: usize, guard: Option<&CpuGuard<'_>>, frames: i64) {
-        let zone = &self.zones[zone_number];
+    pub(crate) fn pay_in(&self, id: ZoneId, guard: Option<&CpuGuard<'_>>, frames: i64) {
+        let zone = self.zone(id);
         let Some(guard) = guard else {
             if frames != 0 {
                 add(&zone.share.free, frames);
             }
             return;
         };
-        let delta = guard.slot.delta(zone_number) + frames;
+        let delta = guard.slot.delta(id) + frames;
         if delta.abs() <= zone.drift() {
-            guard.slot.set_delta(zone_number, delta);
+            guard.slot.set_delta(id, delta);
         } else {
-            fold_free(zone, guard.slot, zone_number, delta);
+            fold_free(zone, guard.slot, id, delta);
         }
     }
 
     /// Counts blocks that became whole, or ceased to be.
     #[inline]
-    pub(crate) fn count_whole(
-        &self,
-        zone_number: usize,
-        guard: Option<&CpuGuard<'_>>,
-        blocks: i64,
-    ) {
-        let zone = &self.zones[zone_number];
+    pub(crate) fn count_whole(&self, id: ZoneId, guard: Option<&CpuGuard<'_>>, blocks: i64) {
+        let zone = self.zone(id);
         let Some(guard) = guard else {
             add(&zone.share.whole, blocks);
             return;
         };
-        let whole = guard.slot.whole(zone_number) + blocks;
+        let whole = guard.slot.whole(id) + blocks;
         if whole.abs() <= WHOLE_DRIFT {
-            guard.slot.set_whole(zone_number, whole);
+            guard.slot.set_whole(id, whole);
         } else {
-            fold_whole(zone, guard.slot, zone_number, whole);
+            fold_whole(zone, guard.slot, id, whole);
         }
     }
 
     /// Gives the CPU's deltas back to the zones.
     pub(crate) fn fold(&self, guard: &CpuGuard<'_>) {
-        for number in 0..self.zone_count {
-            let (zone, slot) = (&self.zones[number], guard.slot);
-            fold_free(zone, slot, number, slot.delta(number));
-            fold_whole(zone, slot, number, slot.whole(number));
+        for id in self.zones() {
+            let (zone, slot) = (self.zone(id), guard.slot);
+            fold_free(zone, slot, id, slot.delta(id));
+            fold_whole(zone, slot, id, slot.whole(id));
         }
     }
 
     /// Frames that can be taken in a zone. Exact while nothing is under way.
-    pub(crate) fn free_in(&self, zone: usize) -> i64 {
-        self.zones[zone].share.free.load(Ordering::Acquire) as i64 + self.deltas(zone)
+    pub(crate) fn free_in(&self, zone: ZoneId) -> i64 {
+        self.zone(zone).share.free.load(Ordering::Acquire) as i64 + self.deltas(zone)
     }
 
     /// Wholly free blocks of a zone. Exact while nothing is under way.
-    pub(crate) fn whole_in(&self, zone: usize) -> i64 {
-        let own = self.zones[zone].share.whole.load(Ordering::Acquire) as i64;
-        own + self.cpus.iter().map(|cpu| cpu.whole(zone)).sum::<i64>()
+    pub(crate) fn whole_in(&self, zone: ZoneId) -> i64 {
+        let own = self.zone(zone).share.whole.load(Ordering::Acquire) as i64;
+        own + self.whole_parts(zone)
     }
 
-    /// Runs `claim`, which takes a whole block and gives whether it did, unless that would leave fewer than the zone's reserve. The
-    /// block is booked meanwhile, so that two CPUs do not both take the last one to spare.
+    /// Runs `claim`, which takes a whole block and gives whether it did, unless that would leave fewer than the zone's
+    /// reserve. The block is booked meanwhile, so that two CPUs do not both take the last one above the reserve.
     ///
     /// `guard` is that by which `claim` counts what it takes.
     pub(crate) fn sparing(
         &self,
-        zone_number: usize,
+        id: ZoneId,
         guard: Option<&CpuGuard<'_>>,
         claim: &mut dyn FnMut() -> bool,
     ) -> bool {
-        let zone = &self.zones[zone_number];
+        let zone = self.zone(id);
         if zone.reserve == 0 {
             // The sum follows the ledgers late; where nothing is kept the search alone decides.
             return claim();
         }
-        loop {
-            // As in `book`.
-            let share = zone.share.whole.load(Ordering::Acquire);
-            let others: i64 = self.cpus.iter().map(|cpu| cpu.whole(zone_number)).sum();
-            if share as i64 + others <= i64::from(zone.reserve) {
-                return false;
-            }
-            let left = share.wrapping_sub(1);
-            let done = zone.share.whole.compare_exchange_weak(
-                share,
-                left,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
-            if done.is_ok() {
-                break;
-            }
+        let one = |whole: i64| i64::from(whole > i64::from(zone.reserve));
+        if draw(&zone.share.whole, || self.whole_parts(id), one) == 0 {
+            return false;
         }
         let claimed = claim();
         if claimed {
-            // The change of the block's ledger has counted it, where it counts: there, not in the share, which must not be again
-            // what others may have read before.
-            self.count_whole(zone_number, guard, 1);
+            // The change of the block's ledger has counted it. The booking is undone where that was counted, not in the
+            // share: the share must not take a value again that others may have read before.
+            self.count_whole(id, guard, 1);
         } else {
             add(&zone.share.whole, 1);
         }
         claimed
     }
+}
 
-    /// Before the bitmaps of the room index change. Relaxed: who sees a change of them, by its acquire, sees this.
-    #[inline]
-    pub(crate) fn begin_move(&self, zone: usize, guard: Option<&CpuGuard<'_>>) {
-        match guard {
-            Some(guard) => guard.slot.begin_move(),
-            None => {
-                let begun = &self.zones[zone].share.begun;
-                begun.fetch_add(1, Ordering::Relaxed);
-            }
+/// Takes a part of a sum out of the zone's `share`: `amount` gives how much, from the whole sum; gives how much was
+/// taken. `parts` reads what CPUs keep of the sum.
+#[inline]
+fn draw(share: &AtomicU64, parts: impl Fn() -> i64, amount: impl Fn(i64) -> i64) -> i64 {
+    loop {
+        // Before the parts; Acquire pairs with the folds.
+        let now = share.load(Ordering::Acquire);
+        let drawn = amount(now as i64 + parts());
+        if drawn == 0 {
+            return 0;
         }
-    }
-
-    /// After the bitmaps changed. Release: pairs with [`moves_ended`](Self::moves_ended).
-    #[inline]
-    pub(crate) fn end_move(&self, zone: usize, guard: Option<&CpuGuard<'_>>) {
-        match guard {
-            Some(guard) => guard.slot.end_move(),
-            None => {
-                let ended = &self.zones[zone].share.ended;
-                ended.fetch_add(1, Ordering::Release);
-            }
+        let left = now.wrapping_sub(drawn as u64);
+        // Acquire and release as the folds, with which it competes.
+        let done = share.compare_exchange_weak(now, left, Ordering::AcqRel, Ordering::Relaxed);
+        if done.is_ok() {
+            return drawn;
         }
-    }
-
-    /// Moves of blocks in the room index that were begun, of the zone and by those who hold a CPU's lock.
-    pub(crate) fn moves_begun(&self, zone: usize) -> u32 {
-        let own = self.zones[zone].share.begun.load(Ordering::Relaxed) as u32;
-        self.cpus
-            .iter()
-            .fold(own, |sum, cpu| sum.wrapping_add(cpu.moves_begun()))
-    }
-
-    /// Acquire: all moves counted are in the bitmaps that the caller looks at next.
-    pub(crate) fn moves_ended(&self, zone: usize) -> u32 {
-        let own = self.zones[zone].share.ended.load(Ordering::Acquire) as u32;
-        self.cpus
-            .iter()
-            .fold(own, |sum, cpu| sum.wrapping_add(cpu.moves_ended()))
     }
 }
 
@@ -269,8 +236,8 @@ fn add(sum: &AtomicU64, amount: i64) {
     sum.fetch_add(amount as u64, Ordering::AcqRel);
 }
 
-/// Adds `part`, which a CPU counted, to the zone's share, and sets what the CPU still has to 0, in the order that makes readers
-/// see too little rather than too much. `clear` stores with release.
+/// Adds `part`, which a CPU counted, to the zone's share, and sets what the CPU still has to 0, in the order that makes
+/// readers see too little rather than too much. `clear` stores with release.
 fn fold_one(share: &AtomicU64, part: i64, clear: &dyn Fn()) {
     match part {
         0 => clear(),
@@ -285,10 +252,10 @@ fn fold_one(share: &AtomicU64, part: i64, clear: &dyn Fn()) {
     }
 }
 
-fn fold_free(zone: &Zone<'_>, slot: &CpuSlot, number: usize, delta: i64) {
-    fold_one(&zone.share.free, delta, &|| slot.set_delta(number, 0));
+fn fold_free(zone: &Zone<'_>, slot: &CpuSlot, id: ZoneId, delta: i64) {
+    fold_one(&zone.share.free, delta, &|| slot.set_delta(id, 0));
 }
 
-fn fold_whole(zone: &Zone<'_>, slot: &CpuSlot, number: usize, whole: i64) {
-    fold_one(&zone.share.whole, whole, &|| slot.set_whole(number, 0));
+fn fold_whole(zone: &Zone<'_>, slot: &CpuSlot, id: ZoneId, whole: i64) {
+    fold_one(&zone.share.whole, whole, &|| slot.set_whole(id, 0));
 }

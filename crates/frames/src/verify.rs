@@ -2,7 +2,13 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameState, Migratetype,
-    Order, Pfn, config::MAX_ZONES, cpu::residue, drain::class_of, metadata::WORDS, sync::Ordering,
+    Order, Pfn,
+    config::MAX_ZONES,
+    cpu::residue,
+    descriptor::Word,
+    drain::class_of,
+    metadata::WORDS,
+    sync::{AtomicU64, Ordering},
 };
 
 /// What does not fit together. Always a fault of this crate, or of a caller that changed frames it did not hold.
@@ -65,8 +71,8 @@ pub enum VerifyError {
         /// What was found.
         found: i64,
     },
-    /// A free frame is in no field and no cache, or in two, or in the cache of a CPU that does not know of its block, or of an
-    /// isolated block.
+    /// A free frame is in no field and no cache, or in two, or in the cache of a CPU that does not know of its block,
+    /// or of an isolated block.
     #[error("frame {0} is free, and not in exactly one place")]
     Cache(Pfn),
     /// A free block's type or a huge page's head is not as it should be.
@@ -107,7 +113,7 @@ impl FrameAllocator<'_> {
             free[zone.index()] += ledger.available();
             whole[zone.index()] += i64::from(ledger.counts_as_whole());
             isolated += u32::from(ledger.state() == BlockState::Isolated);
-            let of_zone = &self.zones[zone.index()];
+            let of_zone = self.zone(zone);
             let indexes = [&of_zone.by_room, &of_zone.by_cost, &of_zone.by_heal];
             for ((index, place), name) in indexes.into_iter().zip(self.places(block)).zip(INDEXES) {
                 if !index.check(block, place) {
@@ -115,7 +121,8 @@ impl FrameAllocator<'_> {
                 }
             }
         }
-        for (number, zone) in self.zones.iter().enumerate() {
+        for id in self.zones() {
+            let zone = self.zone(id);
             let indexes = [&zone.by_room, &zone.by_cost, &zone.by_heal];
             for (index, name) in indexes.into_iter().zip(INDEXES) {
                 if !index.check_summaries() {
@@ -123,17 +130,17 @@ impl FrameAllocator<'_> {
                 }
             }
             for (what, kept, found) in [
-                ("free frames", self.free_in(number), free[number]),
-                ("free blocks", self.whole_in(number), whole[number]),
+                ("free frames", self.free_in(id), free[id.index()]),
+                ("free blocks", self.whole_in(id), whole[id.index()]),
                 (
                     "moves ended",
-                    i64::from(self.moves_ended(number)),
-                    i64::from(self.moves_begun(number)),
+                    i64::from(self.moves_ended(id)),
+                    i64::from(self.moves_begun(id)),
                 ),
             ] {
                 if kept != found {
                     return Err(VerifyError::Zone {
-                        zone: number,
+                        zone: id.index(),
                         what,
                         kept,
                         found,
@@ -158,9 +165,9 @@ impl FrameAllocator<'_> {
     /// The parts of the sums that CPUs keep, and what their caches hold.
     fn verify_cpus(&self) -> Result<(), VerifyError> {
         for (cpu, slot) in self.cpus.iter().enumerate() {
-            for (number, zone) in self.zones.iter().enumerate() {
-                let kept = slot.delta(number);
-                if kept.abs() > zone.drift() {
+            for zone in self.zones() {
+                let kept = slot.delta(zone);
+                if kept.abs() > self.zone(zone).drift() {
                     let what = "a part of the free frames";
                     return Err(VerifyError::Cpu { cpu, what, kept });
                 }
@@ -169,13 +176,9 @@ impl FrameAllocator<'_> {
             let mut wrong = None;
             for migratetype in Migratetype::ALL {
                 guard.cache(migratetype).for_each(&mut |frame| {
-                    let block = Self::block_of_index(frame);
-                    let bit = self.fields[block.index()].0[frame as usize / 64 % WORDS]
-                        .load(Ordering::Acquire)
-                        >> (frame % 64)
-                        & 1;
+                    let block = frame.block();
                     let word = self.descriptor_at(frame).load();
-                    let fits = bit == 0
+                    let fits = !self.is_bit_set(frame)
                         && word.state() == FrameState::Free
                         && self.ledger(block).state() == BlockState::Open
                         && !slot.is_clear_of_by_filter(residue(block));
@@ -213,10 +216,10 @@ impl FrameAllocator<'_> {
             for migratetype in Migratetype::ALL {
                 let class = class_of(migratetype) as usize;
                 guard.cache(migratetype).for_each(&mut |frame| {
-                    if Self::block_of_index(frame) != block {
+                    if frame.block() != block {
                         return;
                     }
-                    let (word, bit) = (frame as usize / 64 % WORDS, 1 << (frame % 64));
+                    let (word, bit) = (frame.word(), 1 << frame.bit());
                     if masks.iter().any(|mask| mask[word] & bit != 0) {
                         twice = Some(frame);
                     }
@@ -237,21 +240,19 @@ impl FrameAllocator<'_> {
         let mut counts = [0u16; 4];
         let mut free = 0;
         let (mut tails, mut class) = (0, FrameClass::Unmovable);
-        for offset in 0..FRAMES_PER_BLOCK {
-            let (at, shift) = (offset / 64, offset % 64);
-            let set = |word: u64| word >> shift & 1 == 1;
-            let bit = set(self.fields[block.index()].0[at].load(Ordering::Acquire));
-            let frame = (block.index() * FRAMES_PER_BLOCK + offset) as u32;
+        for frame in block.first_frame().run(FRAMES_PER_BLOCK) {
+            let set = |masks: &[u64; WORDS]| masks[frame.word()] >> frame.bit() & 1 == 1;
+            let bit = self.is_bit_set(frame);
             let word = self.descriptor_at(frame).load();
             let (pfn, state) = (self.pfn(frame), word.state());
-            let in_cache = (0..4).find(|&class| set(cached[class][at]));
+            let in_cache = cached.iter().position(set);
             if bit && state != FrameState::Free {
                 return Err(VerifyError::Bit { pfn, bit, state });
             }
             if (state == FrameState::Free) != (bit != in_cache.is_some()) {
                 return Err(VerifyError::Cache(pfn));
             }
-            if state == FrameState::Free && word != crate::descriptor::Word::new() {
+            if state == FrameState::Free && word != Word::new() {
                 return Err(VerifyError::Bit { pfn, bit, state });
             }
             if (state == FrameState::Tail) != (tails > 0) {
@@ -264,7 +265,7 @@ impl FrameAllocator<'_> {
             }
             // A head stands at a multiple of its size; the last tail ends before the block does.
             let size = 1usize << word.order();
-            if !offset.is_multiple_of(size) {
+            if !frame.offset().is_multiple_of(size as u32) {
                 return Err(VerifyError::Tail(pfn));
             }
             class = word.counted_class();
@@ -326,23 +327,19 @@ impl FrameAllocator<'_> {
         // The second half of an order-10 allocation has no head of its own, and the first one is huge, too.
         let pair = word.order() == Order::MAX.get();
         let fits = if pair {
-            let (lower, upper) = (Self::block_of_index(frame), self.block_above_of(frame));
+            let upper = self.block_above(frame.block());
             head.is_aligned(Order::MAX)
-                && [Some(lower), upper].iter().flatten().count() == 2
                 && (head == start || upper == Some(block))
                 && upper.is_some_and(|upper| self.ledger(upper).state() == BlockState::Huge)
         } else {
             head == start
         };
         // They stay set while the block is one allocation.
-        let bits_set = self.fields[block.index()]
-            .0
-            .iter()
-            .all(|bits| bits.load(Ordering::Acquire) == u64::MAX);
-        let tails_untouched = (0..FRAMES_PER_BLOCK).all(|offset| {
-            let frame = (block.index() * FRAMES_PER_BLOCK + offset) as u32;
-            let at_head = offset == 0 && head == start;
-            at_head || self.descriptor_at(frame).load() == crate::descriptor::Word::new()
+        let full = |bits: &AtomicU64| bits.load(Ordering::Acquire) == u64::MAX;
+        let bits_set = self.field(block).0.iter().all(full);
+        let tails_untouched = block.first_frame().run(FRAMES_PER_BLOCK).all(|frame| {
+            let at_head = frame.offset() == 0 && head == start;
+            at_head || self.descriptor_at(frame).load() == Word::new()
         });
         let counted = ledger.class_count(word.counted_class()) as usize == FRAMES_PER_BLOCK;
         if is_head && fits && bits_set && tails_untouched && counted {
@@ -350,10 +347,6 @@ impl FrameAllocator<'_> {
         } else {
             wrong
         }
-    }
-
-    fn block_above_of(&self, frame: u32) -> Option<BlockId> {
-        self.block_above(Self::block_of_index(frame))
     }
 }
 

@@ -1,12 +1,10 @@
 //! Zones: their blocks, watermarks, the whole-block reserve, and their own share of the sums.
 
 use crate::{
-    BlockId, FRAMES_PER_BLOCK, FrameAllocator, Ledger, Pfn, Watermark, Watermarks, ZoneId,
+    BlockId, FRAMES_PER_BLOCK, Watermark, Watermarks,
     config::ZoneConfig,
-    cpu::CpuGuard,
-    index::{Index, Place},
-    place::{cost_place, evacuation_cost, heal_place, room_place},
-    sync::{AtomicU32, AtomicU64, Ordering, fence},
+    index::Index,
+    sync::{AtomicU32, AtomicU64, Ordering},
 };
 
 /// A zone's own share of its sums, see [`sums`](crate::sums). In a cache line apart from what is only read.
@@ -24,13 +22,13 @@ pub(crate) struct Share {
     pub ended: AtomicU64,
 }
 
-/// Memory with marks of its own. Marks, drift and what is managed are relaxed throughout: each is a number on its own, and
-/// nothing else is read by it.
+/// Memory with marks of its own. Marks, drift and what is managed are relaxed throughout: each is a number on its own,
+/// and nothing else is read by it.
 #[derive(Debug)]
 pub(crate) struct Zone<'m> {
     pub share: Share,
     /// The first block, and how many there are.
-    pub first: u32,
+    pub first: BlockId,
     present: AtomicU32,
     /// How many there may be.
     pub capacity: u32,
@@ -47,13 +45,13 @@ pub(crate) struct Zone<'m> {
     pub name: &'static str,
 }
 
-/// A mark beyond this is this: sums are signed.
+/// Larger marks are cut to this: sums are signed.
 const HIGHEST_MARK: u64 = i64::MAX as u64 / 4;
 
 impl<'m> Zone<'m> {
     pub fn new(
         config: &ZoneConfig<'_>,
-        first: u32,
+        first: BlockId,
         capacity: u32,
         indexes: [Index<'m>; 3],
     ) -> Self {
@@ -75,7 +73,7 @@ impl<'m> Zone<'m> {
     pub fn absent() -> Self {
         Self {
             share: Share::default(),
-            first: 0,
+            first: BlockId::new(0),
             present: AtomicU32::new(0),
             capacity: 0,
             reserve: 0,
@@ -84,9 +82,9 @@ impl<'m> Zone<'m> {
             high: AtomicU64::new(0),
             drift: AtomicU64::new(0),
             slack: AtomicU64::new(0),
-            by_room: Index::default(),
-            by_cost: Index::default(),
-            by_heal: Index::default(),
+            by_room: Index::EMPTY,
+            by_cost: Index::EMPTY,
+            by_heal: Index::EMPTY,
             name: "",
         }
     }
@@ -97,8 +95,13 @@ impl<'m> Zone<'m> {
         self.present.load(Ordering::Acquire)
     }
 
+    /// The blocks that there are, ascending.
+    pub fn blocks(&self) -> impl DoubleEndedIterator<Item = BlockId> + Clone + use<> {
+        self.first.run(self.present())
+    }
+
     pub fn set_present(&self, blocks: u32) {
-        // Release: who counts a block finds its tables.
+        // Release: a reader that counts a block finds its tables.
         self.present.store(blocks, Ordering::Release);
     }
 
@@ -113,11 +116,12 @@ impl<'m> Zone<'m> {
             .fetch_add(frames as u64, Ordering::Relaxed);
     }
 
-    /// Divides what may drift among `cpus`, by the zone's size. It only grows, since what CPUs keep was bounded by what it was.
+    /// Sets the drift by the zone's size and the number of CPUs. It only grows, since what CPUs keep is bounded by the
+    /// drift of the time.
     pub fn set_drift(&self, cpus: usize) {
         let frames = u64::from(self.present()) * FRAMES_PER_BLOCK as u64;
         let drift = (frames / (64 * cpus as u64)).min(4096);
-        // First, and Release below: who keeps more of the sum already is seen with the slack that allows for it.
+        // First, and Release below: a reader that sees a CPU keep more of the sum sees the slack that allows for it.
         self.slack.store(drift * cpus as u64, Ordering::Relaxed);
         self.drift.store(drift, Ordering::Release);
     }
@@ -156,159 +160,5 @@ impl<'m> Zone<'m> {
             Watermark::High => &self.high,
         };
         mark.load(Ordering::Relaxed).min(HIGHEST_MARK) as i64
-    }
-}
-
-impl<'m> FrameAllocator<'m> {
-    /// How many zones there are.
-    pub fn zones(&self) -> impl Iterator<Item = ZoneId> + use<> {
-        (0..self.zone_count as u8).map(ZoneId::new)
-    }
-
-    /// Zone numbers in the order in which requests try them.
-    pub(crate) fn zone_order(&self) -> core::iter::Rev<core::ops::Range<usize>> {
-        (0..self.zone_count).rev()
-    }
-
-    /// The zone of `pfn`'s block; `None` where this allocator has no memory.
-    pub fn zone_of(&self, pfn: Pfn) -> Option<ZoneId> {
-        self.block_of(pfn).map(|block| self.zone_of_block(block))
-    }
-
-    /// All blocks, zone by zone in the order of [`Config::zones`](crate::Config::zones), in each ascending.
-    pub fn blocks(&self) -> impl DoubleEndedIterator<Item = BlockId> + use<> {
-        let present = |zone: &Zone<'_>| (zone.first, zone.first + zone.present());
-        let zones: [(u32, u32); crate::MAX_ZONES] =
-            core::array::from_fn(|z| present(&self.zones[z]));
-        zones
-            .into_iter()
-            .flat_map(|(first, end)| (first..end).map(BlockId::new))
-    }
-
-    /// How many blocks there are.
-    pub fn block_count(&self) -> usize {
-        self.zones.iter().map(|zone| zone.present() as usize).sum()
-    }
-
-    /// Whether there is such a block.
-    pub fn has_block(&self, block: BlockId) -> bool {
-        let inside = |zone: &Zone<'_>| {
-            (block.index() as u32)
-                .checked_sub(zone.first)
-                .is_some_and(|at| at < zone.present())
-        };
-        self.zones.iter().any(inside)
-    }
-
-    #[inline]
-    pub(crate) fn zone_at(&self, block: BlockId) -> &Zone<'m> {
-        &self.zones[self.zone_of_block(block).index()]
-    }
-
-    /// What compaction pays for `block`.
-    #[inline]
-    pub(crate) fn cost_of(&self, block: BlockId, ledger: Ledger) -> usize {
-        self.cost_with(ledger, self.block_tally(block))
-    }
-
-    #[inline]
-    fn cost_with(&self, ledger: Ledger, tally: u64) -> usize {
-        match self.cost {
-            None => evacuation_cost(ledger),
-            Some(cost) => cost(ledger, tally) as usize,
-        }
-    }
-
-    #[inline]
-    fn cost_place_of(&self, block: BlockId, ledger: Ledger) -> Place {
-        cost_place(ledger, self.cost_of(block, ledger))
-    }
-
-    /// Where the three indexes should have `block`.
-    pub(crate) fn places(&self, block: BlockId) -> [Place; 3] {
-        let ledger = self.ledger(block);
-        [
-            room_place(ledger),
-            self.cost_place_of(block, ledger),
-            heal_place(ledger),
-        ]
-    }
-
-    /// Moves the block in the indexes whose order it left when its ledger changed from `old` to `new`.
-    pub(crate) fn reindex(
-        &self,
-        block: BlockId,
-        guard: Option<&CpuGuard<'_>>,
-        old: Ledger,
-        new: Ledger,
-    ) {
-        let zone = self.zone_at(block);
-        let (from, to) = (room_place(old), room_place(new));
-        if from != to {
-            self.move_by_room(block, guard, from, to);
-        } else {
-            // Whoever brought the block to this place may not have come to file it yet, and what it freed is ours to find.
-            zone.by_room
-                .ensure(block, to, &|| room_place(self.ledger(block)));
-        }
-        self.reindex_by_cost(block, old, new);
-        let (from, to) = (heal_place(old), heal_place(new));
-        if from != to {
-            zone.by_heal
-                .moved(block, from, to, &|| heal_place(self.ledger(block)));
-        }
-    }
-
-    fn reindex_by_cost(&self, block: BlockId, old: Ledger, new: Ledger) {
-        if self.cost.is_some() {
-            // One half of Dekker's argument with `refile_by_cost`: the ledger is changed, then the tally is read.
-            fence(Ordering::SeqCst);
-        }
-        let tally = self.block_tally(block);
-        let place = |ledger| cost_place(ledger, self.cost_with(ledger, tally));
-        let (from, to) = (place(old), place(new));
-        if from != to {
-            let wanted = || self.cost_place_of(block, self.ledger(block));
-            self.zone_at(block).by_cost.moved(block, from, to, &wanted);
-        }
-        if self.cost.is_some() && self.block_tally(block) != tally {
-            // The block may have been filed by either tally.
-            self.refile_by_cost(block);
-        }
-    }
-
-    /// Files `block` by its cost after its tally changed.
-    pub(crate) fn refile_by_cost(&self, block: BlockId) {
-        if self.cost.is_some() {
-            // The other half: the tally is changed, then the ledger is read.
-            fence(Ordering::SeqCst);
-            let wanted = || self.cost_place_of(block, self.ledger(block));
-            self.zone_at(block).by_cost.refile(block, &wanted);
-        }
-    }
-
-    #[inline(never)]
-    pub(crate) fn move_by_room(
-        &self,
-        block: BlockId,
-        guard: Option<&CpuGuard<'_>>,
-        from: Place,
-        to: Place,
-    ) {
-        let zone = self.zone_of_block(block).index();
-        self.begin_move(zone, guard);
-        self.zones[zone]
-            .by_room
-            .moved(block, from, to, &|| room_place(self.ledger(block)));
-        self.end_move(zone, guard);
-    }
-
-    /// Moves a block that a search found in row `found` although its ledger says otherwise: the one that changed the ledger
-    /// has not come to it yet.
-    pub(crate) fn refile(&self, block: BlockId, found: usize) {
-        let (found, right) = (Place::row(found), room_place(self.ledger(block)));
-        if found != right {
-            self.move_by_room(block, None, found, right);
-        }
     }
 }

@@ -33,7 +33,7 @@ fn config<'a>(zones: &'a [ZoneConfig<'a>]) -> Config<'a> {
     }
 }
 
-/// Both ways in must say the same.
+/// Both functions must give the same error.
 fn refused(config: &Config<'_>) -> ConfigError {
     let error = FrameAllocator::metadata_bytes(config).expect_err("unsound");
     let mut metadata = vec![0; 1 << 16];
@@ -124,7 +124,7 @@ fn watermarks_out_of_order() {
         };
         assert_eq!(refused(&config(&[wrong])), ConfigError::Watermarks(0));
     }
-    // More than there is memory is legal: nothing can be had then.
+    // A mark above all memory is legal: every request is refused.
     let watermarks = Watermarks {
         min: 1 << 40,
         low: 1 << 40,

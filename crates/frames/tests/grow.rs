@@ -1,4 +1,4 @@
-//! Memory that comes later.
+//! Memory that is added later.
 #![cfg(not(shuttle))]
 
 mod layout;
@@ -48,7 +48,7 @@ fn memory_that_comes_later_is_used_like_the_rest() {
         let range = frames
             .alloc_at(A, Pfn::new(10 * BLOCK), long, AllocRequest::movable())
             .map(|()| Pfn::new(10 * BLOCK))
-            .expect("the first stretch grew");
+            .expect("the first segment grew");
         frames.free_range(B, range, long).expect("ours");
         let mut all = BTreeSet::new();
         while let Ok(huge) = frames.alloc(B, AllocRequest::huge()) {
@@ -69,7 +69,8 @@ fn memory_that_comes_later_is_used_like_the_rest() {
     });
 }
 
-/// Blocks that follow each other in memory and not in the tables, and the other way round: nothing goes over the border.
+/// Blocks that are neighbours in memory but not in the tables, and the other way round: no allocation crosses the
+/// border.
 #[test]
 fn no_allocation_goes_over_the_border_of_what_came_later() {
     let first = [blocks(0..11)];
@@ -119,7 +120,8 @@ fn no_allocation_goes_over_the_border_of_what_came_later() {
     });
 }
 
-/// What CPUs keep of a sum was bounded by what the zone was: a balloon and more memory do not make the bound smaller.
+/// What CPUs keep of a sum was bounded by the zone's size of that time: a balloon and added memory do not lower the
+/// bound.
 #[test]
 fn the_bound_of_a_cpus_part_does_not_shrink() {
     let first = [blocks(0..512)];
@@ -170,7 +172,7 @@ fn memory_that_cannot_be_added_changes_nothing() {
             (frames.block_count(), frames.free_frames()),
             (10, 10 * BLOCK)
         );
-        // Every second block makes a stretch of its own.
+        // Every second block makes a segment of its own.
         for block in 0..8 {
             frames
                 .add_range(ZONE, blocks(40 + 2 * block..41 + 2 * block))

@@ -41,7 +41,7 @@ fn order(order: u8) -> Order {
     Order::new(order).expect("0 to 10")
 }
 
-/// Sets its flag when it goes, by a panic, too: whoever waits for it must not wait for ever.
+/// Sets its flag when it is dropped, also by a panic: the thread that waits for it must not wait for ever.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -50,7 +50,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// One whole block: two in a row can never be had, and whoever asks for them does not hide it.
+/// One block is whole: a request for two in a row always fails, and must not hide the one from others.
 #[test]
 fn a_doomed_request_for_two_blocks_hides_no_whole_one() {
     with(12, |frames| {
@@ -78,7 +78,7 @@ fn a_doomed_request_for_two_blocks_hides_no_whole_one() {
     });
 }
 
-/// A CPU that asks in vain again and again leaves the caches of the others alone most of the time.
+/// A CPU whose requests keep failing leaves the caches of the others alone most of the time.
 #[test]
 fn requests_that_fail_in_a_row_do_not_drain_each_time() {
     with(2, |frames| {
@@ -103,7 +103,7 @@ fn requests_that_fail_in_a_row_do_not_drain_each_time() {
             drains += u32::from(frames.cached_frames() == 0);
         }
         assert!((1..=16).contains(&drains), "{drains} of 500");
-        // Where draining helps it is done again at once.
+        // If draining helps it is done again at once.
         frames.free_bulk(A, &all[..1]).expect("ours");
         frames.drain_cpu_caches();
         let pair = AllocRequest::new(order(1), FrameClass::Movable);
@@ -111,12 +111,13 @@ fn requests_that_fail_in_a_row_do_not_drain_each_time() {
     });
 }
 
-/// A row of refusals ends with the first success, and what a CPU keeps whole is had also while not everything is drained.
+/// A row of refusals ends with the first success, and spare blocks of a CPU are given back also while not everything is
+/// drained.
 #[test]
 fn a_row_of_refusals_hides_nothing_for_long() {
     with(64, |frames| {
         let request = |size| AllocRequest::new(order(size), FrameClass::Movable);
-        // Nothing of two frames in a row but in blocks 32 and above, which are whole.
+        // Two free frames in a row are only in blocks 32 and above, which are whole.
         for block in 0..64 {
             for at in (0..256).filter(|_| block < 32) {
                 let place = Pfn::new(block * FRAMES_PER_BLOCK as u64 + 2 * at);
@@ -136,13 +137,13 @@ fn a_row_of_refusals_hides_nothing_for_long() {
         for &huge in &rest {
             frames.free(B, huge, Order::HUGE).expect("ours");
         }
-        // B keeps some; A asks for whatever only a whole block has.
+        // B keeps some; A asks for what only a whole block can serve.
         let kept = frames.alloc(B, AllocRequest::huge()).expect("free");
         frames.free(B, kept, Order::HUGE).expect("ours");
         let all = frames
             .alloc_range(A, 32 * FRAMES_PER_BLOCK, Order::HUGE, request(0))
             .expect("all of them");
-        // The row is over: what lies in the cache of B is looked for at once.
+        // The row is over: the cache of B is drained at once.
         frames
             .free_range(A, all, 32 * FRAMES_PER_BLOCK)
             .expect("ours");
@@ -163,7 +164,7 @@ fn a_row_of_refusals_hides_nothing_for_long() {
     });
 }
 
-/// A long range that cannot be had hides nothing from others while it is looked for.
+/// A request for a long range that fails hides nothing from others meanwhile.
 #[test]
 fn a_doomed_long_range_hides_no_frames() {
     with(256, |frames| {
@@ -246,7 +247,7 @@ fn references_are_for_what_somebody_holds() {
     });
 }
 
-/// A mark beyond what a sum can be refuses everything.
+/// A mark that no sum can reach refuses everything.
 #[test]
 fn the_highest_mark_grants_nothing() {
     with(2, |frames| {
@@ -266,7 +267,7 @@ fn the_highest_mark_grants_nothing() {
     });
 }
 
-/// Far from the mark a CPU keeps a part of the sum to itself; for others that ask near it the mark is exact all the same.
+/// Far from the mark a CPU keeps a part of the sum to itself; near it the mark is exact for others all the same.
 #[test]
 fn the_mark_is_exact_whoever_keeps_the_sum() {
     with(64, |frames| {
@@ -319,7 +320,7 @@ impl Interrupts for Counting {
     }
 }
 
-/// One at a time: the counts are of all tests in this process that use them.
+/// One at a time: the counts are shared by all tests of this process.
 static MASK: Counting = Counting {
     depth: AtomicU32::new(0),
     most: AtomicU32::new(0),

@@ -116,7 +116,7 @@ fn each_cpu_keeps_spare_blocks_of_its_own_part() {
             frames.blocks().filter(state).count()
         };
         assert!(spare(frames) > 2);
-        // They count as free, and are free frames for whoever looks.
+        // They count as free, and their frames are free.
         assert_eq!(
             (frames.free_blocks(), frames.free_frames()),
             (1022, 1022 * BLOCK)
@@ -128,7 +128,7 @@ fn each_cpu_keeps_spare_blocks_of_its_own_part() {
         assert_eq!(frames.state(frames.block_start(kept)), FrameState::Free);
         assert_eq!(frames.pagetypeinfo().whole, 1022);
         frames.verify().expect("all counts fit");
-        // Isolation has one for the asking, and so has an allocation at its place.
+        // Isolation makes the CPU give one back, and so does an allocation at its place.
         let token = frames.isolate_block(kept).expect("free");
         frames.unisolate_block(token);
         frames
@@ -141,6 +141,28 @@ fn each_cpu_keeps_spare_blocks_of_its_own_part() {
             .expect("free");
         frames.drain_cpu_caches();
         assert_eq!((spare(frames), frames.free_blocks()), (0, 1021));
+    });
+}
+
+/// The CPU's own part of the zone is the upper half, where no block is whole.
+#[test]
+fn a_cpu_keeps_spare_blocks_of_another_part_if_its_own_has_none() {
+    let ranges = [blocks(0..128)];
+    let zones = [zone(&ranges)];
+    let config = Config {
+        zones: &zones,
+        cpus: 2,
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        let upper = Pfn::new(64 * BLOCK);
+        frames
+            .alloc_at(A, upper, 64 * FRAMES_PER_BLOCK, AllocRequest::movable())
+            .expect("free memory");
+        let huge = frames.alloc(B, AllocRequest::huge()).expect("64 are whole");
+        assert_eq!(huge, Pfn::new(0));
+        let spare = |block: &BlockId| frames.ledger(*block).state() == BlockState::Spare;
+        assert!(frames.blocks().any(|block| spare(&block)));
     });
 }
 
@@ -174,7 +196,7 @@ fn a_hole_costs_nothing() {
             (frames.block_of(hole), frames.state(hole)),
             (None, FrameState::Reserved)
         );
-        // Blocks that follow each other in the tables, and not in memory.
+        // Blocks that are neighbours in the tables, and not in memory.
         let last = frames.block_of(Pfn::new(511 * BLOCK)).expect("memory");
         let first = frames.block_of(Pfn::new(TIB)).expect("memory");
         assert_eq!(first.index(), last.index() + 1);
@@ -182,7 +204,7 @@ fn a_hole_costs_nothing() {
             (frames.block_above(last), frames.block_below(first)),
             (None, None)
         );
-        // No allocation goes over the hole.
+        // No allocation crosses the hole.
         let pair = AllocRequest::new(Order::MAX, FrameClass::Movable);
         let all: Vec<Pfn> = std::iter::from_fn(|| frames.alloc(A, pair).ok()).collect();
         assert_eq!(all.len(), 512);
@@ -239,7 +261,7 @@ fn ranges_at_the_end_of_all_numbers() {
     });
 }
 
-/// The cost function decides which blocks compaction empties first, and what the reclaimer notes of a block counts at once.
+/// The cost function decides which blocks compaction empties first, and a new tally counts at once.
 #[test]
 fn blocks_cost_what_the_configuration_says() {
     fn cost(ledger: Ledger, cold: u64) -> u32 {

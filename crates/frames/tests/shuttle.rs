@@ -5,7 +5,7 @@
 //!     cargo test -p dirigible-frames --features shuttle --test shuttle
 //! ```
 //!
-//! Without the flag there is nothing here. Each run makes an allocator, lets a test loose on it, and verifies all counts.
+//! Without the flag this file is empty. Each run makes an allocator, runs a test on it, and verifies all counts.
 
 #![cfg(shuttle)]
 
@@ -305,7 +305,7 @@ fn room_is_found_while_its_block_moves_in_the_index() {
     });
 }
 
-/// The frame for which a block is refused is freed at that very moment: the refusal does not outlive it.
+/// The frame for which a block is refused is freed at the same moment: the refusal does not outlive it.
 #[test]
 fn a_refusal_does_not_outlive_the_frame_that_caused_it() {
     explore(2, |frames| {

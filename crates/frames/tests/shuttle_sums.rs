@@ -33,7 +33,7 @@ fn fill_a_block(frames: &FrameAllocator<'_>) -> Vec<Pfn> {
     held
 }
 
-/// One CPU raised the ledger and has not filed the block yet; another frees a frame of the same class and finds it.
+/// One CPU raised the ledger and has not filed the block yet; another frees a frame of the same block and finds it.
 #[test]
 fn a_frame_that_was_freed_is_found_by_who_freed_it() {
     let explore = Explore {
@@ -72,7 +72,7 @@ fn a_request_that_must_fail_hides_no_frames() {
     });
 }
 
-/// Only one block is whole, so two in a row can never be had.
+/// Only one block is whole, so a request for two in a row always fails.
 #[test]
 fn a_request_for_two_blocks_hides_no_whole_block() {
     Explore::blocks(2).run(|frames| {
@@ -93,7 +93,7 @@ fn a_request_for_two_blocks_hides_no_whole_block() {
     });
 }
 
-/// What a CPU has freed counts for another one that asks near the mark, whoever keeps the sum at that moment.
+/// What a CPU has freed counts for a request of another one near the mark, wherever the sum is kept at that moment.
 #[test]
 fn a_frame_above_the_mark_is_had_while_sums_are_folded() {
     let explore = Explore {
@@ -120,7 +120,7 @@ fn a_frame_above_the_mark_is_had_while_sums_are_folded() {
     });
 }
 
-/// Two CPUs book at once: at most a request of each too much, and nothing is lost.
+/// Two CPUs book at once: each may book one request too much, and nothing is lost.
 #[test]
 fn the_mark_holds_but_for_a_request_of_each_cpu() {
     let explore = Explore {
@@ -175,7 +175,7 @@ fn a_spare_block_can_be_isolated() {
     });
 }
 
-/// What one CPU keeps is another one's for the asking.
+/// A request of another CPU gets the spare blocks that a CPU keeps.
 #[test]
 fn a_spare_block_is_not_missed() {
     Explore::blocks(4).run(|frames| {
@@ -239,8 +239,8 @@ fn giving_spare_blocks_back_against_taking_at_a_place() {
     });
 }
 
-/// A CPU fills its cache from a block at the moment at which that is isolated: it finds nothing there, or what it has cached goes
-/// back.
+/// A CPU fills its cache from a block at the moment at which that is isolated: it finds nothing there, or what it has
+/// cached goes back.
 #[test]
 fn a_refill_against_isolation() {
     Explore::blocks(2).run(|frames| {
@@ -276,7 +276,7 @@ fn a_range_that_fails_against_isolation() {
     });
 }
 
-/// Memory is used by who names it at the very moment at which it is added.
+/// Memory is used at the moment at which it is added.
 #[test]
 fn adding_memory_against_taking_it() {
     let explore = Explore {
@@ -304,7 +304,7 @@ fn adding_memory_against_taking_it() {
     });
 }
 
-/// A block is filed into a word to which another CPU is just bringing its first block: it is found all the same.
+/// A block is filed into a word to which another CPU is just adding the first block: it is found all the same.
 #[test]
 fn a_block_is_found_before_the_summary_tells_of_its_neighbour() {
     let explore = Explore {
@@ -325,7 +325,7 @@ fn a_block_is_found_before_the_summary_tells_of_its_neighbour() {
     });
 }
 
-/// What a block costs changes beside its ledger: it is filed by both.
+/// A block's cost changes together with its ledger: it is filed by both.
 #[test]
 fn a_tally_against_a_change_of_the_ledger() {
     let explore = Explore {
@@ -345,7 +345,7 @@ fn a_tally_against_a_change_of_the_ledger() {
     });
 }
 
-/// Two CPUs take ranges that want the same frames; the one that comes late puts back what it has taken.
+/// Two CPUs take ranges that overlap; the one that is late puts back what it has taken.
 #[test]
 fn two_ranges_over_the_same_blocks() {
     Explore::blocks(2).run(|frames| {
@@ -364,7 +364,7 @@ fn two_ranges_over_the_same_blocks() {
     });
 }
 
-/// More than one word in every row of the index: blocks come and go at both ends of it.
+/// More than one word in every bucket of the index: blocks come and go at both ends of it.
 #[test]
 fn blocks_far_apart_come_and_go() {
     let explore = Explore {

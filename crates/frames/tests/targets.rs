@@ -1,4 +1,4 @@
-//! What compaction asks before it begins a block: is there room for its frames, and which blocks need little of it?
+//! What compaction checks before it begins a block: is there room for its frames, and which blocks need little of it?
 #![cfg(not(shuttle))]
 
 use dirigible_frames::{
@@ -166,8 +166,8 @@ fn a_balloon_of_whole_blocks_finishes_each_before_it_begins_the_next() {
             inflate(&mut held, 100);
             assert!(frames.free_blocks() as usize >= 40 - held.len().div_ceil(512));
         }
-        // Two frames of a full block come back: the hole is filled before the block that was begun last goes on, or after;
-        // never is a whole block broken for it.
+        // Two frames of a full block come back: the hole is filled before the block that was begun last goes on, or
+        // after; never is a whole block broken for it.
         let whole = frames.free_blocks();
         for frame in [Pfn::new(700), Pfn::new(3000)] {
             held.retain(|other| *other != frame);
@@ -215,7 +215,7 @@ fn a_pinned_frame_takes_its_block_out_of_the_candidates() {
         assert_eq!(frames.ledger(BlockId::new(3)).unmovable(), 512);
         frames.clear_flags(huge, FrameFlags::PINNED);
         frames.free(CPU, huge, Order::HUGE).unwrap();
-        // What nobody holds cannot be pinned.
+        // A frame that nobody holds cannot be pinned.
         frames.set_flags(huge, FrameFlags::PINNED);
         assert_eq!(frames.flags(huge), FrameFlags::EMPTY);
     });

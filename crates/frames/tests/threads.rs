@@ -229,7 +229,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes frames off the books, those that nobody was faster with.
+    /// Takes frames off the books, except those that another thread took first.
     fn withdraw(&mut self) {
         for pfn in core::mem::take(&mut self.listed) {
             let frames = self.arena.frames;
@@ -390,8 +390,8 @@ fn threads_that_all_say_they_are_cpu_0() {
     );
 }
 
-/// Whoever looks for blocks to empty or to heal sorts them by counts that others change meanwhile: each count must be read
-/// once, or the order contradicts itself.
+/// Blocks to empty or to heal are sorted by counts that others change meanwhile: each count must be read once, or the
+/// order is inconsistent.
 #[test]
 fn blocks_are_sorted_while_they_change() {
     const BLOCKS: usize = 64;

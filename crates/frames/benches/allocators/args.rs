@@ -11,7 +11,7 @@ pub enum Section {
     Speed,
     /// Percentiles.
     Latency,
-    /// Requests in vain.
+    /// Requests that fail.
     Refused,
     /// Fragmentation.
     Aging,
@@ -51,7 +51,7 @@ pub struct Args {
     pub sections: Vec<Section>,
     /// JSON instead of tables.
     pub json: bool,
-    /// Only say who takes part.
+    /// Only list who takes part.
     pub list: bool,
     quick: bool,
     passes: usize,
@@ -66,7 +66,7 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// Says what is wrong with them, and what there is.
+    /// What is wrong with them, and what is possible.
     pub fn parse(args: &[String]) -> Result<Self, String> {
         let mut parsed = Self {
             sections: Section::ALL.to_vec(),

@@ -122,7 +122,7 @@ fn fine(value: Option<f64>) -> String {
 }
 
 impl Boot {
-    /// What the largest size says of [`EXTRAPOLATED`], ms: fresh memory, and again.
+    /// The largest size extrapolated to [`EXTRAPOLATED`], ms: fresh memory, and again.
     fn extrapolated(&self, reserved: usize) -> Option<[f64; 2]> {
         let with = self.rows.iter().filter(|row| row.reserved == reserved);
         let largest = with.max_by_key(|row| row.frames)?;

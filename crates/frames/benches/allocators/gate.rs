@@ -23,7 +23,7 @@ impl Gate {
     pub fn new(threads: usize) -> Self {
         Self {
             threads,
-            // Where threads share a core, who spins keeps the one away that is waited for.
+            // If threads share a core, a spinning one keeps the awaited one from running.
             patience: if threads > cores() { 16 } else { 4096 },
             arrived: AtomicUsize::new(0),
             generation: AtomicUsize::new(0),

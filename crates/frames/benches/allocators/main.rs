@@ -14,7 +14,7 @@
 //! | `metadata` | bytes per GiB ([`metadata`]) |
 //!
 //! `--only speed,boot` runs these two; without it all run, in under four minutes. `NAME` leaves only the allocators
-//! whose name has it inside. What is going on stands on stderr if that is a terminal. How to read what is printed:
+//! whose name contains it. Progress is shown on stderr if that is a terminal. How to read the output:
 //! `docs/allocator-bench.md`.
 //!
 //! 2^20 frames (4 GiB) are managed as numbers, with no memory behind them, so a figure is the allocator's own work and

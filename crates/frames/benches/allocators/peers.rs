@@ -26,7 +26,7 @@ pub trait Peer: Sync {
     fn number(&self, frame: u64) -> usize {
         frame as usize
     }
-    /// Hears what the next calls on `cpu` are counted for, if for anything: a position in
+    /// Is notified of what the next calls on `cpu` are counted for, if for anything: a position in
     /// [`MEASURES`](crate::scenario::MEASURES).
     fn begins(&self, _cpu: usize, _measure: Option<usize>) {}
     /// Panics if the allocator, with everything given back, is not what it was at the beginning.

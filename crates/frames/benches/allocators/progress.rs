@@ -1,4 +1,4 @@
-//! What is going on, on a terminal only, and when it has gone on for long enough.
+//! Progress, on a terminal only, and the time budget.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};

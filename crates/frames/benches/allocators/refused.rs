@@ -1,8 +1,8 @@
 //! Section `refused`: what a requester that cannot be served costs the one beside it.
 //!
 //! All memory is taken, then most of it freed again so that one frame keeps each second block, or each block, from
-//! being whole. A thread then asks in vain for two blocks in a row (order 10), or for one, over and over, while another
-//! allocates and frees. The other's time per pair is taken with and without it, in turns.
+//! being whole. One thread then requests two blocks in a row (order 10), or one, over and over, which always fails,
+//! while another allocates and frees. The other's time per pair is taken with and without it, in turns.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -26,7 +26,7 @@ const BLOCK: usize = 512;
 
 /// Who asks for what.
 struct Case {
-    /// The order that nobody can have.
+    /// The order of the requests that fail.
     doomed: u8,
     /// The order that the worker takes and frees.
     worker: u8,

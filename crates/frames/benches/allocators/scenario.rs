@@ -210,7 +210,7 @@ impl<P: Peer> Worker<'_, P> {
         times
     }
 
-    /// Does `work` and lets the peer know for which measure.
+    /// Does `work` and notifies the peer for which measure.
     fn counted(&mut self, measure: usize, work: impl FnOnce(&mut Self) -> Span) -> Span {
         self.peer.begins(self.cpu, Some(measure));
         let span = work(self);

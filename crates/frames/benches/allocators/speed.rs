@@ -27,8 +27,8 @@ const AIMS: [(u8, usize, [f64; 4]); 4] = [
     (9, 2, [35.0, 25.0, 20.0, 90.0]),
 ];
 
-/// ns of a locked exchange on the machine on which the aims were set. Every call needs one, so the aims in ns are worth as much as
-/// this figure on another machine.
+/// ns of a locked exchange on the machine on which the aims were set. Every call needs one, so the aims in ns are worth
+/// as much as this figure on another machine.
 const EXCHANGE_OF_AIMS: f64 = 4.7;
 
 /// ns of an exchange on a line that this CPU has already, the least of many tries.

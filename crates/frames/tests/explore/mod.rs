@@ -33,7 +33,7 @@ impl Explore {
             later: 0,
             by_tally: false,
             reserve_blocks: 0,
-            // Model-checked tables are never given back, so large ones are tried less often.
+            // Model-checked tables are leaked, so large ones are tried less often.
             schedules: 1000 / blocks as usize,
         }
     }

@@ -35,7 +35,7 @@ impl Model<'_> {
         assert_eq!(frames.free_blocks(), after.zone_whole.iter().sum::<u64>());
         let (oracle, classes) = (self.oracle(), frames.class_frames());
         let unmovable = [FrameClass::Unmovable, FrameClass::Reclaimable].map(|c| oracle.count(c));
-        // Frames in caches are counted by class, and do not say which: `verify` knows.
+        // Frames in caches are counted by class, which their words do not store: `verify` checks that.
         let used = [
             oracle.count(FrameClass::Movable),
             unmovable[0] + unmovable[1],

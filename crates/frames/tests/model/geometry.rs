@@ -83,14 +83,14 @@ prop_compose! {
             .collect();
         let base = first << BLOCK_SHIFT;
         for (number, (zone, shape)) in blocks.iter().enumerate() {
-            // Mostly memory, now and then a hole of a whole block.
+            // In most cases memory, sometimes a hole of a whole block.
             let zone = match *zone {
                 4 if number > 0 => continue,
                 zone => zone % zone_count,
             };
             let start = base + ((number as u64) << BLOCK_SHIFT);
             for range in shape.ranges() {
-                // Frame 0 is nobody's, as on real machines.
+                // Frame 0 is not used, as on real machines.
                 let (from, to) = ((start + range.start).max(1), start + range.end);
                 if from < to {
                     zones[zone].ranges.push(Pfn::new(from)..Pfn::new(to));

@@ -1,4 +1,4 @@
-//! What the allocator should say, worked out the slow way from the states of the frames.
+//! What the allocator should report, computed the slow way from the states of the frames.
 
 use dirigible_frames::{
     AllocError, AllocRequest, BlockId, BlockState, FRAMES_PER_BLOCK, Fallback, FrameAllocator,
@@ -93,7 +93,7 @@ impl<'a> Oracle<'a> {
         request.order < Order::HUGE && self.has_run(block, request.order) && (!foreign || steals)
     }
 
-    /// Demands that `request` could not have been served; `error` is what the allocator said, if it was asked singly.
+    /// Demands that `request` could not have been served; `error` is what the allocator gave, for a single request.
     pub fn justify(&self, request: AllocRequest, error: Option<AllocError>) {
         let needed = request.order.frames() as u64;
         let mut fragmented = false;
@@ -114,7 +114,7 @@ impl<'a> Oracle<'a> {
         assert!(error.is_none_or(|error| error == expected), "{error:?}");
     }
 
-    /// Demands that the balloon could not have had another frame.
+    /// Demands that there was no other frame for the balloon.
     pub fn justify_balloon(&self, watermark: Watermark) {
         for zone in self.frames.zones() {
             if self.above(zone, watermark) == 0 {
@@ -227,7 +227,7 @@ impl<'a> Oracle<'a> {
             let mut found = all.clone();
             let count = frames.cheapest_blocks(zone, &mut found);
             assert_eq!(found[..count], expected);
-            // With little room the order is that of the index's classes.
+            // With little room the order is that of the index's ranks.
             let mut few = [BlockId::new(0); 2];
             let count = frames.cheapest_blocks(zone, &mut few);
             let class = |block: &BlockId| cost(block).min(511) / 32;

@@ -76,7 +76,7 @@ impl Model<'_> {
         self.take(before, &pfns, request.class, Some(request.watermark));
     }
 
-    /// Demands that no free stretch in blocks that the request may use would have done.
+    /// Demands that no run of free frames in blocks that the request may use would have sufficed.
     fn justify_range(&self, request: AllocRequest, count: usize, align: Order) {
         let frames = self.frames;
         let (mine, fallback) = (request.class.migratetype(), self.geometry.fallback);
@@ -84,7 +84,7 @@ impl Model<'_> {
             if self.oracle().above(zone, request.watermark) < count as u64 {
                 continue;
             }
-            let mut stretch = 0;
+            let mut run = 0;
             let mut next = None;
             for block in frames.blocks().filter(|b| frames.zone_of_block(*b) == zone) {
                 let ledger = frames.ledger(block);
@@ -107,15 +107,15 @@ impl Model<'_> {
                     let pfn = frames.block_start(block).plus(at);
                     let free = usable && frames.state(pfn) == FrameState::Free;
                     let begins = pfn.is_aligned(align);
-                    stretch = match (free, next == Some(pfn) && stretch > 0, begins) {
+                    run = match (free, next == Some(pfn) && run > 0, begins) {
                         (false, _, _) => 0,
                         // One that began at a place that is aligned, or an aligned beginning.
-                        (true, true, _) => stretch + 1,
+                        (true, true, _) => run + 1,
                         (true, false, true) => 1,
                         (true, false, false) => 0,
                     };
                     next = Some(pfn.plus(1));
-                    assert!(stretch < count, "{count} frames end at {pfn:?}");
+                    assert!(run < count, "{count} frames end at {pfn:?}");
                 }
             }
         }

@@ -29,7 +29,7 @@ fn pitfall_55_caches_do_not_reach_below_the_watermark() {
                     Err(error) => {
                         refused += 1;
                         assert_eq!(error, AllocError::BelowWatermark);
-                        // What other CPUs had cached was used before anybody was refused.
+                        // What other CPUs had cached was used before a request was refused.
                         assert_eq!(frames.cached_frames(), 0);
                     }
                 }
@@ -103,7 +103,7 @@ fn pitfall_58_a_block_changes_its_type_under_cached_frames() {
         assert_eq!(frames.state(pfn.plus(1)), FrameState::Free);
         frames.convert_block(token, Migratetype::Unmovable);
         frames.verify().expect("all counts fit");
-        // The cache's reservation went, too: movable requests go elsewhere.
+        // The cache is no longer refilled from the block: movable requests go elsewhere.
         let next = frames
             .alloc(A, AllocRequest::movable())
             .expect("free memory");

@@ -24,7 +24,7 @@ fn pitfall_20_a_frame_is_4_kib_whatever_the_order() {
         }
     }
     assert_eq!(Order::new(11), None);
-    // A larger allocation counts as many frames as a device is told of.
+    // A larger allocation counts as many frames as are reported to a device.
     Machine::of_blocks(2).run(|frames| {
         let before = frames.free_frames();
         frames
@@ -166,7 +166,8 @@ fn pitfall_42_zones_begin_and_end_anywhere() {
 fn pitfall_43_targets_come_from_the_zone_first_and_never_from_the_block() {
     let zones = vec![vec![range(512, 512 * 5)], vec![range(512 * 5, 512 * 9)]];
     Machine::of_zones(zones).run(|frames| {
-        // Zone 1 fills first: its blocks 4 to 7 get 10, 20, 30 and 40 free frames, then blocks 0 to 2 of zone 0 get 50 each.
+        // Zone 1 fills first: its blocks 4 to 7 get 10, 20, 30 and 40 free frames, then blocks 0 to 2 of zone 0 get 50
+        // each.
         for free in [10, 20, 30, 40, 50, 50, 50] {
             prepare(frames, FrameClass::Movable, free);
         }
@@ -200,7 +201,7 @@ fn pitfall_43_targets_come_from_the_zone_first_and_never_from_the_block() {
 
 #[test]
 fn pitfall_77_nothing_unavailable_is_ever_handed_out() {
-    // A hole of a block, reserved frames, an isolated block and a huge page: none of them may come back, whoever asks.
+    // A hole of a block, reserved frames, an isolated block and a huge page: no request may get one of them.
     let mut machine = Machine::of_zones(vec![vec![range(1, 1000), range(1536, 512 * 8)]]);
     machine.reserved = vec![range(0, 100), range(1700, 1800)];
     for how in 0..6 {

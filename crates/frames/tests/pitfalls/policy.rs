@@ -151,7 +151,8 @@ fn pitfall_51_fallback_takes_from_the_emptiest_block() {
 
 #[test]
 fn pitfall_52_a_partial_steal_is_counted() {
-    // Half free or more: the block changes sides. Less: it becomes a hybrid. Either way what it holds does not move.
+    // Half free or more: the block changes sides. Less: it becomes a hybrid. In either case what it holds does not
+    // move.
     for (free, converted) in [
         (1, false),
         (100, false),
@@ -211,7 +212,7 @@ fn pitfall_52_a_partial_steal_is_counted() {
             .expect("free memory");
         assert!(!frames.is_hybrid(block(0)));
     });
-    // The other policy leaves hybrids to nobody: the caller evacuates.
+    // The other policy makes no hybrids: the caller evacuates.
     let mut machine = Machine::of_blocks(1);
     machine.fallback = Fallback::Evacuate;
     machine.run(|frames| {

@@ -1,4 +1,4 @@
-//! States and marks of frames: what is looked at, what is counted, what is forgotten when a frame is freed.
+//! States and marks of frames: what is checked, what is counted, what is cleared when a frame is freed.
 
 use dirigible_frames::{
     AllocRequest, BalloonPlacement, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags,
@@ -211,7 +211,7 @@ fn pitfall_48_a_captured_block_has_one_holder() {
         let held = frames.block_of(kept).expect("inside");
         let token = frames.isolate_block(held).expect("open");
         frames.free(A, kept, Order::BASE).expect("ours");
-        // Everybody else asks for all there is, before and after.
+        // All other memory is requested, before and after.
         let other = frames
             .alloc(B, AllocRequest::huge())
             .expect("the other block");
@@ -225,7 +225,7 @@ fn pitfall_48_a_captured_block_has_one_holder() {
         assert!(frames.alloc(B, AllocRequest::movable()).is_err());
         assert_eq!(frames.state(huge), FrameState::Allocated);
         assert_eq!(frames.state(huge.plus(300)), FrameState::Tail);
-        // The request died meanwhile: an ordinary free gives the block back, once.
+        // The request was dropped meanwhile: an ordinary free gives the block back, once.
         frames.free(A, huge, Order::HUGE).expect("ours");
         assert!(frames.free(A, huge, Order::HUGE).is_err());
         assert_eq!(frames.free_frames(), FRAMES_PER_BLOCK as u64);

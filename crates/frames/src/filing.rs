@@ -1,0 +1,160 @@
+//! Filing blocks in their zone's three indexes, whenever a ledger or a tally changes.
+
+use crate::{
+    BlockId, FrameAllocator, Ledger, ZoneId,
+    cpu::CpuGuard,
+    index::Place,
+    place::{cost_place, evacuation_cost, heal_place, room_place},
+    sync::{Ordering, fence},
+};
+
+impl FrameAllocator<'_> {
+    /// What emptying `block` costs.
+    #[inline]
+    pub(crate) fn cost_of(&self, block: BlockId, ledger: Ledger) -> usize {
+        self.cost_with(ledger, self.block_tally(block))
+    }
+
+    #[inline]
+    fn cost_with(&self, ledger: Ledger, tally: u64) -> usize {
+        match self.cost {
+            None => evacuation_cost(ledger),
+            Some(cost) => cost(ledger, tally) as usize,
+        }
+    }
+
+    #[inline]
+    fn cost_place_of(&self, block: BlockId, ledger: Ledger) -> Place {
+        cost_place(ledger, self.cost_of(block, ledger))
+    }
+
+    /// Where the three indexes should have `block`.
+    pub(crate) fn places(&self, block: BlockId) -> [Place; 3] {
+        let ledger = self.ledger(block);
+        [
+            room_place(ledger),
+            self.cost_place_of(block, ledger),
+            heal_place(ledger),
+        ]
+    }
+
+    /// Moves the block in the indexes where its place changed when its ledger changed from `old` to `new`.
+    pub(crate) fn reindex(
+        &self,
+        block: BlockId,
+        guard: Option<&CpuGuard<'_>>,
+        old: Ledger,
+        new: Ledger,
+    ) {
+        let zone = self.zone_at(block);
+        let (from, to) = (room_place(old), room_place(new));
+        if from != to {
+            self.move_by_room(block, guard, from, to);
+        } else {
+            // Whoever changed the ledger before may not have filed the block yet, and the caller must find what it
+            // freed.
+            zone.by_room
+                .ensure(block, to, &|| room_place(self.ledger(block)));
+        }
+        self.reindex_by_cost(block, old, new);
+        let (from, to) = (heal_place(old), heal_place(new));
+        if from != to {
+            zone.by_heal
+                .moved(block, from, to, &|| heal_place(self.ledger(block)));
+        }
+    }
+
+    fn reindex_by_cost(&self, block: BlockId, old: Ledger, new: Ledger) {
+        if self.cost.is_some() {
+            // One half of Dekker's argument with `refile_by_cost`: the ledger is changed, then the tally is read.
+            fence(Ordering::SeqCst);
+        }
+        let tally = self.block_tally(block);
+        let place = |ledger| cost_place(ledger, self.cost_with(ledger, tally));
+        let (from, to) = (place(old), place(new));
+        if from != to {
+            let wanted = || self.cost_place_of(block, self.ledger(block));
+            self.zone_at(block).by_cost.moved(block, from, to, &wanted);
+        }
+        if self.cost.is_some() && self.block_tally(block) != tally {
+            // The block may be filed by either tally.
+            self.refile_by_cost(block);
+        }
+    }
+
+    /// Files `block` by its cost after its tally changed.
+    pub(crate) fn refile_by_cost(&self, block: BlockId) {
+        if self.cost.is_some() {
+            // The other half: the tally is changed, then the ledger is read.
+            fence(Ordering::SeqCst);
+            let wanted = || self.cost_place_of(block, self.ledger(block));
+            self.zone_at(block).by_cost.refile(block, &wanted);
+        }
+    }
+
+    #[inline(never)]
+    pub(crate) fn move_by_room(
+        &self,
+        block: BlockId,
+        guard: Option<&CpuGuard<'_>>,
+        from: Place,
+        to: Place,
+    ) {
+        let zone = self.zone_of_block(block);
+        self.begin_move(zone, guard);
+        self.zone(zone)
+            .by_room
+            .moved(block, from, to, &|| room_place(self.ledger(block)));
+        self.end_move(zone, guard);
+    }
+
+    /// Moves a block that a search found in bucket `found` of the room index, if its ledger wants it elsewhere: whoever
+    /// changed the ledger has not filed it yet.
+    pub(crate) fn refile(&self, block: BlockId, found: usize) {
+        let (found, right) = (Place::bucket(found), room_place(self.ledger(block)));
+        if found != right {
+            self.move_by_room(block, None, found, right);
+        }
+    }
+
+    /// Before the bitmaps of the room index change. Relaxed: a reader that sees a change of them, by its acquire, sees
+    /// this.
+    #[inline]
+    pub(crate) fn begin_move(&self, zone: ZoneId, guard: Option<&CpuGuard<'_>>) {
+        match guard {
+            Some(guard) => guard.slot.begin_move(),
+            None => {
+                let begun = &self.zone(zone).share.begun;
+                begun.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// After the bitmaps changed. Release: pairs with [`moves_ended`](Self::moves_ended).
+    #[inline]
+    pub(crate) fn end_move(&self, zone: ZoneId, guard: Option<&CpuGuard<'_>>) {
+        match guard {
+            Some(guard) => guard.slot.end_move(),
+            None => {
+                let ended = &self.zone(zone).share.ended;
+                ended.fetch_add(1, Ordering::Release);
+            }
+        }
+    }
+
+    /// Moves of blocks in the room index that were begun, counted at the zone and at the CPUs.
+    pub(crate) fn moves_begun(&self, zone: ZoneId) -> u32 {
+        let own = self.zone(zone).share.begun.load(Ordering::Relaxed) as u32;
+        self.cpus
+            .iter()
+            .fold(own, |sum, cpu| sum.wrapping_add(cpu.moves_begun()))
+    }
+
+    /// Acquire: all moves counted are in the bitmaps that the caller looks at next.
+    pub(crate) fn moves_ended(&self, zone: ZoneId) -> u32 {
+        let own = self.zone(zone).share.ended.load(Ordering::Acquire) as u32;
+        self.cpus
+            .iter()
+            .fold(own, |sum, cpu| sum.wrapping_add(cpu.moves_ended()))
+    }
+}
