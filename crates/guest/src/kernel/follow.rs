@@ -1,4 +1,4 @@
-//! The job that measures the balloon: follows its target as fast as it can.
+//! The task that measures the balloon: follows its target as fast as it can.
 
 use alloc::{string::String, vec::Vec};
 

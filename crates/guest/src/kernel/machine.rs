@@ -19,7 +19,7 @@ use super::{
     talk::say,
 };
 
-/// Heap before it is known how much memory the job leaves to the kernel.
+/// Heap before it is known how much memory the task leaves to the kernel.
 const FIRST_HEAP: u64 = 8 << 20;
 
 /// Why the machine does not come up.
