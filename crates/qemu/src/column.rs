@@ -130,6 +130,21 @@ fn wait_for_start(vm: &mut Vm<'_>) -> Result<Instant, Cause> {
     }
 }
 
+/// Looks at the books of QEMU and of the host; `None` when QEMU has ended. Then the guest's last messages tell what became
+/// of the run: they are still to be read.
+fn look(vm: &mut Vm<'_>) -> Result<Option<Look>, Cause> {
+    let frames = vm.balloon();
+    let look = frames.and_then(|frames| {
+        let resident = vm.resident()?;
+        Ok(Look { frames, resident })
+    });
+    match look {
+        Ok(look) => Ok(Some(look)),
+        Err(_) if vm.has_ended() => Ok(None),
+        Err(cause) => Err(cause),
+    }
+}
+
 /// A column under way.
 struct Run {
     timeline: Timeline,
@@ -207,7 +222,7 @@ impl Run {
                         since,
                         until: since + limits.agree,
                         actual: frames,
-                        what: String::new(),
+                        what: "QEMU ended before its books were read".into(),
                     });
                 }
                 // The first that could be judged was.
@@ -260,9 +275,8 @@ impl Run {
         let Some(doubt) = &mut self.doubt else {
             return Ok(());
         };
-        let look = Look {
-            frames: vm.balloon()?,
-            resident: vm.resident()?,
+        let Some(look) = look(vm)? else {
+            return Ok(());
         };
         match doubt.full.judge(look) {
             Ok(found) => {
