@@ -47,11 +47,11 @@ const MATRIX: &[Cell] = &[
     variant("held-no-filler", "--schedule held --no-filler"),
     variant(
         "cycle-whole-blocks",
-        "--schedule cycle --placement whole-blocks",
+        "--schedule cycle --inflate whole-blocks",
     ),
     variant(
         "held-whole-blocks",
-        "--schedule held --placement whole-blocks",
+        "--schedule held --inflate whole-blocks",
     ),
     variant("quick-cycle", "--profile quick --schedule cycle"),
     variant("quick-held", "--profile quick --schedule held"),

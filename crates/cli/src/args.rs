@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
+use dirigible_workload::params::{Column, InflatePlacement, Profile, Schedule};
 
 use crate::{
+    names,
     qemu_args::{BalloonMoves, BalloonSpeed, GuestHello, GuestTest, QemuFlags},
-    units::{Period, Scale, Size},
+    units::{Period, Scale, Size, seed},
 };
 
 /// A memory manager and virtio-balloon driver for guests, whose ballooned memory stays movable.
@@ -45,7 +46,7 @@ pub enum Command {
     GuestTest(GuestTest),
     /// Boots the guest kernel in a virtual machine and says how long that takes
     GuestHello(GuestHello),
-    /// Runs one column; for the command's own use. Reads its job from the first line of standard input and ends when
+    /// Runs one column; for the command's own use. Reads its task from the first line of standard input and ends when
     /// standard input does.
     #[command(hide = true)]
     RunColumn,
@@ -98,10 +99,10 @@ pub struct StressHighalloc {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub period: Option<Period>,
     /// When the balloon moves
-    #[arg(long, value_enum, default_value = "cycle")]
+    #[arg(long, value_parser = names::schedule(), default_value = "cycle")]
     pub schedule: Schedule,
     /// Length of the phases and kind of the tests
-    #[arg(long, value_enum, default_value = "paper")]
+    #[arg(long, value_parser = names::profile(), default_value = "paper")]
     pub profile: Profile,
     /// Seed of the load and of the schedule's phase
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true, value_parser = seed)]
@@ -112,7 +113,7 @@ pub struct StressHighalloc {
     /// Which columns, in which order
     #[arg(
         long,
-        value_enum,
+        value_parser = names::column(),
         value_name = "NAMES",
         value_delimiter = ',',
         default_value = "pinned,movable,steered"
@@ -126,8 +127,8 @@ pub struct StressHighalloc {
     #[arg(long, value_name = "N")]
     pub threads: Option<u64>,
     /// Where the balloon takes its frames in the column `steered`
-    #[arg(long, value_enum, default_value = "fill-holes")]
-    pub placement: Placement,
+    #[arg(long, alias = "placement", value_parser = names::inflate(), default_value = "fill-holes")]
+    pub inflate: InflatePlacement,
     /// Writes everything to FILE as JSON, `-` for standard output (docs/json.md describes it)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -182,80 +183,24 @@ pub struct StressHighalloc {
     pub qemu: QemuFlags,
 }
 
-/// A seed, or why it is none.
-pub fn seed(text: &str) -> Result<u64, String> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = digits.then(|| text.parse().ok()).flatten();
-    number.ok_or_else(|| format!("a seed is a whole number from 0 to {}", u64::MAX))
-}
-
-macro_rules! names {
-    ($kind:ident { $($variant:ident = $name:literal),* $(,)? }) => {
-        impl $kind {
-            /// The name as the command line and the report write it.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-        }
-    };
-}
-
-/// When the balloon moves.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// Up and down for ever, a step each period, the phase drawn from the seed; emptied before the rested pass
-    Cycle,
-    /// Up, down and up before pass 1, then full to the end
-    Held,
-}
-names!(Schedule { Cycle = "cycle", Held = "held" });
-
-/// Length of the phases and kind of the tests.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Profile {
-    /// stress-highalloc: five minutes of warm-up, three passes with an attempt each 125 ms, on the virtual clock
-    Paper,
-    /// The compressed schedule of the Linux peer: hugetlb and THP tests, seconds in place of minutes
-    Quick,
-}
-names!(Profile { Paper = "paper", Quick = "quick" });
-
-/// A policy.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Column {
-    /// Balloon pages cannot be moved: before the series
-    Pinned,
-    /// Balloon pages can be moved, nothing else differs from `pinned`: the series
-    Movable,
-    /// Everything on: what a user of dirigible gets
-    Steered,
-}
-names!(Column { Pinned = "pinned", Movable = "movable", Steered = "steered" });
-
 /// The machine.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Machine {
     /// In the command's own process: guest memory is an mmap, the devices are models over real virtqueues
     Hosted,
     /// A guest kernel in a virtual machine under QEMU: real page tables, real CPUs, real time (docs/qemu.md)
     Qemu,
 }
-names!(Machine { Hosted = "hosted", Qemu = "qemu" });
 
-/// Where the balloon takes its frames.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Placement {
-    /// From the blocks that are used or spoilt already: the guest keeps its huge pages
-    FillHoles,
-    /// Whole free blocks first: the host keeps its huge pages
-    WholeBlocks,
+impl Machine {
+    /// The name on the command line and in the report.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hosted => "hosted",
+            Self::Qemu => "qemu",
+        }
+    }
 }
-names!(Placement { FillHoles = "fill-holes", WholeBlocks = "whole-blocks" });
 
 #[cfg(test)]
 mod tests {
@@ -289,33 +234,5 @@ mod tests {
         );
         assert!(!args.no_host && args.json.is_none());
         assert_eq!((args.machine, args.qemu.first()), (Machine::Hosted, None));
-    }
-
-    #[test]
-    fn names_are_those_of_the_command_line() {
-        for column in Column::value_variants() {
-            assert_eq!(
-                column.to_possible_value().unwrap().get_name(),
-                column.name()
-            );
-        }
-        for placement in Placement::value_variants() {
-            assert_eq!(
-                placement.to_possible_value().unwrap().get_name(),
-                placement.name()
-            );
-        }
-        for schedule in Schedule::value_variants() {
-            assert_eq!(
-                schedule.to_possible_value().unwrap().get_name(),
-                schedule.name()
-            );
-        }
-        for machine in Machine::value_variants() {
-            assert_eq!(
-                machine.to_possible_value().unwrap().get_name(),
-                machine.name()
-            );
-        }
     }
 }

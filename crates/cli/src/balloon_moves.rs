@@ -1,14 +1,16 @@
 //! `balloon-moves`: each frame of a full balloon, moved under load.
 
-use dirigible_workload::report::ColumnReport;
+use dirigible_workload::{
+    params::{Column, Params, Profile},
+    report::ColumnRun,
+};
 
 use crate::{
-    args::{Column, Machine, Placement, Profile, Schedule},
+    args::Machine,
     checks,
     failure::Failure,
     json_file::JsonFile,
-    machine,
-    plan::{self, Host, Job, Plan},
+    plan::{self, Host, Place, RunPlan},
     print,
     progress::OneBar,
     qemu_args::BalloonMoves,
@@ -20,74 +22,53 @@ use crate::{
 ///
 /// Flags that cannot be used, no QEMU, no kernel, a guest that fails, wrong contents, frames that were not moved.
 pub fn run(args: &BalloonMoves) -> Result<(), Failure> {
-    let mut plan = check(args, &Host::probe()).map_err(Failure::Usage)?;
+    let params = check(args, &Host::probe()).map_err(Failure::Usage)?;
     let json = args.json.as_deref().map(JsonFile::open).transpose();
     let mut json = json.map_err(Failure::Usage)?;
     let qemu = args.qemu.find()?;
-    plan.qemu = Some(qemu.clone());
-    let params = machine::params(&job(plan.clone()));
-    let report = {
+    let run = {
         let mut bar = OneBar::new(Column::Steered.name());
-        dirigible_qemu::run_column(&params, &qemu, args.moves, &mut bar)
+        dirigible_qemu::run_column(Column::Steered, &params, &qemu, args.moves, &mut bar)
             .map_err(|error| Failure::Run(error.to_string()))?
     };
-    let text = format!("{}\n{}", plan.headline(1), text(&report));
+    let plan = RunPlan {
+        params,
+        place: Place::Qemu(qemu),
+    };
+    let text = format!("{}\n{}", plan.headline(1), text(&run));
     print::whole(&text, json.as_ref().is_some_and(JsonFile::is_stdout))?;
     if let Some(file) = &mut json {
-        file.write_text(serde_json::to_string_pretty(&report))?;
+        file.write_text(serde_json::to_string_pretty(&run))?;
     }
-    let faults = faults(args, &report);
+    let faults = faults(args, &run);
     match faults.is_empty() {
         true => Ok(()),
         false => Err(Failure::Run(faults.join("; "))),
     }
 }
 
-fn check(args: &BalloonMoves, host: &Host) -> Result<Plan, String> {
+fn check(args: &BalloonMoves, host: &Host) -> Result<Params, String> {
     plan::check_sizes(args.memory, args.balloon, Machine::Qemu, host)?;
     plan::check_step(args.step, args.balloon)?;
     if args.balloon.0 == 0 {
         return Err("--balloon 0: there is nothing to move".into());
     }
-    let plan = Plan {
+    let params = Params {
         memory: args.memory.0,
         balloon: args.balloon.0,
         step: args.step.0,
-        period_ms: plan::default_period(Profile::Quick).ms,
-        schedule: Schedule::Cycle,
-        profile: Profile::Quick,
         seed: args.seed,
-        machine: Machine::Qemu,
-        placement: Placement::FillHoles,
-        threads: args.threads,
-        load_scale: 1000,
-        watermark_scale: 1000,
-        filler: true,
+        // The flag's range is small.
+        threads: args.threads as usize,
         time_scale: args.time_scale.thousandths,
-        deflate_on_oom: false,
-        host_answer_ms: 0,
-        qemu: None,
+        ..Params::new(Profile::Quick)
     };
-    let params = machine::params(&job(plan.clone()));
     params.check().map_err(|error| error.to_string())?;
-    Ok(plan)
+    Ok(params)
 }
 
-fn job(plan: Plan) -> Job {
-    Job {
-        plan,
-        column: Some(Column::Steered),
-    }
-}
-
-fn text(report: &ColumnReport) -> String {
-    let residency = report.host.as_ref().map(|host| &host.residency);
-    let residency = residency.map_or(String::new(), |residency| {
-        format!(
-            "resident, balloon empty, MiB   {}\nresident, balloon full, MiB    {}\n  in the balloon then          {}\n",
-            residency.empty_balloon_mib, residency.full_balloon_mib, residency.balloon_mib
-        )
-    });
+fn text(run: &ColumnRun) -> String {
+    let (report, residency) = (&run.report, &run.host.residency);
     format!(
         "every frame moved, times       {}\n\
          balloon frames moved           {}\n\
@@ -95,27 +76,32 @@ fn text(report: &ColumnReport) -> String {
          host messages per frame        {}\n\
          content errors                 {}\n\
          pages checked whole            {}\n\
-         {residency}",
+         resident, balloon empty, MiB   {}\n\
+         resident, balloon full, MiB    {}\n  \
+           in the balloon then          {}\n",
         report.balloon_rounds,
         report.balloon_frames_moved,
         report.host_messages,
         report.messages_per_frame_moved,
         report.content_errors,
         report.pages_checked,
+        residency.empty_balloon_mib,
+        residency.full_balloon_mib,
+        residency.balloon_mib,
     )
 }
 
 /// What must not be.
-fn faults(args: &BalloonMoves, report: &ColumnReport) -> Vec<String> {
-    let mut faults = checks::column_faults(report);
-    if report.balloon_rounds < args.moves {
+fn faults(args: &BalloonMoves, run: &ColumnRun) -> Vec<String> {
+    let mut faults = checks::column_faults(&run.report);
+    let rounds = run.report.balloon_rounds;
+    if rounds < args.moves {
         faults.push(format!(
-            "every frame was moved {} times, not {}",
-            report.balloon_rounds, args.moves
+            "every frame was moved {rounds} times, not {}",
+            args.moves
         ));
     }
-    let full = report.host.as_ref().map(|host| host.residency.balloon_mib);
-    if full.is_none_or(|full| full.value() == 0.0) {
+    if run.host.residency.balloon_mib.value() == 0.0 {
         faults.push("the balloon was never full".into());
     }
     faults
@@ -124,6 +110,7 @@ fn faults(args: &BalloonMoves, report: &ColumnReport) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use dirigible_workload::report::Residency;
 
     use super::*;
     use crate::{
@@ -146,10 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn flags_become_a_plan() {
-        let plan = check(&args("--time-scale 0.25 --threads 3"), &HOST).unwrap();
-        assert_eq!((plan.memory, plan.balloon), (1 << 30, 256 << 20));
-        assert_eq!((plan.time_scale, plan.threads), (250, 3));
+    fn flags_become_parameters() {
+        let params = check(&args("--time-scale 0.25 --threads 3"), &HOST).unwrap();
+        assert_eq!((params.memory, params.balloon), (1 << 30, 256 << 20));
+        assert_eq!((params.time_scale, params.threads), (250, 3));
         for (flags, refusal) in [
             ("--balloon 0", "--balloon 0: there is nothing to move"),
             ("--step 1G", "--step 1G: larger than the balloon"),
@@ -169,20 +156,26 @@ mod tests {
 
     #[test]
     fn too_few_moves_are_a_fault() {
-        let run = fixture::report(1);
-        let mut report = run.columns[2].clone();
-        report.host = run.host.map(|host| host.columns[2].clone());
-        report.balloon_rounds = 2;
-        assert_eq!(faults(&args("--moves 2"), &report), [""; 0]);
-        let found = faults(&args("--moves 3"), &report);
+        let report = fixture::report(1);
+        let host = report.host.unwrap();
+        let mut run = ColumnRun {
+            report: report.columns[2].clone(),
+            host: host.columns[2].clone(),
+            facts: host.facts,
+        };
+        run.report.balloon_rounds = 2;
+        assert_eq!(faults(&args("--moves 2"), &run), [""; 0]);
+        let found = faults(&args("--moves 3"), &run);
         assert_eq!(found, ["every frame was moved 2 times, not 3"]);
-        report.host = None;
-        report.content_errors = 1;
-        let found = faults(&args("--moves 1"), &report);
+        run.host.residency = Residency::default();
+        run.report.content_errors = 1;
+        let found = faults(&args("--moves 1"), &run);
         assert_eq!(
             found,
             ["steered: 1 content errors", "the balloon was never full"]
         );
-        assert!(text(&report).contains("content errors                 1\n"));
+        let text = text(&run);
+        assert!(text.contains("\ncontent errors                 1\n"));
+        assert!(text.ends_with("\n  in the balloon then          0.0\n"));
     }
 }

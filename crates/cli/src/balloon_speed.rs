@@ -1,6 +1,6 @@
 //! `balloon-speed`: how fast a balloon grows and shrinks.
 
-use dirigible_qemu::{DEFAULT_CPUS, SpeedJob, SpeedReport, SpeedRound};
+use dirigible_qemu::{DEFAULT_CPUS, SpeedParams, SpeedReport, SpeedRound};
 use serde_json::{Value, json};
 
 use crate::{
@@ -23,7 +23,7 @@ pub fn run(args: &BalloonSpeed) -> Result<(), Failure> {
     let json = args.json.as_deref().map(JsonFile::open).transpose();
     let mut json = json.map_err(Failure::Usage)?;
     let machine = args.qemu.find()?;
-    let job = SpeedJob {
+    let params = SpeedParams {
         memory: args.memory.0,
         balloon: args.balloon.0,
         batch: args.batch,
@@ -40,7 +40,7 @@ pub fn run(args: &BalloonSpeed) -> Result<(), Failure> {
     );
     print::whole(&head, to_stderr)?;
     let mut number = 0;
-    let report = dirigible_qemu::balloon_speed(&machine, &job, &mut |round| {
+    let report = dirigible_qemu::balloon_speed(&machine, &params, &mut |round| {
         number += 1;
         // A terminal that has gone is met below.
         let _ = print::whole(&round_line(number, round), to_stderr);

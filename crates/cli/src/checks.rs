@@ -13,7 +13,7 @@ pub fn remarks(reports: &[Report]) -> Vec<String> {
     let of_run = |report: &Report| {
         let prefix = match reports.len() {
             1 => String::new(),
-            _ => format!("seed {}, ", report.seed),
+            _ => format!("seed {}, ", report.parameters.seed),
         };
         let faults = faults(report)
             .into_iter()

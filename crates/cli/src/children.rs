@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use crate::{column::PROGRESS, failure::Failure, plan::Job};
+use crate::{column::PROGRESS, failure::Failure, plan::ChildTask};
 
 /// How far a child has come.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,12 +24,12 @@ pub struct Step {
     pub end_ms: u64,
 }
 
-/// What [`run_all`] tells while it runs. The number is the job's.
+/// How far [`run_all`] has come. The number is the task's.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum News {
-    /// The job has come this far.
+    /// The task has come this far.
     Step(usize, Step),
-    /// The job is done.
+    /// The task is done.
     Done(usize),
 }
 
@@ -38,23 +38,23 @@ enum Message {
     End(usize, Result<Vec<u8>, String>),
 }
 
-/// Runs all `jobs`, `at_once` at a time, and gives what each printed, in their order.
+/// Runs all `tasks`, `at_once` at a time, and gives what each printed, in their order.
 ///
 /// # Errors
 ///
-/// The message of the first job that failed. By then no child is left running.
+/// The message of the first task that failed. By then no child is left running.
 pub fn run_all(
-    jobs: &[Job],
+    tasks: &[ChildTask],
     at_once: usize,
     mut hear: impl FnMut(News),
 ) -> Result<Vec<Vec<u8>>, Failure> {
     let (sender, receiver) = mpsc::channel();
-    let mut outputs: Vec<Option<Vec<u8>>> = vec![None; jobs.len()];
+    let mut outputs: Vec<Option<Vec<u8>>> = vec![None; tasks.len()];
     let mut running: Vec<Running> = Vec::new();
     let mut next = 0;
     while outputs.iter().any(Option::is_none) {
-        while next < jobs.len() && running.len() < at_once {
-            running.push(Running::start(next, &jobs[next], sender.clone())?);
+        while next < tasks.len() && running.len() < at_once {
+            running.push(Running::start(next, &tasks[next], sender.clone())?);
             next += 1;
         }
         // There is a child running, and its reader sends an end whatever happens to it.
@@ -67,7 +67,7 @@ pub fn run_all(
                 let ended = running.iter().position(|child| child.index == index);
                 let status = ended.and_then(|ended| running.swap_remove(ended).wait());
                 let output = result.map_err(|message| {
-                    let Job { plan, .. } = &jobs[index];
+                    let task = &tasks[index];
                     let status = status
                         .filter(|_| message.is_empty())
                         .map(|status| status.to_string());
@@ -76,8 +76,8 @@ pub fn run_all(
                     });
                     Failure::Run(format!(
                         "{} (seed {}): {why}",
-                        jobs[index].name(),
-                        plan.seed
+                        task.name(),
+                        task.params.seed
                     ))
                 })?;
                 outputs[index] = Some(output);
@@ -98,9 +98,9 @@ struct Running {
 }
 
 impl Running {
-    fn start(index: usize, job: &Job, sender: Sender<Message>) -> Result<Self, Failure> {
+    fn start(index: usize, task: &ChildTask, sender: Sender<Message>) -> Result<Self, Failure> {
         let failed = |what: &str, error: &dyn std::fmt::Display| {
-            Failure::Run(format!("{}: cannot {what}: {error}", job.name()))
+            Failure::Run(format!("{}: cannot {what}: {error}", task.name()))
         };
         let program = std::env::current_exe().map_err(|error| failed("find itself", &error))?;
         let mut child = Command::new(program)
@@ -119,7 +119,7 @@ impl Running {
             stdin: None,
             reader: None,
         };
-        let text = serde_json::to_string(job).map_err(|error| failed("name its job", &error))?;
+        let text = serde_json::to_string(task).map_err(|error| failed("write its task", &error))?;
         if let Some(stdin) = &mut stdin {
             // A child that has died already is met by its reader.
             let _ = writeln!(stdin, "{text}");
@@ -128,7 +128,7 @@ impl Running {
         if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
             running.reader = Some(thread::spawn(move || {
                 let result = listen(index, stdout, stderr, &sender);
-                // The receiver is gone when another job has failed already.
+                // The receiver is gone when another task has failed already.
                 let _ = sender.send(Message::End(index, result));
             }));
         }

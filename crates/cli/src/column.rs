@@ -1,6 +1,6 @@
 //! The child's side: runs one column, or the twin, and prints its report.
 //!
-//! The job comes as the first line of standard input, which the parent then keeps open: when it ends, the parent is gone
+//! The task comes as the first line of standard input, which the parent then keeps open: when it ends, the parent is gone
 //! (killed, interrupted, crashed) and so is this process. Progress goes to standard error, one line each; what else is
 //! written there is an error message. The report goes to standard output when all is done.
 
@@ -10,8 +10,12 @@ use std::{
 };
 
 use dirigible_workload::report::{Observer, Progress};
+use serde::Serialize;
 
-use crate::{failure::Failure, plan::Job};
+use crate::{
+    failure::Failure,
+    plan::{ChildTask, Part, Place},
+};
 
 /// What a line of progress begins with.
 pub const PROGRESS: &str = "@progress";
@@ -20,43 +24,45 @@ pub const PROGRESS: &str = "@progress";
 ///
 /// # Errors
 ///
-/// A job that cannot be read is a usage error; the rest is what the run says.
+/// A task that cannot be read is a usage error; the rest is what the run says.
 pub fn run() -> Result<(), Failure> {
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
-    let job: Job = read
+    let task: ChildTask = read
         .ok()
         .and_then(|_| serde_json::from_str(&line).ok())
         .ok_or_else(|| {
             Failure::Usage(
-                "run-column is for the command's own use: no job on standard input".into(),
+                "run-column is for the command's own use: no task on standard input".into(),
             )
         })?;
     std::thread::spawn(leave_with_the_parent);
-    let json = run_job(&job)?;
+    let json = run_task(&task)?;
     let mut out = io::stdout().lock();
     out.write_all(&json)
         .and_then(|()| out.flush())
         .map_err(|error| Failure::Run(format!("cannot write the report: {error}")))
 }
 
-fn run_job(job: &Job) -> Result<Vec<u8>, Failure> {
-    let params = crate::machine::params(job);
+fn run_task(task: &ChildTask) -> Result<Vec<u8>, Failure> {
+    let params = &task.params;
     let lines = &mut Lines::default();
-    let report = match (job.column, &job.plan.qemu) {
-        (Some(_), None) => dirigible_hosted::run::run_column(&params, lines)
-            .map_err(|error| error.to_string())
-            .map(|report| serde_json::to_vec(&report)),
-        (Some(_), Some(machine)) => dirigible_qemu::run_column(&params, machine, 0, lines)
-            .map_err(|error| error.to_string())
-            .map(|report| serde_json::to_vec(&report)),
-        // The twin has no machine.
-        (None, _) => Ok(serde_json::to_vec(&dirigible_workload::twin::run_twin(
-            &params,
-        ))),
+    let column = match &task.part {
+        Part::Twin => return json(&dirigible_workload::twin::run_twin(params)),
+        Part::Column(column, Place::Hosted) => {
+            dirigible_hosted::run::run_column(*column, params, lines)
+                .map_err(|error| error.to_string())
+        }
+        Part::Column(column, Place::Qemu(machine)) => {
+            dirigible_qemu::run_column(*column, params, machine, 0, lines)
+                .map_err(|error| error.to_string())
+        }
     };
-    report
-        .map_err(Failure::Run)?
+    json(&column.map_err(Failure::Run)?)
+}
+
+fn json(report: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(report)
         .map_err(|error| Failure::Run(format!("cannot print the report: {error}")))
 }
 

@@ -1,9 +1,12 @@
 //! A made-up but sound report for tests of the table.
 
-use dirigible_workload::report::{
-    AttemptHost, BlockCensus, ColumnHost, ColumnReport, FailureCauses, HostFacts, HostReport,
-    LoadReport, MemoryState, Parameters, PassReport, Policy, Report, Residency, SCHEMA, Spread,
-    StallFigures, StallReport, TenThousandths, Tenths, TwinPass, TwinReport, TypeState, VmStat,
+use dirigible_workload::{
+    params::{Params, Profile},
+    report::{
+        AttemptHost, BlockCensus, ColumnHost, ColumnReport, FailureCauses, HostFacts, HostReport,
+        LoadReport, MemoryState, PassReport, Policy, Report, Residency, SCHEMA, Spread,
+        StallFigures, StallReport, TenThousandths, Tenths, TwinPass, TwinReport, TypeState, VmStat,
+    },
 };
 
 /// A report of three columns and three passes; `seed` shifts the scores a little.
@@ -18,30 +21,13 @@ pub fn report(seed: u64) -> Report {
             .set_attainable(&twin())
             .expect("the fixture's twin has the same targets and passes");
     }
-    let mut hosts: Vec<_> = columns
-        .iter_mut()
-        .filter_map(|column| column.host.take())
-        .collect();
-    hosts.iter_mut().for_each(|host| host.facts = None);
+    let hosts = columns.iter().map(|column| host(&column.name)).collect();
     Report {
         schema: SCHEMA,
         machine: "hosted".into(),
-        profile: "paper".into(),
-        seed,
-        parameters: Parameters {
-            memory_bytes: 4 << 30,
-            balloon_bytes: 1 << 30,
-            step_bytes: 256 << 20,
-            period_ms: 60_000,
-            schedule: "cycle".into(),
-            placement: "fill-holes".into(),
-            threads: 0,
-            load_scale: TenThousandths::ratio(1, 1),
-            watermark_scale: TenThousandths::ratio(1, 1),
-            filler: true,
-            time_scale: TenThousandths::ratio(1, 1),
-            deflate_on_oom: false,
-            host_answer_ms: 0,
+        parameters: Params {
+            seed,
+            ..Params::new(Profile::Paper)
         },
         columns,
         host: Some(HostReport {
@@ -156,29 +142,27 @@ fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
             filler_taken: 3_000_000,
             filler_given: 2_900_000,
         },
-        host: Some(ColumnHost {
-            name: name.into(),
-            facts: Some(HostFacts {
-                kernel: "Linux 6.12.0".into(),
-                cpus: 2,
-                process_madvise: true,
-            }),
-            wall_ms: 29_500,
-            user_ms: 24_000,
-            system_ms: 5_000,
-            discard_calls: 4_100,
-            residency: Residency {
-                empty_balloon_mib: Tenths::ratio(4096, 1),
-                full_balloon_mib: Tenths::ratio(3073, 1),
-                balloon_mib: Tenths::ratio(1024, 1),
-            },
-            attempts: ["pass1", "pass2", "rested"]
-                .map(|pass| AttemptHost {
-                    pass: pass.into(),
-                    ns: spread(31_000),
-                })
-                .to_vec(),
-        }),
+    }
+}
+
+fn host(name: &str) -> ColumnHost {
+    ColumnHost {
+        name: name.into(),
+        wall_ms: 29_500,
+        user_ms: 24_000,
+        system_ms: 5_000,
+        discard_calls: 4_100,
+        residency: Residency {
+            empty_balloon_mib: Tenths::ratio(4096, 1),
+            full_balloon_mib: Tenths::ratio(3073, 1),
+            balloon_mib: Tenths::ratio(1024, 1),
+        },
+        attempts: ["pass1", "pass2", "rested"]
+            .map(|pass| AttemptHost {
+                pass: pass.into(),
+                ns: spread(31_000),
+            })
+            .to_vec(),
     }
 }
 

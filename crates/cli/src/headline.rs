@@ -1,62 +1,66 @@
 //! What is run, in one line.
 
+use dirigible_workload::params::InflatePlacement;
+
 use crate::{
-    args::Placement,
-    plan::Plan,
+    plan::{Place, RunPlan},
     units::{Period, Scale, Size},
 };
 
-impl Plan {
+impl RunPlan {
     /// One line that says what is run, for the head of the table.
     pub fn headline(&self, runs: u64) -> String {
+        let Self { params, place } = self;
         let seeds = match runs {
-            1 => format!("seed {}", self.seed),
-            _ => format!("seeds {} to {}", self.seed, self.seed + (runs - 1)),
+            1 => format!("seed {}", params.seed),
+            _ => format!("seeds {} to {}", params.seed, params.seed + (runs - 1)),
         };
-        let balloon = match self.balloon {
+        let balloon = match params.balloon {
             0 => "no balloon".to_string(),
             bytes => format!(
                 "balloon {} in steps of {}, one each {}, {}",
                 Size(bytes),
-                Size(self.step),
-                Period { ms: self.period_ms },
-                self.schedule.name(),
+                Size(params.step),
+                Period {
+                    ms: params.period_ms
+                },
+                params.schedule.name(),
             ),
         };
         let mut line = format!(
             "{} machine, profile {}, {seeds}; memory {}; {balloon}",
-            self.machine.name(),
-            self.profile.name(),
-            Size(self.memory),
+            place.machine().name(),
+            params.profile.name(),
+            Size(params.memory),
         );
-        if self.placement != Placement::FillHoles {
-            line += &format!("; placement {}", self.placement.name());
+        if params.inflate != InflatePlacement::FillHoles {
+            line += &format!("; inflate {}", params.inflate.name());
         }
-        match (&self.qemu, self.threads) {
+        match (place, params.threads) {
             (_, 0) => {}
-            (None, threads) => line += &format!("; {threads} threads of load"),
-            (Some(machine), cpus) => {
+            (Place::Hosted, threads) => line += &format!("; {threads} threads of load"),
+            (Place::Qemu(machine), cpus) => {
                 line += &format!("; {cpus} CPUs; {}", machine.describe());
             }
         }
         for (what, thousandths) in [
-            ("load", self.load_scale),
-            ("watermarks", self.watermark_scale),
-            ("times", self.time_scale),
+            ("load", params.load_scale),
+            ("watermarks", params.watermark_scale),
+            ("times", params.time_scale),
         ] {
             if thousandths != 1000 {
                 line += &format!("; {what} x {}", Scale { thousandths });
             }
         }
-        if !self.filler {
+        if !params.filler {
             line += "; no filler";
         }
-        if self.deflate_on_oom {
+        if params.deflate_on_oom {
             line += "; deflates on out of memory";
         }
-        if self.host_answer_ms > 0 {
+        if params.host_answer_ms > 0 {
             let answer = Period {
-                ms: self.host_answer_ms,
+                ms: params.host_answer_ms,
             };
             line += &format!("; the host answers after {answer}");
         }
@@ -66,21 +70,37 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use crate::plan::tests::checked;
+    use crate::plan::{Place, RunPlan, tests::checked};
+
+    fn headline(flags: &str, runs: u64) -> String {
+        let plan = RunPlan {
+            params: checked(flags).unwrap(),
+            place: Place::Hosted,
+        };
+        plan.headline(runs)
+    }
 
     #[test]
     fn headlines() {
         insta::assert_snapshot!(
-            checked("").unwrap().headline(1),
+            headline("", 1),
             @"hosted machine, profile paper, seed 1; memory 4G; balloon 1G in steps of 256M, one each 60s, cycle"
         );
         insta::assert_snapshot!(
-            checked("--balloon 0 --no-filler --load-scale 0.7 --threads 2").unwrap().headline(10),
+            headline("--balloon 0 --no-filler --load-scale 0.7 --threads 2", 10),
             @"hosted machine, profile paper, seeds 1 to 10; memory 4G; no balloon; 2 threads of load; load x 0.7; no filler"
         );
         insta::assert_snapshot!(
-            checked("--balloon 0 --host-answer 20ms --deflate-on-oom").unwrap().headline(1),
+            headline("--balloon 0 --host-answer 20ms --deflate-on-oom", 1),
             @"hosted machine, profile paper, seed 1; memory 4G; no balloon; deflates on out of memory; the host answers after 20ms"
+        );
+        insta::assert_snapshot!(
+            headline("--balloon 0 --inflate whole-blocks", 1),
+            @"hosted machine, profile paper, seed 1; memory 4G; no balloon; inflate whole-blocks"
+        );
+        assert_eq!(
+            checked("--placement whole-blocks"),
+            checked("--inflate whole-blocks")
         );
     }
 }

@@ -20,7 +20,7 @@ mod guest_hello;
 mod guest_test;
 mod headline;
 mod json_file;
-mod machine;
+mod names;
 mod plan;
 mod print;
 mod progress;

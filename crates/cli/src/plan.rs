@@ -3,51 +3,73 @@
 use std::fs;
 
 use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
-use dirigible_workload::{params::MAX_HOST_ANSWER, protocol::APPARATUS};
+use dirigible_workload::{
+    params::{Column, MAX_HOST_ANSWER, Params},
+    protocol::APPARATUS,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{Column, Machine, Placement, Profile, Schedule, StressHighalloc},
+    args::{Machine, StressHighalloc},
     units::{Period, Size},
 };
 
-/// What one column's process is told, but for the column itself.
+/// A run that the command makes: what, and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunPlan {
+    /// The parameters.
+    pub params: Params,
+    /// Where the columns run.
+    pub place: Place,
+}
+
+/// Where columns run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Plan {
-    /// Guest memory in bytes.
-    pub memory: u64,
-    /// The balloon at its fullest in bytes; 0 for none.
-    pub balloon: u64,
-    /// One step of the schedule in bytes.
-    pub step: u64,
-    /// Time between two steps.
-    pub period_ms: u64,
-    /// When the balloon moves.
-    pub schedule: Schedule,
-    /// Length of the phases.
-    pub profile: Profile,
-    /// The seed.
-    pub seed: u64,
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// In the command's own processes.
+    Hosted,
+    /// In virtual machines under the QEMU and with the guest kernel that were found.
+    Qemu(QemuMachine),
+}
+
+impl Place {
     /// The machine.
-    pub machine: Machine,
-    /// Where the balloon takes its frames in `steered`.
-    pub placement: Placement,
-    /// Threads of load; 0 is deterministic.
-    pub threads: u64,
-    /// The load, multiplied by this many thousandths.
-    pub load_scale: u64,
-    /// The watermarks, multiplied by this many thousandths.
-    pub watermark_scale: u64,
-    /// Whether the filler keeps memory full.
-    pub filler: bool,
-    /// Lengths of the phases, multiplied by this many thousandths.
-    pub time_scale: u64,
-    /// Whether the balloon deflates before a request of the guest fails.
-    pub deflate_on_oom: bool,
-    /// How long the hosted machine's balloon device takes for a request.
-    pub host_answer_ms: u64,
-    /// The QEMU and the guest kernel that were found, on the machine `qemu`.
-    pub qemu: Option<QemuMachine>,
+    pub const fn machine(&self) -> Machine {
+        match self {
+            Self::Hosted => Machine::Hosted,
+            Self::Qemu(_) => Machine::Qemu,
+        }
+    }
+}
+
+/// What a child process does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChildTask {
+    /// The run that it is a part of.
+    pub params: Params,
+    /// Which part.
+    pub part: Part,
+}
+
+/// A part of a run that has a process of its own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// A column, and where it runs.
+    Column(Column, Place),
+    /// The counts-only twin, which has no machine.
+    Twin,
+}
+
+impl ChildTask {
+    /// The part's name in messages.
+    pub const fn name(&self) -> &'static str {
+        match self.part {
+            Part::Column(column, _) => column.name(),
+            Part::Twin => "twin",
+        }
+    }
 }
 
 /// What the host has.
@@ -167,19 +189,25 @@ const fn needed(memory: u64, machine: Machine) -> u64 {
 }
 
 /// Threads of load.
-fn check_threads(args: &StressHighalloc, host: &Host) -> Result<u64, String> {
-    match (args.machine, args.threads.unwrap_or(0)) {
-        (Machine::Hosted, threads) if threads > host.cpus => Err(format!(
-            "--threads {threads}: more than the host's {} CPUs",
-            host.cpus
-        )),
-        (Machine::Qemu, threads) if threads > MAX_CPUS => Err(format!(
-            "--threads {threads}: a guest in QEMU has at most {MAX_CPUS} CPUs"
-        )),
+fn check_threads(args: &StressHighalloc, host: &Host) -> Result<usize, String> {
+    let threads = match (args.machine, args.threads.unwrap_or(0)) {
+        (Machine::Hosted, threads) if threads > host.cpus => {
+            return Err(format!(
+                "--threads {threads}: more than the host's {} CPUs",
+                host.cpus
+            ));
+        }
+        (Machine::Qemu, threads) if threads > MAX_CPUS => {
+            return Err(format!(
+                "--threads {threads}: a guest in QEMU has at most {MAX_CPUS} CPUs"
+            ));
+        }
         // There is no virtual time in a virtual machine.
-        (Machine::Qemu, 0) => Ok(DEFAULT_CPUS),
-        (_, threads) => Ok(threads),
-    }
+        (Machine::Qemu, 0) => DEFAULT_CPUS,
+        (_, threads) => threads,
+    };
+    // Too many for `usize` are too many for the run.
+    Ok(usize::try_from(threads).unwrap_or(usize::MAX))
 }
 
 /// The longest answer time of the host, in milliseconds.
@@ -206,7 +234,7 @@ fn check_answer(args: &StressHighalloc) -> Result<u64, String> {
 /// # Errors
 ///
 /// A sentence that names the flag, what it was given and what it may be.
-pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
+pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
     let StressHighalloc {
         memory,
         balloon,
@@ -242,16 +270,16 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
             return Err(format!("--columns: {} is named twice", column.name()));
         }
     }
-    let plan = Plan {
+    let params = Params {
+        seed: args.seed,
         memory: memory.0,
         balloon: balloon.0,
         step: step.0,
-        period_ms: args.period.unwrap_or(default_period(args.profile)).ms,
+        period_ms: args
+            .period
+            .map_or(args.profile.period_ms(), |period| period.ms),
         schedule: args.schedule,
-        profile: args.profile,
-        seed: args.seed,
-        machine,
-        placement: args.placement,
+        inflate: args.inflate,
         threads,
         load_scale: args.load_scale.thousandths,
         watermark_scale: args.watermark_scale.thousandths,
@@ -259,56 +287,27 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Plan, String> {
         time_scale: args.time_scale.thousandths,
         deflate_on_oom: args.deflate_on_oom,
         host_answer_ms,
-        qemu: None,
+        ..Params::new(args.profile)
     };
-    // The engine knows more about what it can run than can be told by flags one by one.
-    crate::machine::params(&Job {
-        plan: plan.clone(),
-        column: None,
-    })
-    .check()
-    .map_err(|error| error.to_string())?;
-    Ok(plan)
-}
-
-/// Time between two steps where none was given.
-pub const fn default_period(profile: Profile) -> Period {
-    match profile {
-        Profile::Paper => Period { ms: 60_000 },
-        Profile::Quick => Period { ms: 5_000 },
-    }
+    // The experiment has limits that the flags one by one do not show.
+    params.check().map_err(|error| error.to_string())?;
+    Ok(params)
 }
 
 /// How many columns may run at once: what was asked for, as far as memory and, with threads, CPUs allow.
-pub fn jobs(asked: Option<u64>, plan: &Plan, host: &Host) -> usize {
-    let usual = match plan.machine {
+pub fn at_once(asked: Option<u64>, params: &Params, machine: Machine, host: &Host) -> usize {
+    let usual = match machine {
         Machine::Hosted => 2,
         Machine::Qemu => 1,
     };
     let asked = asked.unwrap_or(usual);
     // Guest memory is wholly resident while a column runs; the rest of a process is small beside it.
-    let by_memory = host.available / needed(plan.memory, plan.machine).max(1);
-    let by_cpus = match plan.threads {
+    let by_memory = host.available / needed(params.memory, machine).max(1);
+    let by_cpus = match params.threads {
         0 => host.cpus,
-        threads => host.cpus / threads,
+        threads => host.cpus / threads as u64,
     };
     asked.min(by_memory).min(by_cpus).max(1) as usize
-}
-
-/// What a child process is told: which column to run, or the counts-only twin.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Job {
-    /// The parameters.
-    pub plan: Plan,
-    /// The column; `None` for the twin.
-    pub column: Option<Column>,
-}
-
-impl Job {
-    /// The job's name in messages.
-    pub fn name(&self) -> &'static str {
-        self.column.map_or("twin", Column::name)
-    }
 }
 
 /// The value of a line of `/proc/meminfo`, which counts in KiB.
@@ -331,7 +330,7 @@ pub(crate) mod tests {
         cpus: 2,
     };
 
-    pub(crate) fn checked(flags: &str) -> Result<Plan, String> {
+    pub(crate) fn checked(flags: &str) -> Result<Params, String> {
         let words = ["dirigible", "stress-highalloc"]
             .into_iter()
             .chain(flags.split_whitespace());
@@ -409,13 +408,13 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_sound_passes() {
-        let plan = checked("").unwrap();
+        let params = checked("").unwrap();
         assert_eq!(
-            (plan.memory, plan.balloon, plan.step),
+            (params.memory, params.balloon, params.step),
             (4 << 30, 1 << 30, 256 << 20)
         );
         assert_eq!(
-            (plan.period_ms, plan.load_scale, plan.filler),
+            (params.period_ms, params.load_scale, params.filler),
             (60_000, 1000, true)
         );
         assert_eq!(checked("--profile quick").unwrap().period_ms, 5000);
@@ -425,11 +424,11 @@ pub(crate) mod tests {
         );
         assert_eq!(checked("").unwrap().threads, 0);
         for (flags, cpus) in [("", 2), ("--threads 0", 2), ("--threads 16", 16)] {
-            let plan = checked(&format!("--machine qemu --accel kvm {flags}")).unwrap();
-            assert_eq!(plan.threads, cpus);
+            let params = checked(&format!("--machine qemu --accel kvm {flags}")).unwrap();
+            assert_eq!(params.threads, cpus);
         }
-        let plan = checked("--host-answer 20ms --deflate-on-oom").unwrap();
-        assert_eq!((plan.host_answer_ms, plan.deflate_on_oom), (20, true));
+        let params = checked("--host-answer 20ms --deflate-on-oom").unwrap();
+        assert_eq!((params.host_answer_ms, params.deflate_on_oom), (20, true));
         assert!(checked("--machine qemu --deflate-on-oom").is_ok());
         // Without a balloon the step means nothing.
         assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
@@ -441,20 +440,20 @@ pub(crate) mod tests {
 
     #[test]
     fn columns_run_at_once_as_far_as_the_host_allows() {
-        let plan = checked("").unwrap();
-        assert_eq!(jobs(None, &plan, &HOST), 2);
-        assert_eq!(jobs(Some(8), &plan, &HOST), 2);
+        let params = checked("").unwrap();
+        let hosted = |asked, host: &Host| at_once(asked, &params, Machine::Hosted, host);
+        assert_eq!(hosted(None, &HOST), 2);
+        assert_eq!(hosted(Some(8), &HOST), 2);
         let with = |available| Host { available, ..HOST };
-        assert_eq!(jobs(Some(2), &plan, &with(5 << 30)), 1);
-        assert_eq!(jobs(Some(2), &plan, &with(0)), 1);
-        let of = |flags| checked(flags).unwrap();
-        assert_eq!(jobs(None, &of("--threads 2"), &HOST), 1);
-        assert_eq!(jobs(None, &of("--machine qemu --threads 1"), &HOST), 1);
-        assert_eq!(jobs(Some(2), &of("--machine qemu --threads 1"), &HOST), 2);
-        assert_eq!(
-            jobs(Some(2), &of("--machine qemu --threads 1"), &with(8 << 30)),
-            1
-        );
+        assert_eq!(hosted(Some(2), &with(5 << 30)), 1);
+        assert_eq!(hosted(Some(2), &with(0)), 1);
+        let threads = checked("--threads 2").unwrap();
+        assert_eq!(at_once(None, &threads, Machine::Hosted, &HOST), 1);
+        let params = checked("--machine qemu --threads 1").unwrap();
+        let qemu = |asked, host: &Host| at_once(asked, &params, Machine::Qemu, host);
+        assert_eq!(qemu(None, &HOST), 1);
+        assert_eq!(qemu(Some(2), &HOST), 2);
+        assert_eq!(qemu(Some(2), &with(8 << 30)), 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The progress bar: one line for each job that runs, on a terminal only.
+//! The progress bar: one line for each task that runs, on a terminal only.
 
 use std::{collections::BTreeMap, io::IsTerminal};
 
@@ -7,37 +7,37 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::{
     children::{News, Step},
-    plan::Job,
+    plan::ChildTask,
 };
 
-/// Bars for jobs, or silence where standard error is no terminal.
+/// Bars for tasks, or silence where standard error is no terminal.
 pub struct Bars {
-    /// All bars, and the one that counts jobs.
+    /// All bars, and the one that counts tasks.
     shown: Option<(MultiProgress, ProgressBar)>,
     names: Vec<String>,
     running: BTreeMap<usize, ProgressBar>,
 }
 
 impl Bars {
-    /// Bars for `jobs`.
-    pub fn new(jobs: &[Job]) -> Self {
-        let several_seeds = jobs
+    /// Bars for `tasks`.
+    pub fn new(tasks: &[ChildTask]) -> Self {
+        let several_seeds = tasks
             .windows(2)
-            .any(|pair| pair[0].plan.seed != pair[1].plan.seed);
-        let name = |job: &Job| match several_seeds {
-            true => format!("{} seed {}", job.name(), job.plan.seed),
-            false => job.name().to_string(),
+            .any(|pair| pair[0].params.seed != pair[1].params.seed);
+        let name = |task: &ChildTask| match several_seeds {
+            true => format!("{} seed {}", task.name(), task.params.seed),
+            false => task.name().to_string(),
         };
         let shown = std::io::stderr().is_terminal().then(|| {
             let bars = MultiProgress::new();
-            let total = bars.add(ProgressBar::new(jobs.len() as u64));
+            let total = bars.add(ProgressBar::new(tasks.len() as u64));
             total.set_style(style("{pos}/{len} done, {elapsed} so far"));
             total.enable_steady_tick(std::time::Duration::from_secs(1));
             (bars, total)
         });
         Self {
             shown,
-            names: jobs.iter().map(name).collect(),
+            names: tasks.iter().map(name).collect(),
             running: BTreeMap::new(),
         }
     }

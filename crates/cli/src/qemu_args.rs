@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use dirigible_qemu::{Accel, MachineType, QemuMachine, QemuOptions};
 
 use crate::{
     failure::Failure,
-    units::{Scale, Size},
+    names,
+    units::{Scale, Size, seed},
 };
 
 const HEADING: &str = "The machine `qemu`";
@@ -16,8 +17,8 @@ const HEADING: &str = "The machine `qemu`";
 #[derive(Args, Clone, Debug, Default)]
 pub struct QemuFlags {
     /// What runs the guest's instructions: QEMU's translator, or the hardware; tcg unless given
-    #[arg(long, value_enum, help_heading = HEADING)]
-    pub accel: Option<AccelName>,
+    #[arg(long, value_parser = names::accel(), help_heading = HEADING)]
+    pub accel: Option<Accel>,
     /// QEMU, version 7.0 or later: a path, or a name on the PATH; qemu-system-x86_64 unless given
     #[arg(long, value_name = "PATH", help_heading = HEADING)]
     pub qemu: Option<PathBuf>,
@@ -25,8 +26,8 @@ pub struct QemuFlags {
     #[arg(long, value_name = "ELF", help_heading = HEADING)]
     pub guest: Option<PathBuf>,
     /// QEMU's machine type; q35 unless given
-    #[arg(long, value_enum, help_heading = HEADING)]
-    pub qemu_machine: Option<MachineName>,
+    #[arg(long, value_parser = names::machine_type(), help_heading = HEADING)]
+    pub qemu_machine: Option<MachineType>,
     /// Multiplies all time limits, for a slow host; 1 unless given
     #[arg(long, value_name = "FACTOR", help_heading = HEADING)]
     pub patience: Option<Scale>,
@@ -58,41 +59,15 @@ impl QemuFlags {
         let options = QemuOptions {
             program: self.qemu.clone().unwrap_or(usual.program),
             guest: self.guest.clone(),
-            accel: match self.accel {
-                Some(AccelName::Tcg) => Accel::Tcg,
-                Some(AccelName::Kvm) => Accel::Kvm,
-                None => usual.accel,
-            },
-            machine: match self.qemu_machine {
-                Some(MachineName::Q35) => MachineType::Q35,
-                Some(MachineName::Microvm) => MachineType::Microvm,
-                None => usual.machine,
-            },
+            accel: self.accel.unwrap_or(usual.accel),
+            machine: self.qemu_machine.unwrap_or(usual.machine),
             patience: self
                 .patience
-                .map_or(usual.patience, |patience| patience.thousandths),
+                .map_or(usual.patience, |patience| patience.thousandths.into()),
         };
         let found = options.resolve();
         found.map_err(|error| Failure::Run(error.to_string()))
     }
-}
-
-/// What runs the guest's instructions.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AccelName {
-    /// QEMU's translator: works everywhere
-    Tcg,
-    /// The hardware, through /dev/kvm
-    Kvm,
-}
-
-/// QEMU's machine type.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MachineName {
-    /// A PC
-    Q35,
-    /// The smallest machine with PCI
-    Microvm,
 }
 
 /// Flags of `guest-hello`.
@@ -209,7 +184,7 @@ pub struct BalloonMoves {
     #[arg(long, value_name = "FACTOR", default_value = "0.5")]
     pub time_scale: Scale,
     /// Seed of the load
-    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true, value_parser = crate::args::seed)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true, value_parser = seed)]
     pub seed: u64,
     /// CPUs of the guest
     #[arg(long, value_name = "N", default_value_t = dirigible_qemu::DEFAULT_CPUS, value_parser = clap::value_parser!(u64).range(1..=dirigible_qemu::MAX_CPUS))]

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use dirigible_workload::report::{ColumnReport, HostReport, Report, SCHEMA, TwinReport};
+use dirigible_workload::{
+    params::Params,
+    report::{ColumnRun, HostReport, Report, SCHEMA, TwinReport},
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -11,8 +14,7 @@ use crate::{
     children::run_all,
     failure::Failure,
     json_file::JsonFile,
-    machine,
-    plan::{self, Host, Job, Plan},
+    plan::{self, ChildTask, Host, Part, Place, RunPlan},
     print,
     progress::Bars,
     show, summary,
@@ -26,21 +28,23 @@ use crate::{
 pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     let started = Instant::now();
     let host = Host::probe();
-    let mut plan = plan::check(args, &host).map_err(Failure::Usage)?;
+    let params = plan::check(args, &host).map_err(Failure::Usage)?;
     let mut json = match &args.json {
         Some(path) => Some(JsonFile::open(path).map_err(Failure::Usage)?),
         None => None,
     };
-    if plan.machine == Machine::Qemu {
-        plan.qemu = Some(args.qemu.find()?);
-    }
-    let jobs = jobs(args, &plan);
-    let at_once = plan::jobs(args.jobs, &plan, &host);
-    let outputs = {
-        let mut bars = Bars::new(&jobs);
-        run_all(&jobs, at_once, |news| bars.hear(news))?
+    let place = match args.machine {
+        Machine::Hosted => Place::Hosted,
+        Machine::Qemu => Place::Qemu(args.qemu.find()?),
     };
-    let mut reports = assemble(&jobs, &outputs)?;
+    let at_once = plan::at_once(args.jobs, &params, args.machine, &host);
+    let plan = RunPlan { params, place };
+    let tasks = tasks(args, &plan);
+    let outputs = {
+        let mut bars = Bars::new(&tasks);
+        run_all(&tasks, at_once, |news| bars.hear(news))?
+    };
+    let mut reports = assemble(args.machine, &tasks, &outputs)?;
     for report in &mut reports {
         match &mut report.host {
             host if args.no_host => *host = None,
@@ -52,7 +56,7 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     let stdout_taken = json.as_ref().is_some_and(JsonFile::is_stdout);
     print::whole(&text, stdout_taken)?;
     if let Some(file) = &mut json {
-        file.write_text(json_text(&plan, args.runs, &reports))?;
+        file.write_text(json_text(&reports))?;
     }
     let faults: Vec<String> = reports.iter().flat_map(checks::faults).collect();
     match faults.is_empty() {
@@ -64,93 +68,84 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     }
 }
 
-/// What the children have to do: seed after seed, the columns and then the twin.
-fn jobs(args: &StressHighalloc, plan: &Plan) -> Vec<Job> {
+/// What the children do: seed after seed, the columns and then the twin.
+fn tasks(args: &StressHighalloc, plan: &RunPlan) -> Vec<ChildTask> {
     let of_seed = |run: u64| {
-        let plan = Plan {
-            seed: plan.seed + run,
-            ..plan.clone()
+        let params = Params {
+            seed: plan.params.seed + run,
+            ..plan.params.clone()
         };
-        let columns = args
-            .columns
-            .iter()
-            .map(|&column| Some(column))
-            .chain([None]);
-        columns.map(move |column| Job {
-            plan: plan.clone(),
-            column,
+        let columns = args.columns.iter();
+        let parts = columns
+            .map(|&column| Part::Column(column, plan.place.clone()))
+            .chain([Part::Twin]);
+        parts.map(move |part| ChildTask {
+            params: params.clone(),
+            part,
         })
     };
     (0..args.runs).flat_map(of_seed).collect()
 }
 
 /// One report for each seed, from what the children printed.
-fn assemble(jobs: &[Job], outputs: &[Vec<u8>]) -> Result<Vec<Report>, Failure> {
+fn assemble(
+    machine: Machine,
+    tasks: &[ChildTask],
+    outputs: &[Vec<u8>],
+) -> Result<Vec<Report>, Failure> {
     let mut reports = Vec::new();
-    let mut columns: Vec<ColumnReport> = Vec::new();
-    for (job, output) in jobs.iter().zip(outputs) {
+    let mut columns: Vec<ColumnRun> = Vec::new();
+    for (task, output) in tasks.iter().zip(outputs) {
         let unreadable = |error: serde_json::Error| {
             Failure::Run(format!(
                 "{}: its report cannot be read: {error}",
-                job.name()
+                task.name()
             ))
         };
-        if job.column.is_some() {
+        if let Part::Column(..) = task.part {
             columns.push(serde_json::from_slice(output).map_err(unreadable)?);
             continue;
         }
         let twin: TwinReport = serde_json::from_slice(output).map_err(unreadable)?;
         for column in &mut columns {
-            column.set_attainable(&twin).map_err(Failure::Run)?;
+            column.report.set_attainable(&twin).map_err(Failure::Run)?;
         }
-        reports.push(of_seed(&job.plan, std::mem::take(&mut columns)));
+        reports.push(of_seed(machine, &task.params, std::mem::take(&mut columns)));
     }
     Ok(reports)
 }
 
-fn of_seed(plan: &Plan, mut columns: Vec<ColumnReport>) -> Report {
-    let mut hosts: Vec<_> = columns
-        .iter_mut()
-        .filter_map(|column| column.host.take())
-        .collect();
-    let facts: Vec<_> = hosts
-        .iter_mut()
-        .filter_map(|host| host.facts.take())
-        .collect();
-    let host = facts.into_iter().next().map(|facts| HostReport {
-        facts,
-        wall_ms: 0,
-        columns: hosts,
-    });
+fn of_seed(machine: Machine, params: &Params, runs: Vec<ColumnRun>) -> Report {
+    let facts = runs.first().map(|run| run.facts.clone());
+    let (columns, hosts) = runs.into_iter().map(|run| (run.report, run.host)).unzip();
     Report {
         schema: SCHEMA,
-        machine: plan.machine.name().into(),
-        profile: plan.profile.name().into(),
-        seed: plan.seed,
-        parameters: machine::parameters(plan),
+        machine: machine.name().into(),
+        parameters: params.clone(),
         columns,
-        host,
+        host: facts.map(|facts| HostReport {
+            facts,
+            wall_ms: 0,
+            columns: hosts,
+        }),
     }
 }
 
 /// The JSON report: one run as it is, several under `runs` with their `summary`.
-pub fn json_text(plan: &Plan, runs: u64, reports: &[Report]) -> Result<String, serde_json::Error> {
-    if let ([report], 1) = (reports, runs) {
+pub fn json_text(reports: &[Report]) -> serde_json::Result<String> {
+    if let [report] = reports {
         return serde_json::to_string_pretty(report);
     }
     let values: Vec<Value> = reports
         .iter()
         .map(serde_json::to_value)
-        .collect::<Result<_, serde_json::Error>>()?;
+        .collect::<serde_json::Result<_>>()?;
     let mut whole = Map::new();
-    whole.insert("schema".into(), SCHEMA.into());
-    whole.insert("machine".into(), plan.machine.name().into());
-    whole.insert("profile".into(), plan.profile.name().into());
-    whole.insert("seed".into(), plan.seed.into());
-    whole.insert(
-        "parameters".into(),
-        serde_json::to_value(machine::parameters(plan))?,
-    );
+    for key in ["schema", "machine", "parameters"] {
+        if let Some(of_first) = values.first().and_then(|run| run.get(key)) {
+            whole.insert(key.into(), of_first.clone());
+        }
+    }
     let mut folded = Map::new();
     for key in ["columns", "host"] {
         let parts: Vec<&Value> = values.iter().filter_map(|run| run.get(key)).collect();
@@ -167,16 +162,21 @@ pub fn json_text(plan: &Plan, runs: u64, reports: &[Report]) -> Result<String, s
 mod tests {
     use std::collections::BTreeSet;
 
+    use dirigible_workload::report::{ColumnHost, ColumnReport};
+
     use super::*;
     use crate::fixture;
 
-    fn plan() -> Plan {
+    fn plan() -> RunPlan {
         let host = Host {
             memory: u64::MAX,
             available: u64::MAX,
             cpus: 2,
         };
-        plan::check(&args(), &host).unwrap()
+        RunPlan {
+            params: plan::check(&args(), &host).unwrap(),
+            place: Place::Hosted,
+        }
     }
 
     fn args() -> StressHighalloc {
@@ -220,19 +220,19 @@ mod tests {
 
     #[test]
     fn one_run_is_the_schemas_object() {
-        let text = json_text(&plan(), 1, &[fixture::report(1)]).unwrap();
+        let text = json_text(&[fixture::report(1)]).unwrap();
         let read: Report = serde_json::from_str(&text).unwrap();
         assert!(read == fixture::report(1));
-        let start = "{\n  \"schema\": 1,\n  \"machine\": \"hosted\",\n  \"profile\": \"paper\",\n  \"seed\": 1,";
+        let start = "{\n  \"schema\": 2,\n  \"machine\": \"hosted\",\n  \"parameters\": {\n    \"profile\": \"paper\",";
         assert!(text.starts_with(start), "{text}");
     }
 
     #[test]
     fn several_runs_have_a_summary() {
-        let text = json_text(&plan(), 2, &[fixture::report(1), fixture::report(3)]).unwrap();
+        let text = json_text(&[fixture::report(1), fixture::report(3)]).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["runs"].as_array().map(Vec::len), Some(2));
-        assert_eq!(value["runs"][1]["seed"], 3);
+        assert_eq!(value["runs"][1]["parameters"]["seed"], 3);
         let spread = &value["summary"]["columns"][0]["passes"][0]["allocated"];
         assert_eq!(
             *spread,
@@ -243,8 +243,11 @@ mod tests {
 
     #[test]
     fn a_run_has_its_columns_and_the_twin() {
-        let jobs = jobs(&args(), &plan());
-        let names: Vec<_> = jobs.iter().map(|job| (job.plan.seed, job.name())).collect();
+        let tasks = tasks(&args(), &plan());
+        let names: Vec<_> = tasks
+            .iter()
+            .map(|task| (task.params.seed, task.name()))
+            .collect();
         let of = |seed| {
             [
                 (seed, "pinned"),
@@ -258,30 +261,38 @@ mod tests {
 
     #[test]
     fn reports_are_put_together_from_what_children_print() {
-        let jobs = &jobs(&args(), &plan())[..4];
+        let tasks = &tasks(&args(), &plan())[..4];
         let report = fixture::report(1);
         let hosts = report.host.clone().unwrap();
+        let run = |column: &ColumnReport, host: &ColumnHost| {
+            let run = ColumnRun {
+                report: column.clone(),
+                host: host.clone(),
+                facts: hosts.facts.clone(),
+            };
+            serde_json::to_vec(&run).unwrap()
+        };
         let mut outputs: Vec<Vec<u8>> = Vec::new();
         for (column, host) in report.columns.iter().zip(&hosts.columns) {
-            let mut column = column.clone();
-            let mut host = host.clone();
-            host.facts = Some(hosts.facts.clone());
-            column.host = Some(host);
-            outputs.push(serde_json::to_vec(&column).unwrap());
+            outputs.push(run(column, host));
         }
         outputs.push(serde_json::to_vec(&fixture::twin()).unwrap());
         let mut expected = report.clone();
         expected.host.as_mut().unwrap().wall_ms = 0;
-        assert!(assemble(jobs, &outputs).unwrap() == [expected]);
+        assert!(assemble(Machine::Hosted, tasks, &outputs).unwrap() == [expected]);
 
         // A column that was given other targets cannot be compared.
         let mut column = report.columns[1].clone();
         column.targets_hash = "other".into();
-        outputs[1] = serde_json::to_vec(&column).unwrap();
-        let error = assemble(jobs, &outputs).unwrap_err().to_string();
+        outputs[1] = run(&column, &hosts.columns[1]);
+        let error = assemble(Machine::Hosted, tasks, &outputs)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("targets differ"), "{error}");
         outputs[1] = b"{}".to_vec();
-        let error = assemble(jobs, &outputs).unwrap_err().to_string();
+        let error = assemble(Machine::Hosted, tasks, &outputs)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("movable: its report cannot be read"),
             "{error}"

@@ -100,12 +100,12 @@ impl fmt::Display for Period {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Scale {
     /// Thousandths.
-    pub thousandths: u64,
+    pub thousandths: u32,
 }
 
 impl Scale {
     /// What a scale may be at most: above that, numbers of frames would overflow long before they meant anything.
-    const MAX: u64 = 100_000;
+    const MAX: u32 = 100_000;
 }
 
 impl FromStr for Scale {
@@ -125,7 +125,8 @@ impl FromStr for Scale {
             .filter(|&whole| whole <= 100)
             .ok_or_else(wrong)?;
         let tens = 10u64.pow(3 - fraction.len() as u32);
-        let thousandths = whole * 1000 + whole_number(fraction).ok_or_else(wrong)? * tens;
+        // At most 100,999.
+        let thousandths = (whole * 1000 + whole_number(fraction).ok_or_else(wrong)? * tens) as u32;
         if thousandths == 0 || thousandths > Self::MAX {
             return Err(wrong());
         }
@@ -145,6 +146,11 @@ impl fmt::Display for Scale {
             ),
         }
     }
+}
+
+/// A seed, or why it is none.
+pub fn seed(text: &str) -> Result<u64, String> {
+    whole_number(text).ok_or_else(|| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 /// Digits and nothing else: `str::parse` would also take a leading plus.

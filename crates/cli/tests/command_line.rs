@@ -74,8 +74,8 @@ fn names_that_are_unknown() {
     refused("--columns ,", "--columns");
     refused("--machine abacus", "invalid value 'abacus' for '--machine");
     refused(
-        "--placement nowhere",
-        "invalid value 'nowhere' for '--placement",
+        "--inflate nowhere",
+        "invalid value 'nowhere' for '--inflate",
     );
     refused("--colour", "unexpected argument '--colour'");
 }
@@ -121,7 +121,7 @@ fn a_report_survives_a_refusal() {
 }
 
 #[test]
-fn the_hidden_command_needs_a_job() {
+fn the_hidden_command_needs_a_task() {
     for input in ["", "\n", "{\"plan\":3}\n"] {
         let mut command = Command::cargo_bin("dirigible").unwrap();
         let output = command
@@ -130,7 +130,7 @@ fn the_hidden_command_needs_a_job() {
             .assert()
             .code(2);
         let stderr = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
-        assert!(stderr.contains("no job on standard input"), "{stderr}");
+        assert!(stderr.contains("no task on standard input"), "{stderr}");
     }
 }
 

@@ -50,7 +50,7 @@ fn pitfall_91_the_same_seed_gives_the_same_bytes() {
 fn the_report_holds_what_the_table_shows() {
     let (table, text) = json("", "report");
     let report: Value = serde_json::from_str(&text).expect("it is JSON");
-    assert_eq!(report["schema"], 1);
+    assert_eq!(report["schema"], 2);
     let columns = report["columns"].as_array().expect("there are columns");
     let names: Vec<_> = columns
         .iter()
@@ -106,7 +106,7 @@ fn pitfall_93_several_runs_show_median_and_range() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|run| run["seed"].as_u64())
+        .map(|run| run["parameters"]["seed"].as_u64())
         .collect();
     assert_eq!(seeds, [Some(1), Some(2), Some(3)]);
     let spread = &report["summary"]["columns"][0]["passes"][0]["allocated"];

@@ -17,7 +17,7 @@ use alloc::string::{String, ToString};
 
 use arch::{cpu, exit, failure, serial::SERIAL, start_info::StartInfo};
 use console::send;
-use dirigible_workload::protocol::{Job, Message};
+use dirigible_workload::protocol::{GuestTask, Message};
 use machine::Machine;
 
 /// Memory that the kernel keeps for itself where the task does not say how much is managed.
@@ -52,21 +52,25 @@ fn run(info: &StartInfo) -> Result<(), String> {
     if info.command_line.is_empty() {
         return Err("the command line is empty, or longer than 4,095 bytes".into());
     }
-    let job: Job = serde_json::from_slice(&info.command_line)
-        .map_err(|error| alloc::format!("the command line is no job: {error}"))?;
+    let task: GuestTask = serde_json::from_slice(&info.command_line)
+        .map_err(|error| alloc::format!("the command line is no task: {error}"))?;
     let bring_up = |wanted| {
         machine
             .bring_up(info, wanted, KEEP)
             .map_err(|error| error.to_string())
     };
-    match job {
-        Job::Hello => Ok(()),
-        Job::Column { params, moves } => {
+    match task {
+        GuestTask::Hello => Ok(()),
+        GuestTask::Column {
+            column,
+            params,
+            moves,
+        } => {
             params.check().map_err(|error| error.to_string())?;
             let wanted = dirigible_workload::timeline::mem_total_frames(&params);
-            experiment::run(&bring_up(Some(wanted))?, &params, moves)
+            experiment::run(&bring_up(Some(wanted))?, column, &params, moves)
         }
-        Job::Tests { only } => suite::run(&bring_up(None)?, &only),
-        Job::Balloon { batch } => follow::run(&bring_up(None)?, batch),
+        GuestTask::Tests { only } => suite::run(&bring_up(None)?, &only),
+        GuestTask::Balloon { batch } => follow::run(&bring_up(None)?, batch),
     }
 }

@@ -3,6 +3,7 @@
 use dirigible_hosted::run::run_column;
 use dirigible_workload::{
     params::{Column, Params, Profile, Schedule},
+    report::ColumnRun,
     twin::run_twin,
 };
 
@@ -37,11 +38,13 @@ fn main() {
             } else {
                 Schedule::Cycle
             },
-            ..Params::new(column, profile)
+            ..Params::new(profile)
         };
         let start = std::time::Instant::now();
-        match run_column(&params, &mut ()) {
-            Ok(mut report) => {
+        match run_column(column, &params, &mut ()) {
+            Ok(ColumnRun {
+                mut report, host, ..
+            }) => {
                 let _ = report.set_attainable(&run_twin(&params));
                 let ms = start.elapsed().as_millis();
                 println!(
@@ -89,7 +92,7 @@ fn main() {
                     for (name, count) in &report.vmstat.0 {
                         print!("{name}={count} ");
                     }
-                    println!("\n{:?}\n{:?}", report.load, report.host);
+                    println!("\n{:?}\n{:?}", report.load, host);
                 }
             }
             Err(error) => println!("{} seed {}: {error}", column.name(), params.seed),

@@ -14,9 +14,9 @@ use dirigible_workload::{
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,
-    params::{Params, ParamsError},
+    params::{Column, Params, ParamsError},
     relief::Relief,
-    report::{ColumnReport, Observer},
+    report::{ColumnRun, Observer},
     stalls::Stalls,
     system::{MoveChecks, Parts, System},
     tuning::{ColumnPolicy, rested_watermarks},
@@ -27,7 +27,7 @@ use crate::{
     BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineError, Mode,
     features,
 };
-use host::{MachineClock, SinceStart, column_host};
+use host::{MachineClock, SinceStart, measured};
 use port::{BalloonPort, Driver};
 
 /// Threads of a threaded machine besides those of the load: director, balloon's worker, its interrupts, kcompactd.
@@ -73,13 +73,17 @@ pub enum RunError {
     },
 }
 
-/// Runs one column and reports.
+/// Runs `column` of the run `params` and reports.
 ///
 /// # Errors
 ///
 /// Bad parameters, a host that cannot give what the machine needs, or books that do not balance at the end.
-pub fn run_column(params: &Params, observer: &mut dyn Observer) -> Result<ColumnReport, RunError> {
-    run_column_moving(params, 0, observer)
+pub fn run_column(
+    column: Column,
+    params: &Params,
+    observer: &mut dyn Observer,
+) -> Result<ColumnRun, RunError> {
+    run_column_moving(column, params, 0, observer)
 }
 
 /// The same; when the balloon is full for the first time, each of its frames is moved `moves` times, under load.
@@ -88,10 +92,11 @@ pub fn run_column(params: &Params, observer: &mut dyn Observer) -> Result<Column
 ///
 /// As [`run_column`].
 pub fn run_column_moving(
+    column: Column,
     params: &Params,
     moves: u64,
     observer: &mut dyn Observer,
-) -> Result<ColumnReport, RunError> {
+) -> Result<ColumnRun, RunError> {
     params.check()?;
     let started = Instant::now();
     let (mode, cpus) = match params.threads {
@@ -107,12 +112,12 @@ pub fn run_column_moving(
         .ram()
         .metadata_slice()
         .ok_or(RunError::Missing("metadata memory"))?;
-    let policy = ColumnPolicy::new(params);
+    let policy = ColumnPolicy::new(column, params);
     let zones = [policy.zone(params, machine.ram().layout().managed())];
     let config = policy.allocator(&zones, cpus);
     let frames = FrameAllocator::new(&config, metadata)?;
     run_on(
-        (params, moves),
+        (column, params, moves),
         &policy,
         &machine,
         &frames,
@@ -124,7 +129,7 @@ pub fn run_column_moving(
 /// The host's end of the balloon.
 fn balloon_options(params: &Params) -> BalloonOptions {
     let mut options = BalloonOptions {
-        answer_ns: params.host_answer,
+        answer_ns: params.host_answer(),
         ..BalloonOptions::default()
     };
     if params.deflate_on_oom {
@@ -134,13 +139,13 @@ fn balloon_options(params: &Params) -> BalloonOptions {
 }
 
 fn run_on<'a>(
-    (params, moves): (&Params, u64),
+    (column, params, moves): (Column, &Params, u64),
     policy: &ColumnPolicy,
     machine: &'a HostedMachine,
     frames: &'a FrameAllocator<'a>,
     started: Instant,
     observer: &mut dyn Observer,
-) -> Result<ColumnReport, RunError> {
+) -> Result<ColumnRun, RunError> {
     let platform = machine.platform();
     let host_balloon = machine
         .balloons()
@@ -192,7 +197,7 @@ fn run_on<'a>(
         host_clock: &SinceStart(started),
     };
     let system = System::new(parts, rested_watermarks(params));
-    let experiment = Experiment::new(params, &system, &mobility);
+    let experiment = Experiment::new(column, params, &system, &mobility);
     run_actors((params, moves), machine, &experiment, &port, observer)?;
 
     // One thread from here on; it may be any CPU.
@@ -208,20 +213,24 @@ fn run_on<'a>(
         port.largest(),
         device_errors(machine),
     );
-    report.host = Some(column_host(
-        params,
+    let (host, facts) = measured(
+        column,
         machine,
         started,
         system.passes().1,
         port.residency(resident_empty),
-    ));
+    );
     let checked = experiment
         .end(&balloon, &mut report)
         .and_then(|()| check_devices(machine));
     match checked {
-        Ok(()) => Ok(report),
+        Ok(()) => Ok(ColumnRun {
+            report,
+            host,
+            facts,
+        }),
         Err(what) => Err(RunError::Check {
-            column: params.column.name(),
+            column: column.name(),
             what,
         }),
     }

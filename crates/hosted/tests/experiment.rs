@@ -8,34 +8,32 @@ use dirigible_workload::{
 };
 
 /// A guest of 128 MiB whose phases are a fifth as long; the load lives at its own pace.
-fn small(column: Column, profile: Profile) -> Params {
+fn small(profile: Profile) -> Params {
     Params {
         memory: 128 << 20,
         balloon: 32 << 20,
         step: 8 << 20,
         time_scale: 200,
-        ..Params::new(column, profile)
+        ..Params::new(profile)
     }
 }
 
-fn run(params: &Params) -> ColumnReport {
-    run_column(params, &mut ()).unwrap_or_else(|error| panic!("{params:?}: {error}"))
-}
-
-/// The report without what was measured on the host.
-fn without_host(mut report: ColumnReport) -> ColumnReport {
-    report.host = None;
-    report
+/// The guest's part of the run.
+fn run(column: Column, params: &Params) -> ColumnReport {
+    run_column(column, params, &mut ())
+        .unwrap_or_else(|error| panic!("{column:?} {params:?}: {error}"))
+        .report
 }
 
 #[test]
 fn every_column_ends_with_balanced_books_and_right_contents() {
     for column in Column::ALL {
         for schedule in [Schedule::Cycle, Schedule::Held] {
-            let report = run(&Params {
+            let params = Params {
                 schedule,
-                ..small(column, Profile::Paper)
-            });
+                ..small(Profile::Paper)
+            };
+            let report = run(column, &params);
             assert_eq!((report.content_errors, report.device_errors), (0, 0));
             assert!(report.pages_checked > 10_000, "{}", report.pages_checked);
             let names: Vec<_> = report
@@ -71,10 +69,10 @@ fn pitfall_91_the_same_seed_gives_the_same_report() {
         (Column::Steered, Profile::Paper),
         (Column::Movable, Profile::Quick),
     ] {
-        let params = small(column, profile);
-        let first = without_host(run(&params));
-        assert_eq!(first, without_host(run(&params)));
-        let other = run(&Params { seed: 2, ..params });
+        let params = small(profile);
+        let first = run(column, &params);
+        assert_eq!(first, run(column, &params));
+        let other = run(column, &Params { seed: 2, ..params });
         assert_ne!(first.passes, other.passes, "another seed is another run");
     }
 }
@@ -82,11 +80,11 @@ fn pitfall_91_the_same_seed_gives_the_same_report() {
 #[test]
 fn pitfall_94_pinned_is_not_crippled() {
     let without_balloon = |column| {
-        run(&Params {
+        let params = Params {
             balloon: 0,
-            ..small(column, Profile::Paper)
-        })
-        .passes
+            ..small(Profile::Paper)
+        };
+        run(column, &params).passes
     };
     assert_eq!(
         without_balloon(Column::Pinned),
@@ -96,9 +94,9 @@ fn pitfall_94_pinned_is_not_crippled() {
 
 #[test]
 fn pitfall_90_columns_and_twin_are_given_the_same_targets() {
-    let twin = run_twin(&small(Column::Pinned, Profile::Quick));
+    let twin = run_twin(&small(Profile::Quick));
     for column in Column::ALL {
-        let mut report = run(&small(column, Profile::Quick));
+        let mut report = run(column, &small(Profile::Quick));
         report.set_attainable(&twin).expect("the hashes agree");
         assert_eq!(report.passes.len(), 6);
     }
@@ -107,7 +105,7 @@ fn pitfall_90_columns_and_twin_are_given_the_same_targets() {
 #[test]
 fn pitfall_92_the_balloon_reaches_its_targets() {
     for column in Column::ALL {
-        let report = run(&small(column, Profile::Paper));
+        let report = run(column, &small(Profile::Paper));
         assert_eq!(
             report.balloon_max_mib.to_string(),
             "32.0",
@@ -128,7 +126,7 @@ fn pitfall_92_the_balloon_reaches_its_targets() {
 
 #[test]
 fn steered_leaves_no_hybrid_block_and_sends_few_messages() {
-    let report = run(&small(Column::Steered, Profile::Paper));
+    let report = run(Column::Steered, &small(Profile::Paper));
     assert!(report.passes.iter().all(|pass| pass.hybrid_blocks == 0));
     assert!(report.balloon_frames_moved > 0);
     assert!(
@@ -136,7 +134,7 @@ fn steered_leaves_no_hybrid_block_and_sends_few_messages() {
         "{}",
         report.messages_per_frame_moved
     );
-    let movable = run(&small(Column::Movable, Profile::Paper));
+    let movable = run(Column::Movable, &small(Profile::Paper));
     assert_eq!(movable.messages_per_frame_moved.to_string(), "2.0000");
 }
 
@@ -146,10 +144,11 @@ fn every_frame_of_the_balloon_is_moved_under_load() {
         // The climb gives the full balloon two and a half seconds.
         let params = Params {
             time_scale: 1000,
-            ..small(column, Profile::Quick)
+            ..small(Profile::Quick)
         };
-        let still = run(&params);
-        let report = run_column_moving(&params, 3, &mut ()).expect("books balance");
+        let still = run(column, &params);
+        let moving = run_column_moving(column, &params, 3, &mut ()).expect("books balance");
+        let report = moving.report;
         assert_eq!((still.balloon_rounds, report.balloon_rounds), (0, 3));
         assert_eq!((report.content_errors, report.device_errors), (0, 0));
         let moved = report.balloon_frames_moved;
@@ -164,15 +163,15 @@ fn every_frame_of_the_balloon_is_moved_under_load() {
         );
         assert_eq!(still.targets_hash, report.targets_hash);
     }
-    let pinned = small(Column::Pinned, Profile::Paper);
-    let report = run_column_moving(&pinned, 3, &mut ()).expect("books balance");
+    let pinned = run_column_moving(Column::Pinned, &small(Profile::Paper), 3, &mut ());
+    let report = pinned.expect("books balance").report;
     assert_eq!((report.balloon_rounds, report.balloon_frames_moved), (0, 0));
 }
 
 #[test]
 fn residency_falls_by_what_the_balloon_holds() {
-    let report = run(&small(Column::Movable, Profile::Paper));
-    let residency = report.host.expect("a hosted machine measures").residency;
+    let run = run_column(Column::Movable, &small(Profile::Paper), &mut ());
+    let residency = run.expect("books balance").host.residency;
     let (empty, full) = (
         residency.empty_balloon_mib.value(),
         residency.full_balloon_mib.value(),
@@ -192,9 +191,10 @@ fn threads_run_the_same_load_in_real_time() {
         let params = Params {
             threads: 2,
             time_scale: 40,
-            ..small(column, Profile::Paper)
+            ..small(Profile::Paper)
         };
-        let report = run_column_moving(&params, 2, &mut ()).expect("books balance");
+        let moving = run_column_moving(column, &params, 2, &mut ()).expect("books balance");
+        let report = moving.report;
         assert_eq!((report.content_errors, report.device_errors), (0, 0));
         assert!(report.balloon_max_mib.value() > 0.0);
         assert!(report.load.jobs_finished > 0);
@@ -210,22 +210,22 @@ fn a_host_that_answers_late_causes_no_errors() {
             threads,
             time_scale: 40,
             schedule: Schedule::Held,
-            host_answer: 3_000_000,
-            ..small(Column::Steered, Profile::Paper)
+            host_answer_ms: 3,
+            ..small(Profile::Paper)
         };
-        let report = run(&params);
+        let report = run(Column::Steered, &params);
         assert_eq!((report.content_errors, report.device_errors), (0, 0));
         assert_eq!(report.stalls.min_failed, 0);
         assert!(report.balloon_max_mib.value() > 0.0);
         // Two messages, one after the other.
         let longest = report.stalls.huge.max_ns;
-        assert!(longest > 2 * params.host_answer, "{threads}: {longest}");
+        assert!(longest > 2 * params.host_answer(), "{threads}: {longest}");
     }
 }
 
 #[test]
 fn bad_parameters_are_refused() {
-    let good = small(Column::Steered, Profile::Paper);
+    let good = small(Profile::Paper);
     for params in [
         Params {
             memory: 0,
@@ -241,7 +241,7 @@ fn bad_parameters_are_refused() {
         },
     ] {
         assert!(matches!(
-            run_column(&params, &mut ()),
+            run_column(Column::Steered, &params, &mut ()),
             Err(RunError::Params(_))
         ));
     }

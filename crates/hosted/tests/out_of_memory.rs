@@ -148,9 +148,10 @@ fn tight(deflate_on_oom: bool) -> ColumnReport {
         time_scale: 200,
         schedule: Schedule::Held,
         deflate_on_oom,
-        ..Params::new(Column::Steered, Profile::Paper)
+        ..Params::new(Profile::Paper)
     };
-    run_column(&params, &mut ()).expect("books balance")
+    let run = run_column(Column::Steered, &params, &mut ());
+    run.expect("books balance").report
 }
 
 #[test]

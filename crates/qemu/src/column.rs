@@ -3,20 +3,20 @@
 use std::time::{Duration, Instant};
 
 use dirigible_workload::{
-    params::Params,
-    protocol::{Job, Message},
-    report::{ColumnHost, ColumnReport, Observer, Progress, Residency},
+    params::{Column, Params},
+    protocol::{GuestTask, Message},
+    report::{AttemptHost, ColumnHost, ColumnReport, ColumnRun, Observer, Progress, Residency},
     timeline::{TargetsHash, Timeline},
 };
 
 use crate::{
     command_line::Shape,
+    diagnosis::out_of_turn,
     error::{Cause, RunError},
     host_facts,
     options::QemuMachine,
     residency::{self, Full, Look, mib},
     vm::Vm,
-    words::out_of_turn,
 };
 
 /// A guest under load may say that its balloon is full just when it is to change, and the books are read one after the other.
@@ -24,7 +24,7 @@ const TOO_YOUNG: Duration = Duration::from_millis(200);
 /// Time between two looks whether the books agree.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Runs one column and reports. When the balloon is full for the first time, each of its frames is moved `moves` times.
+/// Runs `column` of the run `params` and reports. When the balloon is full for the first time, each of its frames is moved `moves` times.
 ///
 /// `params.threads` is the number of the guest's CPUs. The run takes as long as its timeline says, in real time.
 ///
@@ -32,11 +32,12 @@ const LOOK: Duration = Duration::from_millis(10);
 ///
 /// Bad parameters, a guest that fails, hangs or dies, a balloon about which guest, QEMU and host do not agree.
 pub fn run_column(
+    column: Column,
     params: &Params,
     machine: &QemuMachine,
     moves: u64,
     observer: &mut dyn Observer,
-) -> Result<ColumnReport, RunError> {
+) -> Result<ColumnRun, RunError> {
     params
         .check()
         .map_err(|error| RunError::before_start(error.into()))?;
@@ -47,7 +48,8 @@ pub fn run_column(
         control: true,
         disk: false,
     };
-    let job = Job::Column {
+    let task = GuestTask::Column {
+        column,
         params: params.clone(),
         moves,
     };
@@ -56,17 +58,18 @@ pub fn run_column(
         now_ms: 0,
         end_ms: Timeline::new(params).end() / 1_000_000,
     });
-    let mut vm = Vm::start(machine, shape, &job, params.column.name())?;
-    let result = column(&mut vm, params, machine, observer);
+    let mut vm = Vm::start(machine, shape, &task, column.name())?;
+    let result = follow(&mut vm, column, params, machine, observer);
     vm.conclude(result)
 }
 
-fn column(
+fn follow(
     vm: &mut Vm<'_>,
+    column: Column,
     params: &Params,
     machine: &QemuMachine,
     observer: &mut dyn Observer,
-) -> Result<ColumnReport, Cause> {
+) -> Result<ColumnRun, Cause> {
     vm.hello()?;
     let start = wait_for_start(vm)?;
     let mut run = Run {
@@ -75,15 +78,15 @@ fn column(
         next: 0,
         hash: TargetsHash::default(),
         empty: vm.resident()?,
-        spare: residency::spare(params),
+        spare: residency::spare(column, params),
         has_been_full: false,
         may_shrink: params.deflate_on_oom,
         doubt: None,
         residency: None,
     };
-    let mut report = run.follow(vm, observer)?;
-    if report.name != params.column.name() {
-        let (name, asked) = (&report.name, params.column.name());
+    let (mut report, attempts) = run.follow(vm, observer)?;
+    if report.name != column.name() {
+        let (name, asked) = (&report.name, column.name());
         let what = format!("is of column {name:?}, not of {asked}");
         return Err(Cause::Report { what });
     }
@@ -93,10 +96,8 @@ fn column(
     }
     let (user_ms, system_ms) = vm.finish()?;
     report.targets_hash = run.hash.text();
-    let attempts = report.host.take().map(|host| host.attempts);
-    report.host = Some(ColumnHost {
+    let host = ColumnHost {
         name: report.name.clone(),
-        facts: Some(host_facts::gather(machine)),
         wall_ms: vm.started().elapsed().as_millis() as u64,
         user_ms,
         system_ms,
@@ -104,10 +105,15 @@ fn column(
             empty_balloon_mib: mib(run.empty),
             ..Residency::default()
         }),
-        attempts: attempts.unwrap_or_default(),
-        ..ColumnHost::default()
-    });
-    Ok(report)
+        // QEMU does not count its calls.
+        discard_calls: 0,
+        attempts,
+    };
+    Ok(ColumnRun {
+        report,
+        host,
+        facts: host_facts::gather(machine),
+    })
 }
 
 /// Waits until the guest's clock stands at 0.
@@ -121,6 +127,21 @@ fn wait_for_start(vm: &mut Vm<'_>) -> Result<Instant, Cause> {
             Some((_, other)) => return Err(out_of_turn(&other, "start")),
             None => return Err(Cause::NotReady { limit }),
         }
+    }
+}
+
+/// Looks at the books of QEMU and of the host; `None` when QEMU has ended. Then the guest's last messages tell what became
+/// of the run: they are still to be read.
+fn look(vm: &mut Vm<'_>) -> Result<Option<Look>, Cause> {
+    let frames = vm.balloon();
+    let look = frames.and_then(|frames| {
+        let resident = vm.resident()?;
+        Ok(Look { frames, resident })
+    });
+    match look {
+        Ok(look) => Ok(Some(look)),
+        Err(_) if vm.has_ended() => Ok(None),
+        Err(cause) => Err(cause),
     }
 }
 
@@ -169,7 +190,7 @@ impl Run {
         &mut self,
         vm: &mut Vm<'_>,
         observer: &mut dyn Observer,
-    ) -> Result<ColumnReport, Cause> {
+    ) -> Result<(ColumnReport, Vec<AttemptHost>), Cause> {
         let limits = vm.limits();
         let longest = Duration::from_nanos(self.timeline.end()) + limits.slack;
         let late = self.start + longest;
@@ -184,9 +205,9 @@ impl Run {
                 .flatten()
                 .fold(hangs, Instant::min);
             match vm.next(until)? {
-                Some((_, Message::Column(report))) => {
+                Some((_, Message::Column { report, attempts })) => {
                     self.no_doubt()?;
-                    return Ok(*report);
+                    return Ok((*report, attempts));
                 }
                 Some((_, Message::BalloonFull { frames })) if !self.has_been_full => {
                     self.has_been_full = true;
@@ -201,7 +222,7 @@ impl Run {
                         since,
                         until: since + limits.agree,
                         actual: frames,
-                        what: String::new(),
+                        what: "QEMU ended before its books were read".into(),
                     });
                 }
                 // The first that could be judged was.
@@ -254,9 +275,8 @@ impl Run {
         let Some(doubt) = &mut self.doubt else {
             return Ok(());
         };
-        let look = Look {
-            frames: vm.balloon()?,
-            resident: vm.resident()?,
+        let Some(look) = look(vm)? else {
+            return Ok(());
         };
         match doubt.full.judge(look) {
             Ok(found) => {

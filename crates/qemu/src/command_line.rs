@@ -19,7 +19,7 @@ pub(crate) const DISK_BYTES: u64 = 16 << 20;
 /// RAM comes in whole MiB.
 const MIB: u64 = 1 << 20;
 
-/// What a job needs of its machine.
+/// What a task needs of its machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Memory of the experiment in bytes; the apparatus comes on top.
@@ -41,11 +41,11 @@ impl Shape {
     }
 }
 
-/// The arguments for a machine of `shape` that does `job`, its files in `folder`.
+/// The arguments for a machine of `shape` that does `task`, its files in `folder`.
 pub(crate) fn arguments(
     machine: &QemuMachine,
     shape: &Shape,
-    job: &str,
+    task: &str,
     folder: &Path,
 ) -> Vec<OsString> {
     let ram = shape.ram() / MIB;
@@ -107,7 +107,7 @@ pub(crate) fn arguments(
         arguments.push(with_path("unix:", &socket, ",server=on,wait=off"));
     }
     arguments.extend(["-kernel".into(), machine.guest.clone().into_os_string()]);
-    arguments.extend(["-append".into(), job.into()]);
+    arguments.extend(["-append".into(), task.into()]);
     arguments
 }
 

@@ -123,7 +123,7 @@ pub enum Cause {
         /// What it said after that.
         lines: Vec<String>,
     },
-    /// The guest says that its job cannot be done.
+    /// The guest says that its task cannot be done.
     #[error("the guest failed: {why}")]
     Failed {
         /// Why.

@@ -127,7 +127,7 @@ pub(crate) fn qemu(program: &Path, patience: Duration) -> Result<(PathBuf, Versi
     Ok((found, version))
 }
 
-/// Where `program` is, as an absolute path: a job's process may have another working directory one day.
+/// Where `program` is, as an absolute path: a child process may have another working directory one day.
 fn on_path(program: &Path) -> Option<PathBuf> {
     let absolute = |path: &Path| std::path::absolute(path).ok().filter(|path| path.is_file());
     if program.components().count() > 1 || program.is_absolute() {

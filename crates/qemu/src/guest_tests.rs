@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use dirigible_workload::protocol::{Job, Message, TESTS_BALLOON};
+use dirigible_workload::protocol::{GuestTask, Message, TESTS_BALLOON};
 
 use crate::{
     DEFAULT_CPUS,
     command_line::Shape,
+    diagnosis::out_of_turn,
     error::{Cause, RunError},
     options::QemuMachine,
     vm::Vm,
-    words::out_of_turn,
 };
 
 /// Memory of this guest in bytes: enough to have some above 4 GiB, behind the hole in which devices have their registers.
@@ -55,8 +55,8 @@ pub fn guest_tests(
         control: true,
         disk: true,
     };
-    let job = Job::Tests { only: only.into() };
-    let result = Vm::start(machine, shape, &job, "tests").and_then(|mut vm| {
+    let task = GuestTask::Tests { only: only.into() };
+    let result = Vm::start(machine, shape, &task, "tests").and_then(|mut vm| {
         let result = match follow(&mut vm, &mut counts, hear) {
             // What the guest says at the end of failures is not one more.
             Ok(()) | Err(Cause::EndedBadly | Cause::Failed { .. }) if counts.failed > 0 => {

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use dirigible_workload::protocol::Job;
+use dirigible_workload::protocol::GuestTask;
 
 use crate::{command_line::Shape, error::RunError, options::QemuMachine, vm::Vm};
 
@@ -33,7 +33,7 @@ pub fn hello(machine: &QemuMachine) -> Result<Hello, RunError> {
         control: false,
         disk: false,
     };
-    let mut vm = Vm::start(machine, shape, &Job::Hello, "hello")?;
+    let mut vm = Vm::start(machine, shape, &GuestTask::Hello, "hello")?;
     let started = vm.started();
     let result = vm.hello().and_then(|first| {
         vm.finish()?;

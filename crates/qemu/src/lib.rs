@@ -1,11 +1,11 @@
 //! The machine QEMU: the guest kernel in a virtual machine, its balloon driven from outside, and what the host sees of it.
 //!
-//! A guest is told its job on the kernel's command line and answers on its serial port, one message a line
+//! A guest gets its task on the kernel's command line and answers on its serial port, one message a line
 //! ([`dirigible_workload::protocol`]). The balloon's target is set over QMP, QEMU's control socket, in real time. What the
 //! balloon gives back is counted where it counts: in the memory of the QEMU process.
 //!
 //! [`QemuOptions::resolve`] finds QEMU and the guest kernel before anything starts; the [`QemuMachine`] that it gives runs
-//! jobs: one [column](run_column) of the experiment, the balloon's [speed](balloon_speed), the guest's own
+//! tasks: one [column](run_column) of the experiment, the balloon's [speed](balloon_speed), the guest's own
 //! [tests](guest_tests()), and a boot that only says [hello](hello()).
 //!
 //! No QEMU is left behind: it is ended when its guard is dropped, and the kernel ends it when this process dies, however
@@ -17,6 +17,7 @@ compile_error!("QEMU is watched through /proc and ended by parent-death signals:
 
 mod column;
 mod command_line;
+mod diagnosis;
 mod error;
 mod find;
 mod guest_tests;
@@ -34,7 +35,6 @@ mod serial;
 mod speed;
 mod tether;
 mod vm;
-mod words;
 
 pub use column::run_column;
 pub use error::{Cause, RunError};
@@ -42,7 +42,7 @@ pub use find::{FindError, OLDEST_QEMU, Version};
 pub use guest_tests::{EndedTest, TestTotals, guest_tests};
 pub use hello::{Hello, hello};
 pub use options::{Accel, MachineType, QemuMachine, QemuOptions};
-pub use speed::{FreshRound, SpeedJob, SpeedReport, SpeedRound, balloon_speed};
+pub use speed::{FreshRound, SpeedParams, SpeedReport, SpeedRound, balloon_speed};
 
 /// CPUs of a guest when nothing else is said.
 pub const DEFAULT_CPUS: u64 = 2;

@@ -36,7 +36,7 @@ impl Log {
     }
 
     /// Copies the log to a lasting place and says where: beside what cargo built if `kernel` lies there, else among
-    /// the host's temporary files. `name` is the job's. `None` if there is nothing to keep, or no place.
+    /// the host's temporary files. `name` is the task's. `None` if there is nothing to keep, or no place.
     pub(crate) fn keep(&mut self, kernel: &Path, name: &str) -> Option<PathBuf> {
         if self.length == 0 {
             return None;

@@ -20,6 +20,9 @@ pub enum Accel {
 }
 
 impl Accel {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Tcg, Self::Kvm];
+
     /// The name on QEMU's command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -40,6 +43,9 @@ pub enum MachineType {
 }
 
 impl MachineType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Q35, Self::Microvm];
+
     /// The name on QEMU's command line.
     pub const fn name(self) -> &'static str {
         match self {

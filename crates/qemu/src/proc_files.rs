@@ -57,11 +57,13 @@ fn of_mapping(smaps: &str, size: u64) -> Option<u64> {
 
 fn whole_process(pid: u32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-    let pages = text.split_whitespace().nth(1);
-    let pages = pages.and_then(|pages| pages.parse::<u64>().ok());
-    pages
-        .map(|pages| pages * rustix::param::page_size() as u64)
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    let mut pages = text.split_whitespace().map(str::parse::<u64>);
+    match (pages.next(), pages.next()) {
+        // A process that has ended and was not waited for yet has no address space: its figures are all 0.
+        (Some(Ok(0)), _) => Err(io::ErrorKind::NotFound.into()),
+        (_, Some(Ok(resident))) => Ok(resident * rustix::param::page_size() as u64),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 #[cfg(test)]
@@ -84,6 +86,19 @@ Rss:                   0 kB
         assert_eq!(of_mapping(SMAPS, 1087 << 20), None);
         assert_eq!(of_mapping(&SMAPS.repeat(2), 1088 << 20), None);
         assert_eq!(of_mapping("Size: x kB\nRss: kB\n", 0), None);
+    }
+
+    /// Nothing of it is resident, but that is not because its memory was given back.
+    #[test]
+    fn a_process_that_has_ended_has_no_figure() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        let error = resident(child.id(), 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        child.wait().unwrap();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK};
 use dirigible_workload::{
-    params::Params,
+    params::{Column, Params},
     report::{Residency, Tenths},
     tuning::{self, ColumnPolicy},
 };
@@ -55,11 +55,12 @@ pub(crate) fn mib(bytes: u64) -> Tenths {
 }
 
 /// Memory that a guest keeps free, in bytes: its upper watermark and its reserve. Without the filler, all that there is.
-pub(crate) fn spare(params: &Params) -> u64 {
+pub(crate) fn spare(column: Column, params: &Params) -> u64 {
     if !params.filler {
         return params.memory;
     }
-    let reserve = u64::from(ColumnPolicy::new(params).reserve_high) * FRAMES_PER_BLOCK as u64;
+    let reserve =
+        u64::from(ColumnPolicy::new(column, params).reserve_high) * FRAMES_PER_BLOCK as u64;
     (tuning::watermarks(params).high + reserve) * FRAME_SIZE as u64
 }
 
@@ -108,7 +109,7 @@ impl Full {
 
 #[cfg(test)]
 mod tests {
-    use dirigible_workload::params::{Column, Profile};
+    use dirigible_workload::params::Profile;
 
     use super::*;
 
@@ -136,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_guest_keeps_its_watermark_and_its_reserve_free() {
-        let of = |column| spare(&Params::new(column, Profile::Quick));
+        let of = |column| spare(column, &Params::new(Profile::Quick));
         assert_eq!(of(Column::Movable), 12 * MIB);
         assert_eq!(of(Column::Steered), 28 * MIB);
     }

@@ -3,17 +3,17 @@
 use std::time::{Duration, Instant};
 
 use dirigible_frames::FRAME_SIZE;
-use dirigible_workload::protocol::{Job, Message, ask};
+use dirigible_workload::protocol::{GuestTask, Message, ask};
 use serde::Serialize;
 
 use crate::{
     command_line::Shape,
+    diagnosis::out_of_turn,
     error::{Cause, RunError},
     host_facts,
     options::QemuMachine,
     residency::{Allowed, mib},
     vm::Vm,
-    words::out_of_turn,
 };
 
 /// Time between two looks at the balloon's size. Each takes QEMU's main loop, which serves the balloon: more would slow down what is
@@ -23,7 +23,7 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SpeedJob {
+pub struct SpeedParams {
     /// Memory of the guest in bytes.
     pub memory: u64,
     /// What the balloon takes, in bytes.
@@ -100,31 +100,33 @@ pub struct SpeedRound {
 /// A guest that fails, hangs or dies, or a balloon that is not what it says.
 pub fn balloon_speed(
     machine: &QemuMachine,
-    job: &SpeedJob,
+    params: &SpeedParams,
     hear: &mut dyn FnMut(&SpeedRound),
 ) -> Result<SpeedReport, RunError> {
     let shape = Shape {
-        memory: job.memory,
-        cpus: job.cpus,
+        memory: params.memory,
+        cpus: params.cpus,
         touched: false,
         control: true,
         disk: false,
     };
-    let task = Job::Balloon { batch: job.batch };
+    let task = GuestTask::Balloon {
+        batch: params.batch,
+    };
     let mut vm = Vm::start(machine, shape, &task, "balloon")?;
-    let result = measure(&mut vm, machine, job, hear);
+    let result = measure(&mut vm, machine, params, hear);
     vm.conclude(result)
 }
 
 fn measure(
     vm: &mut Vm<'_>,
     machine: &QemuMachine,
-    job: &SpeedJob,
+    params: &SpeedParams,
     hear: &mut dyn FnMut(&SpeedRound),
 ) -> Result<SpeedReport, Cause> {
     vm.hello()?;
     let (cpus, managed) = wait_until_ready(vm)?;
-    let frames = job.balloon / FRAME_SIZE as u64;
+    let frames = params.balloon / FRAME_SIZE as u64;
     if frames >= managed {
         let what = format!("of {frames} frames does not fit: the guest has {managed}");
         return Err(Cause::Balloon { what });
@@ -139,21 +141,21 @@ fn measure(
             deflate_mib_per_s: pace(frames, deflate),
         })
     };
-    let fresh_rounds: Result<Vec<_>, _> = (0..job.rounds).map(|_| fresh(vm)).collect();
+    let fresh_rounds: Result<Vec<_>, _> = (0..params.rounds).map(|_| fresh(vm)).collect();
     let fresh_rounds = fresh_rounds?;
     touch(vm, ask::WRITE)?;
     let resident = vm.resident()?;
     let mut report = SpeedReport {
         host: host_facts::gather(machine).kernel,
         cpus,
-        memory_bytes: job.memory,
-        balloon_bytes: job.balloon,
-        batch: job.batch,
+        memory_bytes: params.memory,
+        balloon_bytes: params.balloon,
+        batch: params.batch,
         fresh_rounds,
         resident_mib: mib(resident).value(),
         rounds: Vec::new(),
     };
-    for _ in 0..job.rounds {
+    for _ in 0..params.rounds {
         let round = round(vm, frames, resident)?;
         hear(&round);
         report.rounds.push(round);

@@ -9,10 +9,11 @@ use std::{
 };
 
 use dirigible_frames::FRAME_SIZE;
-use dirigible_workload::protocol::{EXIT_WELL, Job, Message, exit_status};
+use dirigible_workload::protocol::{EXIT_WELL, GuestTask, Message, exit_status};
 
 use crate::{
     command_line::{self, DISK, DISK_BYTES, SOCKET, Shape},
+    diagnosis::{kind, lines_of_panic, of_status, out_of_turn},
     error::{Cause, RunError},
     limits::Limits,
     log::Log,
@@ -22,7 +23,6 @@ use crate::{
     process::Process,
     qmp::{Qmp, QmpError},
     serial::{Heard, Serial},
-    words::{kind, lines_of_panic, of_status, out_of_turn},
 };
 
 /// How long a guest that has panicked, and QEMU at its end, are listened to.
@@ -36,7 +36,7 @@ const KVM_ERROR: &str = "KVM internal error";
 #[derive(Debug)]
 pub(crate) struct Vm<'m> {
     machine: &'m QemuMachine,
-    /// The job's name, for the log's.
+    /// What the task is called, for the log's name.
     name: &'m str,
     shape: Shape,
     started: Instant,
@@ -52,14 +52,14 @@ pub(crate) struct Vm<'m> {
 }
 
 impl<'m> Vm<'m> {
-    /// Starts a machine of `shape` that does `job`.
+    /// Starts a machine of `shape` that does `task`.
     pub(crate) fn start(
         machine: &'m QemuMachine,
         shape: Shape,
-        job: &Job,
+        task: &GuestTask,
         name: &'m str,
     ) -> Result<Self, RunError> {
-        let mut vm = Self::spawn(machine, shape, job, name).map_err(RunError::before_start)?;
+        let mut vm = Self::spawn(machine, shape, task, name).map_err(RunError::before_start)?;
         if shape.control
             && let Err(error) = vm.connect()
         {
@@ -75,7 +75,7 @@ impl<'m> Vm<'m> {
     fn spawn(
         machine: &'m QemuMachine,
         shape: Shape,
-        job: &Job,
+        task: &GuestTask,
         name: &'m str,
     ) -> Result<Self, Cause> {
         let host = |what| move |error| Cause::Host { what, error };
@@ -87,8 +87,8 @@ impl<'m> Vm<'m> {
                 .and_then(|file| file.set_len(DISK_BYTES))
                 .map_err(host("no file for the guest's disk"))?;
         }
-        let job = serde_json::to_string(job).map_err(|error| Cause::Host {
-            what: "the job cannot be written down",
+        let task = serde_json::to_string(task).map_err(|error| Cause::Host {
+            what: "the task cannot be written as JSON",
             error: error.into(),
         })?;
         let mut command = Command::new(&machine.program);
@@ -96,7 +96,7 @@ impl<'m> Vm<'m> {
             .args(command_line::arguments(
                 machine,
                 &shape,
-                &job,
+                &task,
                 folder.path(),
             ))
             .stdin(Stdio::piped());

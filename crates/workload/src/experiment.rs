@@ -21,7 +21,7 @@ use crate::{
     kcompactd::Kcompactd,
     load,
     mover::{Mover, MoverParts},
-    params::Params,
+    params::{Column, Params},
     report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
     system::System,
     timeline::{TargetsHash, Timeline, mem_total_frames},
@@ -47,6 +47,7 @@ const fn class(number: u8) -> OwnerId {
 
 /// A column under way.
 pub struct Experiment<'e, 'a, 'm, P: PageTables> {
+    column: Column,
     params: &'e Params,
     system: &'e System<'a, P>,
     mobility: &'e Mobility<'m, P>,
@@ -57,13 +58,15 @@ pub struct Experiment<'e, 'a, 'm, P: PageTables> {
 }
 
 impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
-    /// The experiment of `params` on `system`, whose frames `mobility` moves.
+    /// The `column` of the run `params` on `system`, whose frames `mobility` moves.
     pub fn new(
+        column: Column,
         params: &'e Params,
         system: &'e System<'a, P>,
         mobility: &'e Mobility<'m, P>,
     ) -> Self {
         Self {
+            column,
             params,
             system,
             mobility,
@@ -122,7 +125,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// Moves every frame of the full balloon `moves` times; `None` where there is nothing to move.
     pub fn mover(&self, moves: u64) -> Option<Mover<'_, 'm, P>> {
         let full = self.params.balloon_frames();
-        let movable = ColumnPolicy::new(self.params).balloon_movable;
+        let movable = ColumnPolicy::new(self.column, self.params).balloon_movable;
         if moves == 0 || full == 0 || !movable {
             return None;
         }
@@ -188,7 +191,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         // All engines have ended: Relaxed.
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ColumnReport {
-            name: self.params.column.name().into(),
+            name: self.column.name().into(),
             policy: policy.report(),
             mem_total_mib: Tenths::mib_of_frames(mem_total_frames(self.params)),
             elapsed_ms: parts.platform.now() / time::MILLISECOND,
@@ -220,7 +223,6 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
                 filler_taken: parts.filler.taken(),
                 filler_given: parts.filler.given(),
             },
-            host: None,
         }
     }
 

@@ -26,14 +26,14 @@
 //! see the same requests at the same times, and where they hold less it is because they waited, which the report says.
 //!
 //! ```
-//! use dirigible_workload::params::{Column, Params, Profile};
+//! use dirigible_workload::params::{Params, Profile};
 //! use dirigible_workload::twin::run_twin;
 //!
 //! let params = Params {
 //!     memory: 128 << 20,
 //!     balloon: 32 << 20,
 //!     step: 8 << 20,
-//!     ..Params::new(Column::Steered, Profile::Paper)
+//!     ..Params::new(Profile::Paper)
 //! };
 //! let twin = run_twin(&params);
 //! assert_eq!(twin.passes.len(), 3);

@@ -4,67 +4,89 @@ use dirigible_frames::FRAME_SIZE;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use dirigible::schedule::time::SECOND;
+use dirigible::schedule::time::{MILLISECOND, SECOND};
 
-/// One column of one run.
+/// One run of the experiment: the same for all of its columns and for the twin.
+///
+/// The command parses its flags into this, sends it to the guest as it is, and prints it in the report under `parameters`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Params {
-    /// The policies.
-    pub column: Column,
-    /// Guest memory in bytes.
-    pub memory: u64,
-    /// The balloon at its fullest, in bytes; 0 for none.
-    pub balloon: u64,
-    /// One step of the schedule, in bytes.
-    pub step: u64,
-    /// Time between two steps, in nanoseconds.
-    pub period: u64,
-    /// When the balloon moves.
-    pub schedule: Schedule,
     /// Length of the phases and kind of the tests.
     pub profile: Profile,
     /// Seed of the load and of the schedule's phase.
     pub seed: u64,
-    /// Threads of load; 0 is the deterministic mode.
-    pub threads: usize,
+    /// Guest memory in bytes.
+    #[serde(rename = "memory_bytes")]
+    pub memory: u64,
+    /// The balloon at its fullest, in bytes; 0 for none.
+    #[serde(rename = "balloon_bytes")]
+    pub balloon: u64,
+    /// One step of the schedule, in bytes.
+    #[serde(rename = "step_bytes")]
+    pub step: u64,
+    /// Time between two steps, in milliseconds.
+    pub period_ms: u64,
+    /// When the balloon moves.
+    pub schedule: Schedule,
     /// Where the balloon takes its frames in column `steered`.
-    pub placement: InflatePlacement,
+    pub inflate: InflatePlacement,
+    /// Threads of load; 0 is the deterministic mode. In a virtual machine, the guest's CPUs.
+    pub threads: usize,
     /// The load is multiplied by this many thousandths.
+    #[serde(with = "factor")]
     pub load_scale: u32,
     /// The watermarks are multiplied by this many thousandths.
+    #[serde(with = "factor")]
     pub watermark_scale: u32,
     /// Whether the filler keeps memory full.
     pub filler: bool,
     /// Warm-up, gaps, period and the time between two attempts are multiplied by this many thousandths; the load's pace is
     /// not. For tests: 1000 is the experiment.
+    #[serde(with = "factor")]
     pub time_scale: u32,
     /// Whether the balloon deflates before a request of the guest fails: not in the experiment, where the schedule's target
     /// is the balloon's size.
     pub deflate_on_oom: bool,
-    /// How long the balloon device takes for a request, in nanoseconds, where the machine is its own host.
-    pub host_answer: u64,
+    /// How long the balloon device takes for a request, in milliseconds, where the machine is its own host.
+    pub host_answer_ms: u64,
+}
+
+/// Thousandths, printed as the number that they are: 700 is `0.7`.
+mod factor {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        thousandths: &u32,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(f64::from(*thousandths) / 1000.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        // To the nearest; the cast saturates, and `check` refuses what is out of range.
+        f64::deserialize(deserializer).map(|factor| (factor * 1000.0 + 0.5) as u32)
+    }
 }
 
 impl Params {
-    /// The experiment's defaults for `column` under `profile`.
-    pub const fn new(column: Column, profile: Profile) -> Self {
+    /// The experiment's defaults under `profile`.
+    pub const fn new(profile: Profile) -> Self {
         Self {
-            column,
+            profile,
+            seed: 1,
             memory: 4 << 30,
             balloon: 1 << 30,
             step: 256 << 20,
-            period: profile.period(),
+            period_ms: profile.period_ms(),
             schedule: Schedule::Cycle,
-            profile,
-            seed: 1,
+            inflate: InflatePlacement::FillHoles,
             threads: 0,
-            placement: InflatePlacement::FillHoles,
             load_scale: 1000,
             watermark_scale: 1000,
             filler: true,
             time_scale: 1000,
             deflate_on_oom: false,
-            host_answer: 0,
+            host_answer_ms: 0,
         }
     }
 
@@ -81,6 +103,16 @@ impl Params {
     /// One step in frames.
     pub const fn step_frames(&self) -> u64 {
         self.step / FRAME_SIZE as u64
+    }
+
+    /// Time between two steps, in nanoseconds.
+    pub const fn period(&self) -> u64 {
+        self.period_ms.saturating_mul(MILLISECOND)
+    }
+
+    /// How long the balloon device takes for a request, in nanoseconds.
+    pub const fn host_answer(&self) -> u64 {
+        self.host_answer_ms.saturating_mul(MILLISECOND)
     }
 
     /// `duration` on this run's schedule.
@@ -122,12 +154,12 @@ impl Params {
                 balloon: self.balloon,
             });
         }
-        if self.period < SECOND / 1000 || self.period > MAX_SCHEDULE {
-            return Err(ParamsError::BadPeriod { ns: self.period });
+        if self.period_ms == 0 || self.period() > MAX_SCHEDULE {
+            return Err(ParamsError::BadPeriod { ms: self.period_ms });
         }
         if self.balloon > 0 && self.schedule == Schedule::Held {
             let moves = self.balloon.div_ceil(self.step) as u128 * 3;
-            if moves * self.period as u128 > MAX_SCHEDULE as u128 {
+            if moves * self.period() as u128 > MAX_SCHEDULE as u128 {
                 return Err(ParamsError::HeldTooLong);
             }
         }
@@ -136,9 +168,9 @@ impl Params {
                 threads: self.threads,
             });
         }
-        if self.host_answer > MAX_HOST_ANSWER {
+        if self.host_answer() > MAX_HOST_ANSWER {
             return Err(ParamsError::HostTooSlow {
-                ns: self.host_answer,
+                ms: self.host_answer_ms,
             });
         }
         for (name, scale) in [
@@ -209,10 +241,10 @@ pub enum ParamsError {
         balloon: u64,
     },
     /// A period out of range.
-    #[error("a period of {ns} ns is out of range: from 1 ms to a day")]
+    #[error("a period of {ms} ms is out of range: from 1 ms to a day")]
     BadPeriod {
-        /// The period.
-        ns: u64,
+        /// The period in milliseconds.
+        ms: u64,
     },
     /// Steps so small or a period so long that the balloon would need more than a day before pass 1.
     #[error(
@@ -226,10 +258,10 @@ pub enum ParamsError {
         threads: usize,
     },
     /// A host that hardly answers.
-    #[error("a host that takes {ns} ns for an answer is too slow: at most a second")]
+    #[error("a host that takes {ms} ms for an answer is too slow: at most a second")]
     HostTooSlow {
-        /// The time.
-        ns: u64,
+        /// The time in milliseconds.
+        ms: u64,
     },
     /// A factor out of range.
     #[error("the {name} of {thousandths} thousandths is out of range: from 1 to 100,000")]
@@ -241,93 +273,79 @@ pub enum ParamsError {
     },
 }
 
-/// The policies side by side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Column {
-    /// Balloon frames cannot be moved: before the series.
-    Pinned,
-    /// They can; nothing else differs from `Pinned`: the series.
-    Movable,
-    /// Everything on: what a user gets.
-    Steered,
+/// An enumeration whose values have one name each: on the command line, in the protocol and in the report.
+macro_rules! named {
+    (
+        $(#[$about:meta])*
+        pub enum $kind:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        pub enum $kind {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+        }
+
+        impl $kind {
+            /// All of them.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+
+            /// The name on the command line and in the report.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
 }
 
-impl Column {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Pinned, Self::Movable, Self::Steered];
-
-    /// The name in the report.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pinned => "pinned",
-            Self::Movable => "movable",
-            Self::Steered => "steered",
-        }
+named! {
+    /// The policies side by side.
+    pub enum Column {
+        /// Balloon frames cannot be moved.
+        Pinned = "pinned",
+        /// They can; nothing else differs from `Pinned`.
+        Movable = "movable",
+        /// Everything on: what a user gets.
+        Steered = "steered",
     }
 }
 
-/// When the balloon moves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Schedule {
-    /// Up and down for ever, the phase drawn from the seed; emptied before the rested pass.
-    Cycle,
-    /// Up, down, up before pass 1, then full to the end.
-    Held,
-}
-
-impl Schedule {
-    /// The name in the report.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cycle => "cycle",
-            Self::Held => "held",
-        }
+named! {
+    /// When the balloon moves.
+    pub enum Schedule {
+        /// Up and down for ever, the phase drawn from the seed; emptied before the rested pass.
+        Cycle = "cycle",
+        /// Up, down, up before pass 1, then full to the end.
+        Held = "held",
     }
 }
 
-/// Length of the phases and kind of the tests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Profile {
-    /// The series' times: an attempt each 125 ms toward 95 % of memory, three times.
-    Paper,
-    /// The compressed schedule of the Linux peer with its two tests.
-    Quick,
+named! {
+    /// Length of the phases and kind of the tests.
+    pub enum Profile {
+        /// The times of the 2012 patch series: an attempt each 125 ms toward 95 % of memory, three times.
+        Paper = "paper",
+        /// The compressed schedule of the Linux peer with its two tests.
+        Quick = "quick",
+    }
 }
 
 impl Profile {
-    /// The name in the report.
-    pub const fn name(self) -> &'static str {
+    /// Milliseconds between two steps of the balloon if nothing else is said. `quick` halves it before pass 1.
+    pub const fn period_ms(self) -> u64 {
         match self {
-            Self::Paper => "paper",
-            Self::Quick => "quick",
-        }
-    }
-
-    /// Time between two steps of the balloon if nothing else is said. `quick` halves it before pass 1.
-    pub const fn period(self) -> u64 {
-        match self {
-            Self::Paper => 60 * SECOND,
-            Self::Quick => 5 * SECOND,
+            Self::Paper => 60_000,
+            Self::Quick => 5_000,
         }
     }
 }
 
-/// Where the balloon takes its frames in column `steered`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum InflatePlacement {
-    /// From the blocks that are used or spoilt already.
-    FillHoles,
-    /// Whole free blocks first.
-    WholeBlocks,
-}
-
-impl InflatePlacement {
-    /// The name in the report.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::FillHoles => "fill-holes",
-            Self::WholeBlocks => "whole-blocks",
-        }
+named! {
+    /// Where the balloon takes its frames in column `steered`.
+    pub enum InflatePlacement {
+        /// From the blocks that are used or spoilt already.
+        FillHoles = "fill-holes",
+        /// Whole free blocks first.
+        WholeBlocks = "whole-blocks",
     }
 }
 
@@ -337,21 +355,40 @@ mod tests {
 
     #[test]
     fn the_experiment_is_sound() {
-        for column in Column::ALL {
-            for profile in [Profile::Paper, Profile::Quick] {
-                assert_eq!(Params::new(column, profile).check(), Ok(()));
-            }
+        for profile in Profile::ALL {
+            assert_eq!(Params::new(profile).check(), Ok(()));
         }
         let none = Params {
             balloon: 0,
-            ..Params::new(Column::Pinned, Profile::Paper)
+            ..Params::new(Profile::Paper)
         };
         assert_eq!(none.check(), Ok(()));
     }
 
     #[test]
+    fn parameters_survive_the_way_through_json() {
+        for thousandths in [1, 3, 333, 700, 1000, 1125, 99_999, 100_000] {
+            let params = Params {
+                seed: u64::MAX,
+                load_scale: thousandths,
+                watermark_scale: 100_001 - thousandths,
+                time_scale: thousandths,
+                schedule: Schedule::Held,
+                inflate: InflatePlacement::WholeBlocks,
+                ..Params::new(Profile::Quick)
+            };
+            let text = serde_json::to_string(&params).unwrap();
+            assert_eq!(serde_json::from_str::<Params>(&text).unwrap(), params);
+        }
+        let value = serde_json::to_value(Params::new(Profile::Quick)).unwrap();
+        assert_eq!(value["profile"], Profile::Quick.name());
+        assert_eq!(value["inflate"], InflatePlacement::FillHoles.name());
+        assert_eq!(value["load_scale"], 1.0);
+    }
+
+    #[test]
     fn bad_parameters_are_named() {
-        let good = Params::new(Column::Steered, Profile::Paper);
+        let good = Params::new(Profile::Paper);
         let bad: [(Params, &str); 12] = [
             (
                 Params {
@@ -412,7 +449,7 @@ mod tests {
             ),
             (
                 Params {
-                    period: 0,
+                    period_ms: 0,
                     ..good.clone()
                 },
                 "period",
@@ -426,7 +463,7 @@ mod tests {
             ),
             (
                 Params {
-                    host_answer: 2 * SECOND,
+                    host_answer_ms: 2000,
                     ..good.clone()
                 },
                 "too slow",

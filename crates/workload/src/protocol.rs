@@ -1,23 +1,26 @@
 //! What the command and a guest kernel in a virtual machine say to each other.
 //!
-//! The command gives the guest one [`Job`], as JSON on the kernel's command line. The guest answers on its serial port, one
+//! The command gives the guest one [`GuestTask`], as JSON on the kernel's command line. The guest answers on its serial port, one
 //! [`Message`] a line: a `@` and the message as JSON (after whatever firmware has left on the line). Other lines are for people (a
-//! panic's registers, a word of the firmware) and only logged. While a job asks for it, the command sends single bytes ([`ask`]) the other way.
+//! panic's registers, a word of the firmware) and only logged. While a task asks for it, the command sends single bytes ([`ask`]) the other way.
 //!
 //! The balloon's targets do not come this way: the command sets them at the hypervisor, the guest reads them from its device.
 
-use alloc::{boxed::Box, string::String};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{params::Params, report::ColumnReport};
+use crate::{
+    params::{Column, Params},
+    report::{AttemptHost, ColumnReport},
+};
 
 /// Memory that the virtual machine has beside that of the experiment, in bytes: for the kernel's image, its heap and the
 /// books of the load. On the hosted machine they lie outside the guest's memory, too.
 pub const APPARATUS: u64 = 64 << 20;
 
-/// What the guest writes to the debug-exit port when its job is done and all was well …
+/// What the guest writes to the debug-exit port when its task is done and all was well …
 pub const EXIT_WELL: u32 = 0x10;
 /// … and when it was not. QEMU's exit status is twice the value, plus one.
 pub const EXIT_FAILED: u32 = 0x11;
@@ -33,13 +36,15 @@ pub const TESTS_BALLOON: u64 = (64 << 20) / dirigible_frames::FRAME_SIZE as u64;
 /// What a guest is to do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Job {
+pub enum GuestTask {
     /// Says hello and ends.
     Hello,
     /// One column of the experiment. The command drives the balloon by the [`Timeline`](crate::timeline::Timeline) of these
     /// parameters, from [`Message::Start`] on.
     Column {
-        /// What to run; `threads` is the number of CPUs that carry load, all of the guest's.
+        /// The policy.
+        column: Column,
+        /// The run; `threads` is the number of CPUs that carry load, all of the guest's.
         params: Params,
         /// When the balloon is full for the first time, each of its frames is moved this many times, under load.
         moves: u64,
@@ -56,7 +61,7 @@ pub enum Job {
     },
 }
 
-/// What the command sends to a guest whose job is [`Job::Balloon`].
+/// What the command sends to a guest whose task is [`GuestTask::Balloon`].
 pub mod ask {
     /// Write a pattern to all free memory; answered by [`Message::Touched`](super::Message::Touched).
     pub const WRITE: u8 = b'w';
@@ -100,8 +105,13 @@ pub enum Message {
         /// What it holds.
         frames: u64,
     },
-    /// A column is done. What the host measures is not in it yet, nor the targets' hash.
-    Column(Box<ColumnReport>),
+    /// A column is done.
+    Column {
+        /// The report, without the hash of the balloon's targets: the command set them.
+        report: Box<ColumnReport>,
+        /// Time of the attempts by the time stamp counter.
+        attempts: Vec<AttemptHost>,
+    },
     /// One of the guest's tests has ended.
     Test {
         /// Its name.
@@ -120,7 +130,7 @@ pub enum Message {
         /// Frames that held neither zeroes nor what was written.
         wrong: u64,
     },
-    /// The job cannot be done, or its result cannot be trusted.
+    /// The task cannot be done, or its result cannot be trusted.
     Failed {
         /// Why.
         why: String,
@@ -161,14 +171,17 @@ mod tests {
     use alloc::string::ToString;
 
     use super::*;
-    use crate::params::{Column, Profile};
+    use crate::params::Profile;
 
     #[test]
     fn messages_survive_the_line() {
         let messages = [
             Message::Start,
             Message::Hello { memory: 1 << 32 },
-            Message::Column(Box::default()),
+            Message::Column {
+                report: Box::default(),
+                attempts: Vec::new(),
+            },
             Message::Test {
                 name: "a".into(),
                 ms: 5,
@@ -194,13 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn jobs_survive_the_command_line() {
-        let job = Job::Column {
-            params: Params::new(Column::Steered, Profile::Quick),
+    fn tasks_survive_the_command_line() {
+        let task = GuestTask::Column {
+            column: Column::Steered,
+            params: Params::new(Profile::Quick),
             moves: 3,
         };
-        let text = serde_json::to_string(&job).unwrap();
+        let text = serde_json::to_string(&task).unwrap();
         assert!(!text.contains(char::is_whitespace), "{text}");
-        assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), job);
+        assert_eq!(serde_json::from_str::<GuestTask>(&text).unwrap(), task);
     }
 }

@@ -1,13 +1,14 @@
-//! What a run hands back: plain data, in the order in which the JSON report prints it (schema 1, `docs/json.md`).
+//! What a run hands back: plain data, in the order in which the JSON report prints it (schema 2, `docs/json.md`).
 //!
 //! Who fills what:
 //!
-//! - the engine of this crate fills a [`ColumnReport`] (all but `host`), with `attainable` and `percent_attainable` left 0;
+//! - the engine of this crate fills a [`ColumnReport`], with `attainable` and `percent_attainable` left 0;
 //! - the twin fills a [`TwinReport`]; the command joins the two with [`ColumnReport::set_attainable`];
-//! - the machine fills [`ColumnReport::host`], which the command moves to the one object `host` of the [`Report`]
-//!   (or drops with `--no-host`).
+//! - the machine adds what it measured on the host: a [`ColumnHost`] for the column, and the [`HostFacts`]. All three are a
+//!   [`ColumnRun`];
+//! - the command puts the runs of all columns together: a [`Report`].
 //!
-//! Everything outside `host` is a function of the parameters and the seed in deterministic mode. That is why fractions are
+//! Everything outside `host` is a function of the parameters in deterministic mode. That is why fractions are
 //! integers of a fixed number of places ([`Decimal`]) and why nothing here is a hash map: the same run prints the same
 //! bytes.
 
@@ -23,22 +24,20 @@ pub use host::{AttemptHost, ColumnHost, HostFacts, HostReport, Residency};
 pub use numbers::{Decimal, Spread, TenThousandths, Tenths, VmStat};
 pub use stalls::{StallFigures, StallReport};
 
+use crate::params::Params;
+
 /// The number of the schema, raised when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A run of one or more columns with one seed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// The machine that the run was made on: `hosted`.
+    /// The machine that the run was made on: `hosted` or `qemu`.
     pub machine: String,
-    /// `paper` or `quick`.
-    pub profile: String,
-    /// The seed.
-    pub seed: u64,
-    /// The other parameters.
-    pub parameters: Parameters,
+    /// The parameters.
+    pub parameters: Params,
     /// The columns, in the order in which they were asked for.
     pub columns: Vec<ColumnReport>,
     /// What was measured on the host; absent with `--no-host`.
@@ -46,36 +45,15 @@ pub struct Report {
     pub host: Option<HostReport>,
 }
 
-/// The parameters of a run, as the command understood them: the public fields of the crate's `Params` that are the same in
-/// all columns (the period in nanoseconds there, the scales in thousandths).
+/// What a machine hands back for one column.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Parameters {
-    /// Guest memory in bytes.
-    pub memory_bytes: u64,
-    /// The balloon at its fullest in bytes.
-    pub balloon_bytes: u64,
-    /// One step of the balloon's schedule in bytes.
-    pub step_bytes: u64,
-    /// Time between two steps in milliseconds.
-    pub period_ms: u64,
-    /// `cycle` or `held`.
-    pub schedule: String,
-    /// Where the balloon takes its frames in column `steered`: `fill-holes` or `whole-blocks`.
-    pub placement: String,
-    /// Threads of load; 0 is the deterministic mode.
-    pub threads: u64,
-    /// The load is multiplied by this.
-    pub load_scale: TenThousandths,
-    /// The watermarks are multiplied by this.
-    pub watermark_scale: TenThousandths,
-    /// Whether the filler keeps memory full.
-    pub filler: bool,
-    /// The lengths of the phases are multiplied by this.
-    pub time_scale: TenThousandths,
-    /// Whether the balloon deflates before a request of the guest fails.
-    pub deflate_on_oom: bool,
-    /// How long the hosted machine's balloon device takes for a request, in milliseconds.
-    pub host_answer_ms: u64,
+pub struct ColumnRun {
+    /// The guest's part.
+    pub report: ColumnReport,
+    /// The host's part.
+    pub host: ColumnHost,
+    /// The host itself.
+    pub facts: HostFacts,
 }
 
 /// One column: one policy under the load.
@@ -132,9 +110,6 @@ pub struct ColumnReport {
     pub stalls: StallReport,
     /// What the load did.
     pub load: LoadReport,
-    /// What the machine measured on the host. The command moves this into [`Report::host`].
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub host: Option<ColumnHost>,
 }
 
 impl ColumnReport {

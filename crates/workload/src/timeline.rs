@@ -150,7 +150,7 @@ impl Timeline {
         let scaled = |time| params.scaled_time(time);
         let swing = Swing::new(params);
         let mut rng = Rng::stream(params.seed, Source::Schedule);
-        let period = scaled(params.period);
+        let period = scaled(params.period());
         let offset = rng.below(period);
         let start = rng.below(swing.round());
 
@@ -209,7 +209,7 @@ impl Timeline {
         let scaled = |time| params.scaled_time(time);
         let swing = Swing::new(params);
         // Twice the pace before pass 1, as in the measurement of Linux: 2.5 s and 5 s.
-        let (climb, period) = (scaled(params.period) / 2, scaled(params.period));
+        let (climb, period) = (scaled(params.period()) / 2, scaled(params.period()));
         let first = scaled(QUICK_FILL);
         let mut targets = alloc::vec![(0, 0)];
         targets.extend((0..3 * swing.steps).map(|n| (first + n * climb, swing.level(n + 1))));
@@ -331,13 +331,12 @@ impl TargetsHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::Column;
     use dirigible::schedule::time::SECOND;
 
     fn paper(seed: u64) -> Params {
         Params {
             seed,
-            ..Params::new(Column::Movable, Profile::Paper)
+            ..Params::new(Profile::Paper)
         }
     }
 
@@ -386,20 +385,6 @@ mod tests {
                 .windows(2)
                 .all(|pair| pair[0].at < pair[1].at)
         );
-    }
-
-    #[test]
-    fn pitfall_90_the_schedule_is_one_for_all_columns() {
-        let of = |column, schedule| {
-            let params = Params {
-                schedule,
-                ..Params::new(column, Profile::Paper)
-            };
-            Timeline::new(&params)
-        };
-        for schedule in [Schedule::Cycle, Schedule::Held] {
-            assert_eq!(of(Column::Pinned, schedule), of(Column::Steered, schedule));
-        }
     }
 
     #[test]
@@ -454,7 +439,7 @@ mod tests {
 
     #[test]
     fn quick_has_two_tests_a_pass_and_no_drawn_phase() {
-        let params = Params::new(Column::Movable, Profile::Quick);
+        let params = Params::new(Profile::Quick);
         let timeline = Timeline::new(&params);
         let names: Vec<_> = passes(&timeline).iter().map(|pass| pass.name).collect();
         assert_eq!(
@@ -504,7 +489,7 @@ mod tests {
                 let params = Params {
                     balloon: 0,
                     schedule,
-                    ..Params::new(Column::Movable, profile)
+                    ..Params::new(profile)
                 };
                 let timeline = Timeline::new(&params);
                 assert!(timeline.targets.iter().all(|&(_, target)| target == 0));

@@ -276,8 +276,8 @@ pub struct ColumnPolicy {
 const STEERED_RESERVE: (u64, u64) = (4, 8);
 
 impl ColumnPolicy {
-    /// The policies of `params.column`.
-    pub fn new(params: &Params) -> Self {
+    /// The policies of `column` in the run `params`.
+    pub fn new(column: Column, params: &Params) -> Self {
         let off = Self {
             balloon_movable: true,
             fallback: Fallback::Steal,
@@ -289,7 +289,7 @@ impl ColumnPolicy {
             reserve_high: 0,
             deflate_on_oom: params.deflate_on_oom,
         };
-        match params.column {
+        match column {
             Column::Pinned => Self {
                 balloon_movable: false,
                 inflate: BalloonPlacement::Unmovable,
@@ -306,7 +306,7 @@ impl ColumnPolicy {
                     balloon_movable: true,
                     fallback: Fallback::Evacuate,
                     placement: Placement::FullestFirst,
-                    inflate: match params.placement {
+                    inflate: match params.inflate {
                         InflatePlacement::FillHoles => BalloonPlacement::FillHoles,
                         InflatePlacement::WholeBlocks => BalloonPlacement::WholeBlocks,
                     },
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn pinned_and_movable_differ_in_the_balloons_mobility_alone() {
-        let of = |column| ColumnPolicy::new(&Params::new(column, Profile::Paper));
+        let of = |column| ColumnPolicy::new(column, &Params::new(Profile::Paper));
         let (pinned, movable) = (of(Column::Pinned), of(Column::Movable));
         // The placement of the balloon's frames follows from whether they are movable.
         let made_movable = ColumnPolicy {
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_load_scales_with_memory() {
-        let large = Params::new(Column::Pinned, Profile::Paper);
+        let large = Params::new(Profile::Paper);
         let small = Params {
             memory: 256 << 20,
             ..large.clone()
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn watermarks_of_the_reference_guest() {
-        let params = Params::new(Column::Steered, Profile::Paper);
+        let params = Params::new(Profile::Paper);
         let Watermarks { min, low, high } = watermarks(&params);
         assert_eq!((min, low, high), (2048, 2560, 3072));
         let Watermarks { min, low, high } = rested_watermarks(&params);

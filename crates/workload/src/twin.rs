@@ -25,7 +25,7 @@ use dirigible::schedule::{Engine, FreeClock};
 
 const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 
-/// Runs the twin for `params`. The result is the same for every column.
+/// Runs the twin of the run `params`: one for all of its columns.
 pub fn run_twin(params: &Params) -> TwinReport {
     let timeline = Timeline::new(params);
     let counts = Counts::new(params);
@@ -327,7 +327,7 @@ impl PassMachine for Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::{Column, Profile};
+    use crate::params::Profile;
     use dirigible_frames::Order;
 
     fn counts() -> Counts {
@@ -336,7 +336,7 @@ mod tests {
             memory: 64 << 20,
             balloon: 16 << 20,
             step: 4 << 20,
-            ..Params::new(Column::Pinned, Profile::Paper)
+            ..Params::new(Profile::Paper)
         })
     }
 

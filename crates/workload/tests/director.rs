@@ -11,7 +11,7 @@ use dirigible_workload::{
     director::{Director, Targets},
     load,
     machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
-    params::{Column, Params, Profile},
+    params::{Params, Profile},
     timeline::{PassPlan, PassResult, TargetsHash, Timeline},
     twin::Counts,
 };
@@ -138,7 +138,7 @@ fn params(profile: Profile) -> Params {
         memory: 128 << 20,
         balloon: 32 << 20,
         step: 8 << 20,
-        ..Params::new(Column::Movable, profile)
+        ..Params::new(profile)
     }
 }
 

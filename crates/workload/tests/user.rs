@@ -24,7 +24,7 @@ use dirigible_workload::{
     filler::{Filler, FillerLoad},
     load,
     machine::{Check, LoadMemory, Space},
-    params::{Column, Params, Profile},
+    params::{Params, Profile},
     stalls::Stalls,
     system::{HostClock, MoveChecks, Parts, System},
     timeline::Timeline,
@@ -178,7 +178,7 @@ fn small() -> Params {
         balloon: 0,
         step: 0,
         time_scale: 100,
-        ..Params::new(Column::Steered, Profile::Paper)
+        ..Params::new(Profile::Paper)
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 };
 
 use dirigible_workload::{
-    protocol::{EXIT_FAILED, EXIT_WELL, Job, Message, exit_status},
+    protocol::{EXIT_FAILED, EXIT_WELL, GuestTask, Message, exit_status},
     report::ColumnReport,
 };
 
@@ -159,7 +159,7 @@ pub fn stand_in() {
 
 /// The other end of the serial port and of the control socket.
 struct Guest {
-    job: Job,
+    task: GuestTask,
     control: Arc<Control>,
 }
 
@@ -174,7 +174,7 @@ struct Control {
 
 impl Guest {
     fn new(arguments: &str) -> Self {
-        let (_, job) = arguments.rsplit_once("-append ").unwrap();
+        let (_, task) = arguments.rsplit_once("-append ").unwrap();
         let ram = arguments.split_once(" -m ").unwrap().1;
         let ram: u64 = ram.split('M').next().unwrap().parse().unwrap();
         let control = Arc::new(Control {
@@ -191,7 +191,7 @@ impl Guest {
             }
         }
         Self {
-            job: serde_json::from_str(job).unwrap(),
+            task: serde_json::from_str(task).unwrap(),
             control,
         }
     }
@@ -244,18 +244,18 @@ impl Guest {
             }
             _ => {}
         }
-        match &self.job {
-            Job::Hello => {}
-            Job::Tests { only } => tests(scenario, only),
-            Job::Balloon { .. } => self.follow(scenario),
-            Job::Column { params, .. } => {
+        match &self.task {
+            GuestTask::Hello => {}
+            GuestTask::Tests { only } => tests(scenario, only),
+            GuestTask::Balloon { .. } => self.follow(scenario),
+            GuestTask::Column { column, .. } => {
                 say(&Message::Ready {
                     cpus: 2,
                     tsc_mhz: 1,
                     managed: 1,
                 });
                 say(&Message::Start);
-                self.column(scenario, params.column.name());
+                self.column(scenario, column.name());
             }
         }
     }
@@ -268,10 +268,14 @@ impl Guest {
         };
         say(&progress(1));
         let report = |name: &str| {
-            Message::Column(Box::new(ColumnReport {
+            let report = Box::new(ColumnReport {
                 name: name.into(),
                 ..ColumnReport::default()
-            }))
+            });
+            Message::Column {
+                report,
+                attempts: Vec::new(),
+            }
         };
         match scenario {
             "hangs" | "socket-closes" | "socket-mute" | "socket-refuses" => hang(),
@@ -309,7 +313,7 @@ impl Guest {
         }
     }
 
-    /// The job that measures the balloon.
+    /// The task that measures the balloon.
     fn follow(&self, scenario: &str) {
         say(&Message::Ready {
             cpus: 2,

@@ -18,10 +18,10 @@ use dirigible_workload::{
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,
-    params::Params,
+    params::{Column, Params},
     protocol::Message,
     relief::Relief,
-    report::{ColumnHost, Observer, Progress},
+    report::{Observer, Progress},
     stalls::Stalls,
     system::{HostClock, MoveChecks, Parts, System},
     tuning::{ColumnPolicy, rested_watermarks},
@@ -37,14 +37,14 @@ use super::{
     programs::Programs,
 };
 
-/// Runs the column of `params` and says its report; when the balloon is full for the first time each of its frames is moved
+/// Runs `column` of the run `params` and says its report; when the balloon is full for the first time each of its frames is moved
 /// `moves` times.
 ///
 /// # Errors
 ///
 /// Parameters that no run can be made of, a machine without its parts, or books that do not balance at the end.
-pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
-    let policy = ColumnPolicy::new(params);
+pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result<(), String> {
+    let policy = ColumnPolicy::new(column, params);
     let zones = [policy.zone(params, &guest.managed)];
     let config = Config {
         interrupts: Some(&Masking),
@@ -89,17 +89,16 @@ pub fn run(guest: &Guest, params: &Params, moves: u64) -> Result<(), String> {
         host_clock: &MachineClock,
     };
     let system = System::new(parts, rested_watermarks(params));
-    let experiment = Experiment::new(params, &system, &mobility);
+    let experiment = Experiment::new(column, params, &system, &mobility);
     run_actors(guest, &experiment, moves)?;
 
     experiment.settle(&balloon);
     let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
-    report.host = Some(ColumnHost {
-        attempts: system.passes().1,
-        ..ColumnHost::default()
-    });
     experiment.end(&balloon, &mut report)?;
-    send(&Message::Column(Box::new(report)));
+    send(&Message::Column {
+        report: Box::new(report),
+        attempts: system.passes().1,
+    });
     Ok(())
 }
 

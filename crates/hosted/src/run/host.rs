@@ -9,7 +9,7 @@ use std::{
 use dirigible::schedule::{Clock, Current};
 use dirigible_frames::Platform;
 use dirigible_workload::{
-    params::Params,
+    params::Column,
     report::{self, AttemptHost, ColumnHost, Residency},
     system::HostClock,
 };
@@ -19,23 +19,18 @@ use crate::{HostFacts, HostedMachine, HostedPlatform, Mode};
 /// Longest sleep of a thread between two looks whether the run has ended.
 const LONGEST_NAP: Duration = Duration::from_millis(50);
 
-/// What the host saw of a column.
-pub(super) fn column_host(
-    params: &Params,
+/// What was measured on the host while `column` ran, and the host itself.
+pub(super) fn measured(
+    column: Column,
     machine: &HostedMachine,
     started: Instant,
     attempts: Vec<AttemptHost>,
     residency: Residency,
-) -> ColumnHost {
+) -> (ColumnHost, report::HostFacts) {
     let facts = HostFacts::gather();
     let usage = process_times();
-    ColumnHost {
-        name: params.column.name().into(),
-        facts: Some(report::HostFacts {
-            kernel: facts.kernel,
-            cpus: facts.cores as u64,
-            process_madvise: facts.process_madvise,
-        }),
+    let host = ColumnHost {
+        name: column.name().into(),
         wall_ms: started.elapsed().as_millis() as u64,
         user_ms: usage.0,
         system_ms: usage.1,
@@ -46,7 +41,13 @@ pub(super) fn column_host(
             .sum(),
         residency,
         attempts,
-    }
+    };
+    let facts = report::HostFacts {
+        kernel: facts.kernel,
+        cpus: facts.cores as u64,
+        process_madvise: facts.process_madvise,
+    };
+    (host, facts)
 }
 
 /// Milliseconds that this process has spent in user mode and in the kernel; 0 where `/proc` does not say.

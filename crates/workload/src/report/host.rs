@@ -33,9 +33,6 @@ pub struct HostFacts {
 pub struct ColumnHost {
     /// The column.
     pub name: String,
-    /// The host itself. The command moves this into [`HostReport::facts`].
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub facts: Option<HostFacts>,
     /// Wall-clock time of the column in milliseconds.
     pub wall_ms: u64,
     /// CPU time in user mode in milliseconds.
