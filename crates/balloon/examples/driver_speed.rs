@@ -3,7 +3,7 @@
 //!     cargo run --release -p dirigible-balloon --example driver_speed -- [MiB, 512]
 //!
 //! First with a host that answers inside the notification and reads nothing: nanoseconds for each frame are the guest's
-//! alone. Then with one in a thread of its own that works like QEMU: so and so long for each number, under a lock that an
+//! alone. Then with one in a thread of its own that works like QEMU: a fixed time for each number, under a lock that an
 //! access to the configuration space has to wait for. It should never be idle.
 #![allow(missing_docs)]
 
@@ -23,7 +23,7 @@ use dirigible_balloon::{
 use dirigible_frames::{AllocRequest, CpuId, FrameAllocator, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{FakeHal, VERSION_1};
-use support::{CLASS, Clock, Source, memory};
+use support::{Clock, OWNER, Source, memory};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 
 const CPU: CpuId = CpuId::new(0);
@@ -95,7 +95,7 @@ impl Device {
         }
     }
 
-    /// The host's thread: everything that is there, then the lock is let go of.
+    /// The host's thread: serves everything that is there, then releases the lock.
     fn run(&self, over: &AtomicBool) {
         while !over.load(SeqCst) {
             let guard = self.lock.lock().unwrap();
@@ -224,7 +224,7 @@ impl<const N: usize> Guest<N> {
             ..BalloonConfig::default()
         };
         let wire = Wire(device.clone());
-        let driver = VirtioBalloon::new(wire, frames, clock, CLASS, config).unwrap();
+        let driver = VirtioBalloon::new(wire, frames, clock, OWNER, config).unwrap();
         Self {
             frames,
             clock,
@@ -235,7 +235,7 @@ impl<const N: usize> Guest<N> {
         }
     }
 
-    /// Follows the target as a guest's job does; how long it took.
+    /// Follows the target as a balloon's worker does; how long it took.
     fn to(&self, target: u64) -> Duration {
         let start = Instant::now();
         self.device.target.store(target as u32, SeqCst);

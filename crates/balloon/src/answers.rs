@@ -1,4 +1,4 @@
-//! What the balloon wants done, and what becomes of it: requests go out, answers come in, frames change hands.
+//! Outputs and answers: requests go out, answers come in, frames change hands.
 #![forbid(unsafe_code)]
 
 use core::borrow::BorrowMut;
@@ -7,7 +7,7 @@ use dirigible_frames::{FrameState, Pfn};
 
 use crate::balloon::{Balloon, Output, ProtocolError};
 use crate::books::Books;
-use crate::request::{Message, Phase, REQUESTS, RequestId, RequestMemory, Role};
+use crate::request::{Message, Phase, REQUESTS, RequestId, RequestMemory, Role, Roles};
 use crate::{Fault, Queue};
 
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
@@ -22,13 +22,11 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 (Phase::Ready, role) => return Some(self.send(at, role, now, message)),
                 _ => {}
             }
-            match (self.requests[at].phase, self.requests[at].role) {
-                (Phase::Done, Role::Inflate | Role::Deflate | Role::Relief) => {
-                    message.fill(self.requests.pfns(at));
-                    self.requests[at].release();
-                    return Some(Output::Free);
-                }
-                _ => {}
+            let slot = &self.requests[at];
+            if slot.phase == Phase::Done && slot.role.is_among(Roles::RESIZING) {
+                message.fill(self.requests.pfns(at));
+                self.requests[at].release();
+                return Some(Output::Free);
             }
         }
         let actual = self.actual();
@@ -53,13 +51,12 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// The host has used a request. Nothing it says is believed: an answer that fits no request is counted and changes
-    /// nothing.
+    /// The host has used a request. Its answer is not trusted: one that fits no request is counted and changes nothing.
     ///
     /// # Errors
-    /// [`ProtocolError`] when the answer fits no request. How many of them a device may give is the caller's to say:
-    /// see [`protocol_broken`](Self::protocol_broken). (`VirtioBalloon` never comes here with such an answer: an
-    /// entry of the used ring that fits no descriptor cannot be stepped over, and its first one is the last.)
+    /// [`ProtocolError`] when the answer fits no request. The caller decides how many of them it tolerates, and calls
+    /// [`protocol_broken`](Self::protocol_broken). (`VirtioBalloon` never passes on such an answer: an entry of the
+    /// used ring that fits no descriptor cannot be skipped, so it ends the queue.)
     pub fn complete(&mut self, queue: Queue, request: RequestId) -> Result<(), ProtocolError> {
         let at = request.index();
         let fits = self
@@ -91,8 +88,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         Ok(())
     }
 
-    /// The device broke the protocol in a way that cannot be put up with: counts it and sends nothing more, unless the
-    /// device is reset and started again.
+    /// The device broke the protocol in a way that is not tolerated: counts it and sends nothing more until the
+    /// device is reset and restarted.
     pub fn protocol_broken(&mut self) {
         self.stats.protocol_errors += 1;
         if self.fatal.is_none() {
@@ -145,12 +142,12 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 self.unclaim(at);
                 self.exchange_refused(at);
             }
-            // The new frames are with the host already: the old ones stay with it too, until it can be told.
+            // The host has the new frames already, and keeps the old ones until it can be told.
             Role::ExchangeOut(_) => slot.phase = Phase::Sent,
         }
     }
 
-    /// Entering -> Allocated, without the host having heard of it.
+    /// Entering -> Allocated, for frames that the host was never told of or has forgotten.
     #[inline(never)]
     pub(crate) fn unclaim(&mut self, at: usize) {
         for n in 0..self.requests[at].len() {
@@ -184,8 +181,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// The host has let go of the frames of slot `at`: Leaving -> Allocated. They keep our class, so that the code that
-    /// frees them knows where they came from. Gives how many.
+    /// The host has let go of the frames of slot `at`: Leaving -> Allocated. They keep the balloon's owner number, so
+    /// that the code that frees them knows where they came from. Gives how many.
     pub(crate) fn leave(&mut self, at: usize) -> u64 {
         self.count_managed(at, 1);
         for n in 0..self.requests[at].len() {

@@ -24,7 +24,8 @@ pub enum Output {
         /// Names the request.
         request: RequestId,
     },
-    /// The message's frames are the guest's again: give them to the allocator. They still carry the balloon's class.
+    /// The message's frames are the guest's again: give them to the allocator. They still carry the balloon's owner
+    /// number.
     Free,
     /// Write this size to the configuration space.
     WriteActual(u32),
@@ -33,7 +34,7 @@ pub enum Output {
 /// What the balloon should do next to come nearer to its target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
-    /// Nothing: it is there.
+    /// Nothing: the target is reached.
     Idle,
     /// Nothing before the host answers.
     Waiting,
@@ -47,7 +48,7 @@ pub enum Work {
     Failed(Fault),
 }
 
-/// An answer of the device that fits no request.
+/// The device answered a request that it does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the device answered a request that it does not have")]
 pub struct ProtocolError;
@@ -67,9 +68,9 @@ pub struct ProtocolError;
 /// the device was reset: all of them ─> Allocated
 /// ```
 ///
-/// `N` is the most frame numbers that a request holds, [`MAX_PFNS`] or what the guest knows that its host takes (up
-/// to [`LARGE_PFNS`](crate::LARGE_PFNS)). The numbers are in `M`: in the balloon itself, or elsewhere when that is
-/// too large for the stack that it is built on.
+/// `N` is the most frame numbers that a request holds: [`MAX_PFNS`], or more (up to
+/// [`LARGE_PFNS`](crate::LARGE_PFNS)) if the guest knows that its host takes more. The numbers are in `M`: in the
+/// balloon itself, or elsewhere when that is too large for the stack that it is built on.
 #[derive(Debug)]
 pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = RequestMemory<N>> {
     pub(crate) books: &'a B,
@@ -83,7 +84,7 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) orphans: u64,
     /// Listed frames whose state says that they were asked back: see [`withhold`](Self::withhold).
     pub(crate) withheld: u64,
-    /// Moves with each reset, so that frames isolated before it are known.
+    /// Changes with each reset, to tell frames isolated before it from later ones.
     pub(crate) epoch: u32,
     /// The device has been reset and not been started again.
     pub(crate) down: bool,
@@ -102,7 +103,7 @@ pub struct Balloon<'a, B: Books + ?Sized, const N: usize = MAX_PFNS, M = Request
     pub(crate) stats: BalloonStats,
     /// Exchanges whose requests are free again.
     pub(crate) exchanges_ended: u64,
-    /// Deflations that were undone before the host heard of them: their frames are on the list again.
+    /// Deflations that were undone before the host was told: their frames are on the list again.
     pub(crate) undone: u64,
 }
 
@@ -162,7 +163,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         })
     }
 
-    // --- questions
+    // --- what it holds
 
     /// Frames promised to the host: what `actual` says.
     pub fn actual(&self) -> u64 {
@@ -236,8 +237,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         request::settled(self.requests.slots(), None)
     }
 
-    /// Isolated frames whose move has ended without effect: they come back by `putback`, and nothing else of the balloon
-    /// depends on it.
+    /// Isolated frames whose move has ended without effect: they come back by `putback`, and nothing else of the
+    /// balloon depends on it.
     pub(crate) fn refused_frames(&self) -> u64 {
         request::settled(self.requests.slots(), Some(Outcome::Refused))
     }
@@ -285,21 +286,21 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             .position(|slot| slot.phase == Phase::Free)
     }
 
-    /// Whether inflation or deflation waits for the host: then news of the balloon's size can wait too.
+    /// Whether inflation or deflation waits for the host: then a report of the balloon's size can wait too.
     pub fn is_waiting(&self) -> bool {
         self.fatal.is_none() && self.resizing() > 0
     }
 
     // --- time and target
 
-    /// Tells the time, so that a device that does not answer is noticed.
+    /// Notes the time: a device that has not answered for too long has the fault [`Fault::Silent`].
     pub fn tick(&mut self, now: u64) {
         let oldest = request::oldest_sent(self.requests.slots());
         let waited = oldest.map_or(0, |sent_at| now.saturating_sub(sent_at));
         self.silent = (waited > self.config.request_timeout_ns).then_some(waited);
     }
 
-    /// Takes the host's target over. `limit` is what the guest has (balloon included): a higher target is lowered to
+    /// Adopts the host's target. `limit` is what the guest has (balloon included): a higher target is lowered to
     /// it and counted.
     pub fn set_target(&mut self, requested: u32, limit: u64) {
         if self.requested != Some(requested) {
@@ -307,7 +308,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
                 self.stats.targets_clamped += 1;
             }
             self.requested = Some(requested);
-            // A new target is a new wish of the host: it ends the rest after an out-of-memory deflation.
+            // The host asks anew: that ends the rest after an out-of-memory deflation.
             self.rest_until = 0;
         }
         self.target = u64::from(requested).min(limit);
@@ -345,8 +346,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         if coming > target {
             let want = (coming - target).min(self.list.len());
             return match (want, self.room(Role::Deflate)) {
-                // What should leave is on its way in, or in the hands of compaction. An emptied list is not an
-                // empty balloon.
+                // What should leave is on its way in, or in compaction's hands. An empty list is not an empty
+                // balloon.
                 (0, _) if entering > 0 => Work::Waiting,
                 (0, _) => Work::RetryAt(now.saturating_add(self.config.retry_delay_ns)),
                 (_, 0) => Work::Waiting,
@@ -368,7 +369,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
         }
     }
 
-    /// The books do not fit. A fault of the device does not hide that, and later finds do not hide the first.
+    /// The books do not add up. This replaces a fault of the device, and the first finding stays.
     pub(crate) fn damaged(&mut self, frames: u64) {
         if !matches!(self.fatal, Some(Fault::Books { .. })) {
             self.fatal = Some(Fault::Books { frames });
@@ -382,8 +383,8 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
             .is_some_and(|at| at < self.books.span())
     }
 
-    /// Whether the frame is on this balloon's list. Sure under the balloon's lock: only we move frames of ours to and
-    /// from `Listed`; a frame that is not ours is not looked at further, whatever stands in its word.
+    /// Whether the frame is on this balloon's list. Reliable under the balloon's lock: only we move frames of ours to
+    /// and from `Listed`; a frame that is not ours is not looked at further, whatever stands in its word.
     pub(crate) fn is_listed_here(&self, frame: Pfn) -> bool {
         self.in_span(frame)
             && self.books.state(frame) == FrameState::Listed
@@ -456,7 +457,7 @@ pub(crate) fn check<B: Books + ?Sized, const N: usize>(
     Ok(())
 }
 
-/// The state that all frames of a request are in; `None` when they are not the balloon's to say.
+/// The state that all frames of a request are in; `None` when the request does not decide it.
 fn state_in(slot: &Slot) -> Option<FrameState> {
     match (slot.role, slot.phase) {
         (Role::Inflate | Role::ExchangeIn(_), Phase::Ready | Phase::Sent) => {

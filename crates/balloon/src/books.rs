@@ -12,9 +12,9 @@ use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, Pf
 /// # Who sets which state
 ///
 /// The kernel sets [`Allocated`](FrameState::Allocated) when it hands a frame out, before it gives the frame to
-/// [`begin_inflate`](crate::Balloon::begin_inflate) or as the target of an exchange, and takes frames back in that state:
-/// it is the only state that the balloon expects and has not set itself. The states of frames that are not handed out are
-/// the kernel's own. All other changes of the balloon's frames are the balloon's, by `transition`:
+/// [`begin_inflate`](crate::Balloon::begin_inflate) or as the target of an exchange, and takes frames back in that
+/// state: it is the only state that the balloon expects and has not set itself. The states of frames that are not
+/// handed out are the kernel's own. All other changes of the balloon's frames are the balloon's, by `transition`:
 ///
 /// | from | to |
 /// |---|---|

@@ -16,9 +16,9 @@ pub enum Deflate {
 
 /// The settings of one balloon. All times are in nanoseconds.
 ///
-/// The core, [`Balloon`](crate::Balloon), uses `mobility`, `batch`, `exchange_batch`, `retry_delay_ns`, `oom_rest_ns` and
-/// `request_timeout_ns`. It ignores the others: it takes no frames, does not wait and drives no device. Those are for
-/// the driver, `VirtioBalloon`, and each of them is marked *driver only*.
+/// The core, [`Balloon`](crate::Balloon), uses `mobility`, `batch`, `exchange_batch`, `retry_delay_ns`, `oom_rest_ns`
+/// and `request_timeout_ns`. It ignores the others: it takes no frames, does not wait and drives no device. Those are
+/// for the driver, `VirtioBalloon`, and each of them is marked *driver only*.
 #[derive(Clone, Debug)]
 pub struct BalloonConfig {
     /// Whether compaction may move the balloon's frames. If not, isolation is refused and the driver allocates them
@@ -38,8 +38,8 @@ pub struct BalloonConfig {
     /// How long inflation rests when there was no free frame. The driver also keeps restarts of the device this far
     /// apart.
     pub retry_delay_ns: u64,
-    /// *Driver only.* Whether to accept `DEFLATE_ON_OOM` when it is offered: for those who call `deflate_on_oom` before an
-    /// allocation fails. The core is given the features that were negotiated.
+    /// *Driver only.* Whether to accept `DEFLATE_ON_OOM` when it is offered: for those who call `deflate_on_oom`
+    /// before an allocation fails. The core is given the features that were negotiated.
     pub deflate_on_oom: bool,
     /// How long inflation rests after an out-of-memory deflation, unless the host sets another target.
     pub oom_rest_ns: u64,
@@ -47,15 +47,15 @@ pub struct BalloonConfig {
     pub request_timeout_ns: u64,
     /// *Driver only.* How long an out-of-memory deflation waits for the host.
     pub wait_ns: u64,
-    /// *Driver only.* How long `shutdown` waits for isolated frames and for the host, and a reset for another CPU that is
-    /// at the device.
+    /// *Driver only.* How long `shutdown` waits for isolated frames and for the host, and a reset for another CPU
+    /// that is at the device.
     pub shutdown_timeout_ns: u64,
     /// *Driver only.* How long a reset waits for the device to confirm it. If the device confirms it later, the frames
     /// stay on the books until the next reset.
     pub reset_timeout_ns: u64,
-    /// *Driver only.* How many times in a row, without a request answered in between, `step` resets and restarts a device
-    /// that asks for it ([`Fault::NeedsReset`]). When the device asks once more, it is reset a last time to get the memory
-    /// back, and left alone. With 0 `step` never resets a device.
+    /// *Driver only.* How many times in a row, without a request answered in between, `step` resets and restarts a
+    /// device that asks for it ([`Fault::NeedsReset`]). When the device asks once more, it is reset a last time to
+    /// get the memory back, and left alone. With 0 `step` never resets a device.
     pub restart_limit: u32,
 }
 
@@ -113,8 +113,8 @@ pub enum Fault {
         /// Frames from there to the end.
         span: u64,
     },
-    /// The device has not answered requests for longer than `request_timeout_ns`. Their frames stay as they are; an answer
-    /// ends the fault.
+    /// The device has not answered requests for longer than `request_timeout_ns`. Their frames stay as they are; an
+    /// answer ends the fault.
     #[error("the balloon device has not answered for {waited_ns} ns")]
     Silent {
         /// Age of the oldest request.
@@ -157,8 +157,8 @@ pub enum Fault {
     /// The device was reset and not started again.
     #[error("the balloon device was removed")]
     Removed,
-    /// All frames are back, but the device has not confirmed its reset. It may still read the queues, so their memory is
-    /// kept.
+    /// All frames are back, but the device has not confirmed its reset. It may still read the queues, so their memory
+    /// is kept.
     #[error("the balloon device does not confirm its reset")]
     NoReset,
 }
@@ -173,8 +173,8 @@ pub enum Step {
     Busy,
     /// Everything waits for the host; call again after an interrupt.
     Waiting,
-    /// Call again at this time, on the clock of `Platform::now`: there was no free frame, or all frames that should leave
-    /// are isolated, or another CPU is at the device.
+    /// Call again at this time, on the clock of `Platform::now`: there was no free frame, or all frames that should
+    /// leave are isolated, or another CPU is at the device.
     RetryAt(u64),
     /// Nothing more is done until the fault ends.
     Failed(Fault),
@@ -189,7 +189,8 @@ pub struct Held {
     pub isolated: u64,
     /// Sent to the host, not acknowledged.
     pub entering: u64,
-    /// Asked back from the host, not acknowledged. After a reset that the device has not confirmed these are all of them.
+    /// Asked back from the host, not acknowledged. After a reset that the device has not confirmed these are all of
+    /// them.
     pub leaving: u64,
     /// The guest's again, and not yet with the allocator. Only `VirtioBalloon` counts those that
     /// [`Output::Free`](crate::Output::Free) has handed out.

@@ -13,8 +13,8 @@ pub trait BalloonDriver: Sync {
     /// The target as it was read last, lowered to what the guest has, in frames.
     fn target(&self) -> u64;
 
-    /// One bounded piece of work toward the target, with at most `max_messages` requests to the device. `source` is asked
-    /// for frames with no lock held. The answer tells when the next piece is due.
+    /// One bounded piece of work toward the target, with at most `max_messages` requests to the device. `source` is
+    /// asked for frames with no lock held. The answer tells when the next piece is due.
     fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step;
 
     /// Takes the device's answers and does what follows from them: the bottom half of its interrupt.

@@ -24,8 +24,9 @@ pub struct ExchangeId(u8);
 pub enum Begin {
     /// Do what [`Balloon::next_output`] says, then call [`Balloon::finish_exchange`].
     Started(ExchangeId),
-    /// All request slots for exchanges are in use and nothing has changed, the pairs neither; try again when one has
-    /// ended.
+    /// All request slots for exchanges are in use, and nothing has changed, the pairs included. Try again when an
+    /// exchange has ended: when its pairs are fetched ([`Balloon::finish_exchange`]) or taken
+    /// ([`Balloon::take_settled`]).
     NoRoom,
     /// Nothing can be moved: no pair was fit, or the device is broken. The pairs are refused.
     Refused,
@@ -33,8 +34,8 @@ pub enum Begin {
 
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
     /// Takes a frame off the list for compaction: `Listed` -> `Isolated`. Refuses frames that are not on this
-    /// balloon's list at this moment, and everything while mobility is off, the balloon is stopping, or the device
-    /// does not do its part.
+    /// balloon's list at this moment, and all frames while mobility is off, the balloon is stopping, or there is a
+    /// [`fault`](Self::fault).
     pub fn isolate(&mut self, frame: Pfn) -> bool {
         if !self.config.mobility || self.is_stopping() || self.fault().is_some() {
             return false;
@@ -51,7 +52,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             .transition(frame, FrameState::Listed, FrameState::Isolated)
             .is_err()
         {
-            // Off the list and in a foreign state: lost, and said so.
+            // Off the list and in a foreign state: lost, and reported.
             self.damaged(1);
             return false;
         }
@@ -72,7 +73,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             return true;
         }
         let Some(mark) = mark_of(self.books.word(frame)) else {
-            // Its word was written over, so it cannot be told which device had it.
+            // Its word was written over, so it is unknown which device had it.
             self.damaged(1);
             return true;
         };
@@ -91,7 +92,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
             self.relist(frame, FrameState::Isolated);
             return true;
         }
-        // As it was when the frame was given.
+        // As it was counted when the frame was given.
         if mark & 1 == 1 {
             self.books.adjust_managed(&mut core::iter::once(frame), 1);
         }
@@ -104,7 +105,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         freed.is_err()
     }
 
-    /// Begins to exchange the `from` frames (isolated, this balloon's) for the `to` frames (owned by the caller):
+    /// Begins to exchange the `from` frames (isolated, this balloon's) for the `to` frames (held by the caller):
     /// at most as many pairs as one request holds, with outcome `Todo`. Pairs that are not fit are refused one by
     /// one; the others are left `Todo` until [`finish_exchange`](Self::finish_exchange).
     pub fn begin_exchange(&mut self, pairs: &mut [MovePair]) -> Begin {
@@ -164,7 +165,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         true
     }
 
-    /// Refuses every pair that nobody has looked at.
+    /// Refuses every pair that is still `Todo`.
     fn refuse_all(&mut self, pairs: &mut [MovePair]) -> Begin {
         self.stats.refused += end_todo(pairs, Outcome::Refused);
         Begin::Refused
@@ -193,8 +194,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// once: writes them to the front of `out`, with outcome `Moved` or `Refused`, and gives how many. Fewer than `out`
     /// holds: there are no more at the moment.
     ///
-    /// Of a pair that has moved, `from` is in state `Allocated` and the caller's to be freed. Of a refused one, `from` is
-    /// `Isolated` and to be [put back](Self::putback), and `to` is `Allocated` and the caller's again.
+    /// Of a pair that has moved, `from` is in state `Allocated` and the caller's to be freed. Of a refused one,
+    /// `from` is `Isolated` and to be [put back](Self::putback), and `to` is `Allocated` and the caller's again.
     ///
     /// Pairs that nobody takes keep the requests of their exchange: at most two exchanges, then
     /// [`begin_exchange`](Self::begin_exchange) has no room. Nothing else waits for them, neither
@@ -234,7 +235,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         self.requests[old].release();
     }
 
-    /// What follows from an answer, or from its absence, is known. Nobody attends, or the beginner has yet to fetch it.
+    /// The exchange has ended. Its beginner fetches the outcome; if it does not attend any more, the pairs wait to be
+    /// taken.
     fn settle(&mut self, new: usize, outcome: Outcome) {
         self.requests[new].outcome = outcome;
         self.requests[new].phase = Phase::Done;
@@ -265,14 +267,14 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         self.settle(new, Outcome::Moved);
     }
 
-    /// The host has not heard of the exchange: everything is as before it.
+    /// The host was not told of the exchange, or has forgotten it: everything is as before.
     pub(crate) fn exchange_refused(&mut self, new: usize) {
         self.stats.refused += self.requests[new].len() as u64;
         self.settle(new, Outcome::Refused);
     }
 }
 
-/// Gives all pairs that are `Todo` this outcome, and counts them. A short loop that the compiler makes long: one copy.
+/// Gives all pairs that are `Todo` this outcome, and counts them. Not inlined, as the compiler unrolls the loop.
 #[inline(never)]
 pub(crate) fn end_todo(pairs: &mut [MovePair], outcome: Outcome) -> u64 {
     let mut ended = 0;

@@ -7,7 +7,7 @@ bitflags! {
     /// Feature bits of a virtio balloon, and the one transport feature that matters to it.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
     pub struct Features: u64 {
-        /// The host wants to hear of a deflation before the frames are used. We always do it so.
+        /// The host must be told of a deflation before the frames are used. We always do so.
         const MUST_TELL_HOST = 1 << 0;
         /// There is a statistics queue.
         const STATS_VQ = 1 << 1;
@@ -15,7 +15,7 @@ bitflags! {
         const DEFLATE_ON_OOM = 1 << 2;
         /// There is a queue for hints of free pages during migration of the guest.
         const FREE_PAGE_HINT = 1 << 3;
-        /// The guest fills free pages with a value that it tells the host.
+        /// The guest fills free pages with a value, and tells the host which.
         const PAGE_POISON = 1 << 4;
         /// There is a queue on which free pages are lent to the host.
         const PAGE_REPORTING = 1 << 5;
@@ -28,9 +28,10 @@ impl Features {
     /// What this driver accepts when it is offered.
     ///
     /// `STATS_VQ` and `FREE_PAGE_HINT` are accepted always: devices number their queues without gaps, some over the
-    /// features they offer and some over those negotiated, and only so do both come to the same numbers. `PAGE_POISON`
-    /// is refused because we do not poison, `PAGE_REPORTING` until reporting exists. `EVENT_IDX` and `INDIRECT_DESC`
-    /// are not needed, `ACCESS_PLATFORM` makes no sense for a device that deals in physical frame numbers.
+    /// features they offer and some over those negotiated, and only then do both ways give the same numbers.
+    /// `PAGE_POISON` is refused because we do not poison, `PAGE_REPORTING` until reporting exists. `EVENT_IDX` and
+    /// `INDIRECT_DESC` are not needed, `ACCESS_PLATFORM` makes no sense for a device that deals in physical frame
+    /// numbers.
     pub fn accepted(deflate_on_oom: bool) -> Self {
         let always = Self::MUST_TELL_HOST | Self::STATS_VQ | Self::FREE_PAGE_HINT | Self::VERSION_1;
         if deflate_on_oom {
@@ -169,7 +170,7 @@ mod tests {
         }
     }
 
-    /// Rule 1 of the survey of devices: what we accept makes both ways of dense numbering agree.
+    /// With the features that we accept, both ways of dense numbering agree.
     #[test]
     fn dense_over_offered_is_dense_over_negotiated() {
         for bits in 0..64_u64 {

@@ -1,18 +1,21 @@
 //! A virtio-balloon driver for guests whose ballooned memory stays movable.
 //!
-//! A balloon takes page frames from its guest and gives them to the host. Frames that nobody can move then lie about
-//! in physical memory for as long as the host wants them, and huge pages become rare. The frames of this balloon can
+//! A balloon takes page frames from its guest and gives them to the host. If they cannot be moved, they stay spread
+//! over physical memory as long as the host wants them, and huge pages become rare. The frames of this balloon can
 //! be moved at any time: it *exchanges* them, new frames for old, up to 256 at a time with two messages to the host
-//! and no copy. Compaction asks for it through [`MovableOwner`](dirigible_mobility::MovableOwner), as it asks anybody
-//! who has movable memory.
+//! and no copy. Compaction asks for it through [`MovableOwner`](dirigible_mobility::MovableOwner), as it asks every
+//! owner of movable memory.
 //!
 //! # Three ways to use it
 //!
 //! | what the kernel has | what it takes | what it writes |
 //! |---|---|---|
 //! | `dirigible-frames` and `dirigible-mobility` | `VirtioBalloon` | a [`FrameSource`] |
-//! | a virtqueue implementation of its own | [`Balloon`] | what [`Output`] asks for: an adapter of a page |
+//! | a virtqueue implementation of its own | [`Balloon`] | an adapter of a page: it does what [`Output`] asks for and gets the frames for [`Balloon::begin_inflate`] |
 //! | an allocator of its own too | [`Balloon`] | the adapter, and [`Books`] for its frame descriptors |
+//!
+//! A [`FrameSource`] is for `VirtioBalloon` only. The core takes no frames: its caller passes them to it. Who needs a
+//! balloon whatever drives it (a worker, a notifier for out of memory) uses [`BalloonDriver`].
 //!
 //! `VirtioBalloon` (feature `virtio-drivers`, on by default) is the adapter over the `Transport` and `VirtQueue` of the
 //! crate `virtio-drivers`:
@@ -53,8 +56,8 @@
 //!
 //! # The core, with a host of fifteen lines
 //!
-//! [`Balloon`] does no I/O, takes no lock, allocates nothing and waits for nothing. It is told what happens and says
-//! what is to be done.
+//! [`Balloon`] does no I/O, takes no lock, allocates nothing and waits for nothing. Events go in by its calls, and what
+//! is to be done comes out of [`Balloon::next_output`].
 //!
 //! ```
 //! use std::collections::BTreeSet;
@@ -101,8 +104,8 @@
 //! };
 //!
 //! // The host wants 100 frames: the balloon says what to do next, until it is idle.
-//! let class = OwnerId::new(1).unwrap();
-//! let mut balloon = Balloon::new(&frames, class, Features::empty(), BalloonConfig::default())?;
+//! let id = OwnerId::new(1).unwrap();
+//! let mut balloon = Balloon::new(&frames, id, Features::empty(), BalloonConfig::default())?;
 //! balloon.set_target(100, frames.managed_frames());
 //! while let Work::Inflate(want) = balloon.plan(0) {
 //!     let mut out = [Pfn::default(); 256];
@@ -136,11 +139,13 @@
 //!
 //! - A frame is reused only after the host has acknowledged its deflation, whatever features were negotiated, or its
 //!   device has confirmed a reset; it is asked back only after its inflation was acknowledged.
-//! - The lock of the books is held while books are kept and at no other time, and nobody waits for a CPU that is in the
-//!   device's configuration space. So moving a frame never has to be refused
-//!   for it, and an allocation inside inflation may compact, reclaim, or call for deflation.
+//! - The lock of the books is held only while books change, and nobody waits for a CPU that is in the device's
+//!   configuration space. So a move never has to be refused because of a lock, and an allocation inside inflation may
+//!   compact, reclaim, or call for deflation.
+//! - A move that the host answers late is kept, in the requests of its exchange, until mobility takes its end. With two
+//!   such exchanges the balloon has no room for another move and reports that. No end of the balloon loses one.
 //! - Each request has its own frame numbers, in memory of its own.
-//! - Nothing that the host says is believed: tokens, counts and targets are checked; a host that answers what nobody
+//! - Nothing from the host is trusted: tokens, counts and targets are checked; a host that answers what nobody
 //!   asked is sent nothing more, one that does not answer is reported. Neither loses a frame: they stay on the books,
 //!   in the states *Entering*, *Leaving* and *Isolated*, where nobody takes them.
 //! - A device that was reset has forgotten every frame: all of them are the guest's again, and the balloon can start
@@ -148,8 +153,8 @@
 //!   memory of its queues too.
 //! - Frames that are missing from the books are noticed at the next step and reported ([`Fault::Books`]).
 //!
-//! What may be called from where, with which locks held, stands in `docs/calls.md`, call by call. Nothing here is for an
-//! interrupt handler but the core, under a lock that masks interrupts.
+//! What may be called from where, with which locks held, stands in `docs/calls.md`, call by call. Nothing here is for
+//! an interrupt handler but the core, under a lock that masks interrupts.
 //!
 //! # What it works with
 //!

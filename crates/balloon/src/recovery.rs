@@ -17,7 +17,7 @@ use crate::{Fault, Features};
 const DRAIN: usize = 256;
 
 impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<'_, B, N, M> {
-    /// The device says that it cannot go on without a reset. Nothing is sent any more. Reset it and call
+    /// The device reports that it cannot go on without a reset. Nothing is sent any more. Reset it and call
     /// [`device_reset`](Self::device_reset), then [`restart`](Self::restart).
     pub fn needs_reset(&mut self) {
         if self.fatal.is_none() && !self.down {
@@ -25,7 +25,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// The device is gone, and nobody knows whether it still has what it was given: nothing is sent any more, and all
+    /// The device is gone, and it is unknown whether it still has its frames: nothing is sent any more, and all
     /// frames stay on the books, in the states they have.
     ///
     /// A [`device_reset`](Self::device_reset) afterwards gives them back.
@@ -35,14 +35,14 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         }
     }
 
-    /// The device has been reset, says so itself (its status reads 0), and has forgotten everything: all frames are the
-    /// guest's again.
+    /// The device has been reset, has confirmed it (its status reads 0), and has forgotten everything: all frames are
+    /// the guest's again.
     ///
     /// What follows comes out through [`next_output`](Self::next_output): listed frames, and those of inflations and
-    /// deflations, as [`Output::Free`](crate::Output::Free), at most 256 listed ones at a time. Pairs of exchanges have
-    /// settled ([`take_settled`](Self::take_settled)): `Refused` when the new frames were not acknowledged, else `Moved`.
-    /// Frames that are isolated at this moment come back by [`putback`](Self::putback), which says that they are to be
-    /// freed. Nothing is sent before [`restart`](Self::restart).
+    /// deflations, as [`Output::Free`](crate::Output::Free), at most 256 listed ones at a time. Pairs of exchanges
+    /// have settled ([`take_settled`](Self::take_settled)): `Refused` when the new frames were not acknowledged, else
+    /// `Moved`. Frames that are isolated at this moment come back by [`putback`](Self::putback), which reports that
+    /// they are to be freed. Nothing is sent before [`restart`](Self::restart).
     pub fn device_reset(&mut self) {
         for at in 0..REQUESTS {
             if !matches!(self.requests[at].phase, Phase::Ready | Phase::Sent) {
@@ -110,8 +110,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         drained > 0
     }
 
-    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Allocated. `None` when
-    /// there is none, or the list is damaged.
+    /// Takes the newest frame off the list, for good: Listed, or Leaving where it was withheld, -> Allocated. `None`
+    /// when there is none, or the list is damaged.
     fn take_newest(&mut self) -> Option<Pfn> {
         loop {
             let Ok(newest) = self.list.newest(self.books) else {
@@ -149,8 +149,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         None
     }
 
-    /// The device has been set up again, with these features: the balloon starts anew, empty, toward the target that it
-    /// is told next. A stop is over.
+    /// The device has been set up again, with these features: the balloon starts anew, empty, toward the next target. A
+    /// [`stop`](Self::stop) is cancelled.
     ///
     /// # Errors
     /// The fault that stays: [`Fault::Books`], or whatever there is when there was no
@@ -197,8 +197,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         withheld
     }
 
-    /// The balloon goes away and its device did not confirm a reset: all its frames but the isolated ones become
-    /// nobody's, in state `Allocated`, and are lost for good. `lost` hears of each.
+    /// The balloon goes away and its device has not confirmed a reset: all its frames but the isolated ones become
+    /// nobody's, in state `Allocated`, and are lost for good. `lost` gets each of them.
     pub fn abandon(&mut self, mut lost: impl FnMut(Pfn)) {
         self.removed();
         while let Some(frame) = self.take_newest() {

@@ -14,7 +14,7 @@ use dirigible_mobility::Outcome;
 pub const MAX_PFNS: usize = 256;
 /// The most that a guest may choose, for a host that takes them (QEMU does): 16 MiB of memory in one request.
 ///
-/// A balloon of another size than [`MAX_PFNS`] has it in its type, and the compiler checks it:
+/// The size is a parameter of the balloon's type, and the compiler checks it:
 ///
 /// ```
 /// let message = dirigible_balloon::Message::<4096>::new();
@@ -28,7 +28,7 @@ pub const LARGE_PFNS: usize = 4096;
 pub const REQUESTS: usize = MAX_PLAIN + MAX_RELIEF + MAX_EXCHANGE;
 /// How many of them inflation and deflation may use.
 pub(crate) const MAX_PLAIN: usize = 4;
-/// How many are kept for deflation for want of memory, which must not wait until an inflation is answered.
+/// How many are kept for out-of-memory deflation, which must not wait until an inflation is answered.
 pub(crate) const MAX_RELIEF: usize = 1;
 /// How many are kept for exchanges, two for each.
 pub(crate) const MAX_EXCHANGE: usize = 4;
@@ -36,7 +36,7 @@ pub(crate) const MAX_EXCHANGE: usize = 4;
 /// The memory in which a balloon keeps the frame numbers of its requests.
 pub type RequestMemory<const N: usize> = [[u32; N]; REQUESTS];
 
-/// For the compiler: whether requests may have so many numbers.
+/// Checked at compile time: whether requests may have so many numbers.
 const fn check_size(numbers: usize) {
     assert!(
         1 <= numbers && numbers <= LARGE_PFNS,
@@ -52,7 +52,7 @@ const _: () = assert!(FRAME_SIZE == 4096);
 pub struct RequestId(u8);
 
 impl RequestId {
-    /// The request with index `index`. Any number may be asked about: one that names no request is an error of the
+    /// The request with index `index`. Any index may come from a device: one that names no request is an error of the
     /// device.
     pub const fn new(index: u8) -> Self {
         Self(index)
@@ -69,7 +69,7 @@ impl RequestId {
 pub(crate) enum Role {
     Inflate,
     Deflate,
-    /// A deflation for want of memory, in the slot that is kept for it.
+    /// An out-of-memory deflation, in the slot that is kept for it.
     Relief,
     /// The new frames of an exchange; the slot of the old ones.
     ExchangeIn(u8),
@@ -94,13 +94,13 @@ bitflags! {
         const LEAVING = Self::DEFLATIONS.bits() | Self::EXCHANGE_OUT.bits();
         /// The balloon's size changes.
         const RESIZING = Self::INFLATE.bits() | Self::DEFLATIONS.bits();
-        /// It stays.
+        /// The balloon's size stays.
         const EXCHANGES = Self::EXCHANGE_IN.bits() | Self::EXCHANGE_OUT.bits();
     }
 }
 
 impl Role {
-    const fn is_among(self, roles: Roles) -> bool {
+    pub(crate) const fn is_among(self, roles: Roles) -> bool {
         roles.contains(match self {
             Self::Inflate => Roles::INFLATE,
             Self::Deflate => Roles::DEFLATE,
@@ -138,7 +138,7 @@ pub(crate) struct Slot {
     pub(crate) outcome: Outcome,
     /// Pairs of a finished exchange that have been handed out.
     pub(crate) handed_out: usize,
-    /// Deflations: how many of the frames were asked back for want of memory.
+    /// Deflations: how many of the frames were asked back because memory ran out.
     pub(crate) relief: u64,
     len: usize,
 }
@@ -210,7 +210,8 @@ impl<const N: usize, M> Requests<N, M> {
     }
 }
 
-// Questions about all slots. They depend on no size, and are loops that the compiler unrolls where it inlines them.
+// Sums over all slots. They do not depend on the size of requests, and are not inlined, as the compiler would unroll
+// them.
 
 /// Frames in requests of these roles that the host has or is to have.
 #[inline(never)]
@@ -251,7 +252,7 @@ pub(crate) fn settled(slots: &[Slot], outcome: Option<Outcome>) -> u64 {
         .sum()
 }
 
-/// When the request was sent for whose answer the host has been waited for longest.
+/// When the oldest request that has no answer was sent.
 #[inline(never)]
 pub(crate) fn oldest_sent(slots: &[Slot]) -> Option<u64> {
     slots

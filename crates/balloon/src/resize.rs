@@ -44,22 +44,22 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
         })
     }
 
-    /// Nothing more is added for now; a request without a frame is none.
+    /// Nothing more is added for now: releases a request to which nothing was added.
     fn close(&mut self, at: usize) {
         if self.requests[at].len() == 0 {
             self.requests[at].release();
         }
     }
 
-    /// No frame was to be had: rest for the retry delay. Gives when it ends.
+    /// There was no free frame: inflation rests for the retry delay. Gives when the rest ends.
     pub fn inflate_failed(&mut self, now: u64) -> u64 {
         self.stats.retries += 1;
         self.retry_at = now.saturating_add(self.config.retry_delay_ns);
         self.retry_at
     }
 
-    /// Begins to give frames (in state `Allocated`) to the host, and says how many from the front it takes: fewer when the
-    /// target has changed meanwhile. The others stay the caller's.
+    /// Begins to give frames (in state `Allocated`) to the host, and gives how many from the front it takes: fewer
+    /// when the target has changed meanwhile. The others stay the caller's.
     ///
     /// They join a request that [`next_output`](Self::next_output) has not handed out yet, as far as it has room: a
     /// large request can be put together by several calls.
@@ -91,7 +91,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// Begins to take up to `want` frames back, fewer when the target has changed meanwhile: those of `preferred` that
-    /// are on the list, then the newest. Gives how many. Frames in the hands of compaction are passed over.
+    /// are on the list, then the newest. Gives how many. Frames in compaction's hands are passed over.
     ///
     /// They join a request that has not been handed out, as in [`begin_inflate`](Self::begin_inflate).
     pub fn begin_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
@@ -134,8 +134,8 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     /// Deflates up to `want` frames because the guest is out of memory, and lets inflation rest. 0 without
     /// `DEFLATE_ON_OOM`.
     ///
-    /// A request is kept for it, whatever else the host has not answered; with that one out it takes its turn among the
-    /// others, and gives 0 when they are all out too.
+    /// One request is kept for it. While that one is with the host it uses the others, and gives 0 when all of them are
+    /// in use.
     pub fn begin_oom_deflate(&mut self, want: usize, preferred: &[Pfn], now: u64) -> usize {
         if !self.features.contains(Features::DEFLATE_ON_OOM) {
             return 0;
@@ -167,7 +167,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
                 let pushed = self.requests.push(slot, frame);
                 debug_assert!(pushed, "the caller counted");
             }
-            // Off the list and not ours: it stays lost, and the audit says so.
+            // Off the list and in a foreign state: lost, and reported.
             Err(_) => self.damaged(1),
         }
     }

@@ -46,7 +46,7 @@ type Core<'a, H, const N: usize> = Balloon<'a, FrameAllocator<'a>, N, Numbers<H,
 
 struct State<'a, H: Hal, const N: usize> {
     balloon: Core<'a, H, N>,
-    /// What of the balloon's statistics stands in the vm events already.
+    /// The statistics as they are in the vm events already.
     published: BalloonStats,
     /// The target as it was read last; `None` when it could not be read.
     target: Option<u32>,
@@ -54,7 +54,7 @@ struct State<'a, H: Hal, const N: usize> {
     read_at: Option<u64>,
     /// The device does not know the size yet.
     unwritten: bool,
-    /// When it was told the last one.
+    /// When the size was written last.
     written_at: u64,
     /// When the device was last asked whether it needs a reset because it does not answer.
     asked_at: u64,
@@ -89,8 +89,8 @@ impl<H: Hal, const N: usize> State<'_, H, N> {
         self.balloon.fault() == Some(Fault::NeedsReset) && !self.balloon.is_stopping()
     }
 
-    /// Frames that stand in the way of an end: all, without those that only have to be put back. Whoever asked for the
-    /// move of the latter has to take its end, and nothing of the balloon waits for that.
+    /// Frames that stand in the way of an end: all, without those of moves that were refused. The latter come back
+    /// when the end of the move is taken, and nothing of the balloon waits for that.
     fn awaited(&self) -> u64 {
         self.held()
             .total()
@@ -113,8 +113,8 @@ impl<H: Hal, const N: usize> State<'_, H, N> {
 /// [`handle_interrupt`](Self::handle_interrupt); mobility calls the [`MovableOwner`](dirigible_mobility::MovableOwner)
 /// operations. All of them may run at once.
 ///
-/// A device that answers inside `Transport::notify` is as welcome as one that answers from another thread: after
-/// every notification the used rings are looked at.
+/// A device may answer inside `Transport::notify` or from another thread: after every notification the used rings are
+/// looked at.
 ///
 /// `N` is the most frame numbers in a message. A guest that knows that its host takes more than 256 (QEMU does,
 /// Firecracker drops them) writes `VirtioBalloon<'_, H, T, P, 4096>`, at most [`LARGE_PFNS`](crate::LARGE_PFNS), and
@@ -124,7 +124,7 @@ impl<H: Hal, const N: usize> State<'_, H, N> {
 ///
 /// # When the device fails
 ///
-/// A device that says so is reset and started again by [`step`](Self::step), and the balloon grows anew toward the
+/// A device that reports it is reset and started again by [`step`](Self::step), and the balloon grows anew toward the
 /// host's target; a device that was [`reset`](Self::reset) can be [`restart`](Self::restart)ed. A confirmed reset
 /// gives all frames back to the guest. As long as there is a [`fault`](Self::fault), the balloon's frames count as
 /// unmovable in the allocator's ledger, so that compaction does not try for their blocks: a dead device costs memory
@@ -141,15 +141,15 @@ pub struct VirtioBalloon<'a, H: Hal, T: Transport, P: Platform, const N: usize =
     id: OwnerId,
     state: Mutex<State<'a, H, N>>,
     queues: Mutex<Queues<H, N>>,
-    /// Never waited for, only tried.
+    /// Only tried, except by a reset.
     wire: Mutex<Wire<'a, T, P>>,
     /// The work that waits for it.
     posted: Posted,
     /// There are settled pairs to be taken. Written under `state`.
     has_settled: AtomicBool,
-    /// The device has said since the target was last read that its configuration is another.
+    /// Since the target was last read the device has reported that its configuration has changed.
     reconfigured: AtomicBool,
-    /// An interrupt has come since then that did not say why.
+    /// Since then an interrupt has come that did not say why.
     unsure: AtomicBool,
 }
 
@@ -157,8 +157,8 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// Negotiates features, sets the queues up, starts the device and gives it its statistics buffer.
     ///
     /// The balloon's frames carry the owner number `id`. To make them movable, register the balloon with a
-    /// [`Mobility`](dirigible_mobility::Mobility) under that number. The balloon does not know it: what settles late it keeps
-    /// for [`take_settled`](dirigible_mobility::MovableOwner::take_settled).
+    /// [`Mobility`](dirigible_mobility::Mobility) under that number. The balloon does not know it: what settles late
+    /// it keeps for [`take_settled`](dirigible_mobility::MovableOwner::take_settled).
     ///
     /// # Errors
     /// When the settings are out of range, the guest's memory is larger than a balloon can name, or the device is no

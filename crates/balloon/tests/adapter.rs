@@ -29,7 +29,7 @@ enum Op {
     Dry(bool),
     Pass(u64),
     AskStats,
-    /// The device needs a reset, and says so.
+    /// The device needs a reset, and reports it.
     Break,
 }
 
@@ -64,7 +64,7 @@ struct World<const N: usize> {
     isolated: Vec<Pfn>,
     /// Left pending, and not taken since.
     pending: BTreeMap<Pfn, Pfn>,
-    /// The host does not keep to the protocol: nothing that it says proves anything.
+    /// The host does not keep to the protocol: its answers prove nothing.
     lies: bool,
     /// Only compaction has called since anything changed: it leaves the device's configuration alone.
     swift: bool,
@@ -104,7 +104,7 @@ impl<const N: usize> World<N> {
             }
             Op::Isolate(at) => {
                 let listed = guest.listed();
-                // A stretch of them, as an evacuation does.
+                // A run of them, as an evacuation does.
                 for &frame in listed.iter().skip(at % listed.len().max(1)).take(at % 97) {
                     let isolated = guest.balloon.isolate(frame);
                     let is_broken = guest.balloon.fault() == Some(Fault::NeedsReset);
@@ -225,14 +225,14 @@ impl<const N: usize> World<N> {
                     continue;
                 }
             }
-            // While the device does not do its part, listed frames are no matter for compaction.
+            // While the device has a fault, listed frames count as unmovable.
             let class = match info.state {
                 FrameState::Listed if guest.balloon.fault().is_some() => FrameClass::Unmovable,
                 _ => FrameClass::Balloon,
             };
             assert_eq!(info.class, class);
             // An answer that nobody has looked at may be ahead of the state, never behind it.
-            // Of those that were isolated at a reset the host knows nothing.
+            // The host has forgotten those that were isolated at a reset.
             let forgotten = guest.balloon.stats().forgotten > 0;
             if info.state == FrameState::Listed || info.state == FrameState::Isolated && !forgotten
             {
@@ -248,7 +248,8 @@ impl<const N: usize> World<N> {
             self.isolated.len() as u64 + self.pending_isolated()
         );
         let free = guest.frames.free_frames() + guest.frames.cached_frames();
-        // Of a pair that nobody has taken one frame is on nobody's books: the old one if it has moved, else the new one.
+        // Of a pair that nobody has taken one frame is on nobody's books: the old one if it has moved, else the new
+        // one.
         let untaken = guest.balloon.settled_pairs();
         assert_eq!(free + held.total() + untaken, self.total);
         let under_way = guest.balloon.pending_pairs() + untaken;
@@ -265,7 +266,7 @@ impl<const N: usize> World<N> {
         assert_eq!(events.get(Event::BalloonDeflate), stats.deflated);
         assert_eq!(events.get(Event::BalloonMigrate), stats.frames_moved);
         assert_eq!(events.get(Event::BalloonMessages), guest.host.messages());
-        // While the host has requests it is not kept from them by news of the size.
+        // While the host has requests the size is not written.
         let is_there = guest.balloon.fault() != Some(Fault::Removed);
         if held.entering + held.leaving == 0 && is_there && !self.swift {
             assert_eq!(guest.host.actual(), guest.balloon.actual());

@@ -13,7 +13,7 @@ use dirigible_balloon::{
 use dirigible_frames::{FrameState, OwnerId, Pfn};
 use table::{BASE, FRAMES, Table};
 
-const CLASS: OwnerId = OwnerId::new(1).unwrap();
+const OWNER: OwnerId = OwnerId::new(1).unwrap();
 
 /// A host that answers at once.
 fn serve<B: Books>(balloon: &mut Balloon<'_, B>) -> usize {
@@ -34,7 +34,7 @@ fn managed_counts_change_once_for_each_request() {
     let table = Table::new();
     let config = BalloonConfig::default();
     let mut balloon: Balloon<'_, _> =
-        Balloon::new(&table, CLASS, Features::empty(), config).unwrap();
+        Balloon::new(&table, OWNER, Features::empty(), config).unwrap();
     let calls = || table.managed_calls.swap(0, Ordering::SeqCst);
     balloon.set_target(FRAMES as u32, FRAMES);
     let frames: Vec<_> = (0..FRAMES).map(|at| Pfn::new(BASE + at)).collect();
@@ -67,7 +67,7 @@ fn managed_counts_change_once_for_each_request() {
 /// One frame with its state, owner and word.
 type Entry = (FrameState, Option<OwnerId>, u64);
 
-/// Much memory, of which only those frames are kept that somebody has touched.
+/// A large memory, of which only the frames that were touched are stored.
 struct Sparse {
     base: u64,
     span: u64,
@@ -106,8 +106,8 @@ impl Books for Sparse {
     fn owner(&self, frame: Pfn) -> Option<OwnerId> {
         self.with(frame, |entry| entry.1)
     }
-    fn claim(&self, frame: Pfn, class: OwnerId, word: u64) {
-        self.with(frame, |entry| (entry.1, entry.2) = (Some(class), word));
+    fn claim(&self, frame: Pfn, owner: OwnerId, word: u64) {
+        self.with(frame, |entry| (entry.1, entry.2) = (Some(owner), word));
     }
     fn disown(&self, frame: Pfn) {
         self.with(frame, |entry| (entry.1, entry.2) = (None, 0));
@@ -120,7 +120,7 @@ impl Books for Sparse {
     }
 }
 
-/// 1 TiB and a hole for PCI below 4 GiB: a little more than 2^28 frames from first to last. And all that the wire can
+/// 1 TiB and a hole for PCI below 4 GiB: a little more than 2^28 frames from first to last. Then all that a message can
 /// name.
 #[test]
 fn a_guest_of_a_tebibyte_with_a_hole_has_a_balloon() {
@@ -137,7 +137,7 @@ fn a_guest_of_a_tebibyte_with_a_hole_has_a_balloon() {
         };
         let config = BalloonConfig::default();
         let mut balloon: Balloon<'_, _> =
-            Balloon::new(&books, CLASS, Features::empty(), config).unwrap();
+            Balloon::new(&books, OWNER, Features::empty(), config).unwrap();
         balloon.set_target(4, span);
         let frames = [0, 1, span / 2, span - 1].map(|at| Pfn::new(base + at));
         assert_eq!(balloon.begin_inflate(&frames, 0), 4);
@@ -157,18 +157,18 @@ fn a_guest_of_a_tebibyte_with_a_hole_has_a_balloon() {
             frames: Mutex::default(),
         };
         let config = BalloonConfig::default();
-        let balloon = Balloon::<_>::new(&books, CLASS, Features::empty(), config);
+        let balloon = Balloon::<_>::new(&books, OWNER, Features::empty(), config);
         assert_eq!(balloon.err(), Some(Fault::TooLarge { base, span }));
     }
 }
 
-/// What an adapter of its own is told of a device that was reset in the middle of everything.
+/// What the core hands out to an adapter when the device was reset with requests of every kind under way.
 #[test]
 fn the_core_says_what_follows_from_a_reset() {
     let table = Table::new();
     let config = BalloonConfig::default();
     let mut balloon: Balloon<'_, _> =
-        Balloon::new(&table, CLASS, Features::empty(), config).unwrap();
+        Balloon::new(&table, OWNER, Features::empty(), config).unwrap();
     balloon.set_target(600, FRAMES);
     let frames: Vec<_> = (0..FRAMES).map(|at| Pfn::new(BASE + at)).collect();
     frames
@@ -206,7 +206,7 @@ fn damage_shows_behind_a_fault_of_the_device() {
     let table = Table::new();
     let config = BalloonConfig::default();
     let mut balloon: Balloon<'_, _> =
-        Balloon::new(&table, CLASS, Features::empty(), config).unwrap();
+        Balloon::new(&table, OWNER, Features::empty(), config).unwrap();
     balloon.set_target(100, FRAMES);
     let frames: Vec<_> = (0..100).map(|at| Pfn::new(BASE + at)).collect();
     frames

@@ -1,4 +1,4 @@
-//! Devices of every kind: those that number, answer or negotiate strangely.
+//! Devices that number their queues, answer or negotiate in unusual ways.
 
 mod support;
 
@@ -8,7 +8,7 @@ use dirigible_balloon::{
 use dirigible_frames::{AllocRequest, CpuId, FrameState};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner, VERSION_1};
-use support::{CLASS, Clock, Guest, all_frames, count, memory};
+use support::{Clock, Guest, OWNER, all_frames, count, memory};
 use virtio_drivers::transport::DeviceType;
 
 const STATS: u64 = 1 << 1;
@@ -27,7 +27,7 @@ fn attempt(
         host.transport(),
         frames,
         clock,
-        CLASS,
+        OWNER,
         BalloonConfig::default(),
     )
 }
@@ -37,7 +37,7 @@ fn negotiates_what_it_should() {
     let host = Host::offering(!(1 << 34));
     let guest = on(host.clone());
     assert_eq!(guest.balloon.features(), Features::accepted(false));
-    // Who does not say that it asks before it runs out of memory does not accept what is of use to those alone.
+    // A guest that does not ask before it runs out of memory does not accept the feature.
     let refused = [2, 4, 5, 28, 29, 33];
     assert!(
         refused
@@ -60,7 +60,7 @@ fn pitfall_33_fixed_numbers_where_the_dense_one_is_empty() {
     host.inner().sizes = [16, 16, 0, 16, 0];
     let guest = on(host.clone());
     guest.to(10);
-    // A device that has it at neither number cannot be used, and that is said.
+    // A device that has the queue at neither number cannot be used: an error.
     let host = Host::offering(VERSION_1 | HINT);
     host.inner().sizes = [16, 16, 0, 0, 0];
     assert!(matches!(
@@ -158,7 +158,7 @@ fn never_answers() {
     let sent = guest.host.messages();
     let entering = guest.balloon.held().entering;
     assert!(entering > 0 && entering <= 4 * MAX_PFNS as u64);
-    // After the deadline it is said, again and again, and no more is sent.
+    // After the deadline it is reported each time, and no more is sent.
     guest.clock.pass(6_000_000_000);
     for _ in 0..3 {
         assert!(matches!(
@@ -171,12 +171,12 @@ fn never_answers() {
     assert_eq!(guest.host.messages(), sent);
     let frame = guest.listed()[0];
     assert!(!guest.balloon.isolate(frame), "a move would never end");
-    // Removal is bounded, and says why.
+    // Removal is bounded, and its error names the reason.
     assert!(matches!(
         guest.balloon.shutdown(),
         Err(Fault::Silent { .. })
     ));
-    // Late answers are welcome: the balloon that is being removed empties itself after all.
+    // Late answers are taken: the balloon that is being removed becomes empty after all.
     guest.host.set_manner(Manner::AtOnce);
     while guest.host.answer_one() {}
     assert_eq!(guest.balloon.shutdown(), Ok(()));
@@ -243,7 +243,7 @@ fn answers_what_nobody_asked() {
 
 #[test]
 fn answers_on_the_used_ring_run_ahead() {
-    // The used index leaps: all that the ring still holds from before is offered again.
+    // The used index jumps: all old entries of the ring appear again.
     let guest = on(Host::new());
     guest.to(1000);
     for _ in 0..20 {
@@ -278,7 +278,7 @@ fn interrupts_inside_the_notification() {
     guest.frames.verify().unwrap();
 }
 
-/// The lock of the books is free whenever the device is spoken to: asking the balloon from there would hang otherwise.
+/// The lock of the books is free in every call of the device: otherwise a call of the balloon from there would hang.
 #[test]
 fn no_books_lock_while_the_device_is_spoken_to() {
     let guest = on(Host::new());

@@ -1,4 +1,4 @@
-//! Exchanges: batches, order, answers that come late, by half, or not at all.
+//! Exchanges: batches, order, answers that come late, in part, or not at all.
 
 mod support;
 
@@ -7,7 +7,7 @@ use dirigible_frames::{Event, FrameState, Order};
 use dirigible_mobility::{MovableOwner, Outcome};
 use support::host::{Host, Manner};
 use support::moves::{pairs, relocate};
-use support::{CLASS, Guest, OTHER, count};
+use support::{Guest, OTHER, OWNER, count};
 
 #[test]
 fn pitfall_11_one_frame_moves_a_thousand_times() {
@@ -367,12 +367,12 @@ fn a_frame_that_is_not_ours_cannot_be_put_back() {
     other.to(100);
     let owner = |frame| guest.frames.frame(frame).unwrap().owner;
     let of = |class| guest.listed().into_iter().find(|&at| owner(at) == class);
-    let (ours, theirs) = (of(CLASS).unwrap(), of(OTHER).unwrap());
+    let (ours, theirs) = (of(OWNER).unwrap(), of(OTHER).unwrap());
     assert!(guest.balloon.isolate(ours) && other.balloon.isolate(theirs));
     let foreign = [
         theirs,
         of(OTHER).unwrap(),
-        of(CLASS).unwrap(),
+        of(OWNER).unwrap(),
         guest.targets(1)[0],
     ];
     for frame in foreign {

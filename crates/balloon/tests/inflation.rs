@@ -10,7 +10,7 @@ use dirigible_frames::{
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{Host, Manner, VERSION_1};
-use support::{CLASS, Guest, OTHER, all_frames, count, memory};
+use support::{Guest, OTHER, OWNER, all_frames, count, memory};
 
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 
@@ -21,7 +21,7 @@ fn newest_first() -> BalloonConfig {
     }
 }
 
-/// One that may be asked to deflate for want of memory.
+/// Settings of a balloon that may deflate when memory runs out.
 fn on_oom() -> BalloonConfig {
     BalloonConfig {
         deflate_on_oom: true,
@@ -131,12 +131,12 @@ fn pitfall_03_out_of_memory_inside_inflate() {
     });
     let step = guest.to(900);
     assert!(freed.load(Ordering::SeqCst) >= 1);
-    // Pitfall 36's first half: what was given up in need is not taken again at once.
+    // The first half of pitfall 36: what was given back for want of memory is not taken again at once.
     assert!(matches!(step, Step::RetryAt(_)), "{step:?}");
     assert_eq!(guest.host.size(), 500 - freed.load(Ordering::SeqCst) as u64);
     assert!(guest.source.given_back.load(Ordering::SeqCst) > 0);
     assert_eq!(guest.host.actual(), guest.host.size());
-    // The rest ends with time, or with another wish of the host.
+    // The rest ends with time, or with a new target.
     *guest.source.meanwhile.lock().unwrap() = None;
     assert_eq!(guest.to(900), step);
     assert_eq!(guest.to(901), Step::Idle);
@@ -150,7 +150,7 @@ fn pitfall_03_out_of_memory_inside_inflate() {
 fn out_of_memory_is_no_licence_without_the_feature() {
     let offering = || Host::offering(VERSION_1 | DEFLATE_ON_OOM);
     let plain = || Host::offering(VERSION_1);
-    // Not offered, and offered to a guest that did not say that it asks.
+    // Not offered; and offered to a guest whose settings do not accept it.
     for (host, config) in [(plain(), on_oom()), (offering(), BalloonConfig::default())] {
         let guest = Guest::with(memory(&[4]), host, config);
         guest.to(500);
@@ -233,7 +233,7 @@ fn pitfall_09_two_balloons_share_nothing() {
             .filter(ours)
             .collect::<Vec<_>>()
     };
-    let (ones, twos) = (of(CLASS), of(OTHER));
+    let (ones, twos) = (of(OWNER), of(OTHER));
     assert_eq!((ones.len(), twos.len()), (600, 420));
     assert!(ones.iter().all(|&frame| !two.balloon.isolate(frame)));
     assert!(twos.iter().all(|&frame| !one.balloon.isolate(frame)));
@@ -241,7 +241,7 @@ fn pitfall_09_two_balloons_share_nothing() {
     two.balloon.shutdown().unwrap();
     two.check();
     one.check();
-    assert_eq!(of(CLASS), ones);
+    assert_eq!(of(OWNER), ones);
     assert_eq!(one.to(0), Step::Idle);
     frames.verify().unwrap();
 }
@@ -278,7 +278,7 @@ fn pitfall_17_deflate_with_holes_in_the_list() {
     let guest = Guest::configured(4, newest_first());
     guest.to(300);
     let frames = guest.listed();
-    // Oldest, newest and every third of the list go away under the walker.
+    // The oldest, the newest and every third frame leave the list while it is walked.
     let gone = |at: usize| at.is_multiple_of(3) || at + 1 == frames.len();
     let taken: Vec<_> = (0..frames.len())
         .filter(|&at| gone(at))
@@ -323,7 +323,7 @@ fn pitfall_24_no_mark_outlives_the_balloon() {
 fn pitfall_26_target_above_ram_and_changing() {
     let guest = Guest::new(4);
     let all = guest.frames.managed_frames();
-    // More than there is: lowered, said, and as far as frames go.
+    // More than there is: lowered, counted, and followed as far as frames go.
     assert_eq!(guest.to(u32::MAX), Step::Idle);
     assert_eq!(
         (guest.balloon.target(), guest.balloon.requested()),
@@ -374,7 +374,7 @@ fn pitfall_27_nothing_is_used_before_its_acknowledgement() {
     assert_eq!(count(guest.frames, FrameState::Listed), 300);
     assert_eq!(guest.run(), Step::Waiting);
     assert_eq!(count(guest.frames, FrameState::Leaving), 300);
-    // Nobody gets a leaving frame, however hungry.
+    // Nobody gets a leaving frame.
     let cpu = CpuId::new(0);
     let mut got = Vec::new();
     while let Ok(frame) = guest.frames.alloc(cpu, AllocRequest::movable()) {
@@ -487,7 +487,7 @@ fn settings_out_of_range_are_refused() {
             host.transport(),
             frames,
             clock,
-            CLASS,
+            OWNER,
             config,
         );
         assert!(balloon.is_err());

@@ -39,7 +39,7 @@ fn the_line_comes_down() {
     guest.to(1000);
     while guest.host.answer_one() {
         serve_line(&guest);
-        // And while a deflation waits, of which the host has not said anything.
+        // And while a deflation waits that the host has not answered.
         raise(&guest, ISR_CONFIG);
     }
     assert_eq!(guest.balloon.actual(), 1000);
@@ -76,8 +76,8 @@ fn the_line_comes_down_after_the_end() {
     }
 }
 
-/// The line rises while the driver is at the device, and the handler comes from within: it cannot do anything then.
-/// Whoever is there has to look again when it has let go, as nobody else comes.
+/// The line rises while the driver is at the transport, and the handler runs inside that call: it cannot do anything
+/// then. The driver has to look again when it has let go, as no other call comes.
 #[test]
 fn the_line_comes_down_though_the_device_is_in_use() {
     let guest = Guest::new(8);
@@ -171,14 +171,14 @@ fn a_busy_host_is_left_alone() {
         }
     });
     assert_eq!(made, (0, 0));
-    // Somebody may look how far it is: now and then.
+    // Somebody may watch the balloon grow: the size is written now and then.
     guest.clock.pass(100_000_000);
     let made = accesses(&guest, || {
         guest.balloon.step(&guest.source, 16);
     });
     assert_eq!(made, (1, 1));
     assert_eq!(guest.host.actual(), guest.balloon.actual());
-    // With the last answer it is told the size, without a step.
+    // With the last answer the size is written, without a step.
     let made = accesses(&guest, || {
         while guest.host.answer_one() {
             guest.balloon.handle_interrupt();
@@ -226,7 +226,7 @@ fn statistics_do_not_wait_for_the_end() {
     assert!(!guest.host.line_is_up());
 }
 
-/// A handler that has read the status by itself: the line is down, and what it said is heeded.
+/// A handler that has read the status by itself: the line is down, and the status takes effect.
 #[test]
 fn a_handler_that_has_read_the_status_needs_no_transport() {
     let guest = Guest::new(16);
@@ -285,7 +285,7 @@ fn an_interrupt_that_says_nothing_may_mean_a_reset() {
 }
 
 /// Compaction is at the device, and takes the line down for another CPU. It does not read the target: whoever steps
-/// meanwhile is told to come back, though no further interrupt says so.
+/// meanwhile is asked to come back, though no further interrupt comes.
 #[test]
 fn jobs_left_with_compaction_are_not_forgotten() {
     let guest = Guest::new(8);

@@ -10,7 +10,7 @@ use dirigible_frames::{AllocRequest, BalloonPlacement, CpuId, FrameState, Pfn, W
 use dirigible_mobility::Outcome;
 use support::host::{Host, Manner, VERSION_1};
 use support::moves::relocate;
-use support::{CLASS, Guest, all_frames, count, memory};
+use support::{Guest, OWNER, all_frames, count, memory};
 
 const CPU: CpuId = CpuId::new(0);
 
@@ -62,7 +62,7 @@ fn off_unless_the_settings_say_so() {
 #[test]
 fn settings_out_of_range_name_the_bound() {
     let (frames, none) = (memory(&[2]), Features::empty());
-    let fault = |config| Balloon::<_, MAX_PFNS>::new(frames, CLASS, none, config).err();
+    let fault = |config| Balloon::<_, MAX_PFNS>::new(frames, OWNER, none, config).err();
     for value in [0, 257, usize::MAX] {
         let config = BalloonConfig {
             batch: value,
@@ -82,7 +82,7 @@ fn settings_out_of_range_name_the_bound() {
     }
     let fits = |config| {
         let mut numbers = Box::new([[0; LARGE_PFNS]; dirigible_balloon::REQUESTS]);
-        Balloon::<_, LARGE_PFNS, _>::in_memory(frames, CLASS, none, config, &mut *numbers).is_ok()
+        Balloon::<_, LARGE_PFNS, _>::in_memory(frames, OWNER, none, config, &mut *numbers).is_ok()
     };
     assert!(fits(large()));
     for value in [0, LARGE_PFNS + 1] {
@@ -164,7 +164,7 @@ fn four_large_messages_at_a_time() {
     assert_eq!(count(guest.frames, FrameState::Entering), 4 * 4096);
 }
 
-/// A healing deflation knows what to take though all of its last messages are still with the host.
+/// A healing deflation finds the right frames though all of its last messages are still with the host.
 #[test]
 fn healing_looks_past_what_is_leaving() {
     let guest = guest(80, large());
@@ -242,7 +242,7 @@ fn what_a_reset_gives_back_comes_in_small_pieces() {
     let features = Features::empty();
     let mut balloon = Balloon::<_, LARGE_PFNS, Box<RequestMemory<LARGE_PFNS>>>::in_memory(
         frames,
-        CLASS,
+        OWNER,
         features,
         large(),
         memory,

@@ -1,4 +1,4 @@
-//! A device that does not do its part costs memory, and no huge page.
+//! A device that has failed or is silent costs memory, and no huge page.
 
 mod support;
 
@@ -8,7 +8,7 @@ use dirigible_balloon::{BalloonConfig, Fault, Step};
 use dirigible_frames::{BalloonPlacement, CpuId, FrameClass, FrameState};
 use dirigible_mobility::{CompactResult, CompactionConfig, Mobility, MovableOwner};
 use support::host::{Host, Manner};
-use support::{CLASS, Clock, Guest, all_frames, memory};
+use support::{Clock, Guest, OWNER, all_frames, memory};
 
 const CPU: CpuId = CpuId::new(0);
 
@@ -56,7 +56,7 @@ fn frames_of_a_silent_device_are_unmovable_until_it_answers() {
     guest.frames.verify().unwrap();
 }
 
-/// Answers that come from a device that is broken on its other queue: what arrives by them is no better.
+/// Answers of a device whose other queue is broken: frames that arrive by them are unmovable too.
 #[test]
 fn frames_of_a_broken_device_stay_unmovable_and_are_freed_as_what_they_were() {
     let guest = Guest::new(8);
@@ -91,7 +91,7 @@ fn mobile(blocks: u64) -> (Guest, &'static Mobility<'static, Clock>) {
     let guest = Guest::with(memory(&[blocks]), Host::new(), config);
     let mobility = Mobility::new(guest.frames, guest.clock, CompactionConfig::default());
     let mobility: &'static Mobility<'static, Clock> = Box::leak(Box::new(mobility));
-    mobility.register(CLASS, guest.balloon).unwrap();
+    mobility.register(OWNER, guest.balloon).unwrap();
     (guest, mobility)
 }
 
@@ -125,7 +125,7 @@ fn compaction_passes_a_dead_balloon_by_and_finds_it_again_after_the_repair() {
     guest.balloon.handle_interrupt();
     guest.host.set_manner(Manner::AtOnce);
     assert_eq!(guest.run(), Step::Idle);
-    // The new frames lie close together, which is not what this is about: spread them anew.
+    // The new frames lie close together: spread them again.
     guest.to(all.len() as u32);
     let keep: Vec<_> = guest.listed().into_iter().step_by(8).collect();
     assert!(keep.iter().all(|&frame| mobility.isolate(frame)));

@@ -18,7 +18,7 @@ use model_op::{MS, Op, op};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use table::{BASE, FRAMES, Table, zone};
 
-const CLASS: OwnerId = OwnerId::new(1).unwrap();
+const OWNER: OwnerId = OwnerId::new(1).unwrap();
 
 struct Sent {
     queue: Queue,
@@ -57,7 +57,7 @@ impl<'a, const N: usize> World<'a, N> {
         let memory = Box::new([[0; N]; REQUESTS]);
         Self {
             table,
-            balloon: Balloon::in_memory(table, CLASS, features, config, memory).unwrap(),
+            balloon: Balloon::in_memory(table, OWNER, features, config, memory).unwrap(),
             message: Message::new(),
             now: 0,
             limit: FRAMES,
@@ -298,7 +298,7 @@ impl<'a, const N: usize> World<'a, N> {
     }
 
     fn migrate(&mut self, count: usize, at_once: bool) {
-        // What the device has forgotten does not move any more.
+        // Frames that the device has forgotten do not move any more.
         self.isolated
             .sort_by_key(|frame| !self.orphans.contains(frame));
         if let Some(&orphan) = self.isolated.first().filter(|&f| self.orphans.contains(f))
@@ -396,7 +396,8 @@ impl<'a, const N: usize> World<'a, N> {
         assert_eq!(held.isolated, of(FrameState::Isolated));
         assert_eq!(held.entering, entering);
         assert_eq!(held.leaving, of(FrameState::Leaving));
-        // Of a pair that nobody has taken one frame is on nobody's books: the old one if it has moved, else the new one.
+        // Of a pair that nobody has taken one frame is on nobody's books: the old one if it has moved, else the new
+        // one.
         let untaken = self.balloon.settled_pairs();
         assert_eq!(untaken, of(FrameState::Allocated));
         assert_eq!(held.total() + untaken + self.free.len() as u64, FRAMES);
@@ -456,7 +457,7 @@ fn accounted_for<const N: usize>(ops: Vec<Op>, on_oom: bool, batch: usize, piece
     let table = Table::new();
     let config = BalloonConfig {
         batch,
-        // Silence is not what this test is about.
+        // Silence is tested elsewhere.
         request_timeout_ns: u64::MAX,
         ..BalloonConfig::default()
     };

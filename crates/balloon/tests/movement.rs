@@ -13,7 +13,7 @@ use dirigible_mobility::{
 };
 use support::host::{Host, Manner};
 use support::moves::relocate;
-use support::{CLASS, Clock, Guest, all_frames, memory};
+use support::{Clock, Guest, OWNER, all_frames, memory};
 
 const CPU: CpuId = CpuId::new(0);
 
@@ -22,20 +22,20 @@ fn mobile(blocks: u64) -> (Guest, &'static Mobility<'static, Clock>) {
     let frames = memory(&[blocks]);
     let clock: &'static Clock = Box::leak(Box::default());
     let config = BalloonConfig::default();
-    let guest = Guest::on(clock, frames, Host::new(), config, CLASS);
+    let guest = Guest::on(clock, frames, Host::new(), config, OWNER);
     let mobility: &'static Mobility<'static, Clock> = Box::leak(Box::new(Mobility::new(
         frames,
         clock,
         CompactionConfig::default(),
     )));
-    mobility.register(CLASS, guest.balloon).unwrap();
+    mobility.register(OWNER, guest.balloon).unwrap();
     (guest, mobility)
 }
 
-/// Fills memory with the balloon and lets `holes` frames in each block go again.
+/// Fills memory with the balloon and frees `holes` frames in each block.
 fn riddle(guest: &Guest, holes: usize) {
     let total = guest.frames.managed_frames();
-    // Single frames in every block, by taking all and giving back all but every so many.
+    // Takes all frames and gives back those that the balloon is to take.
     let mut all = vec![Pfn::default(); total as usize];
     assert_eq!(
         guest
@@ -120,7 +120,7 @@ fn pitfall_10_foreign_frames_are_not_followed() {
         let frame = frames
             .alloc(CPU, AllocRequest::new(Order::BASE, class))
             .unwrap();
-        // Listed by somebody else, listed under our class by mistake of nobody, or just owned.
+        // Another owner's, some of them listed and some just handed out.
         frames.set_owner(frame, other, word);
         if at % 2 == 0 {
             frames
@@ -271,13 +271,13 @@ fn pitfall_23_isolate_refuses_what_is_leaving() {
 fn pitfall_25_registered_once_and_not_taken_away_early() {
     let (guest, mobility) = mobile(4);
     assert_eq!(
-        mobility.register(CLASS, guest.balloon),
+        mobility.register(OWNER, guest.balloon),
         Err(RegisterError::Busy)
     );
     guest.to(10);
     let frame = guest.listed()[0];
     assert!(mobility.isolate(frame));
-    assert_eq!(mobility.unregister(CLASS), Err(RegisterError::Isolated));
+    assert_eq!(mobility.unregister(OWNER), Err(RegisterError::Isolated));
     mobility.putback_movable_frames(&[frame]);
-    mobility.unregister(CLASS).unwrap();
+    mobility.unregister(OWNER).unwrap();
 }

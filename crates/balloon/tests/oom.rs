@@ -1,4 +1,4 @@
-//! Deflation for want of memory: a request is kept for it, and the balloon does not grow back at once.
+//! Out-of-memory deflation: a request is kept for it, and the balloon does not grow back at once.
 
 mod support;
 
@@ -51,7 +51,7 @@ fn out_of_memory_is_served_while_four_inflations_are_unanswered() {
     guest.check();
 }
 
-/// The one that is kept is out with a host that does not answer: the next call ends after its time.
+/// The kept request is with a host that does not answer: the next call ends after its time.
 #[test]
 fn out_of_memory_ends_in_bounded_time_with_a_silent_host() {
     let guest = guest(8);
@@ -90,7 +90,7 @@ fn pitfall_36_inflation_and_out_of_memory_do_not_chase_each_other() {
         guest.clock.pass(rest / 50);
         turns += 1;
     }
-    // At a steady target: what was taken back for want of memory, and nothing beside it.
+    // At a steady target: what was taken back because memory ran out, and nothing beside it.
     assert_eq!(guest.host.messages() - before, 3);
     assert_eq!(guest.balloon.actual(), 2000 - 30);
     // When it has rested it follows the target again.

@@ -9,11 +9,11 @@ use dirigible_frames::{AllocRequest, CpuId, FrameClass, FrameState, Pfn};
 use dirigible_mobility::{MovableOwner, Outcome};
 use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner, VERSION_1};
 use support::moves::{pairs, relocate};
-use support::{CLASS, Clock, FakeBalloon, Guest, all_frames, count, memory};
+use support::{Clock, FakeBalloon, Guest, OWNER, all_frames, count, memory};
 
 const RETRY_NS: u64 = 200_000_000;
 
-/// What there is to be had, for anybody who asks.
+/// All frames that the allocator gives.
 fn take_all(guest: &Guest) -> Vec<Pfn> {
     core::iter::from_fn(|| {
         guest
@@ -49,7 +49,8 @@ fn a_device_that_needs_a_reset_is_repaired_and_the_target_reached_again() {
     }
 }
 
-/// No interrupt came, or it was lost: a device that leaves requests unanswered is asked, and not for each step.
+/// No interrupt came, or it was lost: the status of a device that leaves requests unanswered is read, and not in each
+/// step.
 #[test]
 fn a_silent_device_is_asked_whether_it_needs_a_reset() {
     let guest = Guest::new(8);
@@ -63,7 +64,7 @@ fn a_silent_device_is_asked_whether_it_needs_a_reset() {
         guest.balloon.handle_interrupt();
         guest.balloon.step(&guest.source, 4);
     }
-    // One, as an interrupt that says nothing may mean that; no other while it has time to answer.
+    // Once, as an interrupt without a status may mean that; not again while it has time to answer.
     assert!(reads() <= before + 1);
     let before = reads();
     guest.clock.pass(6_000_000_000);
@@ -104,14 +105,14 @@ fn restarts_are_bounded_and_keep_their_distance() {
     }
     guest.clock.pass(RETRY_NS);
     assert_eq!(breaks(&guest), Step::Failed(Fault::NeedsReset));
-    // It has been reset once more, for what it had.
+    // It has been reset once more, to get its frames back.
     assert_eq!(guest.balloon.held(), Held::default());
     assert_eq!(guest.frames.free_frames(), 8 * 512);
     let resets = guest.host.inner().resets;
     guest.clock.pass(1 << 40);
     assert_eq!(breaks(&guest), Step::Failed(Fault::NeedsReset));
     assert_eq!(guest.host.inner().resets, resets);
-    // Somebody who knows better may try it again. With an answer the count begins anew.
+    // A caller may try it again. With an answer the count begins anew.
     guest.host.set_manner(Manner::AtOnce);
     guest.balloon.restart().unwrap();
     assert_eq!(guest.run(), Step::Idle);
@@ -186,7 +187,7 @@ fn a_frame_isolated_over_a_restart_is_the_guests() {
     guest.frames.verify().unwrap();
 }
 
-/// Nobody gets a frame that the host may still have, until it says that it has not.
+/// Nobody gets a frame that the host may still have, until a reset is confirmed.
 #[test]
 fn an_unconfirmed_reset_gives_nothing_back_and_a_later_one_all() {
     let guest = Guest::new(8);
@@ -203,7 +204,7 @@ fn an_unconfirmed_reset_gives_nothing_back_and_a_later_one_all() {
     guest.balloon.putback(isolated);
     guest.balloon.verify().unwrap();
     assert_eq!(guest.balloon.held().total(), 1000);
-    // Compaction has no business with them, and no allocation gets them.
+    // Neither compaction nor an allocation gets them.
     assert_eq!(count(guest.frames, FrameState::Listed), 0);
     assert_eq!(guest.frames.class_frames().balloon, 300);
     let rest = take_all(&guest);
@@ -230,10 +231,10 @@ fn an_unconfirmed_reset_gives_nothing_back_and_a_later_one_all() {
 
 type Probe = VirtioBalloon<'static, FakeHal, FakeTransport, Clock>;
 
-/// Another driver of the same class, with a device of its own or the same one.
+/// Another driver with the same owner number, with a device of its own or the same one.
 fn probe(guest: &Guest, host: &Host) -> Probe {
     let config = BalloonConfig::default();
-    VirtioBalloon::new(host.transport(), guest.frames, guest.clock, CLASS, config).unwrap()
+    VirtioBalloon::new(host.transport(), guest.frames, guest.clock, OWNER, config).unwrap()
 }
 
 fn finds_nothing(guest: &Guest, second: &Probe, host: &Host) {
@@ -353,7 +354,7 @@ fn a_balloon_that_was_shut_down_starts_again() {
     assert!(outcomes.iter().all(|&outcome| outcome == Outcome::Moved));
 }
 
-/// It needs a few milliseconds, and reads of its status cost nothing.
+/// It takes a few milliseconds, and reads of its status take no time.
 #[test]
 fn a_reset_that_takes_its_time_is_waited_for() {
     let guest = Guest::new(8);

@@ -1,4 +1,5 @@
-//! Pairs that settle late, with the real mobility: kept by the balloon, drained by mobility, and lost in no end.
+//! Pairs that settle late, with the real mobility: the balloon keeps them, mobility drains them, and no reset, shutdown
+//! or drop loses one.
 
 mod support;
 
@@ -10,7 +11,7 @@ use dirigible_mobility::{
     CompactionConfig, MigrateStats, Mobility, MovableOwner, MovePair, Outcome, RegisterError,
 };
 use support::host::{FakeHal, FakeTransport, GIVEN_BACK, Host, Manner};
-use support::{CLASS, Clock, Source, all_frames, memory};
+use support::{Clock, OWNER, Source, all_frames, memory};
 
 type Balloon<'a> = VirtioBalloon<'a, FakeHal, FakeTransport, Clock>;
 
@@ -22,9 +23,9 @@ fn with_guest(test: impl FnOnce(&World<'_, '_, '_>)) -> (Host, &'static FrameAll
     let host = Host::new();
     let config = BalloonConfig::default();
     let balloon: Balloon<'_> =
-        VirtioBalloon::new(host.transport(), frames, &clock, CLASS, config).unwrap();
+        VirtioBalloon::new(host.transport(), frames, &clock, OWNER, config).unwrap();
     let mobility = Box::new(Mobility::new(frames, &clock, CompactionConfig::default()));
-    mobility.register(CLASS, &balloon).unwrap();
+    mobility.register(OWNER, &balloon).unwrap();
     test(&World {
         frames,
         clock: &clock,
@@ -86,7 +87,7 @@ impl World<'_, '_, '_> {
         self.host.set_manner(Manner::AtOnce);
     }
 
-    /// Of two exchanges the first has ended, of the second the host has not answered anything; nobody has taken an end.
+    /// Two exchanges: the first has settled and nobody has taken it, the second has no answer.
     fn half_settled(&self) -> Vec<MovePair> {
         self.to(600);
         self.host.set_manner(Manner::OnDemand);
@@ -122,7 +123,7 @@ impl World<'_, '_, '_> {
     }
 }
 
-/// Both go as everything else does that is declared: first the mobility, then the balloon. What nobody has taken is freed.
+/// Both are dropped normally: first the mobility, then the balloon, which frees what nobody has taken.
 #[test]
 fn balloon_and_mobility_are_dropped() {
     let (before, mut pages) = (GIVEN_BACK.get(), 0);
@@ -165,24 +166,24 @@ fn pitfall_14_late_pairs_are_kept_until_they_are_drained() {
         );
         assert_eq!(world.mobility.isolated_frames(), 300);
         assert_eq!(
-            world.mobility.unregister(CLASS),
+            world.mobility.unregister(OWNER),
             Err(RegisterError::Isolated)
         );
         assert_eq!(world.mobility.drain_settled(), 256);
         assert_eq!(world.mobility.isolated_frames(), 44);
         assert_eq!(
-            world.mobility.unregister(CLASS),
+            world.mobility.unregister(OWNER),
             Err(RegisterError::Isolated)
         );
         world.answer(2);
         assert_eq!(world.mobility.drain_settled(), 44);
         assert_eq!(world.mobility.drain_settled(), 0);
         world.check();
-        assert_eq!(world.mobility.unregister(CLASS), Ok(()));
+        assert_eq!(world.mobility.unregister(OWNER), Ok(()));
     });
 }
 
-/// Both exchanges have ended and nobody has taken them: the next move drains, and is not refused.
+/// Both exchanges have settled and nobody has taken them: the next move drains them, and is not refused.
 #[test]
 fn a_balloon_full_of_settled_pairs_has_room_for_the_next_move() {
     with_guest(|world| {
@@ -211,12 +212,12 @@ fn a_shutdown_leaves_settled_pairs_to_be_drained() {
         world.mobility.verify().unwrap();
         assert_eq!(world.mobility.drain_settled(), 300);
         world.check();
-        assert_eq!(world.mobility.unregister(CLASS), Ok(()));
+        assert_eq!(world.mobility.unregister(OWNER), Ok(()));
     });
 }
 
-/// The device asks for a reset: the exchange that the host has not answered ends as refused, and its frames, which nobody
-/// takes yet, do not keep the shutdown waiting.
+/// The device asks for a reset: the exchange without an answer is refused. Its frames do not keep the shutdown waiting,
+/// though nobody has taken them.
 #[test]
 fn a_shutdown_by_reset_waits_for_no_refused_pair() {
     with_guest(|world| {
@@ -255,7 +256,8 @@ fn a_reset_leaves_settled_pairs_to_be_drained() {
     }
 }
 
-/// Ends of the old device are taken after the new one has begun: their frames are the guest's and not the new balloon's.
+/// Pairs of the old device are taken after the new one was started: their frames are the guest's and not the new
+/// balloon's.
 #[test]
 fn a_repair_keeps_settled_pairs() {
     with_guest(|world| {
@@ -274,7 +276,7 @@ fn a_repair_keeps_settled_pairs() {
     });
 }
 
-/// Direct compaction after a host that was late: what it set aside is counted again, and nothing stays isolated.
+/// Direct compaction after a late answer: it drains first, and nothing stays isolated.
 #[test]
 fn compaction_takes_what_came_late() {
     with_guest(|world| {
@@ -289,13 +291,13 @@ fn compaction_takes_what_came_late() {
     });
 }
 
-/// Who takes pairs in small portions gets each once, in order.
+/// A caller that takes pairs in small portions gets each once, in order.
 #[test]
 fn pairs_are_given_once_in_portions_of_any_size() {
     with_guest(|world| {
         let pairs = world.half_settled();
         let id: OwnerId = world.balloon.owner_id();
-        assert_eq!(id, CLASS);
+        assert_eq!(id, OWNER);
         let mut seen = Vec::new();
         let nothing = MovePair::base(Pfn::new(0), Pfn::new(0));
         for size in (1..).take_while(|_| world.balloon.settled_pairs() > 0) {
@@ -313,7 +315,7 @@ fn pairs_are_given_once_in_portions_of_any_size() {
             .map(|pair| (pair.from, pair.to))
             .collect();
         assert_eq!(seen, moved);
-        // They are this test's now.
+        // The test has to free them now.
         let from: Vec<_> = moved.iter().map(|&(from, _)| from).collect();
         world.frames.free_bulk(CpuId::new(0), &from).unwrap();
         world.answer(2);

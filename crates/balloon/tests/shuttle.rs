@@ -1,4 +1,4 @@
-//! Interleavings of those who meet at the balloon, tried at random:
+//! Interleavings of calls of the balloon, tried at random:
 //! `RUSTFLAGS="--cfg shuttle" cargo test -p dirigible-balloon --features shuttle --test shuttle`.
 #![cfg(shuttle)]
 
@@ -21,7 +21,7 @@ fn check(test: fn()) {
     check_often(RUNS, test);
 }
 
-/// The same, for what is met rarely.
+/// The same, for rare interleavings.
 fn check_often(runs: usize, test: fn()) {
     let mut config = shuttle::Config::new();
     config.stack_size = 1 << 20;
@@ -44,7 +44,7 @@ fn states(guest: &Guest, state: FrameState) -> usize {
         .count()
 }
 
-/// Steps until the balloon rests, whoever else is at work.
+/// Steps until the balloon rests, while others are at work.
 fn rest(guest: &Guest) -> Step {
     loop {
         match guest.balloon.step(&guest.source, 2) {
@@ -159,7 +159,7 @@ fn migrate_against_deflate() {
     check(test);
 }
 
-/// Pitfall 6: a putback that meets others at the lock.
+/// Pitfall 6: a putback while others hold the lock.
 #[test]
 fn putback_against_everybody() {
     let test = || {
@@ -268,7 +268,7 @@ fn remove_against_isolate_and_config_change() {
     check(test);
 }
 
-/// The line comes down although the device is taken away at that moment, and nobody comes back for it.
+/// The line comes down although the device is reset at that moment, and no later call takes it down.
 #[test]
 fn interrupt_against_reset() {
     let test = || {
@@ -293,7 +293,7 @@ fn interrupt_against_reset() {
     check(test);
 }
 
-/// Two who move at once, each with a message of its own.
+/// Two CPUs that move at once, each with a message of its own.
 #[test]
 fn migrate_against_migrate() {
     let test = || {
@@ -411,7 +411,7 @@ fn migrate_against_repair() {
     check(test);
 }
 
-/// The worker repairs the device while somebody else ends the balloon: the end stays the end.
+/// The worker repairs the device while somebody else ends the balloon: the end stays in force.
 fn end_against_repair(end: fn(&Guest)) {
     let guest = guest();
     guest.to(3);
@@ -448,7 +448,7 @@ fn reset_against_repair() {
     });
 }
 
-/// Frames that are said to be back can be had, whoever has taken the answer.
+/// Frames that are reported as back are with the allocator, whoever has taken the answer.
 #[test]
 fn out_of_memory_against_interrupt() {
     let test = || {
@@ -497,7 +497,7 @@ fn undone_deflation_against_ledger() {
                 guest.balloon.step(&guest.source, 4);
             })
         };
-        // Two CPUs: one sees what the device says, the other looks at the ledger.
+        // Two CPUs: one sees the device's status, the other looks at the ledger.
         let interrupt = {
             let guest = guest.clone();
             thread::spawn(move || {

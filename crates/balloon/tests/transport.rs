@@ -18,7 +18,7 @@ use virtio_drivers::transport::InterruptStatus;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// The next access to the configuration space: says that it has begun, and lasts until it is let go.
+/// Holds the next access to the configuration space: signals that it has begun, and ends it when told.
 fn hold_next_access(guest: &Guest) -> (Receiver<()>, Sender<()>) {
     let (begun, has_begun) = channel();
     let (let_go, may_go) = channel();
@@ -93,7 +93,7 @@ fn pitfall_05_an_interrupt_during_a_configuration_access_is_not_lost() {
             guest.balloon.step(&guest.source, 8)
         });
         has_begun.recv_timeout(LONG).unwrap();
-        // The target changes once more, behind the access: nobody but the reader hears of it.
+        // The target changes once more, behind the access: only the reader can notice.
         guest.host.set_target(500);
         guest.balloon.handle_interrupt();
         assert!(!reader.is_finished());
@@ -104,7 +104,7 @@ fn pitfall_05_an_interrupt_during_a_configuration_access_is_not_lost() {
     assert_eq!((guest.host.size(), guest.host.actual()), (500, 500));
 }
 
-/// An answer that comes while another CPU is in the configuration space is taken by whom it interrupts.
+/// An answer that comes while another CPU is in the configuration space is taken by the CPU that it interrupts.
 #[test]
 fn pitfall_05_answers_are_taken_during_a_configuration_access() {
     let guest = Guest::new(16);

@@ -120,7 +120,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         progress
     }
 
-    /// Takes what has settled, or lets the owner go on until `deadline` and takes what settles; whether there was progress.
+    /// Takes what has settled; if nothing has, lets the owner go on until `deadline` and takes what settles then. Gives
+    /// whether there was progress.
     fn poll_owner(&self, id: OwnerId, deadline: u64) -> bool {
         let Some(owner) = self.registry.enter(id) else {
             return false;

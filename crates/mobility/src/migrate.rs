@@ -122,8 +122,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Takes one frame (or huge frame, by its head) off its owner's books, for
     /// [`migrate_frames`](Self::migrate_frames) or [`putback_movable_frames`](Self::putback_movable_frames).
     ///
-    /// Refused (`false`, nothing changed): frames that are not `Listed`, pinned ones, frames of a class that cannot move
-    /// or of an owner that is not registered, and whatever the owner itself refuses.
+    /// Refused (`false`, nothing changed): frames that are not `Listed`, pinned ones, frames of a class that cannot
+    /// move or of an owner that is not registered, and whatever the owner itself refuses.
     pub fn isolate(&self, frame: Pfn) -> bool {
         let cpu = self.platform.cpu();
         let Some((kind, order)) = self.isolate_frame(frame) else {
@@ -169,13 +169,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         ))
     }
 
-    /// Moves isolated frames to their targets: groups the pairs by owner, in place, and hands each owner its whole group.
+    /// Moves isolated frames to their targets: groups the pairs by owner, in place, and hands each owner its whole
+    /// group.
     ///
-    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Allocated`) and of the same
-    /// order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources that moved
-    /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until they
-    /// settle and are [drained](Self::drain_settled). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused, and
-    /// so is one whose owner has no room ([`Outcome::Busy`]) for
+    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Allocated`) and of the
+    /// same order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources
+    /// that moved and targets that were not used are freed, refused sources are put back, pending pairs are their
+    /// owner's until they settle and are [drained](Self::drain_settled). Each pair's `outcome` tells which. A pair
+    /// whose `from` is not isolated is refused, and so is one whose owner has no room ([`Outcome::Busy`]) for
     /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns).
     pub fn migrate_frames(&self, pairs: &mut [MovePair]) -> MigrateStats {
         let cpu = self.platform.cpu();
@@ -232,8 +233,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         })
     }
 
-    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending. Pairs that the owner has
-    /// no room for are `Todo` again, and still isolated.
+    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending. Pairs that the
+    /// owner has no room for are `Todo` again, and still isolated.
     pub(crate) fn migrate_batch(
         &self,
         cpu: CpuId,

@@ -50,12 +50,12 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     }
 
     /// Takes what has settled from all owners: pairs that were left [`Outcome::Pending`](crate::Outcome::Pending) and
-    /// have ended since ([`MovableOwner::take_settled`]). Frees their frames, or puts them back, and balances the accounts.
-    /// Gives how many pairs that were.
+    /// have ended since ([`MovableOwner::take_settled`]). Frees their frames, or puts them back, and balances the
+    /// accounts. Gives how many pairs that were.
     ///
-    /// For daemons, each time they have woken. Compaction does the same wherever it waits; without either, frames of late
-    /// pairs stay isolated, and their owner has no room for further ones. When nothing is out it costs one load of an
-    /// atomic for each possible owner.
+    /// For daemons, each time they have woken. Compaction does the same wherever it waits; without either, frames of
+    /// late pairs stay isolated, and their owner has no room for further ones. When nothing is out it costs one load
+    /// of an atomic for each possible owner.
     pub fn drain_settled(&self) -> usize {
         let drain = |id| {
             let owner = self.registry.enter(id);
@@ -90,9 +90,9 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         self.accounts.now()
     }
 
-    /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated = moved +
-    /// put back + isolated now, for movable and for balloon frames; the events say the same; `compact_balloon_released`
-    /// = `compact_balloon_migrated`.
+    /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated =
+    /// moved + put back + isolated now, for movable and for balloon frames; the events say the same;
+    /// `compact_balloon_released` = `compact_balloon_migrated`.
     ///
     /// # Errors
     ///

@@ -15,8 +15,8 @@ pub enum Outcome {
     /// The owner needs neither: `from` is `Allocated`, still carries the owner's number and is on nobody's books, `to`
     /// is untouched: the core frees both.
     Released,
-    /// The owner has no room at the moment, and nothing changed: `from` is still `Isolated` and `to` `Allocated`. The core
-    /// hands the pair over again after [`MovableOwner::poll`], or puts it back if it cannot wait.
+    /// The owner has no room at the moment, and nothing changed: `from` is still `Isolated` and `to` `Allocated`. The
+    /// core hands the pair over again after [`MovableOwner::poll`], or puts it back if it cannot wait.
     Busy,
     /// Under way: the core leaves both alone. `from` stays isolated and `to` is charged to the owner until the pair has
     /// ended and the owner hands it over in [`MovableOwner::take_settled`].
@@ -65,10 +65,10 @@ impl MovePair {
 
 /// Somebody who has movable frames: user memory, page cache, a balloon.
 ///
-/// The owner's number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how
-/// the core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps
-/// with the lock of a zone's compaction held, `migrate`, `poll` and `take_settled` with no lock at all. An owner may take
-/// its own books' lock in each of them.
+/// The owner's number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how the
+/// core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps
+/// with the lock of a zone's compaction held, `migrate`, `poll` and `take_settled` with no lock at all. An owner may
+/// take its own books' lock in each of them.
 ///
 /// An owner does not know the core: it never calls it. What it has to report later it keeps until it is asked.
 ///
@@ -86,17 +86,17 @@ pub trait MovableOwner: Sync {
     /// The owner allocates nothing here, and does not wait longer than its own books' lock: what takes longer is
     /// [`Outcome::Pending`], and what cannot be begun yet [`Outcome::Busy`].
     ///
-    /// A pair may be left pending only if there is a place to keep it until it is taken: an owner whose places are full,
-    /// with pairs under way or with settled ones, reports `Busy`, and the core takes the settled ones before it tries
-    /// again.
+    /// A pair may be left pending only if there is a place to keep it until it is taken: an owner whose places are
+    /// full, with pairs under way or with settled ones, reports `Busy`, and the core takes the settled ones before it
+    /// tries again.
     fn migrate(&self, pairs: &mut [MovePair]);
 
     /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
     fn putback(&self, frame: Pfn);
 
     /// Lets pending pairs make progress: one step of a device that is driven by polling, or a wait that ends at
-    /// `deadline` (on the clock of `Platform::now`). Gives whether any pair settled or is there to be taken; then it does
-    /// not wait. Owners that are never pending keep this default.
+    /// `deadline` (on the clock of `Platform::now`). Gives whether any pair settled or is there to be taken; then it
+    /// does not wait. Owners that are never pending keep this default.
     fn poll(&self, deadline: u64) -> bool {
         let _ = deadline;
         false
@@ -106,11 +106,11 @@ pub trait MovableOwner: Sync {
     /// `out` and gives how many. Fewer than `out` holds: there are no more at the moment. Owners that are never pending
     /// keep this default.
     ///
-    /// Each pair is given once, with the outcome `Moved`, `Refused` or `Released` and its frames in the states that the
-    /// outcome names; that may be before the `migrate` that began it has returned, and long after whoever asked for the
-    /// move gave up. Until then the owner keeps both frames as they are. From then on they are the core's: it frees what
-    /// is to be freed, puts a refused `from` back by [`putback`](Self::putback), and balances its accounts. Nobody else
-    /// may take pairs of an owner that is registered.
+    /// Each pair is given once, with the outcome `Moved`, `Refused` or `Released` and its frames in the states that
+    /// the outcome names; that may be before the `migrate` that began it has returned, and long after whoever asked
+    /// for the move gave up. Until then the owner keeps both frames as they are. From then on they are the core's: it
+    /// frees what is to be freed, puts a refused `from` back by [`putback`](Self::putback), and balances its
+    /// accounts. Nobody else may take pairs of an owner that is registered.
     ///
     /// It is called by [`Mobility::drain_settled`](crate::Mobility::drain_settled) and wherever the core waits for an
     /// answer or for room, from several CPUs at once, with no lock held. With nothing to give it costs one load of an

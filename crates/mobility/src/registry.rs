@@ -32,8 +32,9 @@ pub enum RegisterError {
 /// The table of owners.
 pub(crate) struct Registry<'a> {
     table: Mutex<[Option<&'a dyn MovableOwner>; OWNERS]>,
-    /// By number: isolated allocations (those of pairs that are not drained among them) and calls in flight. Raised under
-    /// the table's lock or by somebody who has one already, so that `remove`, which looks under the lock, misses none.
+    /// By number: isolated allocations (those of pairs that are not drained among them) and calls in flight. Raised
+    /// under the table's lock or by somebody who has one already, so that `remove`, which looks under the lock,
+    /// misses none.
     uses: [AtomicU64; OWNERS],
 }
 

@@ -66,7 +66,8 @@ fn what_has_settled_ends_when_it_is_drained_and_not_before() {
     }
 }
 
-/// Its owner gives a pair again, or claims one that has not moved, or gives a frame that is another's: nothing is freed.
+/// Its owner gives a pair again, or claims one that has not moved, or gives a frame that is another's: nothing is
+/// freed.
 #[test]
 fn a_pair_ends_once_and_only_as_its_frames_say() {
     let m = blocks(4);

@@ -6,7 +6,8 @@ use dirigible_mobility::Mobility;
 use crate::tuning::{KCOMPACTD_BLOCKS, KCOMPACTD_TICK};
 use dirigible::schedule::{Actor, Next};
 
-/// At a steady pace takes the ends of late moves, and lets background compaction do a bounded piece of work if it has any.
+/// At a steady pace takes the ends of late moves, and lets background compaction do a bounded piece of work if it has
+/// any.
 pub struct Kcompactd<'k, 'a, P: Platform> {
     mobility: &'k Mobility<'a, P>,
 }

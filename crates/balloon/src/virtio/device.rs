@@ -21,7 +21,7 @@ const _: () = assert!(QUEUE_SIZE >= REQUESTS);
 // What stands in `Outstanding`.
 const _: () = assert!(LARGE_PFNS * 4 <= u16::MAX as usize);
 
-/// What stands behind a descriptor that the device has.
+/// The buffer behind a descriptor that the device has.
 #[derive(Clone, Copy)]
 struct Outstanding {
     place: u8,
@@ -29,7 +29,7 @@ struct Outstanding {
 }
 
 /// The used ring has an entry for a descriptor that the device does not have. It cannot be stepped over, and a later
-/// request with that descriptor would be taken for answered: the queue is at its end.
+/// request with that descriptor would be taken for answered: nothing more is sent or read on the queue.
 struct Bogus;
 
 struct Ring<H: Hal> {
@@ -63,7 +63,7 @@ impl<H: Hal> Ring<H> {
         }))
     }
 
-    /// Gives `len` bytes of a buffer to the device, which is still to be told so.
+    /// Gives `len` bytes of a buffer to the device, which is still to be notified.
     fn send<const N: usize>(
         &mut self,
         buffers: &mut Buffers<H, N>,
@@ -84,7 +84,7 @@ impl<H: Hal> Ring<H> {
         Ok(())
     }
 
-    /// The buffer that the device has returned next. Its lengths are not looked at: it had nothing to write.
+    /// The buffer that the device has returned next. The length is not looked at: the device had nothing to write.
     fn pop<const N: usize>(&mut self, buffers: &mut Buffers<H, N>) -> Result<Option<usize>, Bogus> {
         if self.bogus {
             return Ok(None);
@@ -207,7 +207,7 @@ impl<H: Hal, const N: usize> Queues<H, N> {
         self.parts.as_mut().filter(|_| self.open)
     }
 
-    /// Puts one request of the state machine on its queue. The device is still to be told so.
+    /// Puts one request of the state machine on its queue. The device is still to be notified.
     pub(super) fn send(
         &mut self,
         queue: Queue,
@@ -275,7 +275,7 @@ impl<H: Hal, const N: usize> Queues<H, N> {
         })
     }
 
-    /// Gives the device its one statistics buffer, if it has none. It is still to be told so.
+    /// Gives the device its one statistics buffer, if it has none. It is still to be notified.
     pub(super) fn send_stats(&mut self, report: &Report) -> bool {
         if !self.wants_stats() {
             return false;

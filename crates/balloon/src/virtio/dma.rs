@@ -1,5 +1,5 @@
 //! Memory from [`Hal::dma_alloc`]: the requests as the device reads them, and their frame numbers as the balloon keeps
-//! them. The crate has no other allocator, and on a kernel's stack large requests have no room.
+//! them. The crate has no other allocator, and large requests do not fit on a kernel's stack.
 #![allow(unsafe_code)]
 
 use core::borrow::{Borrow, BorrowMut};
@@ -79,7 +79,7 @@ impl<H: Hal, const N: usize> BorrowMut<RequestMemory<N>> for Numbers<H, N> {
     }
 }
 
-/// Request buffers, in memory that sharing one never moves or copies under a busy device.
+/// Request buffers, in memory that is neither moved nor copied while a device has it.
 pub(super) struct Buffers<H: Hal, const N: usize> {
     pages: Pages<H>,
     /// Whether the device has the buffer. Set while a descriptor points to it, and for ever if the device never

@@ -32,7 +32,7 @@ pub enum DeviceError {
     Queue {
         /// Which.
         queue: Queue,
-        /// What virtio-drivers says.
+        /// The error of virtio-drivers.
         error: virtio_drivers::Error,
     },
     /// No memory for the requests.
@@ -41,7 +41,7 @@ pub enum DeviceError {
     /// The configuration space cannot be read.
     #[error("the configuration space cannot be read: {0}")]
     Config(virtio_drivers::Error),
-    /// It does not say that a reset is over, or another CPU does not come back from it.
+    /// It does not confirm its reset, or another CPU is at it for too long.
     #[error("the device does not finish its reset")]
     NoReset,
 }

@@ -74,7 +74,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         }
     }
 
-    /// Gives frames on their way to the allocator the class back with which they came.
+    /// Gives frames on their way to the allocator the class that they came with.
     pub(super) fn count_as_balloon(&self, frames: &[Pfn]) {
         if self.config.mobility {
             for &frame in frames {

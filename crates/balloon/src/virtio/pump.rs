@@ -1,4 +1,4 @@
-//! Between the state machine and the device: outputs are done, answers taken, until there is neither.
+//! Between the state machine and the device: does outputs and takes answers until there is neither.
 #![forbid(unsafe_code)]
 
 use arrayvec::ArrayVec;
@@ -42,8 +42,8 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         self.pump();
     }
 
-    /// Does all outputs, takes all answers, until there is neither; then tells the device, the vm events and the
-    /// allocator of it.
+    /// Does all outputs and takes all answers until there is neither; then brings the device's configuration, the vm
+    /// events and the allocator's ledger up to date.
     pub(super) fn pump(&self) {
         loop {
             self.turn(TransportWork::all());
@@ -60,8 +60,8 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         self.keep_ledger();
     }
 
-    /// The same without telling anybody: for more than one message at a time. At the transport it does jobs among
-    /// `kinds`.
+    /// The first half of [`pump`](Self::pump), for more than one message at a time. At the transport it does work of
+    /// `kinds` only.
     pub(super) fn turn(&self, kinds: TransportWork) {
         let mut message = Message::new();
         let mut stats_due = true;
@@ -98,7 +98,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         }
     }
 
-    /// The next output; one that goes to the device is with it already, but for the bell.
+    /// The next output. A request is on its queue by then, and its bell is posted.
     fn next_output(&self, message: &mut Message<N>) -> Option<Output> {
         // Both locks: a reset comes before a request is made or after it is in its queue.
         let mut queues = self.queues.lock();
@@ -160,7 +160,8 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         true
     }
 
-    /// A device that does not answer may have said why. Not each time: reading its status is an exit to the host.
+    /// A device that does not answer may need a reset: posts a look at its status. Not each time, as that is an exit
+    /// to the host.
     fn ask_the_silent(&self) {
         let now = self.platform.now();
         let mut state = self.state.lock();
@@ -196,8 +197,8 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     ///
     /// A worker that `begins` a piece of work reads it, unless the host is busy with our requests and it was read not
     /// long ago. In the middle of the work it is read only when the device has said that it is another one, or may
-    /// have said so and it was read long ago. If another CPU is at the transport, that one reads it. Whether there
-    /// was reason.
+    /// have said so and it was read long ago. If another CPU is at the transport, that one reads it. Gives whether
+    /// there was reason.
     pub(super) fn read_target(&self, begins: bool) -> bool {
         let now = self.platform.now();
         // Both pair with the stores in `note_interrupt`.
@@ -214,7 +215,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
         if !(reconfigured || is_due) {
             return false;
         }
-        // The interrupt without a status may have meant that the device needs a reset.
+        // An interrupt without a status may also mean that the device needs a reset.
         if self.unsure.swap(false, Ordering::SeqCst) {
             self.posted.add(TransportWork::STATUS);
         }

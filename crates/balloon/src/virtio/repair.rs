@@ -58,12 +58,12 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         }
     }
 
-    /// Resets the device, even in the middle of its work, and says what it held.
+    /// Resets the device, even in the middle of its work, and gives what it held.
     ///
     /// A device that confirms it has forgotten everything: before this returns, listed frames and those in requests
     /// are back with the allocator, pairs of exchanges have settled and wait to be
-    /// [taken](dirigible_mobility::MovableOwner::take_settled), and frames that are isolated go back to the allocator when
-    /// they are put back. [`restart`](Self::restart) starts it anew.
+    /// [taken](dirigible_mobility::MovableOwner::take_settled), and frames that are isolated go back to the allocator
+    /// when they are put back. [`restart`](Self::restart) starts it anew.
     ///
     /// If the device does not confirm it, it may still have everything: all frames stay on the books, counted as
     /// unmovable, and are never given out. (Isolated ones can still be put back.) A later reset that is confirmed
@@ -170,19 +170,19 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         started
     }
 
-    /// A pump is to follow: other CPUs may have left jobs while the transport was ours.
+    /// A pump is to follow: other CPUs may have posted work while the transport was ours.
     fn start_anew(&self, why: Why) -> Result<(), BalloonError> {
         let Some(Down { is_quiet, ends, .. }) = self.take_down(why) else {
             return Err(DeviceError::NoReset.into());
         };
-        // Hands everything out that it had.
+        // Hands out everything that the device had.
         self.pump();
         if !is_quiet {
             return Err(DeviceError::NoReset.into());
         }
         let mut wire = self.seize().ok_or(DeviceError::NoReset)?;
         if wire.is_live() {
-            // Somebody else was faster.
+            // Another CPU has started it.
             return Ok(());
         }
         let (features, mut set_up) = Self::set_up(&mut wire, &self.config)?;
@@ -219,7 +219,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
         Ok(())
     }
 
-    /// Repairs a device that says that it needs a reset. `Some` when `step` ends with that. A pump is to follow.
+    /// Repairs a device that reports that it needs a reset. `Some` when `step` ends with that. A pump is to follow.
     pub(super) fn repair(&self) -> Option<Step> {
         let now = self.platform.now();
         let limit = self.config.restart_limit;

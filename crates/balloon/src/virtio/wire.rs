@@ -12,14 +12,14 @@ use crate::features::config_space;
 /// Proof that a device has confirmed its reset: it touches no memory of ours and has forgotten every frame.
 pub(super) struct Quiet(());
 
-/// A device's transport. It is dropped only while the device is quiet; otherwise it is leaked, for transports there are
-/// whose `drop` waits without a bound for the device (that of virtio-drivers over PCI does).
+/// A device's transport. It is dropped only while the device is quiet, and leaked otherwise: the `drop` of some
+/// transports waits without a bound for the device (that of virtio-drivers over PCI does).
 pub(super) struct Wire<'a, T: Transport, P: Platform> {
     /// `None` only inside `drop`.
     transport: Option<T>,
-    /// Has the clock by which a reset is waited for.
+    /// Its clock bounds the wait for a reset.
     platform: &'a P,
-    /// How long.
+    /// How long that wait may last.
     reset_timeout_ns: u64,
     /// Numbers of the inflate, deflate and statistics queues.
     bells: [u16; 3],
@@ -83,7 +83,7 @@ impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
         }
     }
 
-    /// The device cannot be used: tells it so, and resets it.
+    /// The device cannot be used: sets its status to FAILED and resets it.
     pub(super) fn give_up(&mut self) -> Option<Quiet> {
         if let Some(transport) = self.transport.as_mut().filter(|_| !self.quiet) {
             transport.set_status(DeviceStatus::FAILED);
@@ -99,24 +99,24 @@ impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
         self.bells = bells;
     }
 
-    /// Tells the device that there is something in queue `which` of inflate, deflate, statistics.
+    /// Notifies the device that there is something in queue `which` of inflate, deflate, statistics.
     ///
-    /// Always, whatever the device says about notifications: there is no full fence between the store of the available
-    /// index and virtio-drivers' look at the device's wish.
+    /// Always, even if the device asks for no notifications: there is no full fence between the store of the available
+    /// index and virtio-drivers' look at what the device asks for.
     pub(super) fn ring(&mut self, which: usize) {
         if let Some(transport) = self.transport.as_mut().filter(|_| self.live) {
             transport.notify(self.bells[which]);
         }
     }
 
-    /// Takes the line down and says why it was up. After a reset too: a line that stays up would call for ever.
+    /// Takes the line down and gives why it was up. After a reset too: a line that stays up would interrupt for ever.
     pub(super) fn acknowledge(&mut self) -> InterruptStatus {
         self.transport
             .as_mut()
             .map_or(InterruptStatus::empty(), Transport::ack_interrupt)
     }
 
-    /// Whether the device says that it cannot go on.
+    /// Whether the device reports that it cannot go on.
     pub(super) fn needs_reset(&self) -> bool {
         self.transport
             .as_ref()
@@ -144,13 +144,13 @@ impl<'a, T: Transport, P: Platform> Wire<'a, T, P> {
         }
     }
 
-    /// Makes the device forget everything and waits until it says so; `None` when it does not in time.
+    /// Makes the device forget everything and waits until it confirms that; `None` when it does not in time.
     #[inline(never)]
     pub(super) fn reset(&mut self) -> Option<Quiet> {
         self.live = false;
         let transport = self.transport.as_mut()?;
         if !self.quiet {
-            // Not queue by queue: virtio-drivers waits without a bound for a queue to say that it is off.
+            // Not queue by queue: virtio-drivers waits without a bound until a queue reports that it is off.
             transport.set_status(DeviceStatus::empty());
             let mut wait = Wait::lasting(self.platform, self.reset_timeout_ns);
             self.quiet = loop {

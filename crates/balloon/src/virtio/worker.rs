@@ -1,4 +1,4 @@
-//! Toward the target, one bounded piece at a time; deflation for want of memory; removal.
+//! Toward the target, one bounded piece at a time; out-of-memory deflation; removal.
 #![forbid(unsafe_code)]
 
 use arrayvec::ArrayVec;
@@ -32,7 +32,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// A device that needs a reset is reset and started anew before that: at most
     /// [`restart_limit`](crate::BalloonConfig::restart_limit) times in a row, and once in every
     /// [`retry_delay_ns`](crate::BalloonConfig::retry_delay_ns). If it fails once more, it is reset and left so: its
-    /// frames are the guest's, and the step says [`Fault::NeedsReset`].
+    /// frames are the guest's, and the step reports [`Fault::NeedsReset`].
     pub fn step(&self, source: &dyn FrameSource, max_messages: usize) -> Step {
         self.turn(TransportWork::all());
         if let Some(step) = self.repair() {
@@ -56,9 +56,9 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     }
 
     /// Whether there will be something to do though no further interrupt says so: somebody else is at the device and
-    /// reads the target or the interrupt status for us, or has left a job that compaction does not do.
+    /// reads the target or the interrupt status for us, or work is posted that compaction does not do.
     fn is_news_due(&self) -> bool {
-        // The flag last. Pairs with the store in `note_interrupt`, which comes before the job there is done.
+        // The flag last. Pairs with the store in `note_interrupt`, which comes before the work there is done.
         self.posted.is_target_awaited()
             || self.posted.is_unfinished()
             || self.reconfigured.load(Ordering::SeqCst)
@@ -199,7 +199,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
             })
     }
 
-    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and says how many
+    /// The guest is out of memory: takes up to `want` frames back (at most what one message holds) and gives how many
     /// are with the allocator. 0 without `DEFLATE_ON_OOM`. Inflation then rests until the host sets another target or
     /// [`oom_rest_ns`](crate::BalloonConfig::oom_rest_ns) is over.
     ///

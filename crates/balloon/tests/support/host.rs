@@ -21,7 +21,7 @@ std::thread_local! {
 unsafe impl Hal for FakeHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
-        // SAFETY: the size is not zero: nobody asks for no page.
+        // SAFETY: the size is not zero: the driver asks for at least one page.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
         (memory.as_ptr() as PhysAddr, memory)
     }
@@ -29,7 +29,7 @@ unsafe impl Hal for FakeHal {
     unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
         let layout = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).unwrap();
         GIVEN_BACK.set(GIVEN_BACK.get() + 1);
-        // SAFETY: the caller says that this is what `dma_alloc` gave.
+        // SAFETY: the caller guarantees that this is what `dma_alloc` gave.
         unsafe { dealloc(vaddr.as_ptr(), layout) };
         0
     }
@@ -51,7 +51,7 @@ pub enum Manner {
     /// Inside the notification.
     #[default]
     AtOnce,
-    /// When the test says so.
+    /// When the test asks for it.
     OnDemand,
     /// Never.
     Never,
@@ -117,7 +117,7 @@ pub struct Inner {
     pub resets: u64,
     /// It takes no reset.
     pub never_resets: bool,
-    /// After a reset the status is read so often before it says so.
+    /// After a reset the status is read so often before it reads 0.
     pub reset_takes: u32,
     /// How often it is still to be read.
     resetting: u32,
@@ -212,7 +212,7 @@ impl Inner {
         }
     }
 
-    /// Answers the waiting request number `at`, checking whose every frame is.
+    /// Answers the waiting request number `at`, and checks who has each of its frames.
     pub fn answer(&mut self, at: usize) {
         let request = self.waiting.remove(at).expect("such a request waits");
         for &pfn in &request.pfns {
@@ -257,7 +257,7 @@ impl Inner {
         // The line stays as it is: some other part of the machine may be slow to take it down.
     }
 
-    /// Returns the statistics buffer: the host wants to know.
+    /// Returns the statistics buffer: the host asks for a report.
     pub fn ask_stats(&mut self) {
         let head = self
             .stats_out
@@ -303,14 +303,14 @@ impl Host {
         inner.isr |= ISR_CONFIG;
     }
 
-    /// The host looks at both queues though nobody has told it to.
+    /// The host looks at both queues without a notification.
     pub fn look(&self) {
         let mut inner = self.inner();
         inner.fetch(INFLATE);
         inner.fetch(DEFLATE);
     }
 
-    /// The device says that it cannot go on, as QEMU does for rings that make no sense.
+    /// The device reports that it cannot go on, as QEMU does for invalid rings.
     pub fn need_reset(&self) {
         let mut inner = self.inner();
         inner.status |= DeviceStatus::DEVICE_NEEDS_RESET.bits();

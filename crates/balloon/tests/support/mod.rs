@@ -1,4 +1,4 @@
-//! A small guest and a host that remembers every frame number it is told.
+//! A small guest and a host that records every frame number it gets.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod host;
@@ -16,7 +16,7 @@ use dirigible_frames::{
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use host::{FakeHal, FakeTransport, Host};
 
-pub const CLASS: OwnerId = OwnerId::new(3).unwrap();
+pub const OWNER: OwnerId = OwnerId::new(3).unwrap();
 pub const OTHER: OwnerId = OwnerId::new(4).unwrap();
 
 /// A platform with a clock that only waiting moves; frames have no contents.
@@ -196,9 +196,9 @@ impl Guest {
         frames: &'static FrameAllocator<'static>,
         host: Host,
         config: BalloonConfig,
-        class: OwnerId,
+        id: OwnerId,
     ) -> Self {
-        Self::sized_on(clock, frames, host, config, class)
+        Self::sized_on(clock, frames, host, config, id)
     }
 }
 
@@ -211,7 +211,7 @@ impl<const N: usize> Guest<N> {
     ) -> Self {
         let clock: &'static Clock = Box::leak(Box::default());
         clock.relax_ns.store(10_000, Ordering::SeqCst);
-        Self::sized_on(clock, frames, host, config, CLASS)
+        Self::sized_on(clock, frames, host, config, OWNER)
     }
 
     fn sized_on(
@@ -219,10 +219,10 @@ impl<const N: usize> Guest<N> {
         frames: &'static FrameAllocator<'static>,
         host: Host,
         config: BalloonConfig,
-        class: OwnerId,
+        id: OwnerId,
     ) -> Self {
         host.inner().most = N;
-        let balloon = VirtioBalloon::new(host.transport(), frames, clock, class, config).unwrap();
+        let balloon = VirtioBalloon::new(host.transport(), frames, clock, id, config).unwrap();
         let balloon = Box::leak(Box::new(balloon));
         Self {
             frames,
@@ -233,7 +233,7 @@ impl<const N: usize> Guest<N> {
         }
     }
 
-    /// Steps until nothing more can be done at once, and looks at everything.
+    /// Steps until nothing more can be done at once, and checks all books.
     pub fn run(&self) -> dirigible_balloon::Step {
         for _ in 0..10_000 {
             match self.balloon.step(&self.source, 4) {
@@ -282,7 +282,7 @@ impl<const N: usize> Guest<N> {
         all_frames(self.frames).into_iter().filter(listed).collect()
     }
 
-    /// New frames of class balloon.
+    /// New frames of class `Balloon`.
     pub fn targets(&self, count: usize) -> Vec<Pfn> {
         let mut out = vec![Pfn::default(); count];
         let got = self.frames.alloc_balloon(

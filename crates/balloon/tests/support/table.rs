@@ -62,8 +62,8 @@ impl Books for Table {
     fn owner(&self, frame: Pfn) -> Option<OwnerId> {
         self.with(frame, |entry| entry.1)
     }
-    fn claim(&self, frame: Pfn, class: OwnerId, word: u64) {
-        self.with(frame, |entry| (entry.1, entry.2) = (Some(class), word));
+    fn claim(&self, frame: Pfn, owner: OwnerId, word: u64) {
+        self.with(frame, |entry| (entry.1, entry.2) = (Some(owner), word));
     }
     fn disown(&self, frame: Pfn) {
         self.with(frame, |entry| (entry.1, entry.2) = (None, 0));

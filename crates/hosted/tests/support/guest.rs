@@ -129,10 +129,13 @@ impl Guest<'_, '_> {
         &self.machine.balloons()[0]
     }
 
-    /// Lets the balloon work until it has its target or cannot go on before the device or time does.
+    /// Lets the balloon work until it has its target or cannot go on before the device or time does, and takes the ends of
+    /// late moves as a daemon does.
     pub fn settle(&self) -> Step {
         loop {
-            match self.balloon.step(&self.source, 16) {
+            let step = self.balloon.step(&self.source, 16);
+            self.mobility.drain_settled();
+            match step {
                 Step::Busy => {}
                 Step::Waiting => {
                     self.machine.platform().relax();
