@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`compact_direct`](Mobility::compact_direct) | a request for a huge page | empties the cheapest block and hands it over |
 //! | [`compact_background`](Mobility::compact_background) | a background worker | keeps a reserve of wholly free blocks |
+//! | [`background_step`](Mobility::background_step) | one that must not wait | the same in steps |
 //! | [`evacuate_for`](Mobility::evacuate_for) | an unmovable request | gives it a whole block, so that no hybrid block is left |
 //! | [`alloc_contiguous`](Mobility::alloc_contiguous) | a buffer for a device, a large stack | empties the cheapest stretch of blocks and gives its frames |
 //! | [`alloc_at`](Mobility::alloc_at) | the same at a named place | the same there |
@@ -154,11 +155,13 @@ mod config;
 mod contiguous;
 mod defer;
 mod direct;
+mod empty;
 mod evacuate;
 mod handover;
 mod migrate;
 mod mobility;
 mod owner;
+mod piece;
 mod place;
 mod range;
 mod refusal;
@@ -169,7 +172,7 @@ mod workspace;
 mod zone;
 
 pub use account::{IdentityError, PerClass};
-pub use background::BackgroundResult;
+pub use background::{BackgroundResult, BackgroundStep};
 pub use config::{CompactionConfig, MAX_BATCH_BLOCKS, MAX_LOOK, MAX_RANGE_USED, WORKSPACE_FRAMES};
 pub use contiguous::{ContiguousError, ContiguousRequest};
 pub use direct::CompactResult;

@@ -12,8 +12,8 @@ use core::mem::MaybeUninit;
 use core::ops::{Deref, DerefMut};
 
 use arrayvec::ArrayVec;
-use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use dirigible_frames::{FrameAllocator, Pfn, Platform};
+use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
+use dirigible_frames::{CpuId, FrameAllocator, Pfn, Platform};
 
 use crate::account::Accounts;
 use crate::registry::Registry;
@@ -26,6 +26,8 @@ pub(crate) const PLACES: usize = 3;
 
 /// The mark of a place that nobody holds.
 const VACANT: u32 = 0;
+/// The mark of the place of the open piece of background compaction, between two steps.
+const PARKED: u32 = u32::MAX;
 
 /// Builds `$slot` (of type `Self`) field by field, each by a function from its uninitialized place to itself.
 ///
@@ -109,6 +111,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             accounts: |slot| slot.write(Accounts::default()),
             settled: |slot| slot.write(AtomicU64::new(0)),
             background_runs: |slot| slot.write(AtomicBool::new(false)),
+            background: |slot| slot.write(Mutex::new(None)),
             zones: |slot| slot.write(zone_states()),
             workspaces: Workspaces::new_in,
         })
@@ -127,7 +130,7 @@ impl Workspace {
 
 /// A workspace and who has it.
 struct Place {
-    /// 1 + the number of the CPU that it is lent to, or [`VACANT`].
+    /// 1 + the number of the CPU that it is lent to, [`VACANT`], or [`PARKED`].
     holder: AtomicU32,
     space: UnsafeCell<Workspace>,
 }
@@ -159,10 +162,19 @@ pub(crate) struct Workspaces {
 
 /// A place, for as long as this lives.
 ///
-/// Made in one way only: by the compare-and-exchange that puts a CPU's mark where none was. Ended in one way only: by the store
-/// that takes it away again. So a place has one lease at most.
+/// Made in one way only: by the compare-and-exchange that puts a CPU's mark where [`VACANT`] or [`PARKED`] was. Ended in one way
+/// only: by the store of one of these, after which the lease is not used any more. So a place has one lease at most.
 pub(crate) struct Lease<'w> {
     place: &'w Place,
+}
+
+impl Lease<'_> {
+    /// Leaves the place to the next step of background compaction.
+    pub(crate) fn park(self) {
+        // Release pairs with the acquire in `take`, as in `drop`, which does not come.
+        self.place.holder.store(PARKED, Ordering::Release);
+        core::mem::forget(self);
+    }
 }
 
 impl Deref for Lease<'_> {
@@ -183,7 +195,7 @@ impl DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        // Release pairs with the acquire in `try_lend`: the next holder finds the workspace as it is now.
+        // Release pairs with the acquire in `take`: the next holder finds the workspace as it is now.
         self.place.holder.store(VACANT, Ordering::Release);
     }
 }
@@ -193,23 +205,39 @@ impl Workspaces {
         build!(slot, { places: |slot| build_array(slot, Place::new_in) })
     }
 
-    /// The first vacant place, now lent to the CPU with this mark.
-    pub(crate) fn try_lend(&self, mark: u32) -> Option<Lease<'_>> {
+    /// A vacant place, now lent to `cpu`.
+    pub(crate) fn try_lend(&self, cpu: CpuId) -> Option<Lease<'_>> {
+        self.take(VACANT, cpu)
+    }
+
+    /// The parked place, now lent to `cpu`.
+    pub(crate) fn resume(&self, cpu: CpuId) -> Option<Lease<'_>> {
+        self.take(PARKED, cpu)
+    }
+
+    /// The first place with the mark `free`, which is [`VACANT`] or [`PARKED`], now lent to `cpu`.
+    fn take(&self, free: u32, cpu: CpuId) -> Option<Lease<'_>> {
         let place = self.places.iter().find(|place| {
             // Acquire pairs with the release of the holder before.
             place
                 .holder
-                .compare_exchange(VACANT, mark, Ordering::Acquire, Ordering::Relaxed)
+                .compare_exchange(free, mark(cpu), Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
         })?;
         Some(Lease { place })
     }
 
-    /// Whether the CPU with this mark has a place: then this is a call from inside compaction.
-    pub(crate) fn has(&self, mark: u32) -> bool {
+    /// Whether `cpu` has a place: then this is a call from inside compaction.
+    pub(crate) fn has(&self, cpu: CpuId) -> bool {
         // Relaxed: only the CPU that wrote its mark draws a conclusion from it.
         self.places
             .iter()
-            .any(|place| place.holder.load(Ordering::Relaxed) == mark)
+            .any(|place| place.holder.load(Ordering::Relaxed) == mark(cpu))
     }
 }
+
+/// The mark of a CPU that has a place.
+const fn mark(cpu: CpuId) -> u32 {
+    cpu.index() as u32 + 1
+}
+const _: () = assert!(mark(CpuId::new(0)) != VACANT && mark(CpuId::new(u16::MAX)) != PARKED);

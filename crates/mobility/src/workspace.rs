@@ -20,20 +20,26 @@ pub(crate) struct Workspace {
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// A place to work in, if one is free. Never for a CPU that has one: an allocation inside compaction came back here.
     pub(crate) fn try_lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
-        let mark = cpu.index() as u32 + 1;
-        if self.workspaces.has(mark) {
+        if self.workspaces.has(cpu) {
             return None;
         }
-        self.workspaces.try_lend(mark)
+        self.workspaces.try_lend(cpu)
     }
 
-    /// The same after a bounded wait: `None` when all places stay lent, or at once when this CPU itself has one.
-    pub(crate) fn lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
-        let mark = cpu.index() as u32 + 1;
-        if self.workspaces.has(mark) {
+    /// The place of the open piece of background compaction, if this CPU has none.
+    pub(crate) fn try_resume(&self, cpu: CpuId) -> Option<Lease<'_>> {
+        if self.workspaces.has(cpu) {
             return None;
         }
-        self.patiently(|| self.workspaces.try_lend(mark))
+        self.workspaces.resume(cpu)
+    }
+
+    /// [`try_lease`](Self::try_lease) after a bounded wait: `None` when all places stay lent, or at once when this CPU itself has one.
+    pub(crate) fn lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
+        if self.workspaces.has(cpu) {
+            return None;
+        }
+        self.patiently(|| self.workspaces.try_lend(cpu))
     }
 
     /// What `attempt` gives within a bounded number of turns and a bounded time, with others let run in between.
