@@ -82,8 +82,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ///
     /// Call it again when an answer may have come, from any CPU. An open piece keeps one of the three workspaces and its
     /// blocks; everybody else goes on with the others. It is over when all is answered, or in the first step more than
-    /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) after its beginning. So call this for as long as it
-    /// gives `Pending`, or [give the piece up](Self::abandon_background_step).
+    /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) after its beginning, or after
+    /// [`idle_polls`](crate::CompactionConfig::idle_polls) steps in a row in which nothing settled. So call this for as long as
+    /// it gives `Pending`, or [give the piece up](Self::abandon_background_step).
     ///
     /// Never calls [`Platform::relax`] nor waits for a lock but the leaves. Owners are polled with a deadline that has passed:
     /// then they look at what is there, and do not wait. One step runs at a time; a call beside another, or from inside of

@@ -343,6 +343,15 @@ pub fn blocks(blocks: u64) -> Machine {
 
 /// A machine with one zone for each list of ranges.
 pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
+    with_fallback(Fallback::Steal, zones, config)
+}
+
+/// The same with a fallback policy.
+pub fn with_fallback(
+    fallback: Fallback,
+    zones: &[&[Range<u64>]],
+    config: CompactionConfig,
+) -> Machine {
     let ranges: Vec<Vec<Range<Pfn>>> = zones
         .iter()
         .map(|zone| {
@@ -365,7 +374,7 @@ pub fn zoned(zones: &[&[Range<u64>]], config: CompactionConfig) -> Machine {
         reserved: &[],
         cpus: 2,
         placement: Placement::FullestFirst,
-        fallback: Fallback::Steal,
+        fallback,
         // Nobody uses it but tests of added memory.
         later: &[2],
         ..Config::default()
