@@ -1,18 +1,16 @@
 //! Background compaction (kcompactd): keeps a reserve of wholly free blocks.
 
-use arrayvec::ArrayVec;
 use dirigible_frames::sync::Ordering;
-use dirigible_frames::{BlockId, CpuId, Event, MAX_ZONES, Platform, Watermark, ZoneId};
+use dirigible_frames::{CpuId, Platform, Watermark};
 
-use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
+use crate::Mobility;
+use crate::piece::Piece;
 use crate::place::Lease;
-use crate::zone::ZoneState;
-use crate::{EvacuateError, Mobility};
 
 /// What background compaction leaves to the requests of others while it has frames set aside.
-const LEAVES: Watermark = Watermark::Low;
+pub(crate) const LEAVES: Watermark = Watermark::Low;
 
-/// What one call of background compaction did.
+/// What one call, or one piece in several steps, of background compaction did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BackgroundResult {
     /// Blocks emptied and opened again, wholly free.
@@ -22,17 +20,15 @@ pub struct BackgroundResult {
     pub more: bool,
 }
 
-/// How one round in one zone ended.
-#[derive(Default)]
-struct Round {
-    /// Blocks tried.
-    tried: usize,
-    /// Blocks emptied among them.
-    emptied: usize,
-    /// Room was short: fewer blocks together may go.
-    short: bool,
-    /// The host had not answered in time.
-    late: bool,
+/// What one step of background compaction came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackgroundStep {
+    /// There was nothing to do, or another step runs. Come back later.
+    Idle,
+    /// A piece of work is open and waits for answers of the host; it goes on in the next step.
+    Pending,
+    /// A piece of work is over.
+    Worked(BackgroundResult),
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
@@ -51,7 +47,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Whether fewer blocks are wholly free than `mark`; with the reserve off, whether a zone has enough free memory and
     /// no wholly free block.
     #[inline(never)]
-    fn below(&self, mark: u64) -> bool {
+    pub(crate) fn below(&self, mark: u64) -> bool {
         if self.config.reserve_low > 0 {
             return self.frames.free_blocks() < mark;
         }
@@ -65,161 +61,97 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// `reserve_low` wholly free blocks and ends at `reserve_high`. What it sets aside meanwhile leaves each zone its low
     /// watermark, so that the requests of others succeed. A zone is left alone when nothing can be done in it; the call
     /// ends after `budget_blocks` vain rounds, and when the host does not answer in time. Never waits for a lock.
+    ///
+    /// It relaxes while the host has frames. Where that cannot be, use [`background_step`](Self::background_step).
     pub fn compact_background(&self, cpu: CpuId, max_blocks: usize) -> BackgroundResult {
-        let mut result = BackgroundResult::default();
+        let Some((mut lease, mut piece)) = self.begin_background(cpu, max_blocks) else {
+            return BackgroundResult::default();
+        };
+        let deadline = piece.deadline;
+        loop {
+            if let Some(result) = self.go_on(cpu, &mut piece, &mut lease, deadline) {
+                return result;
+            }
+            self.platform.relax();
+        }
+    }
+
+    /// The same work in steps that never wait: begins a piece of it, of up to `max_blocks` blocks, or goes on with the one that
+    /// is open. While the host has frames and does not answer, the step ends ([`BackgroundStep::Pending`]), and the piece
+    /// stays open.
+    ///
+    /// Call it again when an answer may have come, from any CPU. An open piece keeps one of the three workspaces and its
+    /// blocks; everybody else goes on with the others. It is over when all is answered, or in the first step more than
+    /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) after its beginning, or after
+    /// [`idle_polls`](crate::CompactionConfig::idle_polls) steps in a row in which nothing settled. So call this for as long as
+    /// it gives `Pending`, or [give the piece up](Self::abandon_background_step).
+    ///
+    /// Never calls [`Platform::relax`] nor waits for a lock but the leaves. Owners are polled with a deadline that has passed:
+    /// then they look at what is there, and do not wait. One step runs at a time; a call beside another, or from inside of
+    /// compaction on the same CPU, does nothing ([`BackgroundStep::Idle`]; `Pending`, if a piece is open).
+    pub fn background_step(&self, cpu: CpuId, max_blocks: usize) -> BackgroundStep {
+        let Some(mut open) = self.background.try_lock() else {
+            return BackgroundStep::Idle;
+        };
+        let mut lease = if let Some(piece) = &*open {
+            let Some(lease) = self.try_resume(cpu) else {
+                return BackgroundStep::Pending;
+            };
+            // Whoever comes late finds answers that were there in time.
+            if self.platform.now() >= piece.deadline {
+                self.take_answers(piece);
+            }
+            lease
+        } else {
+            let Some((lease, piece)) = self.begin_background(cpu, max_blocks) else {
+                return BackgroundStep::Idle;
+            };
+            *open = Some(piece);
+            lease
+        };
+        let Some(piece) = &mut *open else {
+            return BackgroundStep::Idle;
+        };
+        match self.go_on(cpu, piece, &mut lease, self.platform.now()) {
+            Some(result) => {
+                *open = None;
+                BackgroundStep::Worked(result)
+            }
+            None => {
+                lease.park();
+                BackgroundStep::Pending
+            }
+        }
+    }
+
+    /// Gives up the piece that [`background_step`](Self::background_step) has left open, if there is one, without waiting:
+    /// before a shutdown. What was not handed over goes back to its owners, blocks are opened, and pairs that are pending
+    /// settle when their answers come ([`isolated_frames`](Self::isolated_frames) says how many frames are out).
+    ///
+    /// Gives whether nothing is open now. It is not so while a step runs on another CPU, or around this call: try again.
+    pub fn abandon_background_step(&self, cpu: CpuId) -> bool {
+        let Some(mut open) = self.background.try_lock() else {
+            return false;
+        };
+        if let Some(piece) = &mut *open {
+            let Some(mut lease) = self.try_resume(cpu) else {
+                return false;
+            };
+            self.give_up(cpu, piece, &mut lease);
+            *open = None;
+        }
+        true
+    }
+
+    /// What a piece of up to `max_blocks` blocks needs, if there is work.
+    fn begin_background(&self, cpu: CpuId, max_blocks: usize) -> Option<(Lease<'_>, Piece)> {
         if max_blocks == 0 || !self.wants_background() {
-            // Relaxed, here and below: written by whoever runs; the others take it for a hint.
+            // Relaxed: written by whoever runs; the others take it for a hint.
             self.background_runs.store(false, Ordering::Relaxed);
-            return result;
+            return None;
         }
-        let Some(mut lease) = self.try_lease(cpu) else {
-            return result;
-        };
-        let mut zones: ArrayVec<ZoneId, MAX_ZONES> = self
-            .zone_ids()
-            .filter(|&zone| self.may_try_background(zone))
-            .collect();
-        if zones.is_empty() {
-            return result;
-        }
-        if !self.background_runs.swap(true, Ordering::Relaxed) {
-            self.frames.events().add(cpu, Event::CompactDaemonWake, 1);
-        }
-        let deadline = self.deadline();
-        let mut together = self.config.blocks_per_batch;
-        let mut misses = 0;
-        // Every round empties a block, makes the batch smaller, gives a zone up, or is one of a few misses.
-        while result.emptied < max_blocks && self.below(self.config.reserve_high) {
-            let Some(zone) = self.cheapest_zone(&zones) else {
-                return result;
-            };
-            let most = together.min(max_blocks - result.emptied);
-            let Some(round) = self.background_round(cpu, zone, most, &mut lease, deadline) else {
-                // Somebody else chooses a block there: it is in good hands.
-                zones.retain(|other| *other != zone);
-                continue;
-            };
-            result.emptied += round.emptied;
-            if round.emptied > 0 {
-                if let Some(mut state) = self.try_zone_state(zone) {
-                    state.background.succeeded();
-                }
-                continue;
-            }
-            misses += 1;
-            if round.short && round.tried > 1 {
-                // Blocks of one batch do not serve each other as targets; fewer of them leave more.
-                together = round.tried / 2;
-            } else if round.short || round.late || round.tried == 0 {
-                zones.retain(|other| *other != zone);
-                if let Some(mut state) = self.try_zone_state(zone) {
-                    state
-                        .background
-                        .failed(&self.config, self.prospect(zone, LEAVES));
-                }
-            }
-            if round.late || misses >= self.config.budget_blocks {
-                // The host is slow and gets no more work now, or all that was tried refused: the next call looks at others.
-                return result;
-            }
-        }
-        result.more = self.below(self.config.reserve_high);
-        self.background_runs.store(result.more, Ordering::Relaxed);
-        result
-    }
-
-    #[inline(never)]
-    fn may_try_background(&self, zone: ZoneId) -> bool {
-        self.try_zone_state(zone).is_some_and(|mut state| {
-            state
-                .background
-                .may_try(&self.config, || self.prospect(zone, LEAVES))
-        })
-    }
-
-    /// The zone with the cheapest candidate; the first, where there is none.
-    fn cheapest_zone(&self, zones: &[ZoneId]) -> Option<ZoneId> {
-        zones
-            .iter()
-            .copied()
-            .min_by_key(|&zone| self.cheapest_cost(zone))
-    }
-
-    /// Chooses blocks of a zone, empties them together and opens them; `None` when somebody else has the zone's lock.
-    fn background_round(
-        &self,
-        cpu: CpuId,
-        zone: ZoneId,
-        most: usize,
-        lease: &mut Lease<'_>,
-        deadline: u64,
-    ) -> Option<Round> {
-        let (batch, mut attempts, used) = {
-            let mut state = self.try_zone_state(zone)?;
-            self.forgive(zone, &mut state);
-            let batch = self.choose(zone, &mut state, most);
-            let (attempts, used) = self.begin_blocks(cpu, lease, &batch, LEAVES);
-            (batch, attempts, used)
-        };
-        let stats = self.empty_blocks(cpu, lease, &mut attempts, used, deadline);
-        self.frames.events().add(
-            cpu,
-            Event::CompactDaemonMigrated,
-            stats.moved + stats.released,
-        );
-        let mut round = Round {
-            tried: batch.len(),
-            ..Round::default()
-        };
-        for attempt in attempts {
-            match attempt.result() {
-                Ok(block) => {
-                    self.frames.unisolate_block(block);
-                    round.emptied += 1;
-                }
-                Err(error) => {
-                    round.short |= error.wants_room();
-                    round.late |= error == EvacuateError::TimedOut;
-                }
-            }
-        }
-        Some(round)
-    }
-
-    /// The cheapest blocks of a zone that fit into one evacuation and are wanted; where there are none, one on probation.
-    fn choose(
-        &self,
-        zone: ZoneId,
-        state: &mut ZoneState,
-        most: usize,
-    ) -> ArrayVec<BlockId, MAX_BATCH_BLOCKS> {
-        let missing = self
-            .config
-            .reserve_high
-            .saturating_sub(self.frames.free_blocks())
-            .max(1);
-        let most = most.min(usize::try_from(missing).unwrap_or(usize::MAX));
-        let most = self.blocks_with_room(zone, LEAVES, most);
-        let mut room = WORKSPACE_FRAMES;
-        let mut chosen = ArrayVec::new();
-        if most == 0 {
-            return chosen;
-        }
-        let wanted = usize::from(self.config.background_max_used);
-        for block in self.cheapest_and_emptiest(zone) {
-            let used = self.examine(block);
-            if used <= room && used <= wanted {
-                room -= used;
-                chosen.push(block);
-            }
-            if chosen.len() == most {
-                break;
-            }
-        }
-        if chosen.is_empty() {
-            let retry = self.on_probation(zone, state);
-            chosen.extend(retry.filter(|&block| self.examine(block) <= wanted));
-        }
-        chosen
+        let lease = self.try_lease(cpu)?;
+        let piece = self.begin_piece(cpu, max_blocks)?;
+        Some((lease, piece))
     }
 }

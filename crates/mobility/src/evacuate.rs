@@ -3,19 +3,17 @@
 use arrayvec::ArrayVec;
 use dirigible_frames::sync::spin_hint;
 use dirigible_frames::{
-    BlockId, BlockState, Cost, CpuId, Event, FRAMES_PER_BLOCK, FrameClass, FrameState,
-    IsolateError, IsolatedBlock, Order, Pfn, Platform, Watermark,
+    BlockId, BlockState, Cost, CpuId, Event, FrameClass, FrameState, IsolateError, IsolatedBlock,
+    Order, Pfn, Platform, Watermark,
 };
 
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::migrate::Freed;
 use crate::workspace::Workspace;
-use crate::{MigrateStats, Mobility, MovePair};
+use crate::{Mobility, MovePair};
 
 /// How often a frame without a state is looked at again.
 const SPINS: usize = 64;
-/// How often an emptied block is looked at again that is not wholly free yet.
-const MOMENTS: usize = 16;
 
 /// Why a block was not emptied. Nothing is lost in any of these cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -250,23 +248,6 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         used
     }
 
-    /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in its
-    /// token, any other is opened again. No lock is held.
-    pub(crate) fn empty_blocks(
-        &self,
-        cpu: CpuId,
-        space: &mut Workspace,
-        attempts: &mut Attempts,
-        used: usize,
-        deadline: u64,
-    ) -> MigrateStats {
-        let stats = self.move_out(cpu, attempts, &mut space.pairs[..used], deadline);
-        for attempt in attempts {
-            self.finish(cpu, attempt);
-        }
-        stats
-    }
-
     /// Why a block is not begun, by its ledger and its frames; takes its used frames off `room`.
     pub(crate) fn unfit(&self, block: BlockId, room: &mut usize) -> Option<EvacuateError> {
         if !self.frames.has_block(block) {
@@ -420,17 +401,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// handed over.
     pub(crate) fn finish_dead(&self, cpu: CpuId, attempts: &mut Attempts) {
         for attempt in attempts.iter_mut().filter(|attempt| !attempt.is_alive()) {
-            self.finish(cpu, attempt);
+            self.finish(cpu, attempt, false);
         }
     }
 
-    /// Ends an attempt.
-    fn finish(&self, cpu: CpuId, attempt: &mut Attempt) {
+    /// Ends an attempt; `whole`: its block was emptied.
+    pub(crate) fn finish(&self, cpu: CpuId, attempt: &mut Attempt, whole: bool) {
         let Some(token) = attempt.token.take() else {
             return;
         };
         let events = self.frames.events();
-        if attempt.error.is_none() && self.becomes_whole(attempt.block) {
+        if whole {
             events.add(cpu, Event::CompactBlockEmptied, 1);
             self.emptied(attempt.block);
             attempt.token = Some(token);
@@ -439,22 +420,5 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let error = *attempt.error.get_or_insert(EvacuateError::NotEmpty);
         events.add(cpu, Event::CompactBlockAborted, 1);
         self.open_refused(cpu, token, error);
-    }
-
-    /// Whether the block is wholly free, allowing for frees that other CPUs are in the middle of.
-    fn becomes_whole(&self, block: BlockId) -> bool {
-        (0..MOMENTS).any(|_| {
-            let is = self.is_whole(block);
-            if !is {
-                self.platform.relax();
-            }
-            is
-        })
-    }
-
-    // Not inlined: the compiler unrolls the loop above.
-    #[inline(never)]
-    fn is_whole(&self, block: BlockId) -> bool {
-        usize::from(self.frames.ledger(block).free()) == FRAMES_PER_BLOCK
     }
 }

@@ -1,9 +1,10 @@
-//! Handing isolated frames to their owners, and waiting for the answers: no lock is held here.
+//! Handing isolated frames to their owners, and asking for the answers: no lock is held here.
 
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{CpuId, FrameClass, FrameState, Order, OwnerId, Pfn, Platform};
 
 use crate::config::WORKSPACE_FRAMES;
+use crate::empty::Emptying;
 use crate::evacuate::Attempts;
 use crate::migrate::{Freed, Kind, gather};
 use crate::{EvacuateError, MigrateStats, Mobility, MovePair, Outcome};
@@ -12,55 +13,47 @@ use crate::{EvacuateError, MigrateStats, Mobility, MovePair, Outcome};
 const TURN_NS: u64 = 1_000_000;
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Migrates the isolated pairs of all attempts, balloon frames first: while the host works on them, the others are
-    /// copied. An attempt of which one pair is refused is given up, and its remaining pairs are put back. What an owner
-    /// has no room for is handed over again when it has answered something; what is not done at `deadline` is given up.
+    /// Brings the balloon frames to the front: while the host works on them, the others are copied.
+    pub(crate) fn balloon_first(&self, pairs: &mut [MovePair]) {
+        gather(pairs, &|pair| {
+            self.isolated_kind(pair.from)
+                .is_some_and(|kind| kind.class == FrameClass::Balloon)
+        });
+    }
+
+    /// Migrates the isolated pairs of all attempts, as far as their owners have room. An attempt of which one pair is refused is
+    /// given up, and its remaining pairs are put back. What an owner has no room for is handed over by the next call; what is
+    /// not done at the deadline is given up. Gives whether answers are awaited.
     pub(crate) fn move_out(
         &self,
         cpu: CpuId,
         attempts: &mut Attempts,
         pairs: &mut [MovePair],
-        deadline: u64,
-    ) -> MigrateStats {
-        let mut stats = MigrateStats::default();
-        gather(pairs, &|pair| {
-            self.isolated_kind(pair.from)
-                .is_some_and(|kind| kind.class == FrameClass::Balloon)
+        emptying: &mut Emptying,
+    ) -> bool {
+        let todo = emptying.todo;
+        // Acquire pairs with the release in `complete`. Read before the pairs are looked at: what settles later
+        // changes the counter.
+        emptying.settled = self.settled.load(Ordering::Acquire);
+        self.hand_over(cpu, attempts, &mut pairs[..todo], &mut emptying.stats);
+        self.note_late_refusals(attempts, &pairs[..]);
+        // What is left of attempts that were given up goes back at once, and nobody waits for the rest of it.
+        let alive = gather(&mut pairs[..todo], &|pair| {
+            pair.outcome == Outcome::Todo && self.attempt_of(attempts, pair.from).is_some()
         });
-        // In front: those not handed over yet.
-        let mut todo = pairs.len();
-        let mut idle = 0;
+        let dead = gather(&mut pairs[alive..todo], &|pair| {
+            pair.outcome == Outcome::Todo
+        });
+        self.put_back(cpu, &mut pairs[alive..alive + dead]);
+        self.finish_dead(cpu, attempts);
+        emptying.todo = alive;
+        emptying.owners = self.awaited(attempts, &pairs[..alive], &pairs[alive..]);
+        if emptying.owners == 0 {
+            return false;
+        }
         // The deadline bounds the turns, and where the clock stands still, the turns in which nothing settles.
-        loop {
-            // Acquire pairs with the release in `complete`. Read before the pairs are looked at: what settles later
-            // changes the counter.
-            let before = self.settled.load(Ordering::Acquire);
-            self.hand_over(cpu, attempts, &mut pairs[..todo], &mut stats);
-            self.note_late_refusals(attempts, &pairs[..]);
-            // What is left of attempts that were given up goes back at once, and nobody waits for the rest of it.
-            let alive = gather(&mut pairs[..todo], &|pair| {
-                pair.outcome == Outcome::Todo && self.attempt_of(attempts, pair.from).is_some()
-            });
-            let dead = gather(&mut pairs[alive..todo], &|pair| {
-                pair.outcome == Outcome::Todo
-            });
-            self.put_back(cpu, &mut pairs[alive..alive + dead]);
-            self.finish_dead(cpu, attempts);
-            todo = alive;
-            let owners = self.awaited(attempts, &pairs[..todo], &pairs[todo..]);
-            if owners == 0 {
-                return stats;
-            }
-            if self.platform.now() >= deadline || idle >= self.config.idle_polls {
-                break;
-            }
-            let progress = self.poll_owners(owners, deadline);
-            if progress || self.settled.load(Ordering::Acquire) != before {
-                idle = 0;
-            } else {
-                idle += 1;
-                self.platform.relax();
-            }
+        if self.platform.now() < emptying.deadline && emptying.idle < self.config.idle_polls {
+            return true;
         }
         for pair in pairs.iter() {
             let late = match pair.outcome {
@@ -72,8 +65,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 attempts[at].error = Some(EvacuateError::TimedOut);
             }
         }
-        self.put_back(cpu, &mut pairs[..todo]);
-        stats
+        self.put_back(cpu, &mut pairs[..alive]);
+        emptying.todo = 0;
+        false
+    }
+
+    /// Lets the owners whose answers are awaited go on, none beyond `until`; whether anything settled since the last look.
+    pub(crate) fn ask_owners(&self, emptying: &mut Emptying, until: u64) -> bool {
+        let progress = self.poll_owners(emptying.owners, until)
+            || self.settled.load(Ordering::Acquire) != emptying.settled;
+        emptying.idle = if progress { 0 } else { emptying.idle + 1 };
+        progress
     }
 
     /// Gives attempts up of which a pending pair has settled as refused: its frame is back on its owner's books.
@@ -109,7 +111,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Lets the owners of pending pairs go on; whether any pair settled.
-    fn poll_owners(&self, owners: u32, deadline: u64) -> bool {
+    pub(crate) fn poll_owners(&self, owners: u32, deadline: u64) -> bool {
         let mut progress = false;
         for number in (0..u32::BITS).filter(|number| owners & (1 << number) != 0) {
             if let Some(id) = u8::try_from(number).ok().and_then(OwnerId::new) {

@@ -8,7 +8,9 @@
 //! |---|---|---|
 //! | [`compact_direct`](Mobility::compact_direct) | a request for a huge page | empties the cheapest block and hands it over |
 //! | [`compact_background`](Mobility::compact_background) | a background worker | keeps a reserve of wholly free blocks |
-//! | [`evacuate_for`](Mobility::evacuate_for) | an unmovable request | gives it a whole block, so that no hybrid block is left |
+//! | [`background_step`](Mobility::background_step) | one that must not wait | the same in steps |
+//! | [`alloc`](Mobility::alloc) | an unmovable request | allocates, and gives it a whole block where its own are full, so that no hybrid block is left |
+//! | [`evacuate_for`](Mobility::evacuate_for) | the same | only gives it the block |
 //! | [`alloc_contiguous`](Mobility::alloc_contiguous) | a buffer for a device, a large stack | empties the cheapest stretch of blocks and gives its frames |
 //! | [`alloc_at`](Mobility::alloc_at) | the same at a named place | the same there |
 //! | [`evacuate`](Mobility::evacuate), [`evacuate_many`](Mobility::evacuate_many) | anybody | empties named blocks |
@@ -148,17 +150,20 @@
 #![deny(unsafe_code)]
 
 mod account;
+mod alloc;
 mod background;
 mod candidate;
 mod config;
 mod contiguous;
 mod defer;
 mod direct;
+mod empty;
 mod evacuate;
 mod handover;
 mod migrate;
 mod mobility;
 mod owner;
+mod piece;
 mod place;
 mod range;
 mod refusal;
@@ -169,7 +174,8 @@ mod workspace;
 mod zone;
 
 pub use account::{IdentityError, PerClass};
-pub use background::BackgroundResult;
+pub use alloc::evacuates;
+pub use background::{BackgroundResult, BackgroundStep};
 pub use config::{CompactionConfig, MAX_BATCH_BLOCKS, MAX_LOOK, MAX_RANGE_USED, WORKSPACE_FRAMES};
 pub use contiguous::{ContiguousError, ContiguousRequest};
 pub use direct::CompactResult;

@@ -4,6 +4,7 @@ use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
 use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerId, Platform, ZoneId};
 
 use crate::account::Accounts;
+use crate::piece::Piece;
 use crate::place::Workspaces;
 use crate::registry::Registry;
 use crate::zone::ZoneState;
@@ -23,6 +24,8 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) settled: AtomicU64,
     /// Background compaction has begun and not yet reached its goal.
     pub(crate) background_runs: AtomicBool,
+    /// What a step of background compaction left open. The lock is only ever tried; it is held for as long as a step runs.
+    pub(crate) background: Mutex<Option<Piece>>,
     pub(crate) zones: [Mutex<ZoneState>; MAX_ZONES],
     pub(crate) workspaces: Workspaces,
 }

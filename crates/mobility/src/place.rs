@@ -12,7 +12,7 @@ use core::mem::MaybeUninit;
 use core::ops::{Deref, DerefMut};
 
 use arrayvec::ArrayVec;
-use dirigible_frames::sync::{AtomicBool, AtomicU64, Ordering};
+use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use dirigible_frames::{FrameAllocator, Pfn, Platform};
 
 use crate::account::Accounts;
@@ -26,6 +26,8 @@ pub(crate) const PLACES: usize = 3;
 
 /// The mark of a place that nobody holds.
 const VACANT: u64 = 0;
+/// The mark of the place of the open piece of background compaction, between two steps.
+const PARKED: u64 = u64::MAX;
 
 /// Builds `$slot` (of type `Self`) field by field, each by a function from its uninitialized place to itself.
 ///
@@ -109,6 +111,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             accounts: |slot| slot.write(Accounts::default()),
             settled: |slot| slot.write(AtomicU64::new(0)),
             background_runs: |slot| slot.write(AtomicBool::new(false)),
+            background: |slot| slot.write(Mutex::new(None)),
             zones: |slot| slot.write(zone_states()),
             workspaces: Workspaces::new_in,
         })
@@ -127,7 +130,7 @@ impl Workspace {
 
 /// A workspace and who has it.
 struct Place {
-    /// The caller that it is lent to (`Platform::caller`), or [`VACANT`].
+    /// The caller that it is lent to (`Platform::caller`), [`VACANT`], or [`PARKED`].
     holder: AtomicU64,
     space: UnsafeCell<Workspace>,
 }
@@ -159,10 +162,19 @@ pub(crate) struct Workspaces {
 
 /// A place, for as long as this lives.
 ///
-/// Made in one way only: by the compare-and-exchange that puts a caller's mark where none was. Ended in one way only: by the store
-/// that takes it away again. So a place has one lease at most.
+/// Made in one way only: by the compare-and-exchange that puts a caller's mark where [`VACANT`] or [`PARKED`] was. Ended in one way
+/// only: by the store of one of these, after which the lease is not used any more. So a place has one lease at most.
 pub(crate) struct Lease<'w> {
     place: &'w Place,
+}
+
+impl Lease<'_> {
+    /// Leaves the place to the next step of background compaction.
+    pub(crate) fn park(self) {
+        // Release pairs with the acquire in `take`, as in `drop`, which does not come.
+        self.place.holder.store(PARKED, Ordering::Release);
+        core::mem::forget(self);
+    }
 }
 
 impl Deref for Lease<'_> {
@@ -183,7 +195,7 @@ impl DerefMut for Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        // Release pairs with the acquire in `try_lend`: the next holder finds the workspace as it is now.
+        // Release pairs with the acquire in `take`: the next holder finds the workspace as it is now.
         self.place.holder.store(VACANT, Ordering::Release);
     }
 }
@@ -193,23 +205,33 @@ impl Workspaces {
         build!(slot, { places: |slot| build_array(slot, Place::new_in) })
     }
 
-    /// The first vacant place, now lent to the caller with this mark.
-    pub(crate) fn try_lend(&self, mark: u64) -> Option<Lease<'_>> {
+    /// A vacant place, now lent to `caller`.
+    pub(crate) fn try_lend(&self, caller: u64) -> Option<Lease<'_>> {
+        self.take(VACANT, caller)
+    }
+
+    /// The parked place, now lent to `caller`.
+    pub(crate) fn resume(&self, caller: u64) -> Option<Lease<'_>> {
+        self.take(PARKED, caller)
+    }
+
+    /// The first place with the mark `free`, which is [`VACANT`] or [`PARKED`], now lent to `caller`.
+    fn take(&self, free: u64, caller: u64) -> Option<Lease<'_>> {
         let place = self.places.iter().find(|place| {
             // Acquire pairs with the release of the holder before.
             place
                 .holder
-                .compare_exchange(VACANT, mark, Ordering::Acquire, Ordering::Relaxed)
+                .compare_exchange(free, caller, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
         })?;
         Some(Lease { place })
     }
 
-    /// Whether the caller with this mark has a place: then this is a call from inside compaction.
-    pub(crate) fn has(&self, mark: u64) -> bool {
+    /// Whether `caller` has a place: then this is a call from inside compaction.
+    pub(crate) fn has(&self, caller: u64) -> bool {
         // Relaxed: only the caller that wrote its mark draws a conclusion from it.
         self.places
             .iter()
-            .any(|place| place.holder.load(Ordering::Relaxed) == mark)
+            .any(|place| place.holder.load(Ordering::Relaxed) == caller)
     }
 }

@@ -27,7 +27,16 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.workspaces.try_lend(caller)
     }
 
-    /// The same after a bounded wait: `None` when all places stay lent, or at once when this caller itself has one.
+    /// The place of the open piece of background compaction, if this caller has none.
+    pub(crate) fn try_resume(&self, cpu: CpuId) -> Option<Lease<'_>> {
+        let caller = self.platform.caller(cpu);
+        if self.workspaces.has(caller) {
+            return None;
+        }
+        self.workspaces.resume(caller)
+    }
+
+    /// [`try_lease`](Self::try_lease) after a bounded wait: `None` when all places stay lent, or at once when this caller itself has one.
     pub(crate) fn lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
         let caller = self.platform.caller(cpu);
         if self.workspaces.has(caller) {

@@ -13,8 +13,8 @@ use dirigible_frames::{
     Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
-    CompactResult, CompactionConfig, ContiguousRequest, Mobility, MovableOwner, MovePair, Outcome,
-    RegisterError,
+    BackgroundStep, CompactResult, CompactionConfig, ContiguousRequest, Mobility, MovableOwner,
+    MovePair, Outcome, RegisterError,
 };
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::Mutex;
@@ -344,6 +344,51 @@ fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
         w.check(512 * heads.len());
         assert_eq!(w.owner.book.lock().unwrap().len(), 6);
     });
+}
+
+/// Two CPUs take steps of background compaction while the host answers: one step at a time, whichever CPU goes on with it, and
+/// what is open in the end is given up without losing an answer.
+#[test]
+fn steps_of_two_cpus_go_on_with_one_piece() {
+    static EMPTIED: AtomicUsize = AtomicUsize::new(0);
+    static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+    explore(|| {
+        let w = World::new(2, true);
+        let device = w.spawn(2, |w| {
+            for _ in 0..4 {
+                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+                for pair in taken {
+                    w.owner.moved(&pair);
+                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+                }
+                thread::yield_now();
+            }
+        });
+        let steps = move |w: World| {
+            let cpu = CpuId::new(CPU.with(Cell::get));
+            for _ in 0..4 {
+                if let BackgroundStep::Worked(result) = w.mobility.background_step(cpu, 1) {
+                    EMPTIED.fetch_add(result.emptied, Relaxed);
+                }
+                thread::yield_now();
+            }
+        };
+        let other = w.spawn(1, steps);
+        steps(w);
+        other.join().unwrap();
+        device.join().unwrap();
+        ABANDONED.fetch_add(w.frames.isolated_blocks(), Relaxed);
+        assert!(w.mobility.abandon_background_step(CpuId::new(0)));
+        assert_eq!(w.frames.isolated_blocks(), 0);
+        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
+        for pair in late {
+            w.owner.moved(&pair);
+            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
+        }
+        w.check(0);
+        assert_eq!(w.owner.book.lock().unwrap().len(), 6);
+    });
+    assert!(EMPTIED.load(Relaxed) > 0 && ABANDONED.load(Relaxed) > 0);
 }
 
 /// An owner is removed either before a frame of it is isolated or after that frame is back, never between.

@@ -4,10 +4,10 @@ use crate::source::{
     NoNotifier, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim, StallObserver,
 };
 use dirigible_frames::{
-    AllocError, AllocRequest, BalloonPlacement, Cost, Event, Fallback, FrameAllocator, FrameClass,
-    Order, Pfn, Platform, Watermark,
+    AllocError, AllocRequest, BalloonPlacement, Cost, Event, Fallback, FrameAllocator, Order, Pfn,
+    Platform, Watermark,
 };
-use dirigible_mobility::{CompactResult, Mobility};
+use dirigible_mobility::{CompactResult, Mobility, evacuates};
 
 /// A run of more frames than this is costly: the notifier is not called for it, and it does not wait for compaction.
 const COSTLY: usize = 8;
@@ -196,15 +196,21 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         effort: &mut Effort,
     ) -> Result<Pfn, OutOfMemory> {
         let batch = self.config.batch.max(2 * request.order.frames());
-        let evacuates = matches!(self.config.fallback, Fallback::Evacuate)
-            && matches!(
-                request.class,
-                FrameClass::Unmovable | FrameClass::Reclaimable
-            )
-            && request.order < Order::HUGE;
+        let evacuates = matches!(self.config.fallback, Fallback::Evacuate) && evacuates(&request);
         loop {
+            if evacuates {
+                let left = &mut effort.evacuations;
+                let cpu = self.platform.cpu();
+                match self.mobility.alloc_after(cpu, request, why, left) {
+                    Ok(frame) => return Ok(frame),
+                    Err(error) => why = error,
+                }
+            }
             let more = match why {
-                AllocError::Fragmented if evacuates => self.evacuate(request.class, effort),
+                // For want of targets, most likely: with more room the next attempt, if there is one, may do better.
+                AllocError::Fragmented if evacuates => {
+                    effort.evacuations > 0 && self.reclaim_round(self.config.evacuate_batch, effort)
+                }
                 _ => self.reclaim_round(batch, effort),
             };
             if !more {
@@ -293,21 +299,6 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             effort.evacuations = self.config.evacuations;
             self.try_base(request, why, effort)
         })
-    }
-
-    /// Turns a movable block into one for `class`; `false` when there is no point in asking the allocator again.
-    fn evacuate(&self, class: FrameClass, effort: &mut Effort) -> bool {
-        if effort.evacuations == 0 {
-            return false;
-        }
-        effort.evacuations -= 1;
-        match self.mobility.evacuate_for(self.platform.cpu(), class) {
-            Ok(()) => true,
-            // For want of targets, most likely: with more room the next attempt, if there is one, may do better.
-            Err(_) => {
-                effort.evacuations > 0 && self.reclaim_round(self.config.evacuate_batch, effort)
-            }
-        }
     }
 
     /// Reclaims once more; `false` when there was nothing to reclaim, or it was done often enough.
