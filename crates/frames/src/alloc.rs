@@ -56,7 +56,7 @@ impl FrameAllocator<'_> {
             return Ok(self.pfn(frame));
         }
         drop(guard);
-        // What lies in caches is free memory too.
+        // Cached frames are free memory too.
         self.drain_cpu_caches();
         let guard = self.lock(cpu);
         let frame = match self.pop_owned(&guard, request.class) {
@@ -69,7 +69,7 @@ impl FrameAllocator<'_> {
     #[cold]
     fn alloc_slow(&self, cpu: CpuId, request: AllocRequest) -> Result<Pfn, AllocError> {
         let mut result = Err(AllocError::Fragmented);
-        // What lies in caches is free memory too, and its blocks may be whole without it.
+        // Cached frames are free memory too, and their blocks may be whole with them.
         self.with_drain(cpu, request.order > Order::BASE, &mut || {
             result = self.alloc_uncached(cpu, request);
             result.is_ok()

@@ -110,7 +110,7 @@ impl FrameAllocator<'_> {
     /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches, and ends refills from these
     /// blocks. The isolation must have been published by a sequentially consistent step.
     pub(crate) fn uncache_blocks(&self, blocks: &[BlockId]) {
-        // After the blocks' ledgers, and before the locks are looked at.
+        // After the blocks' ledgers were changed, and before the locks are read.
         fence(Ordering::SeqCst);
         let residues = blocks.iter().fold(0, |all, &block| all | residue(block));
         let ours = |frame: FrameIndex| blocks.contains(&frame.block());

@@ -50,7 +50,7 @@ impl FrameAllocator<'_> {
     ///
     /// # Errors
     ///
-    /// See [`IsolateError`]. No watermark is looked at.
+    /// See [`IsolateError`]. No watermark is tested.
     pub fn isolate_block(&self, block: BlockId) -> Result<IsolatedBlock, IsolateError> {
         let mut result = Err(IsolateError::Unknown);
         self.isolate_blocks(&[block], Watermark::None, |_, isolated| result = isolated);

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Blocks that a search for a run looks at from each end of the order before it gives up. A block with room and without
-/// a run tells nothing about the next; without a limit a request that fails would look at all of them.
+/// a run says nothing about the next, and without a limit a request that fails would look at all of them.
 const RUN_LOOKS: usize = 256;
 
 /// A step of the ladder.
@@ -45,7 +45,7 @@ pub(crate) const ORDINARY: &[Step] = &[Step::Own, Step::Shared, Step::Whole, Ste
 /// and fro. Immovable requests rather share a block than claim another.
 pub(crate) const SPREAD: &[Step] = &[Step::Quiet, Step::Whole, Step::Own, Step::Foreign];
 
-/// A block to which a step leads, and what it is there for.
+/// A block to which a step leads, and how frames may be taken from it.
 #[derive(Clone, Copy)]
 pub(crate) struct Offer {
     pub block: BlockId,

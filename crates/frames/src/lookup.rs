@@ -19,7 +19,7 @@ impl<'m> FrameAllocator<'m> {
         self.frame_index_inline(pfn)
     }
 
-    /// The same, for the fast paths. Segments are few: they are looked at one after another.
+    /// The same, for the fast paths. Segments are few, so the search is linear.
     #[inline]
     pub(crate) fn frame_index_inline(&self, pfn: Pfn) -> Option<FrameIndex> {
         self.segments().iter().find_map(|s| s.frame_of(pfn))

@@ -12,7 +12,7 @@ const FIRST: BlockId = BlockId::new(0);
 /// How often a search is begun anew because blocks moved in the index meanwhile.
 const TRIES: usize = 16;
 
-/// Which blocks with room are looked at, and in which order.
+/// Which blocks with room are visited, and in which order.
 #[derive(Clone, Copy)]
 pub(crate) struct Search {
     /// Kinds of the room index that serve.
@@ -33,7 +33,7 @@ pub(crate) enum SearchOrder {
     Emptiest,
 }
 
-/// The kinds of partly used blocks of a type, in the order in which they are looked at.
+/// The kinds of partly used blocks of a type, in the order in which they are visited.
 pub(crate) const fn kinds_of(migratetype: Migratetype) -> &'static [usize] {
     match migratetype {
         Migratetype::Unmovable => &[kind::UNMOVABLE],

@@ -1,6 +1,6 @@
 //! Atomics and locks, exchanged for their model-checked twins under `cfg(shuttle)`.
 //!
-//! The lock order of the whole system stands in ARCHITECTURE.md.
+//! For the lock order of the whole system see ARCHITECTURE.md.
 
 #[cfg(not(shuttle))]
 pub use core::sync::atomic::{

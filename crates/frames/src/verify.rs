@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// A frame's bit says free, its descriptor something else, or the other way round.
+    /// A frame's bit and its descriptor disagree about whether it is free.
     #[error("frame {pfn}: the bit says free = {bit}, the descriptor {state:?}")]
     Bit {
         /// The frame.
@@ -25,7 +25,7 @@ pub enum VerifyError {
         /// What the descriptor says.
         state: FrameState,
     },
-    /// A frame is inside an allocation and not marked so, or the other way round.
+    /// A frame is inside an allocation and its descriptor does not say so, or the reverse.
     #[error("frame {0}: no well-formed allocation of several frames")]
     Tail(Pfn),
     /// A count of a ledger is wrong.
@@ -263,7 +263,7 @@ impl FrameAllocator<'_> {
                 counts[class as usize] += 1;
                 continue;
             }
-            // A head stands at a multiple of its size; the last tail ends before the block does.
+            // A head is at a multiple of its size; the last tail is in the same block.
             let size = 1usize << word.order();
             if !frame.offset().is_multiple_of(size as u32) {
                 return Err(VerifyError::Tail(pfn));
