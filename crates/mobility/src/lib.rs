@@ -1,8 +1,8 @@
 //! One interface for every page frame that can move, and compaction that knows none of them by name.
 //!
 //! User memory, page cache and a balloon are *owners*: each implements [`MovableOwner`] (isolate, migrate, putback),
-//! registers with [`Mobility`] under a class number, and writes that number into the descriptors of its frames. Whoever
-//! needs room then asks `Mobility`:
+//! is registered with [`Mobility`] under an owner number, and writes that number into the descriptors of its frames.
+//! Whoever needs room then asks `Mobility`:
 //!
 //! | call | for whom | what it does |
 //! |---|---|---|
@@ -15,6 +15,7 @@
 //! | [`alloc_at`](Mobility::alloc_at) | the same at a named place | the same there |
 //! | [`evacuate`](Mobility::evacuate), [`evacuate_many`](Mobility::evacuate_many) | anybody | empties named blocks |
 //! | [`migrate_frames`](Mobility::migrate_frames) | anybody | moves named frames |
+//! | [`drain_settled`](Mobility::drain_settled) | daemons | ends moves that a host answered late |
 //!
 //! # Evacuation
 //!
@@ -52,9 +53,9 @@
 //! # Locks
 //!
 //! Each zone has a lock that is held while a block is chosen, isolated and given its targets; owners are asked to isolate
-//! under it, and take the locks of their books, so an owner holds no such lock when it calls in here. It is released before
-//! frames are handed to their owners: nobody waits for the host with a lock held, and meanwhile another CPU takes the
-//! next block. A few workspaces bound how many evacuations run at once. Compaction that is entered again from inside itself
+//! under it, and take the locks of their books; they never call in here. It is released before frames are handed to
+//! their owners: nobody waits for the host with a lock held, and meanwhile another CPU takes the next block. A few
+//! workspaces bound how many evacuations run at once. Compaction that is entered again from inside itself
 //! (an owner that allocates) does not wait: it is skipped. The lock order is: a zone's compaction, owner's books, registry
 //! or CPU caches.
 //!
