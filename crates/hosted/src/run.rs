@@ -24,10 +24,10 @@ use dirigible_workload::{
 use thiserror::Error;
 
 use crate::{
-    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineError, Mode,
-    features,
+    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineClock,
+    MachineError, Mode, features,
 };
-use host::{MachineClock, SinceStart, column_host};
+use host::{SinceStart, column_host};
 use port::{BalloonPort, Driver};
 
 /// Threads of a threaded machine besides those of the load: director, balloon's worker, its interrupts, kcompactd.
@@ -243,7 +243,7 @@ fn run_actors(
     observer: &mut dyn Observer,
 ) -> Result<(), NoStack> {
     let (platform, ended) = (machine.platform(), experiment.control().ended());
-    let clock = MachineClock(platform);
+    let clock = MachineClock::new(platform);
     let load = experiment.load();
     let mut here = Engine::new();
     here.add(0, experiment.targets());
@@ -287,7 +287,7 @@ fn run_actors(
             scope.spawn(move || {
                 // Each CPU is given out once, so the binding cannot fail; without it the first access would panic.
                 let _binding = platform.bind_cpu(cpu);
-                engine.run(&MachineClock(platform), ended, |_, _| {});
+                engine.run(&MachineClock::new(platform), ended, |_, _| {});
             });
         }
         scope.spawn(move || {
