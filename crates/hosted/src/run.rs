@@ -5,7 +5,7 @@ mod port;
 
 use std::{mem::ManuallyDrop, thread, time::Instant};
 
-use dirigible::schedule::{Engine, NoStack};
+use dirigible::schedule::{Engine, NoStack, PROGRAM_STACK};
 use dirigible_balloon::BalloonError;
 use dirigible_frames::{ConfigError, CpuId, FrameAllocator};
 use dirigible_mobility::{Mobility, RegisterError};
@@ -260,6 +260,7 @@ fn run_actors(
             here.add(0, mover);
         }
         experiment.lead(&mut here, &clock, observer);
+        check_stacks(&here);
         return Ok(());
     }
     let threads = params.threads;
@@ -288,6 +289,7 @@ fn run_actors(
                 // Each CPU is given out once, so the binding cannot fail; without it the first access would panic.
                 let _binding = platform.bind_cpu(cpu);
                 engine.run(&MachineClock::new(platform), ended, |_, _| {});
+                check_stacks(&engine);
             });
         }
         scope.spawn(move || {
@@ -297,6 +299,15 @@ fn run_actors(
         experiment.lead(&mut here, &clock, observer);
     });
     Ok(())
+}
+
+/// Sees in builds with checks that programs stay far from the ends of their stacks.
+fn check_stacks(engine: &Engine<'_>) {
+    debug_assert!(
+        engine.deepest_stack() <= PROGRAM_STACK / 4,
+        "a program used {} bytes of its stack",
+        engine.deepest_stack()
+    );
 }
 
 /// Errors of the protocol that the devices counted.

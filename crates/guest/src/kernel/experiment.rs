@@ -11,7 +11,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dirigible::schedule::{Clock, Current, Engine};
+use dirigible::schedule::{Clock, Current, Engine, PROGRAM_STACK};
 use dirigible_frames::{Config, FrameAllocator};
 use dirigible_mobility::Mobility;
 use dirigible_paging::Paging;
@@ -150,6 +150,11 @@ fn run_actors(
             0 => experiment.lead(&mut engine, &MachineClock, &mut Lines),
             _ => engine.run(&MachineClock, ended, |_, _| {}),
         }
+        debug_assert!(
+            engine.deepest_stack() <= PROGRAM_STACK / 4,
+            "a program used {} bytes of its stack",
+            engine.deepest_stack()
+        );
     });
     Ok(())
 }
