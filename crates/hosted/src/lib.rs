@@ -30,6 +30,7 @@ pub mod costs;
 mod devices;
 mod host_facts;
 mod machine;
+mod machine_clock;
 mod memory;
 mod platform;
 pub mod run;
@@ -49,6 +50,7 @@ pub use devices::{
 };
 pub use host_facts::HostFacts;
 pub use machine::{HostedMachine, MAX_CPUS, MachineBuilder, MachineError};
+pub use machine_clock::MachineClock;
 pub use memory::{
     discard::{DiscardCounts, DiscardMethod},
     guest_ram::{Backing, GuestRam, RamError},

@@ -5,7 +5,7 @@ mod port;
 
 use std::{cell::Cell, thread, time::Instant};
 
-use dirigible::schedule::{Engine, NoStack};
+use dirigible::schedule::{Engine, NoStack, PROGRAM_STACK};
 use dirigible_balloon::BalloonError;
 use dirigible_frames::{ConfigError, CpuId, FrameAllocator};
 use dirigible_mobility::{Mobility, RegisterError};
@@ -24,10 +24,10 @@ use dirigible_workload::{
 use thiserror::Error;
 
 use crate::{
-    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineError, Mode,
-    features,
+    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineClock,
+    MachineError, Mode, features,
 };
-use host::{MachineClock, SinceStart, measured};
+use host::{SinceStart, measured};
 use port::{BalloonPort, Driver};
 
 /// Threads of a threaded machine besides those of the load: director, balloon's worker, its interrupts, kcompactd.
@@ -245,7 +245,7 @@ fn run_actors(
     observer: &mut dyn Observer,
 ) -> Result<(), NoStack> {
     let (platform, ended) = (machine.platform(), experiment.control().ended());
-    let clock = MachineClock(platform);
+    let clock = MachineClock::new(platform);
     let load = experiment.load();
     let mut here = Engine::new();
     here.add(0, experiment.targets());
@@ -262,6 +262,7 @@ fn run_actors(
             here.add(0, mover);
         }
         experiment.lead(&mut here, &clock, observer);
+        check_stacks(&here);
         return Ok(());
     }
     let threads = params.threads;
@@ -289,7 +290,8 @@ fn run_actors(
             scope.spawn(move || {
                 // Each CPU is given out once, so the binding cannot fail; without it the first access would panic.
                 let _binding = platform.bind_cpu(cpu);
-                engine.run(&MachineClock(platform), ended, |_, _| {});
+                engine.run(&MachineClock::new(platform), ended, |_, _| {});
+                check_stacks(&engine);
             });
         }
         scope.spawn(move || {
@@ -299,6 +301,15 @@ fn run_actors(
         experiment.lead(&mut here, &clock, observer);
     });
     Ok(())
+}
+
+/// Sees in builds with checks that programs stay far from the ends of their stacks.
+fn check_stacks(engine: &Engine<'_>) {
+    debug_assert!(
+        engine.deepest_stack() <= PROGRAM_STACK / 4,
+        "a program used {} bytes of its stack",
+        engine.deepest_stack()
+    );
 }
 
 /// Errors of the protocol that the devices counted.

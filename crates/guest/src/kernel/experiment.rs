@@ -10,7 +10,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dirigible::schedule::{Clock, Current, Engine};
+use dirigible::schedule::{Clock, Current, Engine, PROGRAM_STACK};
 use dirigible_frames::{Config, FrameAllocator};
 use dirigible_mobility::Mobility;
 use dirigible_paging::Paging;
@@ -137,6 +137,11 @@ fn run_actors(
             0 => experiment.lead(&mut engine, &MachineClock, &mut SerialProgress),
             _ => engine.run(&MachineClock, ended, |_, _| {}),
         }
+        debug_assert!(
+            engine.deepest_stack() <= PROGRAM_STACK / 4,
+            "a program used {} bytes of its stack",
+            engine.deepest_stack()
+        );
     });
     Ok(())
 }

@@ -10,6 +10,7 @@ mod manager;
 mod numbers;
 mod outcome;
 mod programs;
+mod waiting;
 
 use alloc::{string::String, vec::Vec};
 
@@ -68,6 +69,14 @@ const TESTS: &[(&str, Test)] = &[
     (
         "blocks_evacuate_while_touched",
         programs::blocks_evacuate_while_touched,
+    ),
+    (
+        "a_program_allocates_while_another_waits",
+        waiting::a_program_allocates_while_another_waits,
+    ),
+    (
+        "a_fault_waits_while_others_fault",
+        waiting::a_fault_waits_while_others_fault,
     ),
     (
         "the_balloon_follows_its_target",

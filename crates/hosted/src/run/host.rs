@@ -1,23 +1,14 @@
-//! The host's side of a run: its clocks, and what it measured.
+//! The host's side of a run: its clock, and what it measured.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
-use dirigible::schedule::{Clock, Current};
-use dirigible_frames::Platform;
 use dirigible_workload::{
     params::Column,
     report::{self, AttemptHost, ColumnHost, Residency},
     system::HostClock,
 };
 
-use crate::{HostFacts, HostedMachine, HostedPlatform, Mode};
-
-/// Longest sleep of a thread between two looks whether the run has ended.
-const LONGEST_NAP: Duration = Duration::from_millis(50);
+use crate::{HostFacts, HostedMachine};
 
 /// What was measured on the host while `column` ran, and the host itself.
 pub(super) fn measured(
@@ -71,41 +62,5 @@ pub(super) struct SinceStart(pub(super) Instant);
 impl HostClock for SinceStart {
     fn nanoseconds(&self) -> u64 {
         self.0.elapsed().as_nanos() as u64
-    }
-}
-
-/// The machine's clock for a queue of actors.
-pub(super) struct MachineClock<'a>(pub(super) &'a HostedPlatform);
-
-impl Clock for MachineClock<'_> {
-    fn now(&self) -> u64 {
-        self.0.now()
-    }
-
-    fn wait_until(&self, until: u64, ended: &AtomicBool) {
-        if self.0.mode() == Mode::Deterministic {
-            return self.0.advance_to(until);
-        }
-        // Acquire: pairs with the release that ends the run.
-        while !ended.load(Ordering::Acquire) {
-            let Some(left) = until.checked_sub(self.0.now()).filter(|&left| left > 0) else {
-                return;
-            };
-            thread::sleep(Duration::from_nanos(left).min(LONGEST_NAP));
-        }
-    }
-
-    fn pass(&self, next: Option<u64>) {
-        let until = self.0.next_due().min(next.unwrap_or(u64::MAX));
-        match self.0.mode() {
-            Mode::Deterministic if (self.0.now() + 1..u64::MAX).contains(&until) => {
-                self.0.advance_to(until);
-            }
-            _ => self.0.let_time_pass(),
-        }
-    }
-
-    fn with_current(&self, run: &mut dyn FnMut(&Current)) {
-        HostedPlatform::with_current(run);
     }
 }
