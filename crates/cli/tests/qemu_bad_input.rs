@@ -54,7 +54,7 @@ fn a_qemu_that_is_too_old_or_none() {
     let old = StandIn::of_version("", "QEMU emulator version 6.2.0 (Debian 1:6.2)");
     old.fails(COLUMN, 1, &["is QEMU 6.2.0: at least 7.0.0 is needed"]);
     let other = StandIn::of_version("", "tar (GNU tar) 1.34");
-    other.fails("guest-hello", 1, &["that is no QEMU"]);
+    other.fails("guest-hello", 1, &["that is not QEMU"]);
     assert_eq!(
         (old.pid(), other.pid()),
         (None, None),
@@ -134,9 +134,9 @@ fn a_qemu_that_does_not_start() {
 
 #[test]
 fn a_guest_that_does_not_come_up() {
-    let said = "steered (seed 1): the guest did not say a word within 2 s";
+    let said = "steered (seed 1): the guest printed nothing within 2 s";
     StandIn::new("mute").fails(COLUMN, 1, &[said]);
-    StandIn::new("not-ready").fails(COLUMN, 1, &["the guest began to boot and was not ready"]);
+    StandIn::new("not-ready").fails(COLUMN, 1, &["the guest began to boot but was not ready"]);
     StandIn::new("ends-early").fails(COLUMN, 1, &["the guest ended before it was done"]);
 }
 
@@ -160,14 +160,14 @@ fn a_guest_that_fails() {
     StandIn::new("panics").fails(COLUMN, 1, &panic);
     StandIn::new("panics").fails("guest-test", 1, &panic);
     StandIn::new("fails").fails(COLUMN, 1, &["the guest failed: no such device"]);
-    StandIn::new("ends-badly").fails(COLUMN, 1, &["the guest failed and did not say why"]);
+    StandIn::new("ends-badly").fails(COLUMN, 1, &["the guest failed without giving a reason"]);
     StandIn::new("killed").fails(COLUMN, 1, &["QEMU ended with signal 9"]);
-    StandIn::new("damaged").fails(COLUMN, 1, &["cannot be understood"]);
+    StandIn::new("damaged").fails(COLUMN, 1, &["malformed message from the guest"]);
 }
 
 #[test]
 fn a_guest_that_hangs() {
-    let said = "the guest hangs: not a word for 2 s, the last was of phase warm-up, 0.0 s";
+    let said = "the guest hangs: no message for 2 s, the last was of phase warm-up, 0.0 s";
     StandIn::new("hangs").fails(COLUMN, 1, &[said, "serial port: "]);
     StandIn::new("hangs").fails(
         "guest-test --patience 0.02",
@@ -193,7 +193,7 @@ fn books_that_do_not_agree() {
     StandIn::new("miscounts").fails(
         COLUMN,
         1,
-        &["the guest says that it holds 16385 frames, QEMU says 16384"],
+        &["the guest reports 16385 frames in its balloon, QEMU reports 16384"],
     );
     StandIn::new("keeps-memory").fails(COLUMN, 1, &["QEMU's resident memory fell from"]);
     StandIn::new("other-column").fails(COLUMN, 1, &["is of column \"other\", not of steered"]);
@@ -201,7 +201,11 @@ fn books_that_do_not_agree() {
     StandIn::new("too-early").fails(&slow, 1, &["came before the balloon had all its targets"]);
     let speed = "balloon-speed --memory 256M --balloon 64M --rounds 1";
     StandIn::new("keeps-memory").fails(speed, 1, &["QEMU's resident memory fell from"]);
-    StandIn::new("stale").fails(speed, 1, &["of 16384 frames that came back 0 are empty"]);
+    StandIn::new("stale").fails(
+        speed,
+        1,
+        &["of 16384 frames that came back 0 read as zeroes"],
+    );
 }
 
 #[test]
