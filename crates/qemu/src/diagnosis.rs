@@ -81,7 +81,7 @@ mod tests {
         let of = |code: i32| of_status(ExitStatus::from_raw(code << 8)).to_string();
         assert!(of(0).contains("triple fault"));
         assert!(of(33).contains("before it was done"));
-        assert!(of(35).contains("did not say why"));
+        assert!(of(35).contains("without giving a reason"));
         assert_eq!(of(1), "QEMU ended with exit status 1");
         assert!(
             of_status(ExitStatus::from_raw(9))

@@ -253,7 +253,7 @@ mod tests {
         let text = missing("/nowhere/qemu");
         assert!(text.contains("/nowhere/qemu does not exist"), "{text}");
         let text = missing("/bin/echo");
-        assert!(text.contains("that is no QEMU"), "{text}");
+        assert!(text.contains("that is not QEMU"), "{text}");
         let text = missing("/proc/version");
         assert!(text.contains("cannot be run"), "{text}");
     }
