@@ -23,7 +23,7 @@ pub struct Cli {
 /// What the command can do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// How many huge pages a loaded guest can get while a balloon grows and shrinks in it
+    /// How many huge pages a loaded guest gets while a balloon grows and shrinks in it
     ///
     /// Boots a guest in this process, on real memory and real virtqueues, or with `--machine qemu` a guest kernel in a
     /// virtual machine; loads it, moves its balloon and tries to allocate nearly all of its memory as huge pages: twice
@@ -32,22 +32,22 @@ pub enum Command {
     StressHighalloc(Box<StressHighalloc>),
     /// How fast a balloon grows and shrinks in a virtual machine
     ///
-    /// Boots the guest kernel under QEMU with all of its memory written, lets the balloon take a part of it and give it
-    /// back, and checks on the host that QEMU's resident memory follows, and in the guest that what comes back is empty
-    /// and the rest as it was.
+    /// Boots the guest kernel under QEMU, has it write all of its memory, inflates the balloon and deflates it again.
+    /// Checks on the host that QEMU's resident memory falls and rises with the balloon, and in the guest that the
+    /// balloon's memory comes back as zeroes and all other memory keeps its contents.
     BalloonSpeed(BalloonSpeed),
-    /// Moves each frame of a full balloon under load in a virtual machine
+    /// Moves every frame of a full balloon under load in a virtual machine
     ///
-    /// Runs one column, `steered`, of the experiment under QEMU; when the balloon is full for the first time, each of its
-    /// frames is moved the given number of times while the load goes on. Fails if a page had wrong contents or a frame
-    /// was not moved.
+    /// Runs one column, `steered`, of the experiment under QEMU; when the balloon is full for the first time, each of
+    /// its frames is moved the given number of times while the load goes on. Fails if a page had wrong contents or a
+    /// frame was not moved.
     BalloonMoves(Box<BalloonMoves>),
     /// Runs the guest kernel's own tests in a virtual machine
     GuestTest(GuestTest),
-    /// Boots the guest kernel in a virtual machine and says how long that takes
+    /// Boots the guest kernel in a virtual machine and prints how long that takes
     GuestHello(GuestHello),
-    /// Runs one column; for the command's own use. Reads its task from the first line of standard input and ends when
-    /// standard input does.
+    /// Runs one column; for the command's own use. Reads its task from the first line of standard input, and exits when
+    /// standard input is closed.
     #[command(hide = true)]
     RunColumn,
 }
@@ -95,7 +95,7 @@ pub struct StressHighalloc {
         default_value = "256M"
     )]
     pub step: Size,
-    /// Time between two steps (suffix ms, s, m or h); 60s unless the profile `quick` says otherwise
+    /// Time between two steps (suffix ms, s, m or h); by default 60s, with the profile `quick` 5s
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub period: Option<Period>,
     /// When the balloon moves
@@ -122,8 +122,8 @@ pub struct StressHighalloc {
     /// The machine to run on
     #[arg(long, value_enum, default_value = "hosted")]
     pub machine: Machine,
-    /// Threads of load. On the machine `hosted` 0 unless given: the deterministic mode, one thread, a virtual clock, the
-    /// same result for the same seed. On the machine `qemu` the guest's CPUs, 2 unless given
+    /// Threads of load. On the machine `hosted` 0 by default: the deterministic mode with one thread and a virtual
+    /// clock, in which the same seed gives the same result. On the machine `qemu` the guest's CPUs, 2 by default
     #[arg(long, value_name = "N")]
     pub threads: Option<u64>,
     /// Where the balloon takes its frames in the column `steered`
@@ -132,7 +132,7 @@ pub struct StressHighalloc {
     /// Writes everything to FILE as JSON, `-` for standard output (docs/json.md describes it)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Leaves out what is measured on the host (times, residency): the same seed then prints the same bytes
+    /// Leaves out what is measured on the host (times, resident memory): then the same seed prints the same bytes
     #[arg(long)]
     pub no_host: bool,
     /// Multiplies the load (number and size of jobs, kernel memory)
@@ -151,14 +151,14 @@ pub struct StressHighalloc {
         help_heading = "Variants of the experiment"
     )]
     pub watermark_scale: Scale,
-    /// Does not keep memory full: what the load leaves stays free
+    /// Does not keep memory full: memory that the load does not use stays free
     #[arg(long, help_heading = "Variants of the experiment")]
     pub no_filler: bool,
-    /// Lets the balloon deflate before a request of the guest fails (the device offers it, the guest accepts and does it):
-    /// its size is then no longer the schedule's alone
+    /// Lets the balloon deflate before an allocation of the guest fails (VIRTIO_BALLOON_F_DEFLATE_ON_OOM): then its
+    /// size does not follow the schedule alone
     #[arg(long, help_heading = "Variants of the experiment")]
     pub deflate_on_oom: bool,
-    /// How long the balloon device of the machine `hosted` takes for a request, a second at most (suffix ms or s)
+    /// How long the balloon device of the machine `hosted` takes for a request, at most 1s (suffix ms or s)
     #[arg(
         long,
         value_name = "TIME",
@@ -166,7 +166,7 @@ pub struct StressHighalloc {
         help_heading = "Variants of the experiment"
     )]
     pub host_answer: Option<Period>,
-    /// Multiplies the lengths of the phases, not the load's pace: for a quick look; 1 is the experiment
+    /// Multiplies the lengths of the phases, but not the pace of the load; for short trials, 1 is the experiment
     #[arg(
         long,
         value_name = "FACTOR",
@@ -174,8 +174,8 @@ pub struct StressHighalloc {
         help_heading = "Variants of the experiment"
     )]
     pub time_scale: Scale,
-    /// Columns that run at the same time, each in a process of its own; 2 unless given, 1 on the machine `qemu`, whose
-    /// columns run in real time and would disturb each other
+    /// Columns that run at the same time, each in a process of its own; by default 2, on the machine `qemu` 1, because
+    /// its columns run in real time and would disturb each other
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=256))]
     pub jobs: Option<u64>,
     #[command(flatten)]
@@ -186,7 +186,7 @@ pub struct StressHighalloc {
 /// The machine.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Machine {
-    /// In the command's own process: guest memory is an mmap, the devices are models over real virtqueues
+    /// In the command's own processes: guest memory is an mmap, the devices are models over real virtqueues
     Hosted,
     /// A guest kernel in a virtual machine under QEMU: real page tables, real CPUs, real time (docs/qemu.md)
     Qemu,

@@ -1,4 +1,4 @@
-//! `balloon-moves`: each frame of a full balloon, moved under load.
+//! `balloon-moves`: moves every frame of a full balloon under load.
 
 use dirigible_workload::{
     params::{Column, Params, Profile},
@@ -58,7 +58,7 @@ fn check(args: &BalloonMoves, host: &Host) -> Result<Params, String> {
         balloon: args.balloon.0,
         step: args.step.0,
         seed: args.seed,
-        // The flag's range is small.
+        // At most `MAX_CPUS`.
         threads: args.threads as usize,
         time_scale: args.time_scale.thousandths,
         ..Params::new(Profile::Quick)
@@ -91,7 +91,7 @@ fn text(run: &ColumnRun) -> String {
     )
 }
 
-/// What must not be.
+/// What makes the run fail.
 fn faults(args: &BalloonMoves, run: &ColumnRun) -> Vec<String> {
     let mut faults = checks::column_faults(&run.report);
     let rounds = run.report.balloon_rounds;

@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Flags that cannot be used, no QEMU, no kernel, a guest that fails, a balloon that is not what it says.
+/// Flags that cannot be used, no QEMU, no kernel, a guest that fails, a balloon whose memory the host does not have.
 pub fn run(args: &BalloonSpeed) -> Result<(), Failure> {
     check(args, &Host::probe()).map_err(Failure::Usage)?;
     let json = args.json.as_deref().map(JsonFile::open).transpose();
@@ -42,7 +42,7 @@ pub fn run(args: &BalloonSpeed) -> Result<(), Failure> {
     let mut number = 0;
     let report = dirigible_qemu::balloon_speed(&machine, &params, &mut |round| {
         number += 1;
-        // A terminal that has gone is met below.
+        // If standard output is closed, the last print returns the error.
         let _ = print::whole(&round_line(number, round), to_stderr);
     })
     .map_err(|error| Failure::Run(error.to_string()))?;
@@ -63,7 +63,7 @@ fn check(args: &BalloonSpeed, host: &Host) -> Result<(), String> {
 
 fn round_line(number: u64, round: &SpeedRound) -> String {
     format!(
-        "round {number}: inflated in {:.1} ms, {:.1} MiB resident; deflated in {:.1} ms, {} frames came back empty; {:.1} MiB \
+        "round {number}: inflated in {:.1} ms, {:.1} MiB resident; deflated in {:.1} ms, {} frames came back as zeroes; {:.1} MiB \
          resident\n",
         round.inflate_ms,
         round.resident_full_mib,
@@ -73,46 +73,46 @@ fn round_line(number: u64, round: &SpeedRound) -> String {
     )
 }
 
-type Pace = fn(&SpeedReport) -> Vec<f64>;
-/// The paces: the name in JSON, what it is to a reader, the figures.
-const PACES: [(&str, &str, Pace); 4] = [
+type Rate = fn(&SpeedReport) -> Vec<f64>;
+/// The rates: the name in JSON, the name in the table, the figures.
+const RATES: [(&str, &str, Rate); 4] = [
     (
         "fresh_inflate_mib_per_s",
         "inflate, memory that nobody has touched",
-        |report| paces(&report.fresh_rounds, |round| round.inflate_mib_per_s),
+        |report| rates(&report.fresh_rounds, |round| round.inflate_mib_per_s),
     ),
     (
         "fresh_deflate_mib_per_s",
         "deflate, memory that nobody has touched",
-        |report| paces(&report.fresh_rounds, |round| round.deflate_mib_per_s),
+        |report| rates(&report.fresh_rounds, |round| round.deflate_mib_per_s),
     ),
     ("inflate_mib_per_s", "inflate, memory in use", |report| {
-        paces(&report.rounds, |round| round.inflate_mib_per_s)
+        rates(&report.rounds, |round| round.inflate_mib_per_s)
     }),
     ("deflate_mib_per_s", "deflate, memory in use", |report| {
-        paces(&report.rounds, |round| round.deflate_mib_per_s)
+        rates(&report.rounds, |round| round.deflate_mib_per_s)
     }),
 ];
 
-fn paces<R>(rounds: &[R], of: fn(&R) -> f64) -> Vec<f64> {
+fn rates<R>(rounds: &[R], of: fn(&R) -> f64) -> Vec<f64> {
     rounds.iter().map(of).collect()
 }
 
 fn summary_lines(report: &SpeedReport) -> String {
-    let line = |(_, what, of): (&str, &str, Pace)| {
+    let line = |(_, what, of): (&str, &str, Rate)| {
         let Spread { median, min, max } = spread(&of(report))?;
         Some(format!(
             "{what:<40} median {median:.0} MiB/s [{min:.0}-{max:.0}]\n"
         ))
     };
-    PACES.into_iter().filter_map(line).collect()
+    RATES.into_iter().filter_map(line).collect()
 }
 
-/// The report with the spread of its paces.
+/// The report with the spread of its rates.
 fn json_of(report: &SpeedReport) -> Value {
     let mut value = json!(report);
     if let Value::Object(fields) = &mut value {
-        for (name, _, of) in PACES {
+        for (name, _, of) in RATES {
             if let Some(Spread { median, min, max }) = spread(&of(report)) {
                 let spread = json!({ "median": median, "min": min, "max": max });
                 fields.insert(name.into(), spread);
@@ -166,7 +166,7 @@ mod tests {
         let json = json_of(&report());
         assert_eq!(json["inflate_mib_per_s"]["median"], 1000.0);
         assert_eq!(json["rounds"].as_array().map(Vec::len), Some(3));
-        assert!(round_line(1, &report().rounds[0]).contains("262144 frames came back empty"));
+        assert!(round_line(1, &report().rounds[0]).contains("262144 frames came back as zeroes"));
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! What makes a result worthless or worth a doubt.
+//! Faults, which make a result invalid, and warnings, which make columns hard to compare.
 
 use dirigible_workload::report::{ColumnReport, Report};
 
-/// The balloon's mean size may differ from its mean target by this part: beyond it a better score may be a smaller
-/// balloon's.
+/// The largest difference of the balloon's mean size to its mean target, as a part of it: with a larger one, a better
+/// score may be due to a smaller balloon.
 const BALLOON_DEVIATION: f64 = 0.05;
-/// The load of two columns may differ by this part.
+/// The largest difference of the load of two columns, as a part of it.
 const LOAD_DEVIATION: f64 = 0.02;
 
-/// Sentences for the foot of the table; empty when all is well.
+/// Lines below the table: faults and warnings.
 pub fn remarks(reports: &[Report]) -> Vec<String> {
     let of_run = |report: &Report| {
         let prefix = match reports.len() {
@@ -18,11 +18,11 @@ pub fn remarks(reports: &[Report]) -> Vec<String> {
         let faults = faults(report)
             .into_iter()
             .map(|text| format!("FAULT: {text}"));
-        let doubts = doubts(report)
+        let warnings = warnings(report)
             .into_iter()
             .map(|text| format!("note: {text}"));
         faults
-            .chain(doubts)
+            .chain(warnings)
             .map(|text| text.replacen(": ", &format!(": {prefix}"), 1))
             .collect()
     };
@@ -32,12 +32,12 @@ pub fn remarks(reports: &[Report]) -> Vec<String> {
         .collect()
 }
 
-/// What must never be: the run counts as failed.
+/// The faults of a run: with any, it has failed.
 pub fn faults(report: &Report) -> Vec<String> {
     report.columns.iter().flat_map(column_faults).collect()
 }
 
-/// What must never be in a column.
+/// The faults of a column.
 pub fn column_faults(column: &ColumnReport) -> Vec<String> {
     let counts = [
         (column.content_errors, "content errors"),
@@ -51,7 +51,7 @@ pub fn column_faults(column: &ColumnReport) -> Vec<String> {
         .collect()
 }
 
-/// The counters' identities at the end of a run, when nothing is isolated any more.
+/// Identities between counters that do not hold. At the end of a run nothing is isolated, so they have to.
 fn broken_identities(column: &ColumnReport) -> Vec<String> {
     let event = |name: &str| column.vmstat.get(name);
     let mut broken = Vec::new();
@@ -74,9 +74,9 @@ fn broken_identities(column: &ColumnReport) -> Vec<String> {
     broken
 }
 
-/// What makes columns hard to compare.
-fn doubts(report: &Report) -> Vec<String> {
-    let mut doubts = Vec::new();
+/// The warnings of a run.
+fn warnings(report: &Report) -> Vec<String> {
+    let mut warnings = Vec::new();
     for column in &report.columns {
         for pass in &column.passes {
             let (mean, target) = (
@@ -84,7 +84,7 @@ fn doubts(report: &Report) -> Vec<String> {
                 pass.balloon_target_mean_mib.value(),
             );
             if (mean - target).abs() > BALLOON_DEVIATION * target {
-                doubts.push(format!(
+                warnings.push(format!(
                     "{}, {}: the balloon's mean of {mean:.1} MiB is more than 5 % off the mean target of {target:.1} MiB",
                     column.name, pass.name
                 ));
@@ -92,26 +92,26 @@ fn doubts(report: &Report) -> Vec<String> {
         }
     }
     let Some((first, others)) = report.columns.split_first() else {
-        return doubts;
+        return warnings;
     };
     for other in others {
         for (pass, reference) in other.passes.iter().zip(&first.passes) {
             let (load, expected) = (pass.load_mib.value(), reference.load_mib.value());
             if (load - expected).abs() > LOAD_DEVIATION * expected {
-                doubts.push(format!(
+                warnings.push(format!(
                     "{}: {} holds a load of {load:.1} MiB and {} of {expected:.1} MiB, which differ by more than 2 %",
                     pass.name, other.name, first.name
                 ));
             }
         }
         if other.targets_hash != first.targets_hash {
-            doubts.push(format!(
+            warnings.push(format!(
                 "the balloon's targets differ: {} in {}, {} in {}",
                 first.targets_hash, first.name, other.targets_hash, other.name
             ));
         }
     }
-    doubts
+    warnings
 }
 
 #[cfg(test)]
@@ -153,19 +153,19 @@ mod tests {
             pass.load_mib = Tenths::from_value(pass.load_mib.value() * load);
         };
         change(&mut report.columns[1].passes[0], 0.96, 0.985);
-        assert_eq!(doubts(&report), [""; 0]);
+        assert_eq!(warnings(&report), [""; 0]);
         change(&mut report.columns[1].passes[0], 0.94, 0.97);
         report.columns[2].targets_hash = "other".into();
-        let doubts = doubts(&report);
+        let warnings = warnings(&report);
         assert!(
-            doubts[0].contains("movable, pass1: the balloon's mean of"),
-            "{doubts:?}"
+            warnings[0].contains("movable, pass1: the balloon's mean of"),
+            "{warnings:?}"
         );
         assert!(
-            doubts[1].contains("pass1: movable holds a load of"),
-            "{doubts:?}"
+            warnings[1].contains("pass1: movable holds a load of"),
+            "{warnings:?}"
         );
-        assert!(doubts[2].contains("targets differ"), "{doubts:?}");
-        assert_eq!(doubts.len(), 3);
+        assert!(warnings[2].contains("targets differ"), "{warnings:?}");
+        assert_eq!(warnings.len(), 3);
     }
 }

@@ -1,8 +1,7 @@
 //! The parent's side: one process for each column, a few at a time.
 //!
-//! A column has a process of its own so that nothing of one is left for the next: neither in the host's view of the guest's
-//! memory nor in the allocator's luck. When one fails the others are killed at once, and when this process goes away, for
-//! whatever reason, they follow (see [`mod@crate::column`]).
+//! A column has a process of its own so that it finds no resident memory and no heap of an earlier one. If one fails,
+//! the others are killed at once. If this process ends, for whatever reason, they end too (see [`mod@crate::column`]).
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -46,7 +45,7 @@ enum Message {
 pub fn run_all(
     tasks: &[ChildTask],
     at_once: usize,
-    mut hear: impl FnMut(News),
+    mut update: impl FnMut(News),
 ) -> Result<Vec<Vec<u8>>, Failure> {
     let (sender, receiver) = mpsc::channel();
     let mut outputs: Vec<Option<Vec<u8>>> = vec![None; tasks.len()];
@@ -57,12 +56,12 @@ pub fn run_all(
             running.push(Running::start(next, &tasks[next], sender.clone())?);
             next += 1;
         }
-        // There is a child running, and its reader sends an end whatever happens to it.
+        // A child is running, and its reader always sends an end.
         match receiver
             .recv()
             .map_err(|error| Failure::Run(error.to_string()))?
         {
-            Message::Step(index, step) => hear(News::Step(index, step)),
+            Message::Step(index, step) => update(News::Step(index, step)),
             Message::End(index, result) => {
                 let ended = running.iter().position(|child| child.index == index);
                 let status = ended.and_then(|ended| running.swap_remove(ended).wait());
@@ -81,18 +80,18 @@ pub fn run_all(
                     ))
                 })?;
                 outputs[index] = Some(output);
-                hear(News::Done(index));
+                update(News::Done(index));
             }
         }
     }
     Ok(outputs.into_iter().flatten().collect())
 }
 
-/// A child, killed when this goes away before its end.
+/// A child; killed when this is dropped.
 struct Running {
     index: usize,
     child: Child,
-    /// Kept open: its end tells the child that this process is gone.
+    /// Kept open: when it is closed the child exits.
     stdin: Option<ChildStdin>,
     reader: Option<thread::JoinHandle<()>>,
 }
@@ -112,7 +111,7 @@ impl Running {
             .map_err(|error| failed("start a process", &error))?;
         let (mut stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        // From here on the guard cleans up.
+        // From here on the child is killed on errors.
         let mut running = Self {
             index,
             child,
@@ -121,13 +120,13 @@ impl Running {
         };
         let text = serde_json::to_string(task).map_err(|error| failed("write its task", &error))?;
         if let Some(stdin) = &mut stdin {
-            // A child that has died already is met by its reader.
+            // If the child has ended already, its reader reports it.
             let _ = writeln!(stdin, "{text}");
         }
         running.stdin = stdin;
         if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
             running.reader = Some(thread::spawn(move || {
-                let result = listen(index, stdout, stderr, &sender);
+                let result = read_output(index, stdout, stderr, &sender);
                 // The receiver is gone when another task has failed already.
                 let _ = sender.send(Message::End(index, result));
             }));
@@ -154,8 +153,8 @@ impl Drop for Running {
     }
 }
 
-/// Reads everything that a child says, to the end: its report, or as the error whatever else it said.
-fn listen(
+/// Reads a child's output to its end: gives its report, or its messages on standard error as the error.
+fn read_output(
     index: usize,
     mut stdout: impl Read + Send + 'static,
     stderr: impl Read,
@@ -165,13 +164,13 @@ fn listen(
         let mut bytes = Vec::new();
         stdout.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let mut complaints: Vec<String> = Vec::new();
+    let mut messages: Vec<String> = Vec::new();
     for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).into_owned();
         match step_of(&line) {
             Some(step) => drop(sender.send(Message::Step(index, step))),
-            // A child that has lost its mind must not fill our memory.
-            None if complaints.len() < 100 => complaints.push(line),
+            // A faulty child must not fill memory.
+            None if messages.len() < 100 => messages.push(line),
             None => {}
         }
     }
@@ -180,12 +179,12 @@ fn listen(
     if serde_json::from_slice::<serde::de::IgnoredAny>(&output).is_ok() {
         return Ok(output);
     }
-    let message = complaints.join("\n");
+    let message = messages.join("\n");
     let message = message.trim().trim_start_matches("error: ");
     Err(message.into())
 }
 
-/// The step that a line of progress tells of.
+/// The step that a line of progress reports.
 fn step_of(line: &str) -> Option<Step> {
     let mut words = line.strip_prefix(PROGRESS)?.split_whitespace();
     let now_ms = words.next()?.parse().ok()?;
@@ -217,11 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn a_child_is_believed_when_it_prints_json() {
+    fn a_child_that_prints_json_has_succeeded() {
         let (sender, receiver) = mpsc::channel();
         let stderr = "@progress 1 2 boot\n".as_bytes();
         assert_eq!(
-            listen(7, "{\"a\":1}".as_bytes(), stderr, &sender),
+            read_output(7, "{\"a\":1}".as_bytes(), stderr, &sender),
             Ok(b"{\"a\":1}".to_vec())
         );
         assert!(matches!(receiver.try_recv(), Ok(Message::Step(7, _))));
@@ -232,11 +231,11 @@ mod tests {
         let (sender, _receiver) = mpsc::channel();
         let stderr = "@progress 1 2 boot\nerror: the device never answered\n".as_bytes();
         assert_eq!(
-            listen(0, "{\"a\"".as_bytes(), stderr, &sender),
+            read_output(0, "{\"a\"".as_bytes(), stderr, &sender),
             Err("the device never answered".to_string())
         );
         assert_eq!(
-            listen(0, "".as_bytes(), "".as_bytes(), &sender),
+            read_output(0, "".as_bytes(), "".as_bytes(), &sender),
             Err(String::new())
         );
     }

@@ -1,8 +1,8 @@
 //! The child's side: runs one column, or the twin, and prints its report.
 //!
-//! The task comes as the first line of standard input, which the parent then keeps open: when it ends, the parent is gone
-//! (killed, interrupted, crashed) and so is this process. Progress goes to standard error, one line each; what else is
-//! written there is an error message. The report goes to standard output when all is done.
+//! The task is the first line of standard input, which the parent then keeps open: when it is closed the parent has
+//! ended, and this process exits. Progress goes to standard error, a line each; other lines there are error messages.
+//! The report goes to standard output at the end.
 
 use std::{
     io::{self, BufRead, Write},
@@ -20,11 +20,11 @@ use crate::{
 /// What a line of progress begins with.
 pub const PROGRESS: &str = "@progress";
 
-/// Does what standard input says.
+/// Runs the task on standard input.
 ///
 /// # Errors
 ///
-/// A task that cannot be read is a usage error; the rest is what the run says.
+/// A task that cannot be read is a usage error. Otherwise the error of the run.
 pub fn run() -> Result<(), Failure> {
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
@@ -36,7 +36,7 @@ pub fn run() -> Result<(), Failure> {
                 "run-column is for the command's own use: no task on standard input".into(),
             )
         })?;
-    std::thread::spawn(leave_with_the_parent);
+    std::thread::spawn(exit_with_parent);
     let json = run_task(&task)?;
     let mut out = io::stdout().lock();
     out.write_all(&json)
@@ -66,14 +66,14 @@ fn json(report: &impl Serialize) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::Run(format!("cannot print the report: {error}")))
 }
 
-/// Waits for the end of standard input, which is the end of the parent.
-fn leave_with_the_parent() {
-    // Whatever is read or goes wrong: nothing more is expected there.
+/// Waits until standard input is closed, because the parent has ended, and exits.
+fn exit_with_parent() {
+    // Nothing more is sent there, and an error means the same as the end.
     let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
     std::process::exit(1);
 }
 
-/// Least time between two lines: nobody reads faster, and a virtual second may take a millisecond.
+/// Least time between two lines: a virtual second may take only a millisecond.
 const BETWEEN_LINES: Duration = Duration::from_millis(100);
 
 /// Prints progress as lines on standard error, a few in a second.
@@ -93,7 +93,7 @@ impl Observer for Lines {
             now_ms,
             end_ms,
         } = progress;
-        // A parent that has gone is met on standard input.
+        // That the parent has ended is noticed on standard input.
         let _ = writeln!(io::stderr().lock(), "{PROGRESS} {now_ms} {end_ms} {phase}");
     }
 }

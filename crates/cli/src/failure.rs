@@ -1,4 +1,4 @@
-//! How the command fails.
+//! Failures of the command, and its exit status.
 
 use std::{fmt, process::ExitCode};
 

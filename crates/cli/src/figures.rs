@@ -73,8 +73,8 @@ impl<'a> Runs<'a> {
         );
     }
 
-    /// Adds a row as the series' table has it: whole per cent, cut off and not rounded, and the difference to the first
-    /// column in brackets.
+    /// Adds a row of per cent, cut off to whole numbers and not rounded, with the difference to the first column in
+    /// brackets.
     pub fn percent_row(
         self,
         table: &mut Table,
@@ -111,7 +111,7 @@ pub fn cell(values: &[f64], places: usize) -> String {
     }
 }
 
-/// What stands behind a median: nothing where all runs agree.
+/// The range after a median; empty if all runs agree.
 fn range(min: f64, max: f64, places: usize) -> String {
     if min == max {
         String::new()
@@ -120,7 +120,7 @@ fn range(min: f64, max: f64, places: usize) -> String {
     }
 }
 
-/// With that many places; the median of two whole numbers keeps its half.
+/// With `places` decimal places; the median of two whole numbers keeps its half.
 fn number(value: f64, places: usize) -> String {
     match places {
         0 if value.fract() != 0.0 => format!("{value:.1}"),
@@ -128,7 +128,7 @@ fn number(value: f64, places: usize) -> String {
     }
 }
 
-/// A pass as the table calls it: `pass1-thp` is `Pass 1, THP`.
+/// A pass's name in the table: `pass1-thp` is `Pass 1, THP`.
 pub fn pass_label(name: &str) -> String {
     let (pass, test) = name.split_once('-').unwrap_or((name, ""));
     let mut label = match pass {

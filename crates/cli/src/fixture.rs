@@ -1,4 +1,4 @@
-//! A made-up but sound report for tests of the table.
+//! An invented report without faults, for tests.
 
 use dirigible_workload::{
     params::{Params, Profile},

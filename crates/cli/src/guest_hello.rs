@@ -6,7 +6,7 @@ use dirigible_qemu::Hello;
 
 use crate::{failure::Failure, print, qemu_args::GuestHello};
 
-/// What a boot should take at most, and a kernel have.
+/// Aims: the longest time to the first line, and the largest kernel in bytes.
 const AIM_FIRST_LINE: Duration = Duration::from_millis(500);
 const AIM_BYTES: u64 = 2 << 20;
 

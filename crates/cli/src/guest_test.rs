@@ -1,4 +1,4 @@
-//! `guest-test`: the guest kernel's own tests, shown as cargo shows tests.
+//! `guest-test`: runs the guest kernel's own tests and prints them as cargo prints tests.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! What is run, in one line.
+//! The line above the table, which describes the run.
 
 use dirigible_workload::params::InflatePlacement;
 
@@ -8,7 +8,7 @@ use crate::{
 };
 
 impl RunPlan {
-    /// One line that says what is run, for the head of the table.
+    /// Describes the run and `runs` seeds in one line.
     pub fn headline(&self, runs: u64) -> String {
         let Self { params, place } = self;
         let seeds = match runs {

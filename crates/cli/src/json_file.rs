@@ -1,4 +1,4 @@
-//! The JSON report's file: tried before the run, written whole after it.
+//! The JSON report's file: checked before the run, written whole after it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,11 +8,10 @@ use std::{
 
 use crate::failure::Failure;
 
-/// A place for the report that is known to be writable.
+/// Where the report goes; it was checked that this can be written.
 ///
-/// A regular file is written beside its place and renamed at the end: a run that fails leaves an earlier report as it
-/// was, and no reader ever sees half a report. Whatever else can be opened for writing (a pipe, a terminal, `/dev/null`) is
-/// written to directly.
+/// A regular file is written under another name and renamed at the end: if the run fails, an earlier report stays as it
+/// was, and no reader sees half a report. Other files (a pipe, a terminal, `/dev/null`) are written directly.
 #[derive(Debug)]
 pub enum JsonFile {
     /// Standard output.
@@ -21,9 +20,10 @@ pub enum JsonFile {
     Stream(File),
     /// A regular file, new or old.
     Regular {
-        /// What is written first. Made and removed once before the run, so that an interrupted run leaves nothing.
+        /// The file that is written first. It is made and removed once before the run, so that an interrupted run
+        /// leaves none.
         draft: PathBuf,
-        /// Where the draft goes.
+        /// The name that the draft gets.
         place: PathBuf,
     },
 }
@@ -56,7 +56,7 @@ impl JsonFile {
         let Some(name) = path.file_name() else {
             return Err(format!("--json {}: names no file", path.display()));
         };
-        // A link stays a link: the file that it names is replaced, from a draft on the same file system.
+        // A link stays: the file that it names is replaced, from a draft on the same file system.
         let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let mut draft_name = std::ffi::OsString::from(".");
         draft_name.push(name);
@@ -72,7 +72,7 @@ impl JsonFile {
     ///
     /// # Errors
     ///
-    /// What the host said.
+    /// The host's error.
     pub fn write(&mut self, json: &str) -> io::Result<()> {
         match self {
             Self::Stdout => {
@@ -84,7 +84,7 @@ impl JsonFile {
             Self::Regular { draft, place } => {
                 let result = fs::write(&*draft, json).and_then(|()| fs::rename(&*draft, &*place));
                 if result.is_err() {
-                    // What went wrong first is what is told.
+                    // The first error is returned.
                     let _ = fs::remove_file(&*draft);
                 }
                 result
@@ -92,11 +92,11 @@ impl JsonFile {
         }
     }
 
-    /// Writes a report that was made into JSON, and ends the line.
+    /// Writes a report, and ends its last line.
     ///
     /// # Errors
     ///
-    /// It could not be made, or not be written.
+    /// The report could not be serialized or not be written.
     pub fn write_text(&mut self, json: serde_json::Result<String>) -> Result<(), Failure> {
         let failed =
             |error: &dyn std::fmt::Display| Failure::Run(format!("cannot write --json: {error}"));
@@ -105,7 +105,7 @@ impl JsonFile {
         self.write(&text).map_err(|error| failed(&error))
     }
 
-    /// Whether this is standard output, which the table then must leave alone.
+    /// Whether this is standard output; then the table goes to standard error.
     pub fn is_stdout(&self) -> bool {
         matches!(self, Self::Stdout)
     }

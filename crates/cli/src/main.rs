@@ -1,8 +1,8 @@
-//! The command: `dirigible stress-highalloc` runs the experiment and prints its table; the other commands need QEMU and
-//! measure one thing each ([`guest_hello`], [`guest_test`], [`balloon_speed`], [`balloon_moves`]).
+//! The command: `dirigible stress-highalloc` runs the experiment and prints its table. The other commands need QEMU and
+//! measure or test one thing each ([`guest_hello`], [`guest_test`], [`balloon_speed`], [`balloon_moves`]).
 //!
-//! Each column runs in a process of its own ([`children`] starts them, [`mod@column`] is what they do); what they print is
-//! put together into one report ([`stress`]), which [`show`] prints as a table and [`json_file`] writes as JSON.
+//! Each column runs in a process of its own: [`children`] starts them, [`mod@column`] is what they run. [`stress`]
+//! joins what they print into one report, [`show`] prints it as a table, and [`json_file`] writes it as JSON.
 
 #![forbid(unsafe_code)]
 
@@ -36,7 +36,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    // A wrong command line ends here, with status 2.
+    // Exits with status 2 if the command line is wrong.
     let cli = args::Cli::parse();
     let result = match cli.command {
         args::Command::StressHighalloc(args) => stress::run(&args),

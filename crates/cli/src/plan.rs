@@ -1,4 +1,4 @@
-//! From flags to checked parameters: whatever a run cannot use is refused here, before anything starts.
+//! Turns flags into checked parameters: what no run can use is refused here, before anything starts.
 
 use std::fs;
 
@@ -77,14 +77,14 @@ impl ChildTask {
 pub struct Host {
     /// All memory that the process may ever use, in bytes.
     pub memory: u64,
-    /// What of it is not in use now.
+    /// The part of it that is not in use now.
     pub available: u64,
     /// CPUs that the process may use.
     pub cpus: u64,
 }
 
 impl Host {
-    /// Asks the host. A host without `/proc` sets no limit to memory.
+    /// Reads `/proc`. Without `/proc` memory has no limit.
     pub fn probe() -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -101,13 +101,13 @@ impl Host {
     }
 }
 
-/// The smallest guest that is worth a balloon: room for metadata, page tables, watermarks and some blocks.
+/// The smallest guest: it has room for metadata, page tables, watermarks and some blocks.
 pub const LEAST_MEMORY: Size = Size(64 << 20);
 
 /// The smallest guest in a virtual machine.
 const LEAST_QEMU_MEMORY: Size = Size(dirigible_qemu::LEAST_MEMORY);
 
-/// Checks the sizes that every command has, against each other and the host.
+/// Checks the sizes that several commands have, against each other and the host.
 ///
 /// # Errors
 ///
@@ -180,7 +180,7 @@ fn whole_frames(flag: &str, size: Size) -> Result<(), String> {
     ))
 }
 
-/// Memory of the host that a guest of `memory` bytes takes.
+/// Memory of the host that a guest of `memory` bytes needs.
 const fn needed(memory: u64, machine: Machine) -> u64 {
     match machine {
         Machine::Hosted => memory,
@@ -202,7 +202,7 @@ fn check_threads(args: &StressHighalloc, host: &Host) -> Result<usize, String> {
                 "--threads {threads}: a guest in QEMU has at most {MAX_CPUS} CPUs"
             ));
         }
-        // There is no virtual time in a virtual machine.
+        // A virtual machine has no deterministic mode.
         (Machine::Qemu, 0) => DEFAULT_CPUS,
         (_, threads) => threads,
     };
@@ -217,7 +217,7 @@ const MAX_HOST_ANSWER_MS: u64 = MAX_HOST_ANSWER / 1_000_000;
 fn check_answer(args: &StressHighalloc) -> Result<u64, String> {
     match (args.host_answer, args.machine) {
         (None, _) => Ok(0),
-        // QEMU's device answers when it has answered.
+        // The delay of QEMU's device cannot be set.
         (Some(_), Machine::Qemu) => Err("--host-answer: only with --machine hosted".into()),
         (Some(answer), Machine::Hosted) if answer.ms > MAX_HOST_ANSWER_MS => Err(format!(
             "--host-answer {answer}: at most {}",
@@ -294,14 +294,14 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
     Ok(params)
 }
 
-/// How many columns may run at once: what was asked for, as far as memory and, with threads, CPUs allow.
+/// How many columns run at once: `asked`, as far as memory and CPUs allow.
 pub fn at_once(asked: Option<u64>, params: &Params, machine: Machine, host: &Host) -> usize {
     let usual = match machine {
         Machine::Hosted => 2,
         Machine::Qemu => 1,
     };
     let asked = asked.unwrap_or(usual);
-    // Guest memory is wholly resident while a column runs; the rest of a process is small beside it.
+    // All of the guest's memory is resident while a column runs; the rest of a process is small.
     let by_memory = host.available / needed(params.memory, machine).max(1);
     let by_cpus = match params.threads {
         0 => host.cpus,

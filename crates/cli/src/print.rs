@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::failure::Failure;
 
-/// Prints `text` and ends the line; a reader who has seen enough (`| head`) is no error.
+/// Prints `text` and ends the line. A closed pipe (`| head`) is no error.
 ///
 /// # Errors
 ///
@@ -13,7 +13,7 @@ pub fn line(text: &str) -> Result<(), Failure> {
     whole(&format!("{text}\n"), false)
 }
 
-/// Prints `text` as it is, on standard error if standard output is taken by something else.
+/// Prints `text` as it is: on standard error if `to_stderr`, because standard output is used for JSON.
 ///
 /// # Errors
 ///

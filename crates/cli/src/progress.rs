@@ -10,7 +10,7 @@ use crate::{
     plan::ChildTask,
 };
 
-/// Bars for tasks, or silence where standard error is no terminal.
+/// Bars for tasks, hidden if standard error is no terminal.
 pub struct Bars {
     /// All bars, and the one that counts tasks.
     shown: Option<(MultiProgress, ProgressBar)>,
@@ -42,8 +42,8 @@ impl Bars {
         }
     }
 
-    /// Shows a piece of news.
-    pub fn hear(&mut self, news: News) {
+    /// Shows what has happened.
+    pub fn update(&mut self, news: News) {
         let Some((bars, total)) = &self.shown else {
             return;
         };
@@ -80,13 +80,13 @@ impl Drop for Bars {
     fn drop(&mut self) {
         if let Some((bars, total)) = &self.shown {
             total.finish_and_clear();
-            // Nothing can be done for a terminal that has gone.
+            // If the terminal is closed there is nothing to clear.
             let _ = bars.clear();
         }
     }
 }
 
-/// A bar for one run in this process, or silence where standard error is no terminal.
+/// A bar for one run in this process, hidden if standard error is no terminal.
 pub struct OneBar(Option<ProgressBar>);
 
 impl OneBar {

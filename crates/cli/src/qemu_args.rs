@@ -13,22 +13,23 @@ use crate::{
 
 const HEADING: &str = "The machine `qemu`";
 
-/// Flags of the machine `qemu`. None has a value of its own, so that one that is given without need can be refused.
+/// Flags of the machine `qemu`. They have no default values here, so that a flag that is given for another machine can
+/// be refused.
 #[derive(Args, Clone, Debug, Default)]
 pub struct QemuFlags {
-    /// What runs the guest's instructions: QEMU's translator, or the hardware; tcg unless given
+    /// What runs the guest's instructions: QEMU's translator or the hardware; tcg by default
     #[arg(long, value_parser = names::accel(), help_heading = HEADING)]
     pub accel: Option<Accel>,
-    /// QEMU, version 7.0 or later: a path, or a name on the PATH; qemu-system-x86_64 unless given
+    /// QEMU, version 7.0 or later: a path, or a name on the PATH; qemu-system-x86_64 by default
     #[arg(long, value_name = "PATH", help_heading = HEADING)]
     pub qemu: Option<PathBuf>,
-    /// The guest kernel; the one that `cargo xtask guest` has built unless given
+    /// The guest kernel; by default the one that `cargo xtask guest` has built
     #[arg(long, value_name = "ELF", help_heading = HEADING)]
     pub guest: Option<PathBuf>,
-    /// QEMU's machine type; q35 unless given
+    /// QEMU's machine type; q35 by default
     #[arg(long, value_parser = names::machine_type(), help_heading = HEADING)]
     pub qemu_machine: Option<MachineType>,
-    /// Multiplies all time limits, for a slow host; 1 unless given
+    /// Multiplies all time limits, for a slow host; 1 by default
     #[arg(long, value_name = "FACTOR", help_heading = HEADING)]
     pub patience: Option<Scale>,
 }
@@ -49,11 +50,11 @@ impl QemuFlags {
             .map(|&(_, flag)| flag)
     }
 
-    /// Finds QEMU and the guest kernel, before anything starts.
+    /// Finds QEMU and the guest kernel.
     ///
     /// # Errors
     ///
-    /// Says what is missing and what to do about it.
+    /// Names what is missing and what to do about it.
     pub fn find(&self) -> Result<QemuMachine, Failure> {
         let usual = QemuOptions::default();
         let options = QemuOptions {
@@ -77,7 +78,7 @@ Examples:
   dirigible guest-hello
       Boots the guest kernel with QEMU's translator.
   dirigible guest-hello --accel kvm --qemu-machine microvm
-      The same on the hardware, on a machine without firmware tables to read.")]
+      The same on the hardware, with the machine type microvm.")]
 pub struct GuestHello {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -108,7 +109,7 @@ Examples:
   dirigible balloon-speed
       1 GiB into the balloon and out of it, three times, in a guest of 2 GiB.
   dirigible balloon-speed --batch 1
-      One frame in each message: what batching is worth.
+      One frame in each message, to compare with batches.
   dirigible balloon-speed --accel kvm --rounds 10 --json speed.json
       On the hardware, ten rounds, all figures in the file.")]
 pub struct BalloonSpeed {
@@ -120,7 +121,7 @@ pub struct BalloonSpeed {
         default_value = "2G"
     )]
     pub memory: Size,
-    /// What the balloon takes
+    /// Size of the full balloon
     #[arg(
         long,
         value_name = "SIZE",
@@ -128,7 +129,7 @@ pub struct BalloonSpeed {
         default_value = "1G"
     )]
     pub balloon: Size,
-    /// Frames in one message to the host at most; 256 is what Linux sends, 4096 the most that dirigible does
+    /// The most frames in one message to the host; Linux sends 256, dirigible at most 4096
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub batch: u64,
     /// How often the balloon grows and shrinks
@@ -153,7 +154,7 @@ Examples:
 
 Exit status: 0 when every frame was moved and nothing was wrong, 1 otherwise, 2 when the command line is wrong.")]
 pub struct BalloonMoves {
-    /// How often each frame of the full balloon is moved
+    /// How often every frame of the full balloon is moved
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub moves: u64,
     /// Memory of the guest (suffix K, M, G or T)

@@ -11,7 +11,7 @@ use crate::{
     table::Table,
 };
 
-/// Everything that one or more runs have to tell, after a line that says what was run.
+/// The tables of one or more runs, below `headline`.
 pub fn text(headline: &str, reports: &[Report]) -> String {
     let runs = Runs(reports);
     let mut table = Table::new(runs.column_names());
@@ -37,7 +37,8 @@ pub fn text(headline: &str, reports: &[Report]) -> String {
     text
 }
 
-/// The series' table: what was asked for, side by side, then the part of it that could be had.
+/// Huge pages got, in per cent of those asked for and of the attainable. The first rows are laid out as in the patch
+/// series of 2012 that made balloon pages movable in Linux.
 fn series(runs: Runs<'_>, table: &mut Table) {
     let passes = 0..runs.pass_names().len();
     table.section("STRESS-HIGHALLOC: huge pages got, per cent of those asked for (difference to the first column)");
@@ -61,7 +62,7 @@ fn series(runs: Runs<'_>, table: &mut Table) {
     }
 }
 
-/// Everything that stands beside the score of a pass.
+/// All other figures of a pass.
 fn one_pass(runs: Runs<'_>, pass: usize, table: &mut Table) {
     type Figure = fn(&PassReport) -> f64;
     const ROWS: &[(&str, usize, Figure)] = &[
@@ -114,7 +115,7 @@ fn one_pass(runs: Runs<'_>, pass: usize, table: &mut Table) {
     ];
     table.section(pass_label(&runs.pass_names()[pass]));
     for &(label, places, figure) in ROWS {
-        // Which causes there are depends on the test: those that did not occur say nothing.
+        // Which causes there are depends on the test: those that never occur are left out.
         let cause = ["got: ", "failed: ", "cost "]
             .iter()
             .any(|start| label.starts_with(start));
@@ -256,7 +257,7 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
     }
 }
 
-/// How long requests waited that were not served at once.
+/// How long requests took that stalled.
 fn stalls(runs: Runs<'_>, table: &mut Table) {
     type Of = fn(&StallReport) -> &StallFigures;
     const KINDS: [(&str, Of); 2] = [("base", |s| &s.base), ("huge", |s| &s.huge)];
@@ -277,7 +278,7 @@ fn stalls(runs: Runs<'_>, table: &mut Table) {
     });
 }
 
-/// The events that happened at all, in the order of `/proc/vmstat`.
+/// The events that occurred, in the order of `/proc/vmstat`.
 fn events(runs: Runs<'_>, table: &mut Table) {
     table.section("vm events");
     let first = runs.0.first().and_then(|run| run.columns.first());
@@ -294,7 +295,7 @@ fn host(runs: Runs<'_>, table: &mut Table) {
     let Some(first) = runs.0.first().and_then(|run| run.host.as_ref()) else {
         return;
     };
-    // Under QEMU it is QEMU that discards memory, and it does not count its calls.
+    // Under QEMU, QEMU discards memory and does not count its calls.
     let hosted = runs.0.iter().all(|run| run.machine != Machine::Qemu.name());
     let process_madvise = match (hosted, first.facts.process_madvise) {
         (false, _) => "",

@@ -24,7 +24,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// Flags that no run can use, a column that failed, a result that must not be.
+/// Flags that no run can use, a column that failed, a result with faults.
 pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     let started = Instant::now();
     let host = Host::probe();
@@ -42,7 +42,7 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     let tasks = tasks(args, &plan);
     let outputs = {
         let mut bars = Bars::new(&tasks);
-        run_all(&tasks, at_once, |news| bars.hear(news))?
+        run_all(&tasks, at_once, |news| bars.update(news))?
     };
     let mut reports = assemble(args.machine, &tasks, &outputs)?;
     for report in &mut reports {
@@ -281,7 +281,7 @@ mod tests {
         expected.host.as_mut().unwrap().wall_ms = 0;
         assert!(assemble(Machine::Hosted, tasks, &outputs).unwrap() == [expected]);
 
-        // A column that was given other targets cannot be compared.
+        // A column with other targets cannot be compared.
         let mut column = report.columns[1].clone();
         column.targets_hash = "other".into();
         outputs[1] = run(&column, &hosts.columns[1]);

@@ -1,7 +1,7 @@
 //! Median and range of every figure over several runs.
 //!
-//! A fold over the runs' JSON: where the runs have a number, the summary has median, minimum and maximum; the rest is
-//! kept where all runs agree. So a figure that the report learns tomorrow is in the summary without a word here.
+//! A fold over the runs' JSON: where the runs have a number, the summary has median, minimum and maximum. Other values
+//! are kept if all runs agree. So this needs no change when the report gets a new figure.
 
 use serde_json::{Map, Number, Value, json};
 
@@ -50,10 +50,10 @@ pub fn spread(values: &[f64]) -> Option<Spread> {
     Some(Spread { median, min, max })
 }
 
-/// What [`spread`] gives.
+/// Median and range.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Spread {
-    /// The one in the middle, or the mean of the two there.
+    /// The value in the middle, or the mean of the two in the middle.
     pub median: f64,
     /// The smallest.
     pub min: f64,
@@ -71,7 +71,7 @@ fn of_numbers(numbers: &[&Number]) -> Value {
     };
     let whole = numbers.iter().all(|number| number.is_u64());
     let number = |value: f64| {
-        // Counts stay integers where they are; the median of an even number of them may end in .5.
+        // Counts stay integers; only the median of an even number of them may end in .5.
         if whole && value.fract() == 0.0 && value < (1u64 << 53) as f64 {
             json!(value as u64)
         } else {

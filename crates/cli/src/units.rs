@@ -1,4 +1,4 @@
-//! Sizes, durations and scales as people write them: `4G`, `60s`, `0.7`.
+//! Sizes, durations, factors and seeds as flags have them: `4G`, `60s`, `0.7`, `1`.
 
 use std::{fmt, str::FromStr};
 
@@ -78,7 +78,7 @@ impl FromStr for Period {
             _ => return Err(wrong()),
         };
         let number = whole_number(digits).ok_or_else(wrong)?;
-        // A run's clock counts nanoseconds in 64 bits; a thousand years leave room for every sum of a few periods.
+        // Clocks count nanoseconds in 64 bits: sums of a few periods fit.
         number
             .checked_mul(factor)
             .filter(|&ms| ms <= 1000 * 60 * 60 * 24 * 365)
@@ -104,7 +104,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// What a scale may be at most: above that, numbers of frames would overflow long before they meant anything.
+    /// The largest factor: beyond it numbers of frames could overflow.
     const MAX: u32 = 100_000;
 }
 
@@ -148,12 +148,16 @@ impl fmt::Display for Scale {
     }
 }
 
-/// A seed, or why it is none.
+/// Parses a seed.
+///
+/// # Errors
+///
+/// A sentence that says what a seed is.
 pub fn seed(text: &str) -> Result<u64, String> {
     whole_number(text).ok_or_else(|| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
-/// Digits and nothing else: `str::parse` would also take a leading plus.
+/// Only digits: `str::parse` would also accept a leading plus.
 fn whole_number(digits: &str) -> Option<u64> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

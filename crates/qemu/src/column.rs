@@ -11,7 +11,7 @@ use dirigible_workload::{
 
 use crate::{
     command_line::Shape,
-    diagnosis::out_of_turn,
+    diagnosis::unexpected,
     error::{Cause, RunError},
     host_facts,
     options::QemuMachine,
@@ -19,18 +19,20 @@ use crate::{
     vm::Vm,
 };
 
-/// A guest under load may say that its balloon is full just when it is to change, and the books are read one after the other.
-const TOO_YOUNG: Duration = Duration::from_millis(200);
-/// Time between two looks whether the books agree.
+/// The balloon's target may change just after the guest reports a full balloon, and the books are read one after the
+/// other. A mismatch that is younger than this when the target changes is dropped.
+const TOO_RECENT: Duration = Duration::from_millis(200);
+/// Time between two comparisons of the books.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Runs `column` of the run `params` and reports. When the balloon is full for the first time, each of its frames is moved `moves` times.
+/// Runs `column` of the run `params` and reports. When the balloon is full for the first time, each of its frames is
+/// moved `moves` times.
 ///
 /// `params.threads` is the number of the guest's CPUs. The run takes as long as its timeline says, in real time.
 ///
 /// # Errors
 ///
-/// Bad parameters, a guest that fails, hangs or dies, a balloon about which guest, QEMU and host do not agree.
+/// Bad parameters, a guest that fails, hangs or dies, a balloon whose size guest, QEMU and host report differently.
 pub fn run_column(
     column: Column,
     params: &Params,
@@ -81,7 +83,7 @@ fn follow(
         spare: residency::spare(column, params),
         has_been_full: false,
         may_shrink: params.deflate_on_oom,
-        doubt: None,
+        mismatch: None,
         residency: None,
     };
     let (mut report, attempts) = run.follow(vm, observer)?;
@@ -116,7 +118,7 @@ fn follow(
     })
 }
 
-/// Waits until the guest's clock stands at 0.
+/// Waits until the guest's clock starts, and returns when that was.
 fn wait_for_start(vm: &mut Vm<'_>) -> Result<Instant, Cause> {
     let limit = vm.limits().boot;
     let until = Instant::now() + limit;
@@ -124,14 +126,14 @@ fn wait_for_start(vm: &mut Vm<'_>) -> Result<Instant, Cause> {
         match vm.next(until)? {
             Some((at, Message::Start)) => return Ok(at),
             Some((_, Message::Ready { .. } | Message::Progress { .. })) => {}
-            Some((_, other)) => return Err(out_of_turn(&other, "start")),
+            Some((_, other)) => return Err(unexpected(&other, "start")),
             None => return Err(Cause::NotReady { limit }),
         }
     }
 }
 
-/// Looks at the books of QEMU and of the host; `None` when QEMU has ended. Then the guest's last messages tell what became
-/// of the run: they are still to be read.
+/// Reads the books of QEMU and of the host; `None` if QEMU has ended. Then the guest's last messages, which are still
+/// to be read, tell how the run ended.
 fn look(vm: &mut Vm<'_>) -> Result<Option<Look>, Cause> {
     let frames = vm.balloon();
     let look = frames.and_then(|frames| {
@@ -148,7 +150,7 @@ fn look(vm: &mut Vm<'_>) -> Result<Option<Look>, Cause> {
 /// A column under way.
 struct Run {
     timeline: Timeline,
-    /// When the guest's clock stood at 0.
+    /// When the guest's clock started.
     start: Instant,
     /// The next of the timeline's targets.
     next: usize,
@@ -157,35 +159,35 @@ struct Run {
     empty: u64,
     spare: u64,
     has_been_full: bool,
-    /// Whether a full balloon may be smaller a moment later, without a new target: where it is, a doubt is no failure.
+    /// Whether a full balloon may shrink without a new target. If it has shrunk, a mismatch is no failure.
     may_shrink: bool,
-    /// The balloon is full, and the books do not agree about it yet.
-    doubt: Option<Doubt>,
+    /// The guest reports a full balloon, and the books do not agree yet.
+    mismatch: Option<Mismatch>,
     residency: Option<Residency>,
 }
 
-/// What the guest says of its full balloon, and what stands against it.
-struct Doubt {
+/// What the guest reports about its full balloon, and how the host's books differ.
+struct Mismatch {
     full: Full,
     since: Instant,
-    /// When it has to be gone.
+    /// After this it is a failure.
     until: Instant,
-    /// What the balloon held in QEMU's books at the last look.
+    /// What the balloon held in QEMU's books when they were read last.
     actual: u64,
     what: String,
 }
 
-impl Doubt {
+impl Mismatch {
     /// Whether it is a failure, for a balloon that has this target.
     fn is_failure(&self, may_shrink: bool, target: u64) -> bool {
-        // What was given back for want of memory is missing in some books sooner than in others.
+        // Frames that the balloon gave back because the guest was out of memory leave the books one after the other.
         let has_shrunk = may_shrink && self.actual < target;
         !has_shrunk
     }
 }
 
 impl Run {
-    /// Sets the balloon's targets at their times and hears what the guest says, up to its report.
+    /// Sets the balloon's targets at their times and handles the guest's messages, up to its report.
     fn follow(
         &mut self,
         vm: &mut Vm<'_>,
@@ -195,18 +197,18 @@ impl Run {
         let longest = Duration::from_nanos(self.timeline.end()) + limits.slack;
         let late = self.start + longest;
         loop {
-            self.look_at_books(vm)?;
+            self.compare_books(vm)?;
             self.set_due_targets(vm)?;
             let hangs = vm.last().0 + limits.silence;
             let now = Instant::now();
-            let looks = self.doubt.as_ref().map(|_| now + LOOK);
+            let looks = self.mismatch.as_ref().map(|_| now + LOOK);
             let until = [self.due(), looks, Some(late)]
                 .into_iter()
                 .flatten()
                 .fold(hangs, Instant::min);
             match vm.next(until)? {
                 Some((_, Message::Column { report, attempts })) => {
-                    self.no_doubt()?;
+                    self.fail_on_mismatch()?;
                     return Ok((*report, attempts));
                 }
                 Some((_, Message::BalloonFull { frames })) if !self.has_been_full => {
@@ -217,7 +219,7 @@ impl Run {
                         spare: self.spare,
                     };
                     let since = Instant::now();
-                    self.doubt = Some(Doubt {
+                    self.mismatch = Some(Mismatch {
                         full,
                         since,
                         until: since + limits.agree,
@@ -225,7 +227,7 @@ impl Run {
                         what: "QEMU ended before its books were read".into(),
                     });
                 }
-                // The first that could be judged was.
+                // One full balloon has been judged already.
                 Some((_, Message::BalloonFull { .. })) => {}
                 Some((
                     _,
@@ -239,7 +241,7 @@ impl Run {
                     now_ms,
                     end_ms,
                 }),
-                Some((_, other)) => return Err(out_of_turn(&other, "progress or a report")),
+                Some((_, other)) => return Err(unexpected(&other, "progress or a report")),
                 None if Instant::now() >= late => return Err(Cause::Late { limit: longest }),
                 None if Instant::now() >= hangs => {
                     return Err(Cause::Silent {
@@ -261,8 +263,8 @@ impl Run {
     fn set_due_targets(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
         while self.due().is_some_and(|due| due <= Instant::now()) {
             let (time, frames) = self.timeline.targets[self.next];
-            self.drop_young_doubt();
-            self.no_doubt()?;
+            self.drop_recent_mismatch();
+            self.fail_on_mismatch()?;
             vm.set_balloon(frames)?;
             self.hash.add(time, frames);
             self.next += 1;
@@ -270,59 +272,60 @@ impl Run {
         Ok(())
     }
 
-    /// Looks whether the books agree about the full balloon, if they have not yet.
-    fn look_at_books(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
-        let Some(doubt) = &mut self.doubt else {
+    /// Compares the books while the balloon is full, until they agree once.
+    fn compare_books(&mut self, vm: &mut Vm<'_>) -> Result<(), Cause> {
+        let Some(mismatch) = &mut self.mismatch else {
             return Ok(());
         };
         let Some(look) = look(vm)? else {
             return Ok(());
         };
-        match doubt.full.judge(look) {
+        match mismatch.full.judge(look) {
             Ok(found) => {
                 self.residency = Some(found);
-                self.doubt = None;
+                self.mismatch = None;
                 Ok(())
             }
             Err(what) => {
-                doubt.actual = look.frames;
-                doubt.what = what;
-                if Instant::now() < doubt.until {
+                mismatch.actual = look.frames;
+                mismatch.what = what;
+                if Instant::now() < mismatch.until {
                     return Ok(());
                 }
-                let judged = self.no_doubt();
-                self.doubt = None;
+                let judged = self.fail_on_mismatch();
+                self.mismatch = None;
                 judged
             }
         }
     }
 
-    /// The balloon is to change. One that was full only a moment ago cannot be judged; the next time that it is full is.
-    fn drop_young_doubt(&mut self) {
-        let young = |doubt: &mut Doubt| doubt.since.elapsed() < TOO_YOUNG;
-        if self.doubt.take_if(young).is_some() {
+    /// Drops a mismatch that is too recent to be judged, before the target changes. The next full balloon is judged
+    /// then.
+    fn drop_recent_mismatch(&mut self) {
+        let recent = |mismatch: &mut Mismatch| mismatch.since.elapsed() < TOO_RECENT;
+        if self.mismatch.take_if(recent).is_some() {
             self.has_been_full = false;
         }
     }
 
-    /// The balloon is to change, or the run is over: a doubt that is left now stays.
-    fn no_doubt(&self) -> Result<(), Cause> {
-        match &self.doubt {
-            Some(doubt) if doubt.is_failure(self.may_shrink, self.target()) => {
-                let what = doubt.what.clone();
+    /// Fails if there is still a mismatch: the target is to change, or the run is over.
+    fn fail_on_mismatch(&self) -> Result<(), Cause> {
+        match &self.mismatch {
+            Some(mismatch) if mismatch.is_failure(self.may_shrink, self.target()) => {
+                let what = mismatch.what.clone();
                 Err(Cause::Balloon { what })
             }
             _ => Ok(()),
         }
     }
 
-    /// What the balloon is to hold now.
+    /// The balloon's current target.
     fn target(&self) -> u64 {
         let set = &self.timeline.targets[..self.next];
         set.last().map_or(0, |&(_, frames)| frames)
     }
 
-    /// The timeline's own name of a phase.
+    /// The phase's name, as the timeline has it.
     fn phase(&self, name: &str) -> &'static str {
         let phases = self.timeline.phases.iter();
         let known = phases.map(|phase| phase.name).find(|known| *known == name);
@@ -335,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_doubt_is_forgiven_only_where_the_balloon_has_shrunk_and_may() {
+    fn a_mismatch_is_no_failure_only_if_the_balloon_may_shrink_and_has() {
         let failure = |may_shrink, actual| {
             let now = Instant::now();
             let full = Full {
@@ -343,14 +346,14 @@ mod tests {
                 before: 0,
                 spare: 0,
             };
-            let doubt = Doubt {
+            let mismatch = Mismatch {
                 full,
                 since: now,
                 until: now,
                 actual,
                 what: String::new(),
             };
-            doubt.is_failure(may_shrink, 1000)
+            mismatch.is_failure(may_shrink, 1000)
         };
         assert!(failure(false, 999));
         assert!(failure(false, 1000));

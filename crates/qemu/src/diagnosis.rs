@@ -1,27 +1,27 @@
-//! What a guest's words, and the way in which QEMU ends, mean for people.
+//! Causes of failure and descriptions for error messages, from the guest's messages and QEMU's exit status.
 
 use std::process::ExitStatus;
 
 use dirigible_workload::protocol::{EXIT_FAILED, EXIT_WELL, Message, exit_status};
 
-use crate::{error::Cause, process::ending, serial::Heard};
+use crate::{error::Cause, process::ending, serial::Received};
 
-/// Lines that are quoted of what a guest says after its panic.
+/// The most lines that are quoted of a guest's output after its panic.
 const PANIC_LINES: usize = 30;
 
-/// What is quoted of what follows a panic.
-pub(crate) fn lines_of_panic<'h>(heard: impl Iterator<Item = &'h Heard>) -> Vec<String> {
-    let line = |heard: &Heard| match heard {
-        Heard::Line(line) | Heard::Damaged(line, _) => Some(line.clone()),
+/// The lines that an error quotes after a panic.
+pub(crate) fn lines_of_panic<'h>(output: impl Iterator<Item = &'h Received>) -> Vec<String> {
+    let line = |output: &Received| match output {
+        Received::Line(line) | Received::Damaged(line, _) => Some(line.clone()),
         // A panic within the panic.
-        Heard::Said(message) => Some(message.to_string()),
-        Heard::End => None,
+        Received::Message(message) => Some(message.to_string()),
+        Received::End => None,
     };
-    let lines = heard.filter_map(line).filter(|line| !line.is_empty());
+    let lines = output.filter_map(line).filter(|line| !line.is_empty());
     lines.take(PANIC_LINES).collect()
 }
 
-/// What an exit status means when no result was there before it.
+/// The cause of failure if QEMU ended with `status` before there was a result.
 pub(crate) fn of_status(status: ExitStatus) -> Cause {
     const WELL: i32 = exit_status(EXIT_WELL);
     const FAILED: i32 = exit_status(EXIT_FAILED);
@@ -35,10 +35,10 @@ pub(crate) fn of_status(status: ExitStatus) -> Cause {
     }
 }
 
-/// A message that should not come now.
-pub(crate) fn out_of_turn(message: &Message, wanted: &'static str) -> Cause {
-    Cause::OutOfTurn {
-        said: message.to_string().chars().take(200).collect(),
+/// The cause of failure if `message` comes where `wanted` was expected.
+pub(crate) fn unexpected(message: &Message, wanted: &'static str) -> Cause {
+    Cause::Unexpected {
+        message: message.to_string().chars().take(200).collect(),
         wanted,
     }
 }
@@ -81,7 +81,7 @@ mod tests {
         let of = |code: i32| of_status(ExitStatus::from_raw(code << 8)).to_string();
         assert!(of(0).contains("triple fault"));
         assert!(of(33).contains("before it was done"));
-        assert!(of(35).contains("did not say why"));
+        assert!(of(35).contains("without giving a reason"));
         assert_eq!(of(1), "QEMU ended with exit status 1");
         assert!(
             of_status(ExitStatus::from_raw(9))

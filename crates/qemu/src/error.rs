@@ -7,20 +7,20 @@ use thiserror::Error;
 
 use crate::{options::Accel, qmp::QmpError};
 
-/// Why a run has no result, and what is left to look at.
+/// Why a run has no result, and where to look further.
 #[derive(Debug, Error)]
 pub struct RunError {
     /// What went wrong.
     #[source]
     pub cause: Cause,
-    /// What QEMU said on its standard error; empty for nothing.
+    /// What QEMU printed on its standard error; may be empty.
     pub stderr: String,
     /// Where the serial port's output was kept.
     pub log: Option<PathBuf>,
 }
 
 impl RunError {
-    /// An error with nothing left to look at: QEMU was not started.
+    /// An error without output or log: QEMU was not started.
     pub(crate) fn before_start(cause: Cause) -> Self {
         Self {
             cause,
@@ -34,7 +34,7 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.cause)?;
         if !self.stderr.is_empty() {
-            write!(f, "\nQEMU says: {}", self.stderr)?;
+            write!(f, "\nQEMU's standard error: {}", self.stderr)?;
         }
         if let Some(log) = &self.log {
             write!(f, "\nthe guest's serial port: {}", log.display())?;
@@ -46,7 +46,7 @@ impl fmt::Display for RunError {
 /// What went wrong.
 #[derive(Debug, Error)]
 pub enum Cause {
-    /// Parameters that no run can be made of.
+    /// Parameters that are out of range.
     #[error(transparent)]
     Params(#[from] ParamsError),
     /// The host did not give what the run needs.
@@ -54,13 +54,13 @@ pub enum Cause {
     Host {
         /// What was wanted.
         what: &'static str,
-        /// What the host said.
+        /// The host's error.
         error: io::Error,
     },
     /// QEMU's control socket failed.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// The guest did not say its first word.
+    /// The guest's first message did not come.
     #[error("{}", no_hello(*.accel, *.limit))]
     NoHello {
         /// What runs its instructions.
@@ -72,17 +72,17 @@ pub enum Cause {
     #[error("KVM cannot run the guest (an internal error of KVM); --accel tcg works everywhere")]
     Kvm,
     /// The guest began and did not come up.
-    #[error("the guest began to boot and was not ready after {} s", .limit.as_secs_f32())]
+    #[error("the guest began to boot but was not ready after {} s", .limit.as_secs_f32())]
     NotReady {
         /// How long was waited.
         limit: Duration,
     },
-    /// The guest has fallen silent.
-    #[error("the guest hangs: not a word for {} s, the last was {last}", .limit.as_secs_f32())]
+    /// The guest sends no more messages.
+    #[error("the guest hangs: no message for {} s, the last was {last}", .limit.as_secs_f32())]
     Silent {
         /// How long was waited.
         limit: Duration,
-        /// The last word.
+        /// The last message.
         last: String,
     },
     /// The run takes too long.
@@ -120,39 +120,39 @@ pub enum Cause {
     Panic {
         /// Where and why.
         why: String,
-        /// What it said after that.
+        /// What it printed after that.
         lines: Vec<String>,
     },
-    /// The guest says that its task cannot be done.
+    /// The guest reports that its task failed.
     #[error("the guest failed: {why}")]
     Failed {
         /// Why.
         why: String,
     },
-    /// A message that cannot be understood.
-    #[error("the guest says what cannot be understood ({why}): {line}")]
+    /// A message that cannot be parsed.
+    #[error("malformed message from the guest ({why}): {line}")]
     Damaged {
         /// The line's beginning.
         line: String,
         /// What is wrong with it.
         why: String,
     },
-    /// A message out of turn.
-    #[error("the guest says `{said}` where {wanted} was expected")]
-    OutOfTurn {
+    /// A message that does not fit the state of the run.
+    #[error("the guest sent `{message}` where {wanted} was expected")]
+    Unexpected {
         /// The message's beginning.
-        said: String,
-        /// What should have come.
+        message: String,
+        /// What was expected.
         wanted: &'static str,
     },
     /// QEMU has ended with status 0.
-    #[error("the guest reset without a word (a triple fault?)")]
+    #[error("the guest reset without a message (a triple fault?)")]
     Reset,
-    /// The guest says that all was well, without what was asked for.
+    /// The guest ended with success before it sent its result.
     #[error("the guest ended before it was done")]
     EndedEarly,
-    /// The guest says that it failed, and not why.
-    #[error("the guest failed and did not say why")]
+    /// The guest ended with failure and sent no reason.
+    #[error("the guest failed without giving a reason")]
     EndedBadly,
     /// QEMU has ended otherwise.
     #[error("QEMU ended with {how}")]
@@ -160,16 +160,16 @@ pub enum Cause {
         /// How.
         how: String,
     },
-    /// QEMU goes on after the guest's last word.
-    #[error("the guest did not turn off within {} s after its last word", .limit.as_secs_f32())]
+    /// QEMU still runs after the guest's last message.
+    #[error("the guest did not turn off within {} s after its last message", .limit.as_secs_f32())]
     NoEnd {
         /// How long was waited.
         limit: Duration,
     },
-    /// Guest and host do not agree about the balloon.
+    /// The books of guest and host about the balloon differ.
     #[error("the balloon: {what}")]
     Balloon {
-        /// About what.
+        /// How.
         what: String,
     },
     /// The guest's report is not the one that was asked for.
@@ -183,9 +183,9 @@ pub enum Cause {
 fn no_hello(accel: Accel, limit: Duration) -> String {
     let seconds = limit.as_secs_f32();
     match accel {
-        Accel::Tcg => format!("the guest did not say a word within {seconds} s"),
+        Accel::Tcg => format!("the guest printed nothing within {seconds} s"),
         Accel::Kvm => format!(
-            "the guest did not come up under KVM: not a word within {seconds} s; --accel tcg works everywhere"
+            "the guest did not come up under KVM: it printed nothing within {seconds} s; --accel tcg works everywhere"
         ),
     }
 }

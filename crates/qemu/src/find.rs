@@ -22,7 +22,7 @@ pub const OLDEST_QEMU: Version = Version {
 };
 /// Where `cargo xtask guest` puts the kernel, in the workspace.
 const GUEST: &str = "target/guest/x86_64-unknown-linux-gnu/kernel/dirigible-guest";
-/// What is read at most of what a program says about its version.
+/// The most bytes that are read of a program's answer to `--version`.
 const LONGEST_ANSWER: u64 = 4096;
 
 /// A version of QEMU.
@@ -42,7 +42,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Why there is no machine.
+/// Why QEMU or the guest kernel cannot be used.
 #[derive(Debug, Error)]
 pub enum FindError {
     /// No such program.
@@ -62,13 +62,13 @@ pub enum FindError {
         /// Why.
         error: io::Error,
     },
-    /// The program does not say which version it is.
-    #[error("{} --version says {said:?}: that is no QEMU", .program.display())]
+    /// The program does not print a version of QEMU.
+    #[error("{} --version prints {answer:?}: that is not QEMU", .program.display())]
     NoVersion {
         /// The program.
         program: PathBuf,
-        /// The beginning of what it says.
-        said: String,
+        /// The beginning of what it prints.
+        answer: String,
     },
     /// The program is too old.
     #[error("{} is QEMU {found}: at least {} is needed", .program.display(), OLDEST_QEMU)]
@@ -78,13 +78,13 @@ pub enum FindError {
         /// Its version.
         found: Version,
     },
-    /// No guest kernel.
+    /// There is no guest kernel.
     #[error("no guest kernel at {}: build it with `cargo xtask guest`", .path.display())]
     NoGuest {
         /// Where it should be.
         path: PathBuf,
     },
-    /// A file that is no guest kernel.
+    /// The file is not a guest kernel.
     #[error("the guest kernel {}: {what}", .path.display())]
     BadGuest {
         /// The file.
@@ -92,30 +92,30 @@ pub enum FindError {
         /// What is wrong with it.
         what: String,
     },
-    /// No KVM.
+    /// KVM cannot be used.
     #[error(
-        "KVM cannot be used: /dev/kvm: {error}; is it switched on, and may you use it? --accel tcg needs neither"
+        "KVM cannot be used: /dev/kvm: {error}; check that KVM is enabled and that you may open it, or use --accel tcg"
     )]
     NoKvm {
-        /// What the host said.
+        /// The host's error.
         error: io::Error,
     },
 }
 
-/// The path of QEMU and its version, if it can be used. It has `patience` to say its version.
+/// The path of QEMU and its version, if it can be used. It must print its version within `patience`.
 pub(crate) fn qemu(program: &Path, patience: Duration) -> Result<(PathBuf, Version), FindError> {
     let found = on_path(program).ok_or_else(|| FindError::NoQemu {
         program: program.into(),
     })?;
-    let said = ask_version(&found, patience).map_err(|error| FindError::CannotRun {
+    let answer = ask_version(&found, patience).map_err(|error| FindError::CannotRun {
         program: found.clone(),
         error,
     })?;
-    let Some(version) = version_of(&said) else {
-        let first = said.lines().next().unwrap_or_default();
+    let Some(version) = version_of(&answer) else {
+        let first = answer.lines().next().unwrap_or_default();
         return Err(FindError::NoVersion {
             program: found,
-            said: first.chars().take(80).collect(),
+            answer: first.chars().take(80).collect(),
         });
     };
     if version < OLDEST_QEMU {
@@ -147,14 +147,14 @@ fn ask_version(program: &Path, patience: Duration) -> io::Result<String> {
             "no answer to --version",
         ));
     }
-    let mut said = Vec::new();
-    stdout.take(LONGEST_ANSWER).read_to_end(&mut said)?;
-    Ok(String::from_utf8_lossy(&said).into_owned())
+    let mut answer = Vec::new();
+    stdout.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// The version in a text like `QEMU emulator version 7.2.22 (Debian …)`.
-fn version_of(said: &str) -> Option<Version> {
-    let (_, rest) = said.split_once("QEMU emulator version ")?;
+fn version_of(answer: &str) -> Option<Version> {
+    let (_, rest) = answer.split_once("QEMU emulator version ")?;
     let number = rest
         .split(|c: char| !c.is_ascii_digit() && c != '.')
         .next()?;
@@ -253,7 +253,7 @@ mod tests {
         let text = missing("/nowhere/qemu");
         assert!(text.contains("/nowhere/qemu does not exist"), "{text}");
         let text = missing("/bin/echo");
-        assert!(text.contains("that is no QEMU"), "{text}");
+        assert!(text.contains("that is not QEMU"), "{text}");
         let text = missing("/proc/version");
         assert!(text.contains("cannot be run"), "{text}");
     }

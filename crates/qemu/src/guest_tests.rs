@@ -7,13 +7,14 @@ use dirigible_workload::protocol::{GuestTask, Message, TESTS_BALLOON};
 use crate::{
     DEFAULT_CPUS,
     command_line::Shape,
-    diagnosis::out_of_turn,
+    diagnosis::unexpected,
     error::{Cause, RunError},
     options::QemuMachine,
     vm::Vm,
 };
 
-/// Memory of this guest in bytes: enough to have some above 4 GiB, behind the hole in which devices have their registers.
+/// Memory of this guest in bytes: enough to have some above 4 GiB, behind the hole in which devices have their
+/// registers.
 const MEMORY: u64 = 3 << 30;
 
 /// A test that has ended.
@@ -27,24 +28,24 @@ pub struct EndedTest {
     pub failure: Option<String>,
 }
 
-/// What became of all tests.
+/// The results of all tests.
 #[derive(Debug)]
 pub struct TestTotals {
     /// Tests that passed.
     pub passed: u64,
-    /// Tests that failed, one that hung or took the kernel down among them.
+    /// Tests that failed, including one that hung or crashed the kernel.
     pub failed: u64,
     /// From QEMU's start to its end.
     pub elapsed: Duration,
-    /// Some tests failed, or the guest did not come to its end.
+    /// An error if tests failed or the guest did not end.
     pub result: Result<(), RunError>,
 }
 
-/// Boots the guest and has it run those of its tests whose names contain `only`; `hear` is told of each as it ends.
+/// Boots the guest and has it run those of its tests whose names contain `only`; calls `ended` for each as it ends.
 pub fn guest_tests(
     machine: &QemuMachine,
     only: &str,
-    hear: &mut dyn FnMut(&EndedTest),
+    ended: &mut dyn FnMut(&EndedTest),
 ) -> TestTotals {
     let started = Instant::now();
     let mut counts = Counts::default();
@@ -57,15 +58,15 @@ pub fn guest_tests(
     };
     let task = GuestTask::Tests { only: only.into() };
     let result = Vm::start(machine, shape, &task, "tests").and_then(|mut vm| {
-        let result = match follow(&mut vm, &mut counts, hear) {
-            // What the guest says at the end of failures is not one more.
+        let result = match follow(&mut vm, &mut counts, ended) {
+            // The guest's own failure at the end is not one more test.
             Ok(()) | Err(Cause::EndedBadly | Cause::Failed { .. }) if counts.failed > 0 => {
                 let failed = counts.failed;
                 Err(Cause::TestsFailed { failed })
             }
             Ok(()) => Ok(()),
             Err(cause) => {
-                // The test that was running; but a guest that can say why it fails has not begun one.
+                // Counts the test that was running. A guest that sends `Failed` runs none.
                 counts.failed += u64::from(!matches!(cause, Cause::Failed { .. }));
                 Err(cause)
             }
@@ -90,10 +91,10 @@ struct Counts {
 fn follow(
     vm: &mut Vm<'_>,
     counts: &mut Counts,
-    hear: &mut dyn FnMut(&EndedTest),
+    ended: &mut dyn FnMut(&EndedTest),
 ) -> Result<(), Cause> {
     if let Err(cause) = vm.set_balloon(TESTS_BALLOON)
-        // A few quick tests may be over by now; what they said is still to be heard.
+        // A few quick tests may be over by now; their messages are still to be read.
         && !vm.has_ended()
     {
         return Err(cause);
@@ -109,17 +110,17 @@ fn follow(
                     Some(_) => counts.failed += 1,
                 }
                 counts.last = Some(name.clone());
-                hear(&EndedTest { name, ms, failure });
+                ended(&EndedTest { name, ms, failure });
             }
             Ok(Some((_, Message::Ready { .. } | Message::Start | Message::Progress { .. }))) => {}
-            Ok(Some((_, other))) => return Err(out_of_turn(&other, "the end of a test")),
+            Ok(Some((_, other))) => return Err(unexpected(&other, "the end of a test")),
             Ok(None) => {
                 return Err(Cause::TestsHang {
                     limit,
                     after: counts.last.take(),
                 });
             }
-            // All was well, and there is no other last word than the end.
+            // The guest ends with success: it sends no message for that.
             Err(Cause::EndedEarly) => return Ok(()),
             Err(cause) => return Err(cause),
         }

@@ -1,4 +1,4 @@
-//! A boot that only says hello: how long it takes, and how large the kernel is.
+//! One boot without a task: how long it takes, and how large the kernel is.
 
 use std::{fs, time::Duration};
 
@@ -16,11 +16,11 @@ pub struct Hello {
     pub first_line: Duration,
     /// From QEMU's start to its end.
     pub end: Duration,
-    /// The size of the kernel's file in bytes; 0 if the host does not say.
+    /// The size of the kernel's file in bytes; 0 if it cannot be read.
     pub kernel_bytes: u64,
 }
 
-/// Boots the guest once and lets it end at once.
+/// Boots the guest, which ends at once.
 ///
 /// # Errors
 ///

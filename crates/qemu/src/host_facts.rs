@@ -6,7 +6,7 @@ use dirigible_workload::report::HostFacts;
 
 use crate::options::QemuMachine;
 
-/// The host, as far as it bears on results: its kernel, and which QEMU runs on it.
+/// The host's kernel, its CPUs, and which QEMU runs on it.
 pub(crate) fn gather(machine: &QemuMachine) -> HostFacts {
     let name = rustix::system::uname();
     let (system, release) = (name.sysname(), name.release());

@@ -1,4 +1,4 @@
-//! How long is waited for what. Every wait has an end.
+//! Time limits: every wait has one.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use std::time::Duration;
 pub(crate) struct Limits {
     /// One answer: of `qemu --version`, or to one QMP command.
     pub answer: Duration,
-    /// QEMU's control socket, for each GiB of memory that it has to touch first …
+    /// The control socket's greeting, for each GiB of memory that QEMU has to touch first …
     pub touch_gib: Duration,
-    /// … and from there, or without a control socket from the start, the guest's first line.
+    /// … and after that, or from the start if there is no control socket, the guest's first line.
     pub hello: Duration,
-    /// From there until the guest is up.
+    /// After that until the guest is up.
     pub boot: Duration,
     /// Between two messages of a guest that runs a column.
     pub silence: Duration,
@@ -21,13 +21,13 @@ pub(crate) struct Limits {
     pub tests: Duration,
     /// One step of the balloon's speed: a target reached, all memory written or read.
     pub step: Duration,
-    /// The books of guest and host agree after this long at the latest.
+    /// Until the books of guest and host agree about a full balloon.
     pub agree: Duration,
-    /// QEMU's end after the guest's.
+    /// Until QEMU ends after the guest's last message.
     pub end: Duration,
 }
 
-/// No limit is shorter: a busy host takes that long to start a process.
+/// The shortest limit: a busy host takes that long to start a process.
 const LEAST: Duration = Duration::from_secs(2);
 
 impl Limits {

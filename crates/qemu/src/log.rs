@@ -1,4 +1,4 @@
-//! What the guest said on its serial port, kept for when something goes wrong.
+//! The output of the guest's serial port, kept if the run fails.
 
 use std::{
     env,
@@ -8,12 +8,12 @@ use std::{
     process,
 };
 
-/// More than this is not kept: a guest that has lost its mind must not fill the disk.
+/// The most bytes that are kept, so that a faulty guest cannot fill the disk.
 const MOST_BYTES: u64 = 64 << 20;
 /// Where logs are put, in the folder that cargo builds in.
 const FOLDER: &str = "qemu-logs";
 
-/// A log without a name: nothing is left of it unless it is [kept](Log::keep).
+/// A log in a file that is removed with its directory unless it is [kept](Log::keep).
 #[derive(Debug)]
 pub(crate) struct Log {
     file: File,
@@ -28,14 +28,14 @@ impl Log {
         Ok(Self { file, length: 0 })
     }
 
-    /// Adds what was heard.
+    /// Appends output.
     pub(crate) fn add(&mut self, bytes: &[u8]) {
         if self.length < MOST_BYTES && self.file.write_all(bytes).is_ok() {
             self.length += bytes.len() as u64;
         }
     }
 
-    /// Copies the log to a lasting place and says where: beside what cargo built if `kernel` lies there, else among
+    /// Copies the log and returns the copy's path: beside what cargo built if `kernel` lies there, else among
     /// the host's temporary files. `name` is the task's. `None` if there is nothing to keep, or no place.
     pub(crate) fn keep(&mut self, kernel: &Path, name: &str) -> Option<PathBuf> {
         if self.length == 0 {
@@ -57,7 +57,7 @@ impl Log {
     fn copy_into(&mut self, folder: &Path, name: &str) -> Option<PathBuf> {
         for number in 0..1000 {
             let path = folder.join(format!("dirigible-{name}-{}-{number}.log", process::id()));
-            // Never over a file, or through a link, that somebody else has put there.
+            // Never overwrites a file, nor follows a link that another user has put there.
             let mut copy = match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(copy) => copy,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,

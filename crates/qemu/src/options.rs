@@ -1,4 +1,4 @@
-//! What can be chosen about the machine, and the machine that was found for it.
+//! Options of the machine, and the machine that was found.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accel {
-    /// QEMU's translator: needs nothing, and is slower than the hardware by a factor of about ten.
+    /// QEMU's translator: works everywhere, and is about ten times slower than the hardware.
     Tcg,
     /// The hardware, through `/dev/kvm`.
     Kvm,
@@ -55,7 +55,7 @@ impl MachineType {
     }
 }
 
-/// What a user may choose.
+/// Options of a user.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct QemuOptions {
     /// QEMU: a path, or a name to look for on the PATH.
@@ -90,7 +90,7 @@ impl QemuOptions {
     ///
     /// # Errors
     ///
-    /// Names what is missing, too old or not to be used, and what to do about it.
+    /// Names what is missing, too old or unusable, and what to do about it.
     pub fn resolve(&self) -> Result<QemuMachine, FindError> {
         let limits = Limits::new(self.patience);
         let (program, version) = find::qemu(&self.program, limits.answer)?;
@@ -109,7 +109,7 @@ impl QemuOptions {
     }
 }
 
-/// A QEMU and a guest kernel that were found. It can be handed to another process as it is.
+/// A QEMU and a guest kernel that were found. It can be sent to another process.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct QemuMachine {
     /// QEMU's program.

@@ -1,9 +1,9 @@
-//! What `/proc` says about the QEMU process.
+//! Figures of `/proc` about the QEMU process.
 
 use std::{fs, io};
 
-/// Milliseconds that a process, which may just have ended, has spent in user mode and in the kernel; 0 where `/proc` does
-/// not say.
+/// Milliseconds that a process, which may just have ended, has spent in user mode and in the kernel; 0 if `/proc` does
+/// not have them.
 pub(crate) fn process_times(pid: u32) -> (u64, u64) {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command's name, in parentheses, may hold spaces; user and system time are the 12th and 13th field after it.
@@ -18,8 +18,8 @@ pub(crate) fn process_times(pid: u32) -> (u64, u64) {
 
 /// Bytes of the guest's RAM that are resident on the host.
 ///
-/// RAM is one mapping of its own, of just `ram` bytes. What else the process has (above all the translator's code, which
-/// grows as the guest runs) does not count. Where there is no such mapping, the whole process counts.
+/// RAM is a mapping of its own, of exactly `ram` bytes. Other memory of the process (above all the translator's code,
+/// which grows as the guest runs) does not count. If there is no such mapping, the whole process counts.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ fn of_mapping(smaps: &str, size: u64) -> Option<u64> {
         if let Some(resident) = bytes(line, "Rss:").filter(|_| right_size) {
             match found {
                 None => found = Some(resident),
-                // Which of them is RAM?
+                // Two such mappings: RAM cannot be told from the other.
                 Some(_) => return None,
             }
         }
@@ -88,7 +88,7 @@ Rss:                   0 kB
         assert_eq!(of_mapping("Size: x kB\nRss: kB\n", 0), None);
     }
 
-    /// Nothing of it is resident, but that is not because its memory was given back.
+    /// Its resident memory is 0, but that must not be taken for memory that was given back.
     #[test]
     fn a_process_that_has_ended_has_no_figure() {
         let mut child = std::process::Command::new("true").spawn().unwrap();

@@ -12,12 +12,12 @@ use std::{
 
 use crate::tether;
 
-/// Lines of standard error that are kept: a program that has lost its mind must not fill our memory.
+/// Lines of standard error that are kept, so that a faulty program cannot fill memory.
 const KEPT_LINES: usize = 100;
-/// Time between two looks whether it has ended.
+/// Time between two checks whether it has ended.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long the rest of its standard error is waited for after its end.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long to wait for the rest of standard error after the process has ended.
+const STDERR_LIMIT: Duration = Duration::from_millis(500);
 
 /// A child process, killed when this is dropped, and by the kernel when this process dies.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Process {
         Ok((process, stdout))
     }
 
-    /// Its number.
+    /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -92,16 +92,16 @@ impl Process {
         }
     }
 
-    /// Whether a line of its standard error begins like this.
-    pub(crate) fn complains(&self, start: &str) -> bool {
+    /// Whether a line of its standard error begins with `start`.
+    pub(crate) fn stderr_has(&self, start: &str) -> bool {
         let lines = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().any(|line| line.starts_with(start))
     }
 
-    /// What it has said on standard error.
-    pub(crate) fn complaints(&self) -> String {
-        // Its last words may still be on their way. Somebody else may hold the pipe, so they are not waited for without end.
-        let until = Instant::now() + LAST_WORDS;
+    /// What it has printed on standard error.
+    pub(crate) fn stderr_text(&self) -> String {
+        // Its last lines may still be in the pipe. Another process may hold the pipe open, hence the limit.
+        let until = Instant::now() + STDERR_LIMIT;
         while self.status.is_some()
             && self
                 .reader
@@ -135,7 +135,7 @@ fn collect(stderr: ChildStderr, kept: &Mutex<Vec<String>>) {
 pub(crate) fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(9)) => "signal 9: killed, by somebody or for lack of memory".into(),
+        (None, Some(9)) => "signal 9: killed, perhaps for lack of memory".into(),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => "an unknown end".into(),
     }
@@ -189,7 +189,7 @@ mod tests {
             Process::start(&mut shell("echo first >&2; echo second >&2; exit 7")).unwrap();
         let status = process.wait(Duration::from_secs(10)).unwrap();
         assert_eq!(ending(status), "exit status 7");
-        assert_eq!(process.complaints(), "first\nsecond");
+        assert_eq!(process.stderr_text(), "first\nsecond");
         assert!(process.wait(Duration::ZERO).is_some());
     }
 }

@@ -17,7 +17,7 @@ const LONGEST_LINE: u64 = 1 << 20;
 /// Time between two tries to connect.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Why QEMU did not do what it was told.
+/// Why a command failed.
 #[derive(Debug, Error)]
 pub enum QmpError {
     /// The socket was closed.
@@ -36,23 +36,23 @@ pub enum QmpError {
     Refused {
         /// The command.
         what: String,
-        /// What QEMU says.
+        /// QEMU's description of the error.
         why: String,
     },
-    /// An answer that is none.
-    #[error("QEMU's control socket says what nobody asked: {0}")]
+    /// Not an answer.
+    #[error("unexpected data on QEMU's control socket: {0}")]
     Damaged(String),
     /// The socket failed.
     #[error("QEMU's control socket: {0}")]
     Io(io::Error),
 }
 
-/// A line of QEMU's: the greeting, an answer, or an event (in which none of this is set).
+/// A line from QEMU: the greeting, an answer, or an event (in which none of this is set).
 #[derive(Deserialize)]
 struct Line {
     #[serde(rename = "QMP")]
     greeting: Option<Value>,
-    // An answer may be null, which is not the same as none.
+    // An answer may be null, which is not the same as no answer.
     #[serde(rename = "return", default, deserialize_with = "present")]
     answer: Option<Value>,
     error: Option<Refusal>,
@@ -73,13 +73,13 @@ struct Refusal {
 #[derive(Debug)]
 pub(crate) struct Qmp {
     socket: BufReader<UnixStream>,
-    /// For one answer.
+    /// Time limit for one answer.
     limit: Duration,
 }
 
 impl Qmp {
-    /// Connects to the socket at `path`, which QEMU has yet to make; ends early when `alive` says no. `limit` is for this and
-    /// for each answer.
+    /// Connects to the socket at `path`, as soon as QEMU has made it; gives up early if `alive` returns false. `limit`
+    /// is the time limit for this and for each answer.
     pub(crate) fn connect(
         path: &Path,
         limit: Duration,
@@ -120,13 +120,13 @@ impl Qmp {
         self.ask("qmp_capabilities", json!({})).map(drop)
     }
 
-    /// Sets what the guest is to have, in bytes of its RAM.
+    /// Sets the balloon's target: RAM that the guest shall keep, in bytes.
     pub(crate) fn balloon(&mut self, guest_bytes: u64) -> Result<(), QmpError> {
         self.ask("balloon", json!({ "value": guest_bytes }))
             .map(drop)
     }
 
-    /// What the guest has, in bytes of its RAM, as far as its driver has told.
+    /// RAM that the guest has, in bytes, as its driver has last reported.
     pub(crate) fn query_balloon(&mut self) -> Result<u64, QmpError> {
         let answer = self.ask("query-balloon", json!({}))?;
         let actual = answer.get("actual").and_then(Value::as_u64);
@@ -144,7 +144,7 @@ impl Qmp {
             .and_then(|()| socket.write_all(text.as_bytes()))
             .map_err(|error| failed(what, limit, error))?;
         loop {
-            // Events do not prolong the time.
+            // Events do not extend the time limit.
             match self.line(what, until.saturating_duration_since(Instant::now()))? {
                 Line { event: Some(_), .. } => {}
                 Line {
@@ -165,15 +165,14 @@ impl Qmp {
         }
     }
 
-    /// The next line, read within that time.
+    /// The next line, read within `limit`.
     fn line(&mut self, what: &str, limit: Duration) -> Result<Line, QmpError> {
         let until = Instant::now() + limit;
         let mut line = Vec::new();
-        // A line comes in one piece or a few, so a limit for each read is nearly one for the line; a socket that trickles is
-        // stopped here.
+        // The limit holds for each read. A line comes in a few pieces, and the loop ends when its time is over.
         while line.last() != Some(&b'\n') {
             let left = until.saturating_duration_since(Instant::now());
-            // No limit at all is what 0 would mean.
+            // 0 would mean no limit.
             let left = left.max(Duration::from_millis(1));
             let read = self
                 .socket
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_nonsense_are_told() {
+    fn refusals_and_malformed_answers_are_errors() {
         let refusal =
             "{\"error\": {\"class\": \"DeviceNotActive\", \"desc\": \"No balloon device\"}}\n";
         let texts = vec![GREETING, "{\"return\": {}}\n", refusal, "hello\n", "{}\n"];

@@ -1,4 +1,4 @@
-//! Whether what the balloon holds is really the host's: the books of guest, QEMU and host held against each other.
+//! Whether the host really has the balloon's memory: compares the books of guest, QEMU and host.
 
 use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK};
 use dirigible_workload::{
@@ -10,7 +10,7 @@ use dirigible_workload::{
 /// Resident memory may differ from the balloon by one part in this many: 2 %.
 const TOLERANCE: u64 = 50;
 
-/// What resident memory may fall by when a balloon is filled.
+/// By how much resident memory may fall when a balloon is filled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Allowed {
     least: u64,
@@ -18,8 +18,8 @@ pub(crate) struct Allowed {
 }
 
 impl Allowed {
-    /// For a balloon of `bytes` in a guest that may keep `spare` bytes free: frames that the balloon had and that nobody
-    /// has touched since are the guest's again, but not resident yet.
+    /// For a balloon of `bytes` in a guest that may keep `spare` bytes free: frames that came back from the balloon and
+    /// were not touched since are not resident.
     pub(crate) const fn new(bytes: u64, spare: u64) -> Self {
         let tolerance = bytes / TOLERANCE;
         Self {
@@ -39,7 +39,7 @@ impl Allowed {
             return Ok(());
         }
         Err(format!(
-            "QEMU's resident memory fell from {} to {} MiB, by {}, where {} to {} are right",
+            "QEMU's resident memory fell from {} to {} MiB, by {}, expected {} to {}",
             mib(before),
             mib(now),
             mib(fallen),
@@ -54,7 +54,8 @@ pub(crate) fn mib(bytes: u64) -> Tenths {
     Tenths::ratio(bytes, 1 << 20)
 }
 
-/// Memory that a guest keeps free, in bytes: its upper watermark and its reserve. Without the filler, all that there is.
+/// Memory that a guest may keep free, in bytes: its high watermark and its reserve. Without the filler, all of its
+/// memory.
 pub(crate) fn spare(column: Column, params: &Params) -> u64 {
     if !params.filler {
         return params.memory;
@@ -64,10 +65,10 @@ pub(crate) fn spare(column: Column, params: &Params) -> u64 {
     (tuning::watermarks(params).high + reserve) * FRAME_SIZE as u64
 }
 
-/// The guest has said that its balloon is full.
+/// A full balloon, as the guest reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Full {
-    /// What the guest says that it holds.
+    /// Frames that it holds, by the guest's report.
     pub frames: u64,
     /// Resident bytes before any balloon.
     pub before: u64,
@@ -75,7 +76,7 @@ pub(crate) struct Full {
     pub spare: u64,
 }
 
-/// One look at the host's books.
+/// The host's books, read once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Look {
     /// What the balloon holds in QEMU's books.
@@ -85,15 +86,15 @@ pub(crate) struct Look {
 }
 
 impl Full {
-    /// Holds one look against what the guest says.
+    /// Compares the host's books with the guest's report.
     ///
     /// # Errors
     ///
-    /// A sentence that says what does not agree.
+    /// A sentence that names the difference.
     pub(crate) fn judge(&self, look: Look) -> Result<Residency, String> {
         if look.frames != self.frames {
             return Err(format!(
-                "the guest says that it holds {} frames, QEMU says {}",
+                "the guest reports {} frames in its balloon, QEMU reports {}",
                 self.frames, look.frames
             ));
         }
@@ -129,10 +130,7 @@ mod tests {
             assert_eq!(result.is_ok(), right, "{fallen}: {result:?}");
         }
         let text = allowed.check(10 * MIB, 20 * MIB).unwrap_err();
-        assert!(
-            text.contains("by 0.0, where 98.0 to 105.0 are right"),
-            "{text}"
-        );
+        assert!(text.contains("by 0.0, expected 98.0 to 105.0"), "{text}");
     }
 
     #[test]
@@ -160,7 +158,7 @@ mod tests {
             Tenths::ratio(100, 1)
         );
         let error = look(25_599, 100).unwrap_err();
-        assert!(error.contains("QEMU says 25599"), "{error}");
+        assert!(error.contains("QEMU reports 25599"), "{error}");
         let error = look(25_600, 50).unwrap_err();
         assert!(error.contains("by 50.0"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! The guest's serial port: a thread that reads lines, understands messages and keeps the log.
+//! The guest's serial port: a thread reads lines, parses messages and writes the log.
 
 use std::{
     io::{BufRead, BufReader, Read, Take},
@@ -16,57 +16,57 @@ use dirigible_workload::protocol::Message;
 
 use crate::log::Log;
 
-/// The longest line: a column's report has about 100 KiB.
+/// The longest line. A column's report has about 100 KiB.
 const LONGEST_LINE: u64 = 8 << 20;
 
-/// What comes from the guest.
+/// Output of the guest.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum Received {
     /// A message.
-    Said(Message),
+    Message(Message),
     /// A line for people.
     Line(String),
-    /// A line that begins like a message and is none: the line's beginning, and what is wrong.
+    /// A line that begins like a message and cannot be parsed: the line's beginning, and the error.
     Damaged(String, String),
-    /// Nothing more will come: QEMU has ended.
+    /// The port is closed: QEMU has ended.
     End,
 }
 
 /// The port.
 #[derive(Debug)]
 pub(crate) struct Serial {
-    heard: Receiver<(Instant, Heard)>,
+    received: Receiver<(Instant, Received)>,
     log: Arc<Mutex<Log>>,
 }
 
 impl Serial {
     /// Reads QEMU's standard output, which is the port, to its end.
     pub(crate) fn listen(stdout: ChildStdout, log: Log) -> Self {
-        let (sender, heard) = mpsc::channel();
+        let (sender, received) = mpsc::channel();
         let log = Arc::new(Mutex::new(log));
         let kept = Arc::clone(&log);
         thread::spawn(move || read(BufReader::new(stdout), &kept, &sender));
-        Self { heard, log }
+        Self { received, log }
     }
 
-    /// What is heard next, and when it was; `None` when nothing is until then.
-    pub(crate) fn next(&self, until: Instant) -> Option<(Instant, Heard)> {
+    /// The next output and when it came; `None` if there is none by `until`.
+    pub(crate) fn next(&self, until: Instant) -> Option<(Instant, Received)> {
         let left = until.saturating_duration_since(Instant::now());
-        match self.heard.recv_timeout(left) {
-            Ok(heard) => Some(heard),
+        match self.received.recv_timeout(left) {
+            Ok(received) => Some(received),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some((Instant::now(), Heard::End)),
+            Err(RecvTimeoutError::Disconnected) => Some((Instant::now(), Received::End)),
         }
     }
 
-    /// Keeps the log and says where.
+    /// Keeps the log and returns its path.
     pub(crate) fn keep_log(&self, kernel: &Path, name: &str) -> Option<PathBuf> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.keep(kernel, name)
     }
 }
 
-fn read(mut port: impl BufRead, log: &Mutex<Log>, sender: &Sender<(Instant, Heard)>) {
+fn read(mut port: impl BufRead, log: &Mutex<Log>, sender: &Sender<(Instant, Received)>) {
     loop {
         let mut line = Vec::new();
         let mut part: Take<_> = Read::by_ref(&mut port).take(LONGEST_LINE);
@@ -78,19 +78,19 @@ fn read(mut port: impl BufRead, log: &Mutex<Log>, sender: &Sender<(Instant, Hear
         log.lock()
             .unwrap_or_else(PoisonError::into_inner)
             .add(&line);
-        // Nobody listens any more when the run is over; the pipe is still emptied, so that QEMU can end.
-        let _ = sender.send((now, understand(&line)));
+        // After the run there is no receiver; the pipe is still read, so that QEMU can end.
+        let _ = sender.send((now, parse(&line)));
     }
-    let _ = sender.send((Instant::now(), Heard::End));
+    let _ = sender.send((Instant::now(), Received::End));
 }
 
-fn understand(line: &[u8]) -> Heard {
+fn parse(line: &[u8]) -> Received {
     let line = String::from_utf8_lossy(line);
     let line = line.trim_end();
     match Message::of_line(line) {
-        None => Heard::Line(line.into()),
-        Some(Ok(message)) => Heard::Said(message),
-        Some(Err(error)) => Heard::Damaged(line.chars().take(200).collect(), error.to_string()),
+        None => Received::Line(line.into()),
+        Some(Ok(message)) => Received::Message(message),
+        Some(Err(error)) => Received::Damaged(line.chars().take(200).collect(), error.to_string()),
     }
 }
 
@@ -108,20 +108,20 @@ mod tests {
             "\u{1b}[2JSeaBIOS\r\n@\"start\"\r\n@{\"hello\":{\"mem\n\n@{\"hello\":{\"memory\":7}}";
         read(text.as_bytes(), &log, &sender);
         drop(sender);
-        let heard: Vec<_> = receiver.into_iter().map(|(_, heard)| heard).collect();
+        let output: Vec<_> = receiver.into_iter().map(|(_, output)| output).collect();
         assert!(
             matches!(
-                &heard[..],
+                &output[..],
                 [
-                    Heard::Line(bios),
-                    Heard::Said(Message::Start),
-                    Heard::Damaged(..),
-                    Heard::Line(empty),
-                    Heard::Said(Message::Hello { memory: 7 }),
-                    Heard::End,
+                    Received::Line(bios),
+                    Received::Message(Message::Start),
+                    Received::Damaged(..),
+                    Received::Line(empty),
+                    Received::Message(Message::Hello { memory: 7 }),
+                    Received::End,
                 ] if bios.ends_with("SeaBIOS") && empty.is_empty()
             ),
-            "{heard:?}"
+            "{output:?}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! How fast the balloon grows and shrinks, and whether what it gave came back empty.
+//! How fast the balloon grows and shrinks, and whether the host took its memory.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     command_line::Shape,
-    diagnosis::out_of_turn,
+    diagnosis::unexpected,
     error::{Cause, RunError},
     host_facts,
     options::QemuMachine,
@@ -16,8 +16,8 @@ use crate::{
     vm::Vm,
 };
 
-/// Time between two looks at the balloon's size. Each takes QEMU's main loop, which serves the balloon: more would slow down what is
-/// measured.
+/// Time between two queries of the balloon's size. QEMU's main loop answers them and serves the balloon, too: more
+/// queries would slow down the balloon.
 const LOOK: Duration = Duration::from_millis(4);
 const MIB: f64 = (1 << 20) as f64;
 
@@ -49,7 +49,7 @@ pub struct SpeedReport {
     pub balloon_bytes: u64,
     /// Frames in one message at most.
     pub batch: u64,
-    /// Rounds on memory that nobody has touched yet, as in a guest that has just booted: the host has nothing to take.
+    /// Rounds on memory that was not touched since boot: the host has nothing to take.
     pub fresh_rounds: Vec<FreshRound>,
     /// Resident on the host before any balloon, all memory written.
     pub resident_mib: f64,
@@ -62,11 +62,11 @@ pub struct SpeedReport {
 pub struct FreshRound {
     /// From the target to the balloon's full size, in milliseconds.
     pub inflate_ms: f64,
-    /// The pace of that.
+    /// The same as a rate.
     pub inflate_mib_per_s: f64,
     /// From the target to the empty balloon, in milliseconds.
     pub deflate_ms: f64,
-    /// The pace of that.
+    /// The same as a rate.
     pub deflate_mib_per_s: f64,
 }
 
@@ -75,33 +75,33 @@ pub struct FreshRound {
 pub struct SpeedRound {
     /// From the target to the balloon's full size, in milliseconds.
     pub inflate_ms: f64,
-    /// The pace of that.
+    /// The same as a rate.
     pub inflate_mib_per_s: f64,
     /// Resident on the host then.
     pub resident_full_mib: f64,
     /// From the target to the empty balloon, in milliseconds.
     pub deflate_ms: f64,
-    /// The pace of that.
+    /// The same as a rate.
     pub deflate_mib_per_s: f64,
-    /// Frames that read as zeroes after that: those that the host had taken.
+    /// Frames that read as zeroes after that: the host had taken them.
     pub zero_frames: u64,
     /// Resident on the host when all memory is written again.
     pub resident_after_mib: f64,
 }
 
-/// Boots the guest, and has its balloon grow and shrink as fast as it can: first on memory that nobody has touched, then on
-/// memory that is written each time; `hear` is told of each of the latter rounds.
+/// Boots the guest, and has its balloon grow and shrink as fast as it can: first on memory not touched since boot, then
+/// on memory that is written each time; calls `ended` for each of the latter rounds.
 ///
 /// In these resident memory must fall by what the balloon takes, what comes back must read as zeroes, and everything
 /// else as it was.
 ///
 /// # Errors
 ///
-/// A guest that fails, hangs or dies, or a balloon that is not what it says.
+/// A guest that fails, hangs or dies, or a balloon whose memory the host does not have.
 pub fn balloon_speed(
     machine: &QemuMachine,
     params: &SpeedParams,
-    hear: &mut dyn FnMut(&SpeedRound),
+    ended: &mut dyn FnMut(&SpeedRound),
 ) -> Result<SpeedReport, RunError> {
     let shape = Shape {
         memory: params.memory,
@@ -114,7 +114,7 @@ pub fn balloon_speed(
         batch: params.batch,
     };
     let mut vm = Vm::start(machine, shape, &task, "balloon")?;
-    let result = measure(&mut vm, machine, params, hear);
+    let result = measure(&mut vm, machine, params, ended);
     vm.conclude(result)
 }
 
@@ -122,7 +122,7 @@ fn measure(
     vm: &mut Vm<'_>,
     machine: &QemuMachine,
     params: &SpeedParams,
-    hear: &mut dyn FnMut(&SpeedRound),
+    ended: &mut dyn FnMut(&SpeedRound),
 ) -> Result<SpeedReport, Cause> {
     vm.hello()?;
     let (cpus, managed) = wait_until_ready(vm)?;
@@ -157,7 +157,7 @@ fn measure(
     };
     for _ in 0..params.rounds {
         let round = round(vm, frames, resident)?;
-        hear(&round);
+        ended(&round);
         report.rounds.push(round);
     }
     vm.send(ask::END)?;
@@ -169,7 +169,7 @@ fn wait_until_ready(vm: &mut Vm<'_>) -> Result<(u64, u64), Cause> {
     let limit = vm.limits().boot;
     match vm.next(Instant::now() + limit)? {
         Some((_, Message::Ready { cpus, managed, .. })) => Ok((cpus, managed)),
-        Some((_, other)) => Err(out_of_turn(&other, "ready")),
+        Some((_, other)) => Err(unexpected(&other, "ready")),
         None => Err(Cause::NotReady { limit }),
     }
 }
@@ -186,7 +186,7 @@ fn round(vm: &mut Vm<'_>, frames: u64, resident: u64) -> Result<SpeedRound, Caus
     let (zero, damaged) = touch(vm, ask::READ)?;
     if (zero, damaged) != (frames, 0) {
         return wrong(format!(
-            "of {frames} frames that came back {zero} are empty, and {damaged} others hold what nobody wrote"
+            "of {frames} frames that came back {zero} read as zeroes, and {damaged} other frames have wrong contents"
         ));
     }
     touch(vm, ask::WRITE)?;
@@ -214,7 +214,7 @@ fn pace(frames: u64, time: Duration) -> f64 {
     (frames * FRAME_SIZE as u64) as f64 / MIB / time.as_secs_f64()
 }
 
-/// Sets a target and waits until the guest is there: how long it took.
+/// Sets a target, waits until the balloon has that size, and returns how long that took.
 fn reach(vm: &mut Vm<'_>, target: u64, what: &'static str) -> Result<Duration, Cause> {
     let started = Instant::now();
     let limit = vm.limits().step;
@@ -230,18 +230,19 @@ fn reach(vm: &mut Vm<'_>, target: u64, what: &'static str) -> Result<Duration, C
             return Err(Cause::Step { what, limit, state });
         }
         if let Some((_, message)) = vm.next(Instant::now() + LOOK)? {
-            return Err(out_of_turn(&message, "nothing"));
+            return Err(unexpected(&message, "nothing"));
         }
     }
 }
 
-/// Has the guest write or read all its free memory: frames that were empty, frames that were wrong.
+/// Has the guest write or read all its free memory. Returns how many frames read as zeroes and how many had wrong
+/// contents.
 fn touch(vm: &mut Vm<'_>, how: u8) -> Result<(u64, u64), Cause> {
     vm.send(how)?;
     let limit = vm.limits().step;
     match vm.next(Instant::now() + limit)? {
         Some((_, Message::Touched { zero, wrong, .. })) => Ok((zero, wrong)),
-        Some((_, other)) => Err(out_of_turn(&other, "touched")),
+        Some((_, other)) => Err(unexpected(&other, "touched")),
         None => Err(Cause::Step {
             what: "touch its memory",
             limit,

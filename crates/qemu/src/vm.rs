@@ -13,7 +13,7 @@ use dirigible_workload::protocol::{EXIT_WELL, GuestTask, Message, exit_status};
 
 use crate::{
     command_line::{self, DISK, DISK_BYTES, SOCKET, Shape},
-    diagnosis::{kind, lines_of_panic, of_status, out_of_turn},
+    diagnosis::{kind, lines_of_panic, of_status, unexpected},
     error::{Cause, RunError},
     limits::Limits,
     log::Log,
@@ -22,31 +22,32 @@ use crate::{
     proc_files,
     process::Process,
     qmp::{Qmp, QmpError},
-    serial::{Heard, Serial},
+    serial::{Received, Serial},
 };
 
-/// How long a guest that has panicked, and QEMU at its end, are listened to.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Time between two looks at QEMU's standard error.
+/// How long output is read from a guest that has panicked, and from QEMU when it ends.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// Time between two checks of QEMU's standard error.
 const LOOK: Duration = Duration::from_millis(500);
-/// What QEMU says there when KVM has given up.
+/// What QEMU prints there when KVM fails.
 const KVM_ERROR: &str = "KVM internal error";
 
-/// A machine that runs. It ends when this is dropped.
+/// A machine that runs. It is ended when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Vm<'m> {
     machine: &'m QemuMachine,
-    /// What the task is called, for the log's name.
+    /// The task's name, for the log's file name.
     name: &'m str,
     shape: Shape,
     started: Instant,
     process: Process,
     stdin: Option<ChildStdin>,
     serial: Serial,
-    /// Heard while something else was looked for.
-    heard: VecDeque<(Instant, Heard)>,
+    /// Received while something else was waited for.
+    queued: VecDeque<(Instant, Received)>,
     qmp: Option<Qmp>,
-    /// Holds socket and disk until QEMU has opened them. Then it goes, so that nothing is left however this process ends.
+    /// Holds socket and disk until QEMU has opened them. It is removed then, so that no file is left if this process is
+    /// killed.
     folder: Option<PrivateDir>,
     last: (Instant, String),
 }
@@ -63,8 +64,8 @@ impl<'m> Vm<'m> {
         if shape.control
             && let Err(error) = vm.connect()
         {
-            // A guest that is through already was quick: what it said is still to be heard.
-            if !vm.has_ended() || !vm.has_spoken() {
+            // If the guest has ended already, its messages are still to be read.
+            if !vm.has_ended() || !vm.has_message() {
                 let cause = vm.of_qmp(error);
                 return Err(vm.fail(cause));
             }
@@ -111,7 +112,7 @@ impl<'m> Vm<'m> {
             stdin: process.take_stdin(),
             process,
             serial: Serial::listen(stdout, log),
-            heard: VecDeque::new(),
+            queued: VecDeque::new(),
             qmp: None,
             folder: Some(folder),
             last: (started, "nothing".into()),
@@ -139,7 +140,7 @@ impl<'m> Vm<'m> {
         Ok(())
     }
 
-    /// How long is waited for what.
+    /// The time limits.
     pub(crate) fn limits(&self) -> Limits {
         self.machine.limits()
     }
@@ -149,27 +150,27 @@ impl<'m> Vm<'m> {
         self.started
     }
 
-    /// When the guest said its last message so far, and what kind it was.
+    /// When the guest's last message so far came, and of what kind it was.
     pub(crate) fn last(&self) -> (Instant, &str) {
         (self.last.0, &self.last.1)
     }
 
     /// Whether QEMU has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.process.wait(LAST_WORDS).is_some()
+        self.process.wait(DRAIN_LIMIT).is_some()
     }
 
-    /// The guest's next message and when it came; `None` when there is none until then.
+    /// The guest's next message and when it came; `None` if there is none by `until`.
     ///
     /// # Errors
     ///
-    /// The guest panicked, failed, reset, or said what is no message; QEMU has ended.
+    /// The guest panicked, failed, reset, or sent a malformed message; QEMU has ended.
     pub(crate) fn next(&mut self, until: Instant) -> Result<Option<(Instant, Message)>, Cause> {
         loop {
             let look = until.min(Instant::now() + LOOK);
-            let Some((at, heard)) = self.hear(look) else {
-                // It stops the guest and tells nobody but standard error.
-                if self.process.complains(KVM_ERROR) {
+            let Some((at, output)) = self.receive(look) else {
+                // KVM then stops the guest; only standard error tells.
+                if self.process.stderr_has(KVM_ERROR) {
                     return Err(Cause::Kvm);
                 }
                 if look == until {
@@ -177,13 +178,13 @@ impl<'m> Vm<'m> {
                 }
                 continue;
             };
-            match heard {
-                Heard::Line(_) => {}
-                Heard::Damaged(line, why) => return Err(self.damaged(line, why)),
-                Heard::End => return Err(self.ended()),
-                Heard::Said(Message::Panic { why }) => return Err(self.panic(why)),
-                Heard::Said(Message::Failed { why }) => return Err(Cause::Failed { why }),
-                Heard::Said(message) => {
+            match output {
+                Received::Line(_) => {}
+                Received::Damaged(line, why) => return Err(self.damaged(line, why)),
+                Received::End => return Err(self.ended()),
+                Received::Message(Message::Panic { why }) => return Err(self.panic(why)),
+                Received::Message(Message::Failed { why }) => return Err(Cause::Failed { why }),
+                Received::Message(message) => {
                     self.last = (at, kind(&message));
                     return Ok(Some((at, message)));
                 }
@@ -191,15 +192,15 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// What comes next, whatever it is.
-    fn hear(&mut self, until: Instant) -> Option<(Instant, Heard)> {
-        match self.heard.pop_front() {
+    /// The next output of any kind; `None` if there is none by `until`.
+    fn receive(&mut self, until: Instant) -> Option<(Instant, Received)> {
+        match self.queued.pop_front() {
             None => self.serial.next(until),
-            heard => heard,
+            output => output,
         }
     }
 
-    /// Waits for the guest's first line, and says when it came.
+    /// Waits for the guest's first line, and returns when it came.
     pub(crate) fn hello(&mut self) -> Result<Instant, Cause> {
         let limit = self.limits().hello;
         match self.next(Instant::now() + limit)? {
@@ -208,7 +209,7 @@ impl<'m> Vm<'m> {
                 self.folder = None;
                 Ok(at)
             }
-            Some((_, other)) => Err(out_of_turn(&other, "hello")),
+            Some((_, other)) => Err(unexpected(&other, "hello")),
             None => Err(Cause::NoHello {
                 accel: self.machine.accel,
                 limit,
@@ -222,7 +223,7 @@ impl<'m> Vm<'m> {
             Some(stdin) => stdin.write_all(&[byte]).and_then(|()| stdin.flush()),
             None => Err(std::io::ErrorKind::BrokenPipe.into()),
         };
-        // A QEMU that has ended is met on its output.
+        // That QEMU has ended is found when its output is read.
         match sent {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Cause::Host {
                 what: "the guest's serial port cannot be written to",
@@ -238,7 +239,7 @@ impl<'m> Vm<'m> {
         self.on_qmp(|qmp| qmp.balloon(left))
     }
 
-    /// What the balloon holds, as the guest's driver has told QEMU.
+    /// What the balloon holds in frames, as the guest's driver has reported it to QEMU.
     pub(crate) fn balloon(&mut self) -> Result<u64, Cause> {
         let left = self.on_qmp(Qmp::query_balloon)?;
         Ok(self.shape.ram().saturating_sub(left) / FRAME_SIZE as u64)
@@ -256,28 +257,28 @@ impl<'m> Vm<'m> {
     pub(crate) fn resident(&self) -> Result<u64, Cause> {
         let resident = proc_files::resident(self.process.id(), self.shape.ram());
         resident.map_err(|error| Cause::Host {
-            what: "the host does not say what memory of QEMU is resident",
+            what: "cannot read the resident memory of QEMU",
             error,
         })
     }
 
-    /// Waits for the end that the guest makes itself, after its last message: the milliseconds that QEMU has spent in user
-    /// mode and in the kernel.
+    /// Waits until the guest turns itself off, after its last message. Returns the milliseconds that QEMU has spent in
+    /// user mode and in the kernel.
     pub(crate) fn finish(&mut self) -> Result<(u64, u64), Cause> {
         let limit = self.limits().end;
         let until = Instant::now() + limit;
         loop {
-            match self.hear(until) {
+            match self.receive(until) {
                 None => return Err(Cause::NoEnd { limit }),
-                Some((_, Heard::End)) => break,
-                Some((_, Heard::Said(Message::Panic { why }))) => return Err(self.panic(why)),
-                Some((_, Heard::Said(Message::Failed { why }))) => {
+                Some((_, Received::End)) => break,
+                Some((_, Received::Message(Message::Panic { why }))) => return Err(self.panic(why)),
+                Some((_, Received::Message(Message::Failed { why }))) => {
                     return Err(Cause::Failed { why });
                 }
                 Some(_) => {}
             }
         }
-        // Before it is waited for: then its numbers are gone.
+        // Before the wait, which takes its entry out of /proc.
         let times = proc_files::process_times(self.process.id());
         match self.process.wait(limit) {
             None => Err(Cause::NoEnd { limit }),
@@ -286,22 +287,22 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// Ends QEMU and makes an error of `cause` that says where the log is.
+    /// Ends QEMU, keeps the log, and returns the error.
     pub(crate) fn fail(mut self, cause: Cause) -> RunError {
         self.process.kill();
         RunError {
             cause,
-            stderr: self.process.complaints(),
+            stderr: self.process.stderr_text(),
             log: self.serial.keep_log(&self.machine.guest, self.name),
         }
     }
 
-    /// The error of a run that failed; QEMU is ended either way.
+    /// Ends QEMU. If the run failed, keeps the log and returns the error.
     pub(crate) fn conclude<T>(self, result: Result<T, Cause>) -> Result<T, RunError> {
         result.map_err(|cause| self.fail(cause))
     }
 
-    /// Why the port is closed.
+    /// The cause if the port is closed.
     fn ended(&mut self) -> Cause {
         let limit = self.limits().end;
         match self.process.wait(limit) {
@@ -310,47 +311,47 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// A panic, with what the kernel says after it.
+    /// The cause for a panic, with the lines that the kernel prints after it.
     fn panic(&mut self, why: String) -> Cause {
         self.drain();
-        let lines = lines_of_panic(self.heard.iter().map(|(_, heard)| heard));
+        let lines = lines_of_panic(self.queued.iter().map(|(_, output)| output));
         Cause::Panic { why, lines }
     }
 
-    /// A damaged message: often a panic came in the middle of it, which is then what matters.
+    /// The cause for a malformed message: often a panic cut it off. Then the cause is the panic.
     fn damaged(&mut self, line: String, why: String) -> Cause {
-        match self.last_words() {
+        match self.reason_from_guest() {
             Some(cause) => cause,
             None => Cause::Damaged { line, why },
         }
     }
 
-    /// Why the control socket failed: mostly because the guest did.
+    /// The cause if the control socket failed. If that is because the guest failed, its reason.
     fn of_qmp(&mut self, error: QmpError) -> Cause {
         if !matches!(error, QmpError::Gone) {
             return Cause::Qmp(error);
         }
-        let ended = self.process.wait(LAST_WORDS);
-        match (self.last_words(), ended) {
+        let ended = self.process.wait(DRAIN_LIMIT);
+        match (self.reason_from_guest(), ended) {
             (Some(cause), _) => cause,
             (None, Some(status)) => of_status(status),
             (None, None) => Cause::Qmp(error),
         }
     }
 
-    /// What the guest says of its own end, if anything. Everything is still to be heard after this.
-    fn last_words(&mut self) -> Option<Cause> {
+    /// The reason that the guest gives for its end, if any. All output stays queued.
+    fn reason_from_guest(&mut self) -> Option<Cause> {
         self.drain();
-        let mut all = self.heard.iter().map(|(_, heard)| heard);
-        while let Some(heard) = all.next() {
-            match heard {
-                Heard::Said(Message::Panic { why }) => {
+        let mut all = self.queued.iter().map(|(_, output)| output);
+        while let Some(output) = all.next() {
+            match output {
+                Received::Message(Message::Panic { why }) => {
                     return Some(Cause::Panic {
                         why: why.clone(),
                         lines: lines_of_panic(all),
                     });
                 }
-                Heard::Said(Message::Failed { why }) => {
+                Received::Message(Message::Failed { why }) => {
                     return Some(Cause::Failed { why: why.clone() });
                 }
                 _ => {}
@@ -359,19 +360,19 @@ impl<'m> Vm<'m> {
         None
     }
 
-    /// Whether a message of the guest's is still to be heard.
-    fn has_spoken(&mut self) -> bool {
+    /// Whether a message of the guest is queued.
+    fn has_message(&mut self) -> bool {
         self.drain();
-        let said = |(_, heard): &(Instant, Heard)| matches!(heard, Heard::Said(_));
-        self.heard.iter().any(said)
+        let is_message = |(_, output): &(Instant, Received)| matches!(output, Received::Message(_));
+        self.queued.iter().any(is_message)
     }
 
-    /// Listens to the end of the port, or for a moment.
+    /// Queues output until the port is closed, at most [`DRAIN_LIMIT`] long.
     fn drain(&mut self) {
-        let until = Instant::now() + LAST_WORDS;
-        while !matches!(self.heard.back(), Some((_, Heard::End))) {
+        let until = Instant::now() + DRAIN_LIMIT;
+        while !matches!(self.queued.back(), Some((_, Received::End))) {
             match self.serial.next(until) {
-                Some(heard) => self.heard.push_back(heard),
+                Some(output) => self.queued.push_back(output),
                 None => break,
             }
         }

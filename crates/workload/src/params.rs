@@ -8,7 +8,8 @@ use dirigible::schedule::time::{MILLISECOND, SECOND};
 
 /// One run of the experiment: the same for all of its columns and for the twin.
 ///
-/// The command parses its flags into this, sends it to the guest as it is, and prints it in the report under `parameters`.
+/// The command parses its flags into this, sends it to the guest as it is, and prints it in the report under
+/// `parameters`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Params {
     /// Length of the phases and kind of the tests.
@@ -40,12 +41,12 @@ pub struct Params {
     pub watermark_scale: u32,
     /// Whether the filler keeps memory full.
     pub filler: bool,
-    /// Warm-up, gaps, period and the time between two attempts are multiplied by this many thousandths; the load's pace is
-    /// not. For tests: 1000 is the experiment.
+    /// Warm-up, gaps, period and the time between two attempts are multiplied by this many thousandths; the load's pace
+    /// is not. For tests: 1000 is the experiment.
     #[serde(with = "factor")]
     pub time_scale: u32,
-    /// Whether the balloon deflates before a request of the guest fails: not in the experiment, where the schedule's target
-    /// is the balloon's size.
+    /// Whether the balloon deflates before a request of the guest fails: not in the experiment, where the schedule's
+    /// target is the balloon's size.
     pub deflate_on_oom: bool,
     /// How long the balloon device takes for a request, in milliseconds, where the machine is its own host.
     pub host_answer_ms: u64,

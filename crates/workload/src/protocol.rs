@@ -1,10 +1,12 @@
 //! What the command and a guest kernel in a virtual machine say to each other.
 //!
-//! The command gives the guest one [`GuestTask`], as JSON on the kernel's command line. The guest answers on its serial port, one
-//! [`Message`] a line: a `@` and the message as JSON (after whatever firmware has left on the line). Other lines are for people (a
-//! panic's registers, a word of the firmware) and only logged. While a task asks for it, the command sends single bytes ([`ask`]) the other way.
+//! The command gives the guest one [`GuestTask`], as JSON on the kernel's command line. The guest answers on its serial
+//! port, one [`Message`] a line: a `@` and the message as JSON (after whatever firmware has left on the line). Other
+//! lines are for people (a panic's registers, a word of the firmware) and only logged. While a task asks for it, the
+//! command sends single bytes ([`ask`]) the other way.
 //!
-//! The balloon's targets do not come this way: the command sets them at the hypervisor, the guest reads them from its device.
+//! The balloon's targets do not come this way: the command sets them at the hypervisor, the guest reads them from its
+//! device.
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 use core::fmt;
@@ -16,8 +18,8 @@ use crate::{
     report::{AttemptHost, ColumnReport},
 };
 
-/// Memory that the virtual machine has beside that of the experiment, in bytes: for the kernel's image, its heap and the
-/// books of the load. On the hosted machine they lie outside the guest's memory, too.
+/// Memory that the virtual machine has beside that of the experiment, in bytes: for the kernel's image, its heap and
+/// the books of the load. On the hosted machine they lie outside the guest's memory, too.
 pub const APPARATUS: u64 = 64 << 20;
 
 /// What the guest writes to the debug-exit port when its task is done and all was well …
@@ -39,8 +41,8 @@ pub const TESTS_BALLOON: u64 = (64 << 20) / dirigible_frames::FRAME_SIZE as u64;
 pub enum GuestTask {
     /// Says hello and ends.
     Hello,
-    /// One column of the experiment. The command drives the balloon by the [`Timeline`](crate::timeline::Timeline) of these
-    /// parameters, from [`Message::Start`] on.
+    /// One column of the experiment. The command drives the balloon by the [`Timeline`](crate::timeline::Timeline) of
+    /// these parameters, from [`Message::Start`] on.
     Column {
         /// The policy.
         column: Column,

@@ -4,8 +4,8 @@
 //!
 //! - the engine of this crate fills a [`ColumnReport`], with `attainable` and `percent_attainable` left 0;
 //! - the twin fills a [`TwinReport`]; the command joins the two with [`ColumnReport::set_attainable`];
-//! - the machine adds what it measured on the host: a [`ColumnHost`] for the column, and the [`HostFacts`]. All three are a
-//!   [`ColumnRun`];
+//! - the machine adds what it measured on the host: a [`ColumnHost`] for the column, and the [`HostFacts`]. All three
+//!   are a [`ColumnRun`];
 //! - the command puts the runs of all columns together: a [`Report`].
 //!
 //! Everything outside `host` is a function of the parameters in deterministic mode. That is why fractions are
@@ -94,7 +94,8 @@ pub struct ColumnReport {
     pub huge_pages: u64,
     /// `pages_moved / huge_pages`: the moves of the whole run.
     pub moved_per_huge_page: Tenths,
-    /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns and the twin.
+    /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns and the
+    /// twin.
     pub targets_hash: String,
     /// The balloon's mean size from boot to the end of the load.
     pub balloon_mean_mib: Tenths,

@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Requests that their first attempt did not serve, from the end of that attempt to the end of the request, on the guest's
-/// clock.
+/// Requests that their first attempt did not serve, from the end of that attempt to the end of the request, on the
+/// guest's clock.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct StallReport {
     /// Requests for less than a huge page.
     pub base: StallFigures,
     /// Requests for huge pages: compaction is a part of their way.
     pub huge: StallFigures,
-    /// Requests for one frame that failed although what compaction held aside would have served them. Anything but 0 is a
-    /// fault of ours.
+    /// Requests for one frame that failed although what compaction held aside would have served them. Anything but 0 is
+    /// a fault of ours.
     pub min_failed: u64,
 }
 
