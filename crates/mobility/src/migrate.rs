@@ -119,8 +119,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Takes one frame (or huge frame, by its head) off its owner's books, for
     /// [`migrate_frames`](Self::migrate_frames) or [`putback_movable_frames`](Self::putback_movable_frames).
     ///
-    /// Refused (`false`, nothing changed): frames that are not `Listed`, pinned ones, frames of a class that cannot move
-    /// or of an owner that is not registered, and whatever the owner itself refuses.
+    /// Refused (`false`, nothing changed): frames that are not `Listed`, pinned ones, frames of a class that cannot
+    /// move or of an owner that is not registered, and whatever the owner itself refuses.
     pub fn isolate(&self, frame: Pfn) -> bool {
         let cpu = self.platform.cpu();
         let Some((kind, order)) = self.isolate_frame(frame) else {
@@ -141,12 +141,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if !owner.isolate(frame) {
             return None;
         }
-        // What was read before is hearsay; this holds until the frame leaves the isolated state.
+        // What was read before may be outdated; this holds until the frame leaves the isolated state.
         let now = self.frames.frame(frame)?;
         debug_assert_eq!(
             now.state,
             FrameState::Isolated,
-            "the owner of {frame} said it isolated it"
+            "the owner of {frame} reported that it isolated it"
         );
         debug_assert_eq!(
             now.owner, seen.owner,
@@ -166,13 +166,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         ))
     }
 
-    /// Moves isolated frames to their targets: groups the pairs by owner, in place, and hands each owner its whole group.
+    /// Moves isolated frames to their targets: groups the pairs by owner, in place, and hands each owner its whole
+    /// group.
     ///
-    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Allocated`) and of the same
-    /// order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources that moved
-    /// and targets that were not used are freed, refused sources are put back, pending pairs are their owner's until
-    /// [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not isolated is refused, and
-    /// so is one whose owner has no room ([`Outcome::Busy`]) for
+    /// Every `from` was isolated by [`isolate`](Self::isolate); every `to` is the caller's (`Allocated`) and of the
+    /// same order; its class becomes that of `from`. Afterwards none of the frames is the caller's any more: sources
+    /// that moved and targets that were not used are freed, refused sources are put back, pending pairs are their
+    /// owner's until [`complete`](Self::complete). Each pair's `outcome` tells which. A pair whose `from` is not
+    /// isolated is refused, and so is one whose owner has no room ([`Outcome::Busy`]) for
     /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns).
     pub fn migrate_frames(&self, pairs: &mut [MovePair]) -> MigrateStats {
         let cpu = self.platform.cpu();
@@ -229,8 +230,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         })
     }
 
-    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending. Pairs that the owner has
-    /// no room for are `Todo` again, and still isolated.
+    /// Hands one owner a batch, all of it isolated and of `kind`, and settles what is not pending. Pairs that the
+    /// owner has no room for are `Todo` again, and still isolated.
     pub(crate) fn migrate_batch(
         &self,
         cpu: CpuId,
@@ -326,8 +327,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Settles a pair that its owner left [`Outcome::Pending`]; called by the owner, once for each such pair, without its
-    /// books' lock held. May come before `migrate` has returned, and long after whoever asked for the move gave up.
+    /// Settles a pair that its owner left [`Outcome::Pending`]; called by the owner, once for each such pair, without
+    /// its books' lock held. May come before `migrate` has returned, and long after whoever asked for the move gave
+    /// up.
     ///
     /// The frames are then as the outcome says: for `Moved` and `Released`, `from` is `Allocated` and still carries the
     /// owner's number; for `Refused`, `from` is `Isolated` and `to` is `Allocated`. Gives whether the pair was settled:

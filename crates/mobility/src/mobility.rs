@@ -1,4 +1,4 @@
-//! The object that everything hangs on: the registry, the accounts, and what compaction works in.
+//! [`Mobility`]: the registry, the accounts, and what compaction works in.
 
 use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
 use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerId, Platform, ZoneId};
@@ -12,8 +12,8 @@ use crate::{CompactionConfig, IdentityError, MovableOwner, PerClass, RegisterErr
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///
-/// It holds its workspaces in itself: `size_of::<Mobility<P>>()` is about 43 KiB. Where stacks are small, build it where it stays
-/// ([`new_in`](Self::new_in)).
+/// It holds its workspaces in itself: `size_of::<Mobility<P>>()` is about 43 KiB. Where stacks are small, build it
+/// where it stays ([`new_in`](Self::new_in)).
 pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) frames: &'a FrameAllocator<'a>,
     pub(crate) platform: &'a P,
@@ -24,34 +24,32 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) settled: AtomicU64,
     /// Background compaction has begun and not yet reached its goal.
     pub(crate) background_runs: AtomicBool,
-    /// What a step of background compaction left open. The lock is only ever tried; it is held for as long as a step runs.
+    /// What a step of background compaction left open. The lock is only ever tried; it is held for as long as a step
+    /// runs.
     pub(crate) background: Mutex<Option<Piece>>,
     pub(crate) zones: [Mutex<ZoneState>; MAX_ZONES],
     pub(crate) workspaces: Workspaces,
 }
 
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
-    /// Makes `owner` the owner of all frames that carry `class`.
+    /// Makes `owner` the owner of all frames that carry the owner number `id`.
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Busy`] when the class has an owner, [`RegisterError::OutOfRange`] when its number is not 1 to 15.
-    pub fn register(
-        &self,
-        class: OwnerId,
-        owner: &'a dyn MovableOwner,
-    ) -> Result<(), RegisterError> {
-        self.registry.add(class, owner)
+    /// [`RegisterError::Busy`] when the number is taken, [`RegisterError::OutOfRange`] when it is not 1 to 15.
+    pub fn register(&self, id: OwnerId, owner: &'a dyn MovableOwner) -> Result<(), RegisterError> {
+        self.registry.add(id, owner)
     }
 
-    /// Takes the owner of `class` out of the table. Frames that still carry the class cannot be moved any more.
+    /// Takes the owner with the number `id` out of the table. Frames that still carry the number cannot be moved any
+    /// more.
     ///
     /// # Errors
     ///
     /// [`RegisterError::Isolated`] while any of its frames is isolated or one of its operations runs: removal waits,
     /// the caller decides how. [`RegisterError::Absent`] when there is no such owner.
-    pub fn unregister(&self, class: OwnerId) -> Result<(), RegisterError> {
-        self.registry.remove(class)
+    pub fn unregister(&self, id: OwnerId) -> Result<(), RegisterError> {
+        self.registry.remove(id)
     }
 
     /// The allocator whose frames these are.
@@ -80,9 +78,9 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         self.accounts.now()
     }
 
-    /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated = moved +
-    /// put back + isolated now, for movable and for balloon frames; the events say the same; `compact_balloon_released`
-    /// = `compact_balloon_migrated`.
+    /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated =
+    /// moved + put back + isolated now, for movable and for balloon frames; the events say the same;
+    /// `compact_balloon_released` = `compact_balloon_migrated`.
     ///
     /// # Errors
     ///

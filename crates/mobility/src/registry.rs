@@ -1,4 +1,4 @@
-//! Who owns which class number, and how many of its frames and calls are out.
+//! Which owner has which number, and how many of its frames and calls are out.
 
 use core::ops::Deref;
 
@@ -7,21 +7,21 @@ use dirigible_frames::sync::{AtomicU64, Mutex, Ordering};
 
 use crate::MovableOwner;
 
-/// How many owners can be registered at once: their class numbers are 1 to 15 (0 means nobody).
+/// One more than owners can be registered at once: owner numbers are 1 to 15 (0 means nobody).
 pub const OWNERS: usize = 16;
 
 /// Why an owner could not be registered or removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// Somebody else has this class number.
+    /// The number is taken by another owner.
     #[error("the owner number is taken")]
     Busy,
-    /// The class number is not between 1 and [`OWNERS`] - 1.
+    /// The owner number is not between 1 and [`OWNERS`] - 1.
     #[error("the owner's number is out of range")]
     OutOfRange,
-    /// Nobody has this class number.
-    #[error("no owner is registered for the class")]
+    /// No owner has this number.
+    #[error("no owner is registered under this number")]
     Absent,
     /// Frames of this owner are isolated, or one of its operations runs: settle them first, then try again.
     #[error("frames of the owner are isolated")]
@@ -31,7 +31,7 @@ pub enum RegisterError {
 /// The table of owners.
 pub(crate) struct Registry<'a> {
     table: Mutex<[Option<&'a dyn MovableOwner>; OWNERS]>,
-    /// Per class: isolated allocations and calls in flight. Raised under the table's lock or by somebody who has one
+    /// Per owner number: isolated allocations and calls in flight. Raised under the table's lock or by somebody who has one
     /// already, so that `remove`, which looks under the lock, misses none.
     uses: [AtomicU64; OWNERS],
 }
@@ -44,8 +44,8 @@ impl<'a> Registry<'a> {
         }
     }
 
-    fn slot(class: OwnerId) -> Result<usize, RegisterError> {
-        match usize::from(class.get()) {
+    fn slot(id: OwnerId) -> Result<usize, RegisterError> {
+        match usize::from(id.get()) {
             0 => Err(RegisterError::OutOfRange),
             slot if slot < OWNERS => Ok(slot),
             _ => Err(RegisterError::OutOfRange),
@@ -54,10 +54,10 @@ impl<'a> Registry<'a> {
 
     pub(crate) fn add(
         &self,
-        class: OwnerId,
+        id: OwnerId,
         owner: &'a dyn MovableOwner,
     ) -> Result<(), RegisterError> {
-        let slot = Self::slot(class)?;
+        let slot = Self::slot(id)?;
         let mut table = self.table.lock();
         if table[slot].is_some() {
             return Err(RegisterError::Busy);
@@ -66,8 +66,8 @@ impl<'a> Registry<'a> {
         Ok(())
     }
 
-    pub(crate) fn remove(&self, class: OwnerId) -> Result<(), RegisterError> {
-        let slot = Self::slot(class)?;
+    pub(crate) fn remove(&self, id: OwnerId) -> Result<(), RegisterError> {
+        let slot = Self::slot(id)?;
         let mut table = self.table.lock();
         if table[slot].is_none() {
             return Err(RegisterError::Absent);
@@ -81,10 +81,10 @@ impl<'a> Registry<'a> {
         Ok(())
     }
 
-    /// The owner of `class`, held in the table until the answer is dropped.
+    /// The owner with this number, held in the table until the answer is dropped.
     #[inline(never)]
-    pub(crate) fn enter(&self, class: OwnerId) -> Option<Use<'_, 'a>> {
-        let slot = Self::slot(class).ok()?;
+    pub(crate) fn enter(&self, id: OwnerId) -> Option<Use<'_, 'a>> {
+        let slot = Self::slot(id).ok()?;
         let table = self.table.lock();
         let owner = table[slot]?;
         // Relaxed: ordered against `remove` by the table's lock.
@@ -96,8 +96,8 @@ impl<'a> Registry<'a> {
     }
 
     /// Ends the stay in the table of `count` isolated allocations (see [`Use::keep`]).
-    pub(crate) fn let_go(&self, class: OwnerId, count: u64) {
-        if let Ok(slot) = Self::slot(class) {
+    pub(crate) fn let_go(&self, id: OwnerId, count: u64) {
+        if let Ok(slot) = Self::slot(id) {
             // Release pairs with the acquire in `remove`.
             let before = self.uses[slot].fetch_sub(count, Ordering::Release);
             debug_assert!(
