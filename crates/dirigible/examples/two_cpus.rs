@@ -40,20 +40,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     let boot_cpu = platform.bind_cpu(CpuId::new(0))?;
     let usable = machine.ram().layout().managed().iter();
     let map: Vec<MapEntry> = usable
-        .map(|range| MapEntry::new(range.start.address()..range.end.address(), MemoryKind::Usable))
+        .map(|range| {
+            MapEntry::new(
+                range.start.address()..range.end.address(),
+                MemoryKind::Usable,
+            )
+        })
         .collect();
 
     // Boot: an allocator from the map. The hosted machine keeps memory for tables outside of its map.
-    let config = BootConfig { cpus: 2, tables: Tables::Apart, ..BootConfig::default() };
+    let config = BootConfig {
+        cpus: 2,
+        tables: Tables::Apart,
+        ..BootConfig::default()
+    };
     let plan = BootPlan::new(&map, config)?;
-    let memory = machine.ram().metadata_slice().ok_or("the memory for tables is taken")?;
+    let memory = machine
+        .ram()
+        .metadata_slice()
+        .ok_or("the memory for tables is taken")?;
     let Booted { frames, room } = plan.boot(memory, platform)?;
 
     // Owners, and the manager that moves their frames.
     let paging = Paging::new(frames, platform, PAGING, 8);
-    let transport = device.transport().ok_or("the device has a driver already")?;
-    let balloon: VirtioBalloon<'_, HostedHal, _, _> =
-        VirtioBalloon::new(transport, frames, platform, BALLOON, BalloonConfig::default())?;
+    let transport = device
+        .transport()
+        .ok_or("the device has a driver already")?;
+    let balloon: VirtioBalloon<'_, HostedHal, _, _> = VirtioBalloon::new(
+        transport,
+        frames,
+        platform,
+        BALLOON,
+        BalloonConfig::default(),
+    )?;
     let manager = MemoryManager::new_in(room, frames, platform, ManagerConfig::for_frames(frames))?;
     manager.register_paging(&paging)?;
     manager.register_balloon(BALLOON, &balloon)?;
@@ -63,13 +82,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let programs = thread::scope(|scope| {
         let programs = [0, 1].map(|cpu| {
             let (manager, paging) = (&manager, &paging);
-            scope.spawn(move || program(manager, paging, CpuId::new(cpu)).map_err(|error| error.to_string()))
+            scope.spawn(move || {
+                program(manager, paging, CpuId::new(cpu)).map_err(|error| error.to_string())
+            })
         });
-        let [first, second] = programs.map(|program| program.join().map_err(|_| "a program panicked"));
+        let [first, second] =
+            programs.map(|program| program.join().map_err(|_| "a program panicked"));
         Ok::<[SpaceId; 2], Box<dyn Error>>([first??, second??])
     })?;
     let _cpu = platform.bind_cpu(CpuId::new(0))?;
-    println!("two programs run: {} of {} blocks are whole", frames.free_blocks(), frames.block_count());
+    println!(
+        "two programs run: {} of {} blocks are whole",
+        frames.free_blocks(),
+        frames.block_count()
+    );
 
     // The host asks for memory, and the balloon's worker gives it.
     device.set_target(BALLOON_FRAMES)?;
@@ -78,16 +104,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     while balloon.actual() < BALLOON_FRAMES {
         balloon.handle_interrupt();
         let (now, next) = (platform.now(), worker.step(platform.now()));
-        let (Next::At(time) | Next::Event { latest: time }) = next else { break };
+        let (Next::At(time) | Next::Event { latest: time }) = next else {
+            break;
+        };
         thread::sleep(Duration::from_nanos(time.saturating_sub(now)).min(Duration::from_millis(1)));
         if Instant::now() > deadline {
-            return Err(format!("the balloon has {} of {BALLOON_FRAMES} frames", balloon.actual()).into());
+            return Err(format!(
+                "the balloon has {} of {BALLOON_FRAMES} frames",
+                balloon.actual()
+            )
+            .into());
         }
     }
     println!("the balloon holds {} frames", balloon.actual());
 
     // Huge pages: compaction moves the programs' pages, and the balloon's where they are in the way.
-    let huge: Vec<_> = (0..HUGE_PAGES).map_while(|_| manager.alloc(AllocRequest::huge()).ok()).collect();
+    let huge: Vec<_> = (0..HUGE_PAGES)
+        .map_while(|_| manager.alloc(AllocRequest::huge()).ok())
+        .collect();
     let moved = |event| frames.events().get(event);
     println!(
         "{} of {HUGE_PAGES} huge pages: {} pages moved, {} of them the balloon's, in {} messages to the host",
@@ -105,7 +139,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         paging.destroy_space(space);
     }
     manager.shutdown(0)?;
-    println!("shut down: {} of {} frames are free", frames.free_frames(), frames.managed_frames());
+    println!(
+        "shut down: {} of {} frames are free",
+        frames.free_frames(),
+        frames.managed_frames()
+    );
     Ok(())
 }
 

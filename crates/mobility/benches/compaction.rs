@@ -16,7 +16,7 @@ use dirigible_mobility::{
 };
 
 const CPU: CpuId = CpuId::new(0);
-const CLASS: OwnerId = OwnerId::new(1).unwrap();
+const OWNER: OwnerId = OwnerId::new(1).unwrap();
 /// In the owner word of a frame: its owner does not give it up.
 const KEPT: u64 = 1;
 /// Blocks of a GiB.
@@ -42,7 +42,7 @@ struct Owner<'a>(&'a FrameAllocator<'a>);
 
 impl MovableOwner for Owner<'_> {
     fn isolate(&self, frame: Pfn) -> bool {
-        self.0.owner_word(frame) != KEPT && self.0.try_isolate(frame, CLASS).is_ok()
+        self.0.owner_word(frame) != KEPT && self.0.try_isolate(frame, OWNER).is_ok()
     }
 
     fn migrate(&self, pairs: &mut [MovePair]) {
@@ -65,7 +65,7 @@ impl MovableOwner for Owner<'_> {
 }
 
 fn list(frames: &FrameAllocator<'_>, frame: Pfn, word: u64) {
-    frames.set_owner(frame, CLASS, word);
+    frames.set_owner(frame, OWNER, word);
     let listed = frames.transition(frame, FrameState::Allocated, FrameState::Listed);
     assert!(listed.is_ok());
 }
@@ -146,7 +146,9 @@ fn stuck_blocks() {
             let machine = Machine(Instant::now());
             let owner = Owner(frames);
             let mobility = Box::new(Mobility::new(frames, &machine, CompactionConfig::default()));
-            mobility.register(CLASS, &owner).expect("the class is free");
+            mobility
+                .register(OWNER, &owner)
+                .expect("the number is free");
             let stuck = fill(frames, every);
             let mut captured = 0;
             let first = median(requests(&mobility, 1000, &mut captured));
@@ -164,7 +166,9 @@ fn deferred() {
             let machine = Machine(Instant::now());
             let owner = Owner(frames);
             let mobility = Box::new(Mobility::new(frames, &machine, CompactionConfig::default()));
-            mobility.register(CLASS, &owner).expect("the class is free");
+            mobility
+                .register(OWNER, &owner)
+                .expect("the number is free");
             // Free frames that are no targets: in blocks of another type.
             let mut kernel = [Pfn::default(); 3 * FRAMES_PER_BLOCK];
             let count = frames.alloc_bulk(CPU, AllocRequest::unmovable(), &mut kernel);

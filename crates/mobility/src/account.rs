@@ -45,7 +45,7 @@ pub enum IdentityError {
         /// Frames isolated now.
         now: u64,
     },
-    /// The event counters say something else than the accounts: somebody else raises them.
+    /// The event counters differ from the accounts: somebody else raises them.
     #[error("the events do not match the accounts of isolation")]
     Events,
     /// `compact_balloon_released` is not `compact_balloon_migrated`.
@@ -174,13 +174,13 @@ impl Accounts {
                 });
             }
         }
-        let said = [
+        let counted = [
             (Event::CompactIsolated, isolated.sum()),
             (Event::PgmigrateSuccess, moved.sum()),
             (Event::CompactBalloonIsolated, isolated.balloon),
             (Event::CompactBalloonReturned, put_back.balloon),
         ];
-        if said.iter().any(|&(event, n)| count(events, event) != n) {
+        if counted.iter().any(|&(event, n)| count(events, event) != n) {
             return Err(IdentityError::Events);
         }
         let migrated = count(events, Event::CompactBalloonMigrated);

@@ -1,11 +1,12 @@
-//! Allocation under the fallback policy `evacuate`: where a request's own blocks are full, a movable block is emptied for it.
+//! Allocation under the fallback policy `evacuate`: where a request's own blocks are full, a movable block is emptied
+//! for it.
 
 use dirigible_frames::{AllocError, AllocRequest, CpuId, FrameClass, Order, Pfn, Platform};
 
 use crate::Mobility;
 
-/// Whether [`Mobility::alloc`] may empty a block for such a request: one below a huge page, of class Unmovable or Reclaimable.
-/// Movable requests and balloons have nothing to gain from it, and for a huge page there is
+/// Whether [`Mobility::alloc`] may empty a block for such a request: one below a huge page, of class Unmovable or
+/// Reclaimable. Movable requests and balloons have nothing to gain from it, and for a huge page there is
 /// [`compact_direct`](Mobility::compact_direct).
 pub const fn evacuates(request: &AllocRequest) -> bool {
     matches!(
@@ -15,18 +16,18 @@ pub const fn evacuates(request: &AllocRequest) -> bool {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Allocates as `FrameAllocator::alloc`; where the blocks of the request's type are full ([`AllocError::Fragmented`], under
-    /// [`Fallback::Evacuate`](dirigible_frames::Fallback::Evacuate)), empties a movable block for it
-    /// ([`evacuate_for`](Self::evacuate_for)) and tries again, for as long as that helps.
+    /// Allocates as `FrameAllocator::alloc`; where the blocks of the request's type are full
+    /// ([`AllocError::Fragmented`], under [`Fallback::Evacuate`](dirigible_frames::Fallback::Evacuate)), empties a
+    /// movable block for it ([`evacuate_for`](Self::evacuate_for)) and tries again, for as long as that helps.
     ///
-    /// Each attempt to empty a block takes one off `evacuations`; with 0 left, this is the allocator's call. Give 0 where the
-    /// allocator's fallback policy is [`Fallback::Steal`](dirigible_frames::Fallback::Steal). Which requests are
-    /// meant says [`evacuates`].
+    /// Each attempt to empty a block takes one off `evacuations`; with 0 left, this is the allocator's call. Give 0
+    /// where the allocator's fallback policy is [`Fallback::Steal`](dirigible_frames::Fallback::Steal). Requests for
+    /// which [`evacuates`] does not hold are the allocator's call as well.
     ///
     /// # Errors
     ///
-    /// The allocator's. After [`AllocError::Fragmented`] with `evacuations` left, a block could not be emptied, most likely
-    /// for want of targets: after some reclaim, the same call may do better.
+    /// The allocator's. After [`AllocError::Fragmented`] with `evacuations` left, a block could not be emptied, most
+    /// likely for want of targets: after some reclaim, the same call may do better.
     pub fn alloc(
         &self,
         cpu: CpuId,
@@ -38,7 +39,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .or_else(|why| self.alloc_after(cpu, request, why, evacuations))
     }
 
-    /// The same after an attempt that the allocator refused for `why`: for a slow path that begins where the fast one ended.
+    /// The same after an attempt that the allocator refused for `why`: for a slow path that begins where the fast one
+    /// ended.
     ///
     /// # Errors
     ///

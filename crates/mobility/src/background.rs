@@ -34,7 +34,7 @@ pub enum BackgroundStep {
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Whether background compaction has work: it has begun and not reached its goal, or should begin. Also true while
     /// failures defer it, so call [`compact_background`](Self::compact_background) at a pace, and at once again only
-    /// when that says `more`.
+    /// when that reports `more`.
     pub fn wants_background(&self) -> bool {
         // Relaxed: a hint; `compact_background` looks again.
         if self.background_runs.load(Ordering::Relaxed) {
@@ -44,8 +44,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Whether fewer blocks are wholly free than `mark`; with the reserve off, whether a zone has enough free memory and
-    /// no wholly free block.
+    /// Whether fewer blocks are wholly free than `mark`; with the reserve off, whether a zone has enough free memory
+    /// and no wholly free block.
     #[inline(never)]
     pub(crate) fn below(&self, mark: u64) -> bool {
         if self.config.reserve_low > 0 {
@@ -58,9 +58,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Empties up to `max_blocks` blocks, several together, as long as the reserve is short: it begins below
-    /// `reserve_low` wholly free blocks and ends at `reserve_high`. What it sets aside meanwhile leaves each zone its low
-    /// watermark, so that the requests of others succeed. A zone is left alone when nothing can be done in it; the call
-    /// ends after `budget_blocks` vain rounds, and when the host does not answer in time. Never waits for a lock.
+    /// `reserve_low` wholly free blocks and ends at `reserve_high`. What it sets aside meanwhile leaves each zone its
+    /// low watermark, so that the requests of others succeed. A zone is left alone when nothing can be done in it;
+    /// the call ends after `budget_blocks` vain rounds, and when the host does not answer in time. Never waits for a
+    /// lock.
     ///
     /// It relaxes while the host has frames. Where that cannot be, use [`background_step`](Self::background_step).
     pub fn compact_background(&self, cpu: CpuId, max_blocks: usize) -> BackgroundResult {
@@ -76,19 +77,20 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// The same work in steps that never wait: begins a piece of it, of up to `max_blocks` blocks, or goes on with the one that
-    /// is open. While the host has frames and does not answer, the step ends ([`BackgroundStep::Pending`]), and the piece
-    /// stays open.
+    /// The same work in steps that never wait: begins a piece of it, of up to `max_blocks` blocks, or goes on with
+    /// the one that is open. While the host has frames and does not answer, the step ends
+    /// ([`BackgroundStep::Pending`]), and the piece stays open.
     ///
-    /// Call it again when an answer may have come, from any CPU. An open piece keeps one of the three workspaces and its
-    /// blocks; everybody else goes on with the others. It is over when all is answered, or in the first step more than
-    /// [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) after its beginning, or after
-    /// [`idle_polls`](crate::CompactionConfig::idle_polls) steps in a row in which nothing settled. So call this for as long as
-    /// it gives `Pending`, or [give the piece up](Self::abandon_background_step).
+    /// Call it again when an answer may have come, from any CPU. An open piece keeps one of the three workspaces and
+    /// its blocks; everybody else goes on with the others. It is over when all is answered, or in the first step more
+    /// than [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) after its beginning, or after
+    /// [`idle_polls`](crate::CompactionConfig::idle_polls) steps in a row in which nothing settled. So call this for
+    /// as long as it gives `Pending`, or [give the piece up](Self::abandon_background_step).
     ///
-    /// Never calls [`Platform::relax`] nor waits for a lock but the leaves. Owners are polled with a deadline that has passed:
-    /// then they look at what is there, and do not wait. One step runs at a time; a call beside another, or from inside of
-    /// compaction on the same CPU, does nothing ([`BackgroundStep::Idle`]; `Pending`, if a piece is open).
+    /// Never calls [`Platform::relax`] nor waits for a lock but the leaves. Owners are polled with a deadline that
+    /// has passed: then they look at what is there, and do not wait. One step runs at a time; a call beside another,
+    /// or from inside of compaction on the same CPU, does nothing ([`BackgroundStep::Idle`]; `Pending`, if a piece is
+    /// open).
     pub fn background_step(&self, cpu: CpuId, max_blocks: usize) -> BackgroundStep {
         let Some(mut open) = self.background.try_lock() else {
             return BackgroundStep::Idle;
@@ -124,11 +126,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Gives up the piece that [`background_step`](Self::background_step) has left open, if there is one, without waiting:
-    /// before a shutdown. What was not handed over goes back to its owners, blocks are opened, and pairs that are pending
-    /// settle when their answers come ([`isolated_frames`](Self::isolated_frames) says how many frames are out).
+    /// Gives up the piece that [`background_step`](Self::background_step) has left open, if there is one, without
+    /// waiting: before a shutdown. What was not handed over goes back to its owners, blocks are opened, and pairs
+    /// that are pending settle when their answers come ([`isolated_frames`](Self::isolated_frames) says how many
+    /// frames are out).
     ///
-    /// Gives whether nothing is open now. It is not so while a step runs on another CPU, or around this call: try again.
+    /// Gives whether nothing is open now. It is not so while a step runs on another CPU, or around this call: try
+    /// again.
     pub fn abandon_background_step(&self, cpu: CpuId) -> bool {
         let Some(mut open) = self.background.try_lock() else {
             return false;

@@ -63,8 +63,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         u32::from(self.frames.ledger(block).used())
     }
 
-    /// How many blocks of a zone could be emptied together, at most `most`: for each there must be 512 targets, whatever is
-    /// in the blocks, and the 512 frames that are set aside meanwhile must leave `watermark`.
+    /// How many blocks of a zone could be emptied together, at most `most`: for each there must be 512 targets,
+    /// whatever is in the blocks, and the 512 frames that are set aside meanwhile must leave `watermark`.
     #[inline(never)]
     pub(crate) fn blocks_with_room(
         &self,

@@ -28,7 +28,8 @@ pub struct CompactionConfig {
     /// best one that the failure left. Default 64.
     pub defer_cheaper_by: u32,
     /// Background compaction begins below this many wholly free blocks. 0 (default): the reserve is off, and it runs
-    /// only while a zone is above its high watermark and has no wholly free block, as Linux's does when reclaim is done.
+    /// only while a zone is above its high watermark and has no wholly free block, as Linux's does when reclaim is
+    /// done.
     pub reserve_low: u64,
     /// Background compaction, once begun, goes on until this many blocks are wholly free. Default 0.
     pub reserve_high: u64,
@@ -50,9 +51,9 @@ pub struct CompactionConfig {
     /// How long a block is left alone in which a frame was under way, in nanoseconds. Doubled each time in a row, up to
     /// `refusal_memory_ns`. Default 1 ms.
     pub retry_ns: u64,
-    /// How long a block is left alone of which an owner refused a frame, in nanoseconds. A refusal ends when that frame is
-    /// freed, unpinned or counted in another class, and after this long, since not everything that ends one shows in the
-    /// block; up to eight times as long if it comes again. Default 1 s.
+    /// How long a block is left alone of which an owner refused a frame, in nanoseconds. A refusal ends when that
+    /// frame is freed, unpinned or counted in another class, and after this long, since not everything that ends one
+    /// shows in the block; up to eight times as long if it comes again. Default 1 s.
     pub refusal_memory_ns: u64,
 }
 

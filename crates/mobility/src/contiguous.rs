@@ -60,12 +60,12 @@ impl ContiguousRequest {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContiguousError {
-    /// It was asked for no frame at all.
+    /// The request is for no frame at all.
     #[error("a range has at least one frame")]
     Empty,
     /// No zone has so many frames in a row, whoever uses them; or the named place is not memory of one zone, or
-    /// shares a block with a hole or a reserved frame. It will be so the next time. Memory that was added later and not right
-    /// behind its zone's last is in no row with what was there.
+    /// shares a block with a hole or a reserved frame. The same request fails again. Memory that was added later and
+    /// not right behind its zone's last is in no row with what was there.
     #[error("no zone has so many frames in a row, or not at this place")]
     NoMemory,
     /// In each window there is a frame that cannot move, a huge allocation, a block that somebody else is emptying, or
@@ -81,7 +81,7 @@ pub enum ContiguousError {
 }
 
 impl ContiguousError {
-    /// Of several zones' errors the one that says most is told.
+    /// Of several zones' errors the one with the largest weight is reported.
     const fn weight(self) -> u8 {
         match self {
             Self::Empty | Self::NoMemory => 0,
@@ -92,7 +92,7 @@ impl ContiguousError {
 }
 
 impl Obstacle {
-    fn told(&self) -> ContiguousError {
+    fn reported(&self) -> ContiguousError {
         match self.error {
             EvacuateError::Isolate(IsolateError::BelowWatermark) => ContiguousError::BelowWatermark,
             error => ContiguousError::Evacuate(error),
@@ -107,8 +107,8 @@ impl Obstacle {
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Finds `request.frames` frames in a row whose blocks can be emptied, empties them, and gives the first frame.
-    /// All are single frames (order 0) in state *Allocated* without an owner, of class `request.class`, and the caller's:
-    /// they may be freed one by one and in any order.
+    /// All are single frames (order 0) in state *Allocated* without an owner, of class `request.class`, and the
+    /// caller's: they may be freed one by one and in any order.
     ///
     /// Windows of blocks are tried in each zone from the cheapest to the dearest, the lowest among equals. A wholly
     /// free block costs nothing, so a free stretch is taken without moving anything; a moved frame costs 1, a balloon
@@ -172,8 +172,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         Err(last)
     }
 
-    /// Takes the `frames` frames from `first` on, and whatever else uses their blocks moves elsewhere. They come as by
-    /// [`alloc_contiguous`](Self::alloc_contiguous), which also says what is set aside, what may wait and who is asked.
+    /// Takes the `frames` frames from `first` on, and whatever else uses their blocks moves elsewhere. They come as
+    /// by [`alloc_contiguous`](Self::alloc_contiguous), which also describes what is set aside, what may wait and
+    /// which owners are called.
     ///
     /// The blocks of the range must be movable to the last frame, also outside of the range; what they have beside it
     /// is freed, and they serve requests of `class` from then on. That a block was refused lately does not matter.
@@ -217,7 +218,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .and_then(|()| self.empty_window(&mut range, &mut lease))
             .map_err(|obstacle| {
                 self.put_window_back(&range, &mut lease);
-                obstacle.told()
+                obstacle.reported()
             })?;
         self.carve(&range, first, frames);
         Ok(())
@@ -278,7 +279,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 return Ok(first);
             };
             self.put_window_back(&range, lease);
-            last = obstacle.told();
+            last = obstacle.reported();
             if obstacle.ends_the_call() {
                 return Err((last, true));
             }

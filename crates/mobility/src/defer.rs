@@ -7,7 +7,8 @@ use crate::CompactionConfig;
 pub(crate) struct Prospect {
     /// Free frames.
     pub(crate) free: u64,
-    /// Used frames of a block of the cheapest kind, or where there is none of one on probation; `u32::MAX` without either.
+    /// Used frames of a block of the cheapest kind, or where there is none of one on probation; `u32::MAX` without
+    /// either.
     pub(crate) used: u32,
     /// Whether some candidate's used frames would all have targets.
     pub(crate) targets: bool,
@@ -37,11 +38,10 @@ impl Defer {
 
     /// Whether a request may go on. `prospect` is asked only while a deferral stands.
     ///
-    /// The deferral is dropped whole (the next failure begins with the shortest again) when
-    /// `defer_free_growth` more frames are free than at the failure, or when the candidates changed for the better:
-    /// one without a remembered refusal is there that has `defer_cheaper_by` fewer used frames than the best that the
-    /// failure left, or there was none and now is one; or when the failure left no candidate with enough targets and now
-    /// there is one.
+    /// The deferral is dropped whole (the next failure begins with the shortest again) when `defer_free_growth` more
+    /// frames are free than at the failure, or when the candidates changed for the better: one without a remembered
+    /// refusal is there that has `defer_cheaper_by` fewer used frames than the best that the failure left, or there
+    /// was none and now is one; or when the failure left no candidate with enough targets and now there is one.
     pub(crate) fn may_try(
         &mut self,
         config: &CompactionConfig,

@@ -18,7 +18,7 @@ pub enum CompactResult {
     Captured(Pfn),
     /// It was begun, and gave nothing: `compact_fail`.
     Failed,
-    /// It was not begun: too little is free (reclaim first), or as much compaction as there can be runs already:
+    /// It was not begun: too little is free (reclaim first), or all workspaces are in use:
     /// `compact_skipped`.
     Skipped,
     /// It was not begun, for earlier failures: `compact_deferred`.
@@ -32,7 +32,7 @@ const RETRIES: usize = 2;
 struct Search {
     cpu: CpuId,
     zone: ZoneId,
-    /// What others are left meanwhile.
+    /// What is set aside leaves this in the zone.
     watermark: Watermark,
     /// Blocks that may still be begun.
     budget: usize,
@@ -57,13 +57,15 @@ enum Found {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Empties one block, within the budget, and gives it to the caller as a huge page of `class`.
+    /// Empties one block, within the budget, and gives it to the caller as a huge page of `class`
+    /// ([`Captured`](CompactResult::Captured)).
     ///
-    /// In this order: a zone must have 512 free frames above its min watermark, else `Skipped` (what is set aside outside
-    /// the block and what is free in it are 512 frames together, so that it lowers a zone's free frames by just the block
-    /// that is captured); a workspace must be had within a bounded wait, else `Skipped`, as nothing began (a call from
-    /// inside compaction on the same CPU does not wait); in one of the zones a standing deferral must let it pass, else
-    /// `Deferred`. From there on it counts as a stall, and as a success or a fail.
+    /// In this order: a zone must have 512 free frames above its min watermark, else
+    /// [`Skipped`](CompactResult::Skipped) (what is set aside outside the block and what is free in it are 512 frames
+    /// together, so that it lowers a zone's free frames by just the block that is captured); a workspace must be had
+    /// within a bounded wait, else `Skipped` as well (a call from inside compaction on the same CPU does not wait);
+    /// in one of the zones a standing deferral must let it pass, else [`Deferred`](CompactResult::Deferred). From
+    /// there on it counts as a stall, and as a success (`Captured`) or a fail ([`Failed`](CompactResult::Failed)).
     ///
     /// It waits for the host no longer than [`pending_timeout_ns`](crate::CompactionConfig::pending_timeout_ns) in all,
     /// and holds no lock meanwhile.
@@ -166,7 +168,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Captures a block of one zone, and keeps the zone's deferral.
+    /// Captures a block of one zone, and keeps the zone's deferral up to date.
     fn capture(&self, mut search: Search, class: FrameClass, lease: &mut Lease<'_>) -> Option<Pfn> {
         let zone = search.zone;
         loop {
@@ -177,7 +179,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                         .map_err(|block| self.frames.unisolate_block(block))
                         .ok();
                     if head.is_some() {
-                        // The page is there: nobody waits for the book-keeping.
+                        // The page is captured: its request does not wait for the lock to note the success.
                         if let Some(mut state) = self.try_zone_state(zone) {
                             state.direct.succeeded();
                         }
@@ -191,7 +193,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     }
                     return None;
                 }
-                // There is more to try, and that is no reason to defer: the next request finds what this one did not.
+                // No reason to defer: candidates are left, and the next request may find one.
                 Found::Spent => return None,
             }
         }
@@ -260,8 +262,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// The block to be tried next. One on probation comes before the others if it is as cheap, so that it has its turn, and
-    /// one after them.
+    /// The block to be tried next. One on probation comes before the others if it is as cheap, so that it has its
+    /// turn, and one after them.
     fn next_candidate(&self, search: &mut Search, state: &mut ZoneState) -> Option<BlockId> {
         let fresh = self.cheapest(search.zone).first().copied();
         if search.retries == RETRIES {
@@ -287,8 +289,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ///
     /// # Errors
     ///
-    /// The reason of the last block tried, or [`EvacuateError::NoCandidate`]; [`EvacuateError::Busy`] when as much
-    /// compaction as there can be runs and goes on running for the bounded wait, or when the call comes from inside it.
+    /// The reason of the last block tried, or [`EvacuateError::NoCandidate`]; [`EvacuateError::Busy`] when all
+    /// workspaces stay in use for the bounded wait, or when the call comes from inside compaction on the same CPU.
     pub fn evacuate_for(&self, cpu: CpuId, class: FrameClass) -> Result<(), EvacuateError> {
         let mut lease = self.lease(cpu).ok_or(EvacuateError::Busy)?;
         let deadline = self.deadline();

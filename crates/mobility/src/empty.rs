@@ -1,4 +1,5 @@
-//! Emptying blocks whose frames are isolated, in turns: between two of them the caller waits, or goes away and comes back.
+//! Emptying blocks whose frames are isolated, in turns: between two of them the caller waits, or goes away and comes
+//! back.
 
 use dirigible_frames::{BlockId, CpuId, FRAMES_PER_BLOCK, Platform};
 
@@ -45,8 +46,8 @@ pub(crate) enum Turn {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in its
-    /// token, any other is opened again. No lock is held.
+    /// Moves everything out of the blocks that were begun, and ends the attempts: an emptied block stays isolated in
+    /// its token, any other is opened again. No lock is held.
     pub(crate) fn empty_blocks(
         &self,
         cpu: CpuId,
@@ -106,8 +107,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             }
             emptying.moved_out = true;
         }
-        // One attempt after the other: a block that is not wholly free yet, for frees that other CPUs are in the middle of,
-        // has a few turns.
+        // One attempt after the other: a block that is not wholly free yet, for frees that other CPUs are in the
+        // middle of, has a few turns.
         while let Some(attempt) = attempts.get_mut(emptying.over) {
             let hopes = attempt.is_alive() && emptying.moments < MOMENTS;
             let whole = hopes && self.is_whole(attempt.block);

@@ -19,7 +19,8 @@ const SPINS: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvacuateError {
-    /// Another compaction runs, and went on running for the whole of the bounded wait.
+    /// All workspaces, or the zone, were in use for the whole of the bounded wait; or the call came from inside
+    /// compaction.
     #[error("another compaction runs")]
     Busy,
     /// No block is left to try.
@@ -68,7 +69,7 @@ pub(crate) struct Attempt {
     /// Held while the block is being emptied; when the evacuation is over, the emptied block.
     pub(crate) token: Option<IsolatedBlock>,
     pub(crate) error: Option<EvacuateError>,
-    /// Whether frames of it were isolated: what came to nothing before that was cheap.
+    /// Whether frames of it were isolated: a failure before that was cheap.
     pub(crate) worked_on: bool,
     /// Whether targets may come from wholly free blocks where there are no others.
     pub(crate) breaks_whole: bool,
@@ -170,9 +171,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .saturating_add(self.config.pending_timeout_ns)
     }
 
-    /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these. What
-    /// is set aside leaves `watermark`. Blocks that fall short are over, and open, when this returns. The locks of the
-    /// blocks' zones are held. Gives the attempts and how many pairs of the workspace are theirs;
+    /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these.
+    /// What is set aside leaves `watermark`. Blocks that fall short are over, and open, when this returns. The locks
+    /// of the blocks' zones are held. Gives the attempts and how many pairs of the workspace are theirs;
     /// [`empty_blocks`](Self::empty_blocks) goes on.
     pub(crate) fn begin_blocks(
         &self,
@@ -215,8 +216,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         (attempts, used)
     }
 
-    /// The second half of [`begin_blocks`](Self::begin_blocks): reserves targets for all used frames of the blocks that are
-    /// isolated by now, and isolates these frames. Gives how many pairs of the workspace are theirs.
+    /// The second half of [`begin_blocks`](Self::begin_blocks): reserves targets for all used frames of the blocks
+    /// that are isolated by now, and isolates these frames. Gives how many pairs of the workspace are theirs.
     pub(crate) fn begin_isolated(
         &self,
         cpu: CpuId,
@@ -278,9 +279,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         pairs: &mut [MovePair; WORKSPACE_FRAMES],
         start: usize,
     ) -> Result<usize, EvacuateError> {
-        // Nothing is allocated from the block any more: used frames only become fewer. (Before it was isolated they can
-        // have become more.) Frames that other CPUs were taking or freeing at that moment have no state yet; they have one
-        // in a few instructions. Not waited for with `relax`: the zone's lock is held.
+        // Nothing is allocated from the block any more: used frames only become fewer. (Before it was isolated they
+        // can have become more.) Frames that other CPUs were taking or freeing at that moment have no state yet; they
+        // have one in a few instructions. Not waited for with `relax`: the zone's lock is held.
         let all_seen = || {
             let used = usize::from(self.frames.ledger(block).used());
             let seen = self.frames.used_frames(block).count() == used;
@@ -397,7 +398,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// Ends the attempts that came to nothing; none of their pairs is in the workspace any more, or all that are have been
+    /// Ends the attempts that failed; none of their pairs is in the workspace any more, or all that are have been
     /// handed over.
     pub(crate) fn finish_dead(&self, cpu: CpuId, attempts: &mut Attempts) {
         for attempt in attempts.iter_mut().filter(|attempt| !attempt.is_alive()) {

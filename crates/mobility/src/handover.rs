@@ -21,9 +21,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         });
     }
 
-    /// Migrates the isolated pairs of all attempts, as far as their owners have room. An attempt of which one pair is refused is
-    /// given up, and its remaining pairs are put back. What an owner has no room for is handed over by the next call; what is
-    /// not done at the deadline is given up. Gives whether answers are awaited.
+    /// Migrates the isolated pairs of all attempts, as far as their owners have room. An attempt of which one pair is
+    /// refused is given up, and its remaining pairs are put back. What an owner has no room for is handed over by the
+    /// next call; what is not done at the deadline is given up. Gives whether answers are awaited.
     pub(crate) fn move_out(
         &self,
         cpu: CpuId,
@@ -70,7 +70,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         false
     }
 
-    /// Lets the owners whose answers are awaited go on, none beyond `until`; whether anything settled since the last look.
+    /// Lets the owners whose answers are awaited go on, none beyond `until`; whether anything settled since the last
+    /// look.
     pub(crate) fn ask_owners(&self, emptying: &mut Emptying, until: u64) -> bool {
         let progress = self.poll_owners(emptying.owners, until)
             || self.settled.load(Ordering::Acquire) != emptying.settled;
@@ -89,8 +90,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// The owners, as a set of bits by number, of pairs that are still to be handed over, or have no answer and belong to an
-    /// attempt that goes on.
+    /// The owners, as a set of bits by number, of pairs that are still to be handed over, or have no answer and
+    /// belong to an attempt that goes on.
     fn awaited(&self, attempts: &Attempts, todo: &[MovePair], handed_over: &[MovePair]) -> u32 {
         let pending = handed_over.iter().filter(|pair| {
             pair.outcome == Outcome::Pending

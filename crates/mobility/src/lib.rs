@@ -20,35 +20,36 @@
 //! # Evacuation
 //!
 //! There are no scanners. The allocator's index names the blocks that are cheapest to empty (no unmovable frame, few
-//! used ones; a balloon frame costs an eighth of a frame with contents, as it is not copied). Such a block is isolated,
-//! so that nothing is allocated from it; targets for *all* its used frames are reserved in the fullest other blocks,
-//! never in a wholly free one; all its used frames are isolated; only then does anything move. If any of that falls short,
-//! everything is put back. Owners get their frames in batches: a balloon sends one message for up to 256 of them, also when
-//! they come from several blocks.
+//! used ones; a balloon frame costs an eighth of a frame with contents, as it is not copied). Such a block is
+//! isolated, so that nothing is allocated from it; targets for *all* its used frames are reserved in the fullest
+//! other blocks, never in a wholly free one; all its used frames are isolated; only then does anything move. If any
+//! of that falls short, everything is put back. Owners get their frames in batches: a balloon sends one message for
+//! up to 256 of them, also when they come from several blocks.
 //!
-//! A block that was given up is no candidate for a time, so that no number of them keeps compaction from the others: a
-//! millisecond and then longer and longer if a frame of it was under way, a second and longer if an owner refused. The
-//! refusal ends when the frame that stood in the way is freed or unpinned. When it ends by time alone and was no matter of a
-//! moment, the block is on probation: a request tries one or two of these, beside others. Blocks with pinned frames are no
-//! candidates at all: pinned frames count as unmovable in the ledger.
+//! A block that was given up is no candidate for a time, so that no number of them keeps compaction from the others:
+//! a millisecond and then longer and longer if a frame of it was under way, a second and longer if an owner refused.
+//! The refusal ends when the frame that stood in the way is freed or unpinned. When it ends by time alone and was no
+//! matter of a moment, the block is on probation: a request tries one or two of these, beside others. Blocks with
+//! pinned frames are no candidates at all: pinned frames count as unmovable in the ledger.
 //!
-//! What is set aside for a block, its own free frames and its targets, is 512 frames, and so many must be free above a
-//! watermark: the min watermark for a request that takes the block in the end, the low watermark for background compaction
-//! and for `evacuate_for`, so that the requests of others succeed meanwhile.
+//! What is set aside for a block, its own free frames and its targets, is 512 frames, and so many must be free above
+//! a watermark: the min watermark for a request that takes the block in the end, the low watermark for background
+//! compaction and for `evacuate_for`, so that the requests of others succeed meanwhile.
 //!
 //! # Ranges
 //!
-//! A contiguous range is a stretch of blocks that are evacuated together: all are isolated first, then emptied batch by
-//! batch, and what is captured becomes single frames of the wanted class. If one block cannot be emptied, all are opened
-//! again and the next stretch is tried. Here targets may also come from wholly free blocks outside of the stretch: one
-//! block broken is a fair price for several in a row.
+//! A contiguous range is a stretch of blocks that are evacuated together: all are isolated first, then emptied batch
+//! by batch, and what is captured becomes single frames of the wanted class. If one block cannot be emptied, all are
+//! opened again and the next stretch is tried. Here targets may also come from wholly free blocks outside of the
+//! stretch: one breaking one whole block gains several in a row.
 //!
 //! # Counting
 //!
-//! `Mobility` raises `compact_*` and `pgmigrate_*` (the owners raise their own, such as `balloon_migrate`). A frame that its
-//! owner released instead of moving it ([`Outcome::Released`]) counts as moved, as in Linux. [`Mobility::verify`] checks the
-//! identities between them. `compact_refused_*` say why blocks were given up. `Mobility` charges the platform for looking
-//! at blocks and for isolating frames; the owner who copies or sends charges for that.
+//! `Mobility` raises `compact_*` and `pgmigrate_*` (the owners raise their own, such as `balloon_migrate`). A frame
+//! that its owner released instead of moving it ([`Outcome::Released`]) counts as moved, as in Linux.
+//! [`Mobility::verify`] checks the identities between them. `compact_refused_*` say why blocks were given up.
+//! `Mobility` charges the platform for looking at blocks and for isolating frames; the owner who copies or sends
+//! charges for that.
 //!
 //! # Locks
 //!
@@ -59,8 +60,8 @@
 //! (an owner that allocates) does not wait: it is skipped. The lock order is: a zone's compaction, owner's books, registry
 //! or CPU caches.
 //!
-//! None of these locks masks interrupts: a handler wakes a thread that calls. Call by call, `docs/calls.md` says what may be
-//! held, what is waited for and who is called.
+//! None of these locks masks interrupts: a handler wakes a thread that calls. Call by call, `docs/calls.md` says what
+//! may be held, what is waited for and who is called.
 //!
 //! # A first owner
 //!
@@ -128,12 +129,12 @@
 //! let (cpu, machine) = (CpuId::new(0), Machine);
 //! let keeper = Keeper { frames: &frames, book: Mutex::new(None) };
 //! let mobility = Mobility::new(&frames, &machine, CompactionConfig::default());
-//! let class = OwnerId::new(1).unwrap();
-//! mobility.register(class, &keeper)?;
+//! let id = OwnerId::new(1).unwrap();
+//! mobility.register(id, &keeper)?;
 //!
-//! // The owner gets a frame, puts its class on it and lists it: from now on it can move.
+//! // The owner gets a frame, puts its number on it and lists it: from now on it can move.
 //! let frame = frames.alloc(cpu, AllocRequest::movable())?;
-//! frames.set_owner(frame, class, 0);
+//! frames.set_owner(frame, id, 0);
 //! *keeper.book.lock().unwrap() = Some(frame);
 //! frames.transition(frame, FrameState::Allocated, FrameState::Listed).unwrap();
 //!

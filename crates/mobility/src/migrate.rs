@@ -144,12 +144,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if !owner.isolate(frame) {
             return None;
         }
-        // What was read before is hearsay; this holds until the frame leaves the isolated state.
+        // What was read before may be outdated; this holds until the frame leaves the isolated state.
         let now = self.frames.frame(frame)?;
         debug_assert_eq!(
             now.state,
             FrameState::Isolated,
-            "the owner of {frame} said it isolated it"
+            "the owner of {frame} reported that it isolated it"
         );
         debug_assert_eq!(
             now.owner, seen.owner,

@@ -1,4 +1,4 @@
-//! The object that everything hangs on: the registry, the accounts, and what compaction works in.
+//! [`Mobility`]: the registry, the accounts, and what compaction works in.
 
 use dirigible_frames::sync::{AtomicBool, AtomicU64, Mutex};
 use dirigible_frames::{FrameAllocator, MAX_ZONES, OwnerId, Platform, ZoneId};
@@ -12,8 +12,8 @@ use crate::{CompactionConfig, IdentityError, MovableOwner, PerClass, RegisterErr
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///
-/// It holds its workspaces in itself: `size_of::<Mobility<P>>()` is about 43 KiB. Where stacks are small, build it where it stays
-/// ([`new_in`](Self::new_in)).
+/// It holds its workspaces in itself: `size_of::<Mobility<P>>()` is about 43 KiB. Where stacks are small, build it
+/// where it stays ([`new_in`](Self::new_in)).
 pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) frames: &'a FrameAllocator<'a>,
     pub(crate) platform: &'a P,
@@ -24,7 +24,8 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) settled: AtomicU64,
     /// Background compaction has begun and not yet reached its goal.
     pub(crate) background_runs: AtomicBool,
-    /// What a step of background compaction left open. The lock is only ever tried; it is held for as long as a step runs.
+    /// What a step of background compaction left open. The lock is only ever tried; it is held for as long as a step
+    /// runs.
     pub(crate) background: Mutex<Option<Piece>>,
     pub(crate) zones: [Mutex<ZoneState>; MAX_ZONES],
     pub(crate) workspaces: Workspaces,

@@ -1,5 +1,5 @@
-//! A piece of background compaction: rounds, each of some blocks of one zone that are emptied together. It can stop wherever
-//! it would have to wait, and go on later.
+//! A piece of background compaction: rounds, each of some blocks of one zone that are emptied together. It can stop
+//! wherever it would have to wait, and go on later.
 
 use arrayvec::ArrayVec;
 use dirigible_frames::sync::Ordering;
@@ -75,8 +75,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         })
     }
 
-    /// Goes on with a piece until it is over, which gives its result, or until nothing settles. Never waits itself; an owner
-    /// that is polled may wait until `until`.
+    /// Goes on with a piece until it is over, which gives its result, or until nothing settles. Never waits itself;
+    /// an owner that is polled may wait until `until`.
     pub(crate) fn go_on(
         &self,
         cpu: CpuId,
@@ -149,7 +149,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     emptying,
                 });
             }
-            // Somebody else chooses a block there: it is in good hands.
+            // Another CPU chooses a block there.
             piece.zones.retain(|other| *other != zone);
         }
         piece.result.more = self.below(self.config.reserve_high);
@@ -222,7 +222,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .min_by_key(|&zone| self.cheapest_cost(zone))
     }
 
-    /// The cheapest blocks of a zone that fit into one evacuation and are wanted; where there are none, one on probation.
+    /// The cheapest blocks of a zone that fit into one evacuation and are wanted; where there are none, one on
+    /// probation.
     fn choose(
         &self,
         zone: ZoneId,

@@ -1,9 +1,9 @@
-//! Building [`Mobility`] where it is to stand, and lending out the places that evacuations work in: the only `unsafe` of this
-//! crate.
+//! Building [`Mobility`] where it is to stand, and lending out the places that evacuations work in: the only `unsafe`
+//! of this crate.
 //!
-//! Both are about the same 43 KiB. A kernel's stack has 16 to 32 KiB, so no value of that size may pass through it: each part
-//! is written where it belongs, arrays element by element. And a lock's guard is a reference, which an evacuation that stops half
-//! way cannot keep: so one word guards a place here, the mark of its holder.
+//! Both concern the same 43 KiB. A kernel's stack has 16 to 32 KiB, so no value of that size may pass through it:
+//! each part is written where it belongs, arrays element by element. And a lock's guard is a reference, which an
+//! evacuation that stops half way cannot keep: so one word guards a place here, the mark of its holder.
 
 #![allow(unsafe_code)]
 
@@ -73,8 +73,8 @@ fn build_array<T, const N: usize>(
 ) -> &mut [T; N] {
     let first = slot.as_mut_ptr().cast::<T>();
     for at in 0..N {
-        // SAFETY: `at` is below the array's length, so this is the place of one of its elements: aligned, valid for reads
-        // and writes, and exclusive, as the slot is.
+        // SAFETY: `at` is below the array's length, so this is the place of one of its elements: aligned, valid for
+        // reads and writes, and exclusive, as the slot is.
         build_in(unsafe { slot_at(first.add(at)) }, &init);
     }
     // SAFETY: all `N` elements were written.
@@ -84,8 +84,8 @@ fn build_array<T, const N: usize>(
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     /// Mobility for the frames of `frames`, without owners yet, by value.
     ///
-    /// On its way to where it stays it may lie on the stack, twice where nothing is optimized: where stacks are small, use
-    /// [`new_in`](Self::new_in).
+    /// On its way to where it stays it may lie on the stack, twice where nothing is optimized: where stacks are
+    /// small, use [`new_in`](Self::new_in).
     pub fn new(frames: &'a FrameAllocator<'a>, platform: &'a P, config: CompactionConfig) -> Self {
         let mut slot = MaybeUninit::uninit();
         Self::new_in(&mut slot, frames, platform, config);
@@ -95,8 +95,8 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
 
     /// The same, built in `slot`: a static, a page, a box.
     ///
-    /// The slot takes `size_of::<Mobility<P>>()` bytes, about 43 KiB. The call takes less than 1 KiB of stack, and in a build
-    /// without optimization 10 KiB.
+    /// The slot takes `size_of::<Mobility<P>>()` bytes, about 43 KiB. The call takes less than 1 KiB of stack, and in
+    /// a build without optimization 10 KiB.
     pub fn new_in<'s>(
         slot: &'s mut MaybeUninit<Self>,
         frames: &'a FrameAllocator<'a>,
@@ -135,8 +135,9 @@ struct Place {
     space: UnsafeCell<Workspace>,
 }
 
-// SAFETY: `space` is reached through a `Lease` only, and for each place there is at most one (see `Lease`). So a shared place
-// passes its workspace from thread to thread, which `Send` allows, and shares it through a shared lease, which `Sync` allows.
+// SAFETY: `space` is reached through a `Lease` only, and for each place there is at most one (see `Lease`). So a
+// shared place passes its workspace from thread to thread, which `Send` allows, and shares it through a shared lease,
+// which `Sync` allows.
 unsafe impl Sync for Place where Workspace: Send + Sync {}
 
 impl Place {
@@ -145,8 +146,8 @@ impl Place {
             holder: |slot| slot.write(AtomicU64::new(VACANT)),
             space: |slot| {
                 let inside = slot.as_mut_ptr().cast::<MaybeUninit<Workspace>>();
-                // SAFETY: an `UnsafeCell` has the layout of what is in it, and a `MaybeUninit` may hold anything; the slot
-                // is borrowed exclusively.
+                // SAFETY: an `UnsafeCell` has the layout of what is in it, and a `MaybeUninit` may hold anything; the
+                // slot is borrowed exclusively.
                 Workspace::new_in(unsafe { &mut *inside });
                 // SAFETY: what is in the cell is initialized, and there is nothing else to it.
                 unsafe { slot.assume_init_mut() }

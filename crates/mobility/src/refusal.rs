@@ -1,11 +1,11 @@
 //! Blocks that could not be emptied: why, for how long they are left alone, and when they are tried again.
 //!
-//! The mark stands in the allocator's ledger ([`FrameAllocator::refuse_block`]), so a refused block is no candidate and
-//! costs those who look for one nothing, and the mark falls with the frame that caused it. What the ledger does not see ends
-//! by time: each look at a zone examines a few of its refused blocks, going round, and those whose time is over may be
-//! tried again. A block that refused once and for a moment is a candidate as before. One that did so again and again, or
-//! that an owner refused, is on probation ([`Refusal::Expired`]): a request tries few of them, beside others. So any number
-//! of hopeless blocks, however seldom somebody asks, leaves the others their turn.
+//! The mark stands in the allocator's ledger ([`FrameAllocator::refuse_block`]), so a refused block is no candidate
+//! and costs those who look for one nothing, and the mark falls with the frame that caused it. What the ledger does
+//! not see ends by time: each look at a zone examines a few of its refused blocks, going round, and those whose time
+//! is over may be tried again. A block that refused once and for a moment is a candidate as before. One that did so
+//! again and again, or that an owner refused, is on probation ([`Refusal::Expired`]): a request tries few of them,
+//! beside others. So any number of hopeless blocks, however seldom somebody asks, leaves the others their turn.
 //!
 //! [`FrameAllocator::refuse_block`]: dirigible_frames::FrameAllocator::refuse_block
 
@@ -67,7 +67,7 @@ impl Note {
 }
 
 impl EvacuateError {
-    /// What it says about the block, and the event that counts it.
+    /// The refusal that it means for the block, and the event that counts it.
     fn refusal(self) -> Option<(Refusal, Event)> {
         Some(match self {
             Self::Refused(_) => (Refusal::Lasting, Event::CompactRefusedOwner),
@@ -126,7 +126,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.frames.set_block_note(block, 0);
     }
 
-    /// Looks at a few refused blocks of the zone, and at others the next time: those whose time is over may be tried again.
+    /// Looks at a few refused blocks of the zone, and at others the next time: those whose time is over may be tried
+    /// again.
     pub(crate) fn forgive(&self, zone: ZoneId, state: &mut ZoneState) {
         let now = self.platform.now();
         for (kind, start) in [

@@ -1,4 +1,4 @@
-//! Where what leaves a block goes to.
+//! Targets: the frames that a block's contents move to.
 
 use dirigible_frames::{
     AllocRequest, CpuId, FRAMES_PER_BLOCK, Pfn, Platform, Watermark, Watermarks, ZoneId,

@@ -48,7 +48,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             first: begin,
             blocks: (end.index() + 1).checked_sub(begin.index())?,
         };
-        // Blocks that follow each other in the tables may have a hole between them, or stand the other way round in memory.
+        // Blocks that follow each other in the tables may have a hole between them, or stand the other way round in
+        // memory.
         let zone = self.frames.zone_of_block(begin);
         let mut place = self.frames.block_start(begin).get();
         let usable = |block| {

@@ -1,7 +1,8 @@
-//! Room to work in, so that compaction needs neither memory nor much stack: a few places, each for one evacuation.
+//! Workspaces: memory set aside for evacuations, so that they allocate nothing and need little stack.
 //!
-//! A place is lent for as long as an evacuation lasts, its wait for the host included. Nobody else ever waits for a lent
-//! place as for a lock: who finds none free comes back, or does without.
+//! A workspace has its place ([`crate::place`]), which is lent for as long as an evacuation lasts, its wait for the
+//! host included. It is no lock that others wait for: a caller that finds no vacant place tries again for a bounded
+//! time, or does without.
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{CpuId, IsolatedBlock, Platform};

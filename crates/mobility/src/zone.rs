@@ -1,7 +1,7 @@
 //! What compaction keeps for each zone, behind one lock a zone.
 //!
-//! The lock is held while a block is chosen, isolated and given its targets, so that two CPUs do not take each other's. It
-//! is released before anything moves: nobody waits for the host with it.
+//! The lock is held while a block is chosen, isolated and given its targets, so that two CPUs do not take each
+//! other's. It is released before anything moves: nobody waits for the host with it.
 
 use arrayvec::ArrayVec;
 use dirigible_frames::sync::{Mutex, MutexGuard};
@@ -10,7 +10,7 @@ use dirigible_frames::{BlockId, MAX_ZONES, Platform, ZoneId};
 use crate::Mobility;
 use crate::defer::Defer;
 
-/// One zone's part.
+/// What is kept for one zone.
 pub(crate) struct ZoneState {
     pub(crate) direct: Defer,
     pub(crate) background: Defer,

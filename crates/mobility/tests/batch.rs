@@ -28,7 +28,7 @@ enum Obstacle {
     Kept(usize),
     /// Its owner takes it off the books and then cannot move it.
     Stays(usize),
-    /// The same, and says so later.
+    /// The same, answered later.
     StaysLater(usize),
     /// Its owner gives it up and frees it.
     Released(usize),

@@ -280,7 +280,7 @@ fn background_with_the_reserve_off_begins_when_memory_is_free_and_no_block_is() 
     m.fill_and_keep(|frame| frame.offset_in_block() >= 32);
     assert_eq!(m.frames.free_frames(), 128);
     assert!(m.mobility.wants_background(), "at the high watermark");
-    // Nothing to be had: 480 used frames in each block, 128 free in all. It begins no block, defers, and ends.
+    // Nothing can be emptied: 480 used frames in each block, 128 free in all. It begins no block, defers, and ends.
     for _ in 0..10 {
         let result = m.mobility.compact_background(CPU, 4);
         assert_eq!(result, BackgroundResult::default());
@@ -316,7 +316,7 @@ fn background_moves_balloon_frames_of_several_blocks_in_one_exchange() {
 }
 
 #[test]
-fn direct_and_background_are_told_apart() {
+fn direct_and_background_are_counted_apart() {
     let config = CompactionConfig {
         reserve_low: 1,
         reserve_high: 1,

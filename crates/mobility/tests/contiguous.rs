@@ -173,7 +173,7 @@ fn a_wholly_free_stretch_is_taken_without_moving_anything() {
 fn a_whole_block_outside_is_broken_where_there_are_no_other_targets() {
     let m = filled([511, 0, 500, 500, 0, 511, 0]);
     let before = contents(&m);
-    // It goes to the frame.
+    // To the exact frame.
     let zone = m.frames.zones().next().unwrap();
     let min = m.frames.free_frames() - 1024;
     let (low, high) = (min, min);
@@ -327,7 +327,7 @@ fn two_cpus_ask_at_once() {
     m.check_at_rest();
 }
 
-/// Tells the other thread to end, also when this one panics.
+/// Makes the other thread end, also when this one panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

@@ -1,4 +1,5 @@
-//! Contiguous ranges that are not given, or not at once: what stands in the way is told, and everything is put back.
+//! Contiguous ranges that are not given, or not at once: what stands in the way is reported, and everything is put
+//! back.
 
 mod machine;
 
@@ -32,7 +33,7 @@ fn everything_is_put_back_when_the_last_block_refuses() {
         all_open(&m, 0..7);
         assert_eq!(m.frames.ledger(m.block(2)).refusal(), Refusal::Lasting);
         m.check_at_rest();
-        // The refusal is known by now: that block is tried first, and no other is touched.
+        // The refusal is remembered by now: that block is tried first, and no other is touched.
         assert_eq!(ask_at(&m, 0, 3 * 512), refused);
         assert_eq!(m.event(Event::PgmigrateSuccess), moves);
         m.user.allow(stubborn);
@@ -43,7 +44,8 @@ fn everything_is_put_back_when_the_last_block_refuses() {
     }
 }
 
-/// Memory that was added out of order: its blocks follow the first one in the tables, as many as a range over the hole has.
+/// Memory that was added out of order: its blocks follow the first one in the tables, as many as a range over the
+/// hole has.
 #[test]
 fn a_range_goes_over_no_hole_between_what_was_added() {
     let m = blocks(1);
@@ -56,7 +58,7 @@ fn a_range_goes_over_no_hole_between_what_was_added() {
     assert_eq!(m.frames.free_blocks(), 3);
 }
 
-/// The window fails for one block; what is known against the others is known still.
+/// The window fails for one block; the refusals of the others stay.
 #[test]
 fn a_range_that_fails_forgives_nobody() {
     let m = filled([100, 100, 100, 200, 200, 200]);
@@ -106,7 +108,7 @@ fn the_next_window_is_tried_after_a_refusal() {
     assert_eq!(m.event(Event::CompactRefusedOwner), 1);
     release(&m, range);
     m.check_at_rest();
-    // Where every window has one, the error says so, again and again.
+    // Where every window has one, it is the error, again and again.
     let m = filled([100; 7]);
     for number in [1, 3, 5] {
         let stubborn = m.user.frames().into_iter();
@@ -127,7 +129,7 @@ fn the_next_window_is_tried_after_a_refusal() {
 }
 
 #[test]
-fn what_cannot_be_is_said_so() {
+fn what_can_never_be_served_is_reported() {
     let (one, other) = (0..1024, [1024..1324, 1536..4 * 512]);
     let zones = [std::slice::from_ref(&one), &other];
     let m = machine::zoned(&zones, CompactionConfig::default());
@@ -150,7 +152,7 @@ fn what_cannot_be_is_said_so() {
         assert_eq!(ask_at(&m, first, frames), outside, "{first} {frames}");
     }
     assert_eq!(ask_at(&m, 0, 0), Err(ContiguousError::Empty));
-    // Memory, but never movable: in each block a frame for good.
+    // Memory, but never movable: each block has an unmovable frame.
     let m = filled([500, 500, 500]);
     for frame in [3, 512 + 3, 1024 + 3] {
         m.frames.set_flags(Pfn::new(frame), FrameFlags::PINNED);
@@ -255,7 +257,7 @@ fn a_frame_that_stays_under_way_ends_the_window() {
 }
 
 #[test]
-fn a_block_that_somebody_empties_is_left_to_him() {
+fn a_block_that_is_being_emptied_is_left_alone() {
     let m = filled([100; 5]);
     let token = m.frames.isolate_block(m.block(2)).unwrap();
     let isolated = EvacuateError::Isolate(IsolateError::Isolated);

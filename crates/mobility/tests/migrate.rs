@@ -142,13 +142,10 @@ fn pitfall_18_isolated_counts_are_symmetric_on_every_path() {
 }
 
 #[test]
-fn pitfall_25_a_class_has_one_owner_and_keeps_it_while_frames_are_out() {
+fn pitfall_25_an_owner_number_has_one_owner_and_keeps_it_while_frames_are_out() {
     let m = blocks(2);
-    let class = m.user.class;
-    assert_eq!(
-        m.mobility.register(class, m.balloon),
-        Err(RegisterError::Busy)
-    );
+    let id = m.user.id;
+    assert_eq!(m.mobility.register(id, m.balloon), Err(RegisterError::Busy));
     let far = OwnerId::new(16).unwrap();
     assert_eq!(
         m.mobility.register(far, m.balloon),
@@ -156,20 +153,20 @@ fn pitfall_25_a_class_has_one_owner_and_keeps_it_while_frames_are_out() {
     );
     let frame = m.map().unwrap();
     assert!(m.mobility.isolate(frame));
-    assert_eq!(m.mobility.unregister(class), Err(RegisterError::Isolated));
+    assert_eq!(m.mobility.unregister(id), Err(RegisterError::Isolated));
     m.user.say([Outcome::Pending]);
     m.mobility
         .migrate_frames(&mut [MovePair::base(frame, target(&m))]);
-    assert_eq!(m.mobility.unregister(class), Err(RegisterError::Isolated));
+    assert_eq!(m.mobility.unregister(id), Err(RegisterError::Isolated));
     m.settle(m.user, Outcome::Moved);
-    assert_eq!(m.mobility.unregister(class), Ok(()));
-    assert_eq!(m.mobility.unregister(class), Err(RegisterError::Absent));
+    assert_eq!(m.mobility.unregister(id), Ok(()));
+    assert_eq!(m.mobility.unregister(id), Err(RegisterError::Absent));
     let listed = m.user.frames()[0];
     assert!(
         !m.mobility.isolate(listed),
         "without an owner nothing moves"
     );
-    assert_eq!(m.mobility.register(class, m.user), Ok(()));
+    assert_eq!(m.mobility.register(id, m.user), Ok(()));
     assert!(m.mobility.isolate(listed));
     m.mobility.putback_movable_frames(&[listed]);
     m.check_at_rest();

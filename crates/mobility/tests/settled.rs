@@ -103,7 +103,7 @@ fn a_pair_ends_once_and_only_as_its_frames_say() {
 fn pitfall_25_an_owner_with_settled_pairs_stays_until_they_are_drained() {
     let m = blocks(2);
     pending(&m, 3);
-    let id = m.user.class;
+    let id = m.user.id;
     assert_eq!(m.mobility.unregister(id), Err(RegisterError::Isolated));
     m.user.answer_all(Outcome::Moved);
     assert_eq!(m.mobility.unregister(id), Err(RegisterError::Isolated));

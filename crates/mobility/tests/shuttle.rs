@@ -21,7 +21,7 @@ use shuttle::sync::Mutex;
 use shuttle::thread;
 
 const RUNS: usize = 400;
-const CLASS: OwnerId = OwnerId::new(1).unwrap();
+const OWNER: OwnerId = OwnerId::new(1).unwrap();
 
 shuttle::thread_local! {
     static CPU: Cell<u16> = Cell::new(0);
@@ -56,7 +56,7 @@ struct Owner {
 
 impl Owner {
     fn list(&self, frame: Pfn) {
-        self.frames.set_owner(frame, CLASS, 0);
+        self.frames.set_owner(frame, OWNER, 0);
         self.book.lock().unwrap().insert(frame);
         self.frames
             .transition(frame, FrameState::Allocated, FrameState::Listed)
@@ -99,7 +99,7 @@ impl Owner {
 
 impl MovableOwner for Owner {
     fn isolate(&self, frame: Pfn) -> bool {
-        self.frames.try_isolate(frame, CLASS).is_ok()
+        self.frames.try_isolate(frame, OWNER).is_ok()
     }
 
     fn migrate(&self, pairs: &mut [MovePair]) {
@@ -184,7 +184,7 @@ impl World {
             ..Default::default()
         };
         let mobility: &'static _ = Box::leak(Box::new(Mobility::new(frames, machine, config)));
-        mobility.register(CLASS, owner).unwrap();
+        mobility.register(OWNER, owner).unwrap();
         let world = Self {
             frames,
             mobility,
@@ -313,8 +313,8 @@ fn pitfall_48_capture_against_capture() {
     });
 }
 
-/// Two requests compact in one zone while the host answers late: nobody waits for a lock that the other holds meanwhile,
-/// each gets a block of its own or none, and no answer is lost.
+/// Two requests compact in one zone while the host answers late: nobody waits for a lock that the other holds
+/// meanwhile, each gets a block of its own or none, and no answer is lost.
 #[test]
 fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
     explore(|| {
@@ -346,8 +346,8 @@ fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
     });
 }
 
-/// Two CPUs take steps of background compaction while the host answers: one step at a time, whichever CPU goes on with it, and
-/// what is open in the end is given up without losing an answer.
+/// Two CPUs take steps of background compaction while the host answers: one step at a time, whichever CPU goes on
+/// with it, and what is open in the end is given up without losing an answer.
 #[test]
 fn steps_of_two_cpus_go_on_with_one_piece() {
     static EMPTIED: AtomicUsize = AtomicUsize::new(0);
@@ -377,7 +377,7 @@ fn steps_of_two_cpus_go_on_with_one_piece() {
         steps(w);
         other.join().unwrap();
         device.join().unwrap();
-        ABANDONED.fetch_add(w.frames.isolated_blocks(), Relaxed);
+        ABANDONED.fetch_add(w.frames.isolated_blocks() as usize, Relaxed);
         assert!(w.mobility.abandon_background_step(CpuId::new(0)));
         assert_eq!(w.frames.isolated_blocks(), 0);
         let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
@@ -397,12 +397,12 @@ fn pitfall_25_unregister_against_isolate() {
     explore(|| {
         let w = World::new(1, false);
         let frame = Pfn::new(0);
-        let remover = w.spawn(1, |w| match w.mobility.unregister(CLASS) {
+        let remover = w.spawn(1, |w| match w.mobility.unregister(OWNER) {
             Ok(()) => assert_eq!(w.mobility.isolated_frames(), 0),
             Err(error) => assert_eq!(error, RegisterError::Isolated),
         });
         if w.mobility.isolate(frame) {
-            assert_eq!(w.mobility.unregister(CLASS), Err(RegisterError::Isolated));
+            assert_eq!(w.mobility.unregister(OWNER), Err(RegisterError::Isolated));
             w.mobility.putback_movable_frames(&[frame]);
         }
         remover.join().unwrap();

@@ -38,8 +38,9 @@ extern "C" fn call(job: *mut c_void) -> *mut c_void {
 fn used_by(run: &mut (dyn FnMut() + Send)) -> usize {
     let mut job = Job { run, top: 0 };
     let mut stack = vec![Stack([PAINT; STACK])];
-    // SAFETY: the attributes are initialized before they are used and destroyed afterwards. The stack is aligned to pages,
-    // as large as is said, and untouched by this thread until the other one has ended. `job` lives until then, too.
+    // SAFETY: the attributes are initialized before they are used and destroyed afterwards. The stack is aligned to
+    // pages, of the size that is given, and untouched by this thread until the other one has ended. `job` lives until
+    // then, too.
     unsafe {
         let mut attributes = MaybeUninit::uninit();
         assert_eq!(libc::pthread_attr_init(attributes.as_mut_ptr()), 0);

@@ -166,7 +166,7 @@ fn refused_blocks_still_serve_requests_and_come_back_in_their_turn() {
     let used = |number: u32| m.frames.used_frames(m.block(number)).count();
     assert!((0..150).any(|number| used(number) == 512));
     m.thin(|frame| frame.offset_in_block() >= 100);
-    // Their owner gives them up, of which no ledger knows: all come back within a few looks after their time.
+    // Their owner gives them up, which no ledger shows: all come back within a few looks after their time.
     kept.iter().for_each(|&frame| m.user.allow(frame));
     m.platform
         .clock
@@ -208,7 +208,8 @@ fn background_compaction_goes_past_stuck_blocks() {
     m.check_at_rest();
 }
 
-/// Eight blocks that are always tried again, since their time is over whenever somebody asks, leave the others their turn.
+/// Eight blocks that are always tried again, since their time is over whenever somebody asks, leave the others their
+/// turn.
 #[test]
 fn hopeless_blocks_do_not_starve_others_of_those_who_ask_seldom() {
     for interval in [2_000_000_000, 20_000_000_000] {
@@ -318,7 +319,8 @@ proptest! {
         }
         let can = count as usize - stuck.len();
         let mut emptied = 0;
-        // A request that finds what it wants takes one block; the others get past some stuck ones each, or are deferred.
+        // A request that finds what it wants takes one block; the others get past some stuck ones each, or are
+        // deferred.
         for _ in 0..can + 2 * count as usize + 200 {
             if let CompactResult::Captured(_) = m.direct(FrameClass::Movable) {
                 emptied += 1;

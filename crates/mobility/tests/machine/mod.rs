@@ -63,7 +63,7 @@ pub enum Answer {
 /// An owner whose answers are scripted: one word of the script for each pair; without script, everything moves.
 pub struct MockOwner {
     frames: &'static FrameAllocator<'static>,
-    pub class: OwnerId,
+    pub id: OwnerId,
     pub of: FrameClass,
     pub books: Mutex<BTreeSet<Pfn>>,
     pub stubborn: Mutex<BTreeSet<Pfn>>,
@@ -90,7 +90,7 @@ pub struct MockOwner {
     pub contents: Mutex<BTreeMap<Pfn, u64>>,
     /// The deadline of the last `poll`.
     pub polled_until: AtomicU64,
-    /// Frames that it said it did not need any more.
+    /// Frames that it did not need any more.
     pub released: AtomicUsize,
 }
 
@@ -98,10 +98,10 @@ pub struct MockOwner {
 static CONTENT: AtomicU64 = AtomicU64::new(0);
 
 impl MockOwner {
-    fn new(frames: &'static FrameAllocator<'static>, class: u8, of: FrameClass) -> &'static Self {
+    fn new(frames: &'static FrameAllocator<'static>, id: u8, of: FrameClass) -> &'static Self {
         Box::leak(Box::new(Self {
             frames,
-            class: OwnerId::new(class).unwrap(),
+            id: OwnerId::new(id).unwrap(),
             of,
             books: Mutex::default(),
             stubborn: Mutex::default(),
@@ -132,7 +132,7 @@ impl MockOwner {
 
     /// Puts a frame that was allocated for it on its books.
     pub fn list(&self, frame: Pfn) {
-        self.frames.set_owner(frame, self.class, frame.get());
+        self.frames.set_owner(frame, self.id, frame.get());
         let content = CONTENT.fetch_add(1, Ordering::Relaxed);
         self.contents.lock().unwrap().insert(frame, content);
         self.enter(frame);
@@ -167,8 +167,8 @@ impl MockOwner {
         self.frames.free(CPU, frame, order).unwrap();
     }
 
-    /// Frees the first of its frames from `start` on that is on its books just now, whatever others do meanwhile; whether
-    /// there was one.
+    /// Frees the first of its frames from `start` on that is on its books just now, whatever others do meanwhile;
+    /// whether there was one.
     pub fn free_next(&self, cpu: CpuId, start: Pfn) -> bool {
         let frame = {
             let mut books = self.books.lock().unwrap();
@@ -209,7 +209,7 @@ impl MockOwner {
     fn act(&self, pair: &MovePair, outcome: Outcome) {
         match outcome {
             Outcome::Moved => {
-                self.frames.set_owner(pair.to, self.class, pair.to.get());
+                self.frames.set_owner(pair.to, self.id, pair.to.get());
                 {
                     let mut contents = self.contents.lock().unwrap();
                     let content = contents.remove(&pair.from).unwrap();
@@ -267,7 +267,7 @@ impl MovableOwner for MockOwner {
                 self.frames.frame(pair.from).unwrap(),
                 self.frames.frame(pair.to).unwrap(),
             );
-            assert_eq!((from.state, from.owner), (FrameState::Isolated, self.class));
+            assert_eq!((from.state, from.owner), (FrameState::Isolated, self.id));
             assert_eq!(
                 (to.state, to.class, to.order),
                 (FrameState::Allocated, from.class, from.order)
@@ -393,7 +393,7 @@ pub fn with_fallback(
     let balloon = MockOwner::new(frames, 2, FrameClass::Balloon);
     let mobility: &'static _ = Box::leak(Box::new(Mobility::new(frames, platform, config)));
     for owner in [user, balloon] {
-        mobility.register(owner.class, owner).unwrap();
+        mobility.register(owner.id, owner).unwrap();
     }
     Machine {
         frames,
@@ -568,11 +568,7 @@ impl Machine {
                     (FrameState::Listed, owner.of),
                     "{frame}"
                 );
-                assert_eq!(
-                    (info.owner, info.word),
-                    (owner.class, frame.get()),
-                    "{frame}"
-                );
+                assert_eq!((info.owner, info.word), (owner.id, frame.get()), "{frame}");
                 // What is pinned counts as unmovable.
                 if !info.flags.contains(FrameFlags::PINNED) {
                     listed += info.order.frames();
