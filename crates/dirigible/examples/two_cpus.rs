@@ -17,7 +17,7 @@ use dirigible::{
     daemon::{Daemon, Next},
     memory_map::{MapEntry, MemoryKind},
 };
-use dirigible_balloon::{BalloonConfig, BalloonDriver, VirtioBalloon};
+use dirigible_balloon::{BalloonConfig, VirtioBalloon};
 use dirigible_frames::{AllocRequest, CpuId, Event, Order, OwnerId, Platform};
 use dirigible_hosted::{BalloonOptions, HostedHal, HostedPlatform, MachineBuilder, Mode};
 use dirigible_paging::{FaultKind, Page, PageSource, Paging, SpaceId};

@@ -24,14 +24,14 @@ const PACE: u64 = 100_000;
 const TAKEN: usize = 32;
 
 /// Empties a block for kernel memory, once: waits for two answers of the host in the middle.
-struct Compactor<'g, 'a> {
-    guest: &'g Guest<'a>,
+struct Compactor<'g, 'a, 'b> {
+    guest: &'g Guest<'a, 'b>,
     /// When it began and when it had the block.
     took: Mutex<(u64, u64)>,
     ended: &'g AtomicBool,
 }
 
-impl Actor for &Compactor<'_, '_> {
+impl Actor for &Compactor<'_, '_, '_> {
     fn step(&mut self, now: u64) -> Next {
         let (guest, platform) = (self.guest, self.guest.machine.platform());
         let result = guest
@@ -45,8 +45,8 @@ impl Actor for &Compactor<'_, '_> {
 }
 
 /// Takes frames and gives them back, again and again.
-struct Allocator<'g, 'a> {
-    guest: &'g Guest<'a>,
+struct Allocator<'g, 'a, 'b> {
+    guest: &'g Guest<'a, 'b>,
     /// Those that it had in its hands at one time: kept, so that no step allocates memory of the host.
     held: Vec<Pfn>,
     /// Steps that ended before the compactor's did.
@@ -54,7 +54,7 @@ struct Allocator<'g, 'a> {
     ended: &'g AtomicBool,
 }
 
-impl Actor for Allocator<'_, '_> {
+impl Actor for Allocator<'_, '_, '_> {
     fn step(&mut self, now: u64) -> Next {
         let guest = self.guest;
         let cpu = guest.machine.platform().cpu();

@@ -434,7 +434,7 @@ fn drain_against_drain_and_unregister() {
                 ended.fetch_add(w.mobility.drain_settled(), Relaxed);
             })
         });
-        match w.mobility.unregister(CLASS) {
+        match w.mobility.unregister(OWNER) {
             Ok(()) => assert_eq!(w.mobility.isolated_frames(), 0),
             Err(error) => assert_eq!(error, RegisterError::Isolated),
         }
