@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plan = BootPlan::new(&map, config)?;
     let memory = machine
         .ram()
-        .metadata_slice()
+        .table_memory()
         .ok_or("the memory for tables is taken")?;
     let Booted { frames, room } = plan.boot(memory, platform)?;
 

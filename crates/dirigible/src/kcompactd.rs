@@ -1,7 +1,7 @@
 //! Background compaction as a daemon.
 
 use dirigible_frames::Platform;
-use dirigible_mobility::Mobility;
+use dirigible_mobility::{BackgroundStep, Mobility};
 
 use crate::daemon::{Daemon, Next};
 
@@ -12,6 +12,9 @@ pub struct KcompactdConfig {
     pub tick_ns: u64,
     /// Blocks that it empties at most in one look. Default 4.
     pub blocks: usize,
+    /// Time between two looks while the host has frames of a piece of work, in nanoseconds: an answer may come sooner than it is
+    /// told of. Default 1 ms.
+    pub poll_ns: u64,
 }
 
 impl Default for KcompactdConfig {
@@ -19,6 +22,7 @@ impl Default for KcompactdConfig {
         Self {
             tick_ns: 20_000_000,
             blocks: 4,
+            poll_ns: 1_000_000,
         }
     }
 }
@@ -27,20 +31,32 @@ impl Default for KcompactdConfig {
 pub struct Kcompactd<'m, 'a, P: Platform> {
     mobility: &'m Mobility<'a, P>,
     config: KcompactdConfig,
+    /// A piece of work waits for the host.
+    is_open: bool,
 }
 
 impl<'m, 'a, P: Platform> Kcompactd<'m, 'a, P> {
     /// The daemon of `mobility`'s background compaction.
     pub fn new(mobility: &'m Mobility<'a, P>, config: KcompactdConfig) -> Self {
-        Self { mobility, config }
+        Self {
+            mobility,
+            config,
+            is_open: false,
+        }
     }
 }
 
 impl<P: Platform> Daemon for Kcompactd<'_, '_, P> {
     fn step(&mut self, now: u64) -> Next {
-        if self.mobility.wants_background() {
+        self.mobility.drain_settled();
+        if self.is_open || self.mobility.wants_background() {
             let cpu = self.mobility.platform().cpu();
-            self.mobility.compact_background(cpu, self.config.blocks);
+            let step = self.mobility.background_step(cpu, self.config.blocks);
+            self.is_open = step == BackgroundStep::Pending;
+        }
+        if self.is_open {
+            let latest = now.saturating_add(self.config.poll_ns);
+            return Next::Event { latest };
         }
         Next::At(now.saturating_add(self.config.tick_ns))
     }

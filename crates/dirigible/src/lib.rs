@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "schedule")]
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
@@ -16,6 +17,7 @@ mod manager;
 pub mod memory_map;
 mod parts;
 pub mod room;
+#[cfg(feature = "schedule")]
 pub mod schedule;
 mod shutdown;
 pub mod watermarks;

@@ -124,7 +124,7 @@ pub struct MemoryManager<'a, P: Platform> {
 }
 
 impl<'a, P: Platform> MemoryManager<'a, P> {
-    /// A manager of `frames` that keeps its own state in `room`, of at least [`MANAGER_BYTES`]. Needs less than 4 KiB of stack.
+    /// A manager of `frames` that keeps its own state in `room`, of at least [`MANAGER_BYTES`]. Takes a few KiB of stack.
     ///
     /// # Errors
     ///
@@ -135,7 +135,8 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         platform: &'a P,
         config: ManagerConfig,
     ) -> Result<Self, NoRoom> {
-        let mobility = room.place(Mobility::new(frames, platform, config.compaction))?;
+        let slot = room.slot()?;
+        let mobility = Mobility::new_in(slot, frames, platform, config.compaction);
         let parts: &'a Parts<'a> = room.place(Parts::new())?;
         let mobility: &'a Mobility<'a, P> = mobility;
         let memory = SlowPath::new(mobility, &parts.reclaimers, config.slow_path)

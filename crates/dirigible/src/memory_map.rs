@@ -34,6 +34,12 @@ impl MapEntry {
     pub const fn new(bytes: Range<u64>, kind: MemoryKind) -> Self {
         Self { bytes, kind }
     }
+
+    /// Frames that are usable.
+    pub const fn usable(frames: &Range<Pfn>) -> Self {
+        let bytes = frames.start.address()..frames.end.address();
+        Self::new(bytes, MemoryKind::Usable)
+    }
 }
 
 /// A memory map that no manager can be booted from.

@@ -5,6 +5,9 @@
 //! and a virtual clock jumps from step to step; what the steps cost moves the clock on, and a step whose time has passed by
 //! then runs late. With threads each thread has a queue of its own over some of the actors, and the clock sleeps.
 //!
+//! Whatever has steps is an actor: a [daemon](crate::daemon), or a program of the load. One that waits for an event is called at its latest
+//! time.
+//!
 //! # Programs
 //!
 //! A plain actor runs each step to its end: if it waits in the middle, for the host or for a disk, its processor waits with
@@ -16,6 +19,7 @@
 
 mod engine;
 
+pub use crate::daemon::{Daemon as Actor, Next};
 pub use dirigible_stacks::{Current, NoStack, Stack};
 pub use engine::{Engine, PROGRAM_STACK};
 
@@ -31,21 +35,6 @@ pub mod time {
     pub const MILLISECOND: u64 = 1_000_000;
     /// Nanoseconds in a second.
     pub const SECOND: u64 = 1_000_000_000;
-}
-
-/// When an actor wants to go on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Next {
-    /// At this time, or as soon after as the machine gets to it.
-    At(u64),
-    /// Never again.
-    Done,
-}
-
-/// Something that acts at times of its own choosing.
-pub trait Actor: Send {
-    /// Does one bounded piece of work at `now` and says when to come again.
-    fn step(&mut self, now: u64) -> Next;
 }
 
 /// The guest's clock, as the queue uses it.

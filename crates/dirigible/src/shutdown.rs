@@ -112,8 +112,9 @@ impl<P: Platform> MemoryManager<'_, P> {
                     balloon.handle_interrupt();
                 }
             }
+            let is_closed = self.mobility.abandon_background_step(self.platform.cpu());
             self.mobility.drain_settled();
-            if self.mobility.isolated_frames() == 0 {
+            if is_closed && self.mobility.isolated_frames() == 0 {
                 return true;
             }
             if self.platform.now() >= deadline {

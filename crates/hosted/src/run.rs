@@ -5,17 +5,23 @@ mod port;
 
 use std::{cell::Cell, thread, time::Instant};
 
-use dirigible::schedule::{Engine, NoStack, PROGRAM_STACK};
+use dirigible::{
+    AddError, MemoryManager,
+    boot::{BootError, BootPlan, Booted},
+    chain::Full,
+    memory_map::MapEntry,
+    room::NoRoom,
+    schedule::{Engine, NoStack, PROGRAM_STACK},
+};
 use dirigible_balloon::BalloonError;
-use dirigible_frames::{ConfigError, CpuId, FrameAllocator};
-use dirigible_mobility::{Mobility, RegisterError};
+use dirigible_frames::CpuId;
 use dirigible_paging::Paging;
 use dirigible_workload::{
+    balloon::MeasuredWorker,
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,
     params::{Column, Params, ParamsError},
-    relief::Relief,
     report::{ColumnRun, Observer},
     stalls::Stalls,
     system::{MoveChecks, Parts, System},
@@ -42,15 +48,21 @@ pub enum RunError {
     /// The machine could not be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The allocator could not be built.
+    /// The allocator could not be booted.
     #[error(transparent)]
-    Frames(#[from] ConfigError),
+    Boot(#[from] BootError),
+    /// The memory for the manager's tables is too small.
+    #[error(transparent)]
+    Room(#[from] NoRoom),
     /// The balloon could not be set up.
     #[error(transparent)]
     Balloon(#[from] BalloonError),
-    /// An owner could not be registered with mobility.
+    /// A part could not be registered with the manager.
     #[error(transparent)]
-    Register(#[from] RegisterError),
+    Add(#[from] AddError),
+    /// The manager has no room for a part.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// A thread got no CPU.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -108,19 +120,20 @@ pub fn run_column_moving(
         .mode(mode)
         .balloon(balloon_options(params))
         .build()?;
-    let metadata = machine
-        .ram()
-        .metadata_slice()
-        .ok_or(RunError::Missing("metadata memory"))?;
     let policy = ColumnPolicy::new(column, params);
-    let zones = [policy.zone(params, machine.ram().layout().managed())];
-    let config = policy.allocator(&zones, cpus);
-    let frames = FrameAllocator::new(&config, metadata)?;
+    let ranges = machine.ram().layout().managed().iter();
+    let map: Vec<_> = ranges.map(MapEntry::usable).collect();
+    let memory = machine
+        .ram()
+        .table_memory()
+        .ok_or(RunError::Missing("memory for tables"))?;
+    let booted =
+        BootPlan::new(&map, policy.boot(params, cpus))?.boot(memory, machine.platform())?;
     run_on(
         (column, params, moves),
         &policy,
         &machine,
-        &frames,
+        booted,
         started,
         observer,
     )
@@ -142,7 +155,7 @@ fn run_on<'a>(
     (column, params, moves): (Column, &Params, u64),
     policy: &ColumnPolicy,
     machine: &'a HostedMachine,
-    frames: &'a FrameAllocator<'a>,
+    Booted { frames, room }: Booted<'a>,
     started: Instant,
     observer: &mut dyn Observer,
 ) -> Result<ColumnRun, RunError> {
@@ -172,23 +185,20 @@ fn run_on<'a>(
         .transport()
         .ok_or(RunError::Missing("balloon transport"))?;
     let balloon = Driver::new(transport, frames, platform, BALLOON, policy.balloon())?;
-    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
-    mobility.register(PAGING, &paging)?;
-    mobility.register(FILLER, &filler)?;
-    mobility.register(BALLOON, &balloon)?;
-
-    let (relief, stalls) = (
-        Relief::new(&balloon),
-        Stalls::new(&mobility, policy.fallback),
-    );
-    let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
+    let manager = MemoryManager::new_in(room, frames, platform, policy.manager())?;
+    manager.register_paging(&paging)?;
+    manager.register_balloon(BALLOON, &balloon)?;
+    manager.register(FILLER, &filler)?;
+    manager.add_reclaimer(&filler)?;
+    let stalls = Stalls::new(manager.mobility(), policy.fallback);
+    manager.add_observer(&stalls)?;
     let full = params.balloon_frames();
     let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);
     let parts = Parts {
         platform,
         frames,
         paging: &paging,
-        memory: &memory,
+        memory: manager.memory(),
         filler: &filler,
         user: None,
         balloon: &port,
@@ -197,8 +207,17 @@ fn run_on<'a>(
         host_clock: &SinceStart(started),
     };
     let system = System::new(parts, rested_watermarks(params));
-    let experiment = Experiment::new(column, params, &system, &mobility);
-    run_actors((params, moves), machine, &experiment, &port, observer)?;
+    let experiment = Experiment::new(column, params, &system, &manager);
+    let worker = manager.balloon_worker(&balloon).with_line(&port);
+    let worker = experiment.balloon_worker(worker);
+    run_actors(
+        (params, moves),
+        machine,
+        &experiment,
+        worker,
+        &port,
+        observer,
+    )?;
 
     // One thread from here on; it may be any CPU.
     binding.set(None);
@@ -206,7 +225,7 @@ fn run_on<'a>(
         .then(|| platform.bind_cpu(CpuId::new(0)))
         .transpose()?;
     binding.set(first);
-    experiment.settle(&balloon);
+    experiment.settle();
     let mut report = experiment.report(
         policy,
         balloon.stats(),
@@ -241,6 +260,7 @@ fn run_actors(
     (params, moves): (&Params, u64),
     machine: &HostedMachine,
     experiment: &Experiment<'_, '_, '_, HostedPlatform>,
+    worker: MeasuredWorker<'_>,
     port: &BalloonPort<'_>,
     observer: &mut dyn Observer,
 ) -> Result<(), NoStack> {
@@ -250,7 +270,7 @@ fn run_actors(
     let mut here = Engine::new();
     here.add(0, experiment.targets());
     here.add(0, experiment.director(load.len()));
-    let (worker, kcompactd) = (experiment.balloon_worker(), experiment.kcompactd());
+    let kcompactd = experiment.kcompactd();
     let mover = experiment.mover(moves);
     if params.threads == 0 {
         here.add(0, worker);

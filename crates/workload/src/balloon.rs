@@ -1,13 +1,12 @@
 //! What the experiment needs of a balloon, and the actor that works for it.
 
-use dirigible_balloon::FrameSource;
+use dirigible::{
+    balloon_worker::BalloonWorker,
+    schedule::{Actor, Next},
+};
 use spin::Mutex;
 
-use crate::{
-    control::{Control, Stage},
-    tuning::{BALLOON_MESSAGES, BALLOON_TICK},
-};
-use dirigible::schedule::{Actor, Next};
+use crate::control::{Control, Stage};
 
 /// A balloon, with the host's end of it: the machine's own.
 pub trait BalloonControl: Sync {
@@ -17,8 +16,8 @@ pub trait BalloonControl: Sync {
     fn target(&self) -> u64;
     /// What the balloon holds, in frames.
     fn actual(&self) -> u64;
-    /// Works toward the target, with at most `messages` requests to the device.
-    fn step(&self, source: &dyn FrameSource, messages: usize);
+    /// The balloon's worker has done a step: for what the machine measures.
+    fn stepped(&self);
 }
 
 /// Size and target of the balloon over the time under load, each weighted by how long it lasted.
@@ -49,38 +48,39 @@ impl BalloonMeans {
     }
 }
 
-/// The worker of the balloon: looks at a steady pace and sends a bounded number of messages each time.
-pub struct BalloonWorker<'a> {
+/// The balloon's worker, measured.
+pub struct MeasuredWorker<'a> {
+    worker: BalloonWorker<'a>,
     balloon: &'a dyn BalloonControl,
-    source: &'a dyn FrameSource,
     control: &'a Control,
     means: &'a BalloonMeans,
 }
 
-impl<'a> BalloonWorker<'a> {
-    /// The worker of `balloon`, which takes its frames from `source`. It keeps the means until `control` ends the load.
+impl<'a> MeasuredWorker<'a> {
+    /// `worker`, the worker of `balloon`. It keeps the means until `control` ends the load.
     pub fn new(
+        worker: BalloonWorker<'a>,
         balloon: &'a dyn BalloonControl,
-        source: &'a dyn FrameSource,
         control: &'a Control,
         means: &'a BalloonMeans,
     ) -> Self {
         Self {
+            worker,
             balloon,
-            source,
             control,
             means,
         }
     }
 }
 
-impl Actor for BalloonWorker<'_> {
+impl Actor for MeasuredWorker<'_> {
     fn step(&mut self, now: u64) -> Next {
         if self.control.stage() == Stage::Loaded {
             self.means
                 .add(now, self.balloon.actual(), self.balloon.target());
         }
-        self.balloon.step(self.source, BALLOON_MESSAGES);
-        Next::At(now + BALLOON_TICK)
+        let next = self.worker.step(now);
+        self.balloon.stepped();
+        next
     }
 }

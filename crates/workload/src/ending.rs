@@ -2,86 +2,38 @@
 
 use alloc::{format, string::String};
 
+use dirigible::MemoryManager;
 use dirigible_balloon::{BalloonDriver, BalloonStats, Held};
 use dirigible_frames::PageTables;
-use dirigible_mobility::Mobility;
 
-use crate::{content::ContentLog, system::Parts};
-use dirigible::schedule::time::SECOND;
+use crate::{content::ContentLog, filler::Filler};
 
-/// How long the end of a run waits for frames that are still isolated.
-const SETTLE: u64 = 2 * SECOND;
-
-/// Waits for moves that are under way: with several CPUs the last exchange may still be pending when the engines end.
-/// Until it has settled, the counts of compaction do not add up.
-pub(crate) fn settle<P: PageTables>(
-    platform: &P,
-    mobility: &Mobility<'_, P>,
-    balloon: &dyn BalloonDriver,
-) {
-    let patience = platform.now() + SETTLE;
-    while mobility.isolated_frames() > 0 && platform.now() < patience {
-        balloon.handle_interrupt();
-        if mobility.drain_settled() == 0 {
-            platform.relax();
-        }
-    }
-}
-
-/// Makes the filler and the balloon give everything back and verifies the books of all parts. Nothing else may run
-/// meanwhile. Afterwards `managed` frames must be free.
+/// Makes the filler give everything back, and shuts the manager down: the balloon gives its frames back, and the books of
+/// all parts are verified. Nothing else may run meanwhile. Afterwards `managed` frames must be free.
 ///
 /// # Errors
 ///
 /// Describes the first book that does not balance.
 pub(crate) fn give_all_back<P: PageTables>(
-    parts: &Parts<'_, P>,
-    mobility: &Mobility<'_, P>,
+    manager: &MemoryManager<'_, P>,
+    filler: &Filler<'_, P>,
     balloon: &dyn BalloonDriver,
     managed: u64,
 ) -> Result<(), String> {
-    let text = |what: &str, error: &dyn core::fmt::Display| format!("{what}: {error}");
-    let Parts {
-        frames,
-        paging,
-        filler,
-        ..
-    } = parts;
     filler.drop_all();
-    let stats = balloon.stats();
-    let held = balloon.held();
+    let (stats, held) = (balloon.stats(), balloon.held());
     if !balances(&stats, &held) {
         return Err(format!(
             "balloon: inflated {} - deflated {} - forgotten {} is not {held:?}",
             stats.inflated, stats.deflated, stats.forgotten
         ));
     }
-    balloon.verify().map_err(|error| text("balloon", &error))?;
-    mobility
-        .verify()
-        .map_err(|error| text("mobility", &error))?;
-    balloon
-        .shutdown()
-        .map_err(|error| text("balloon shutdown", &error))?;
-    mobility.drain_settled();
-    let audit = paging
-        .audit()
-        .map_err(|error| text("page tables", &error))?;
-    if audit.spaces != 0 {
-        return Err(format!(
-            "page tables: {} address spaces are left",
-            audit.spaces
-        ));
+    manager.verify().map_err(|error| format!("{error}"))?;
+    manager.shutdown(0).map_err(|error| format!("{error}"))?;
+    if filler.held() != 0 {
+        return Err(format!("{} frames are left with the filler", filler.held()));
     }
-    if filler.held() != 0 || mobility.isolated_frames() != 0 {
-        let (held, isolated) = (filler.held(), mobility.isolated_frames());
-        return Err(format!(
-            "{held} frames are left with the filler, {isolated} isolated"
-        ));
-    }
-    frames.drain_cpu_caches();
-    frames.verify().map_err(|error| text("allocator", &error))?;
-    let free = frames.free_frames();
+    let free = manager.frames().free_frames();
     if free != managed {
         return Err(format!("allocator: {free} of {managed} frames are free"));
     }

@@ -9,16 +9,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::{BalloonDriver, BalloonStats};
 use dirigible_frames::{Event, OwnerId, PageTables};
-use dirigible_mobility::Mobility;
 use spin::Mutex;
 
 use crate::{
-    balloon::{BalloonMeans, BalloonWorker},
+    balloon::{BalloonMeans, MeasuredWorker},
     control::Control,
     director::{Director, Targets},
     ending,
     filler::FillerLoad,
-    kcompactd::Kcompactd,
     load,
     mover::{Mover, MoverParts},
     params::{Column, Params},
@@ -27,30 +25,28 @@ use crate::{
     timeline::{TargetsHash, Timeline, mem_total_frames},
     tuning::{ColumnPolicy, LoadTuning},
 };
-use dirigible::schedule::{Actor, Clock, Engine, time};
+use dirigible::{
+    MemoryManager,
+    balloon_worker::BalloonWorker,
+    kcompactd::Kcompactd,
+    schedule::{Actor, Clock, Engine, time},
+};
 
-/// Owner class of anonymous memory.
-pub const PAGING: OwnerId = class(1);
-/// Owner class of the balloon.
-pub const BALLOON: OwnerId = class(2);
-/// Owner class of the filler.
-pub const FILLER: OwnerId = class(3);
+/// The owner id of anonymous memory.
+pub const PAGING: OwnerId = OwnerId::new(1).unwrap();
+/// The owner id of the balloon.
+pub const BALLOON: OwnerId = OwnerId::new(2).unwrap();
+/// The owner id of the filler.
+pub const FILLER: OwnerId = OwnerId::new(3).unwrap();
 /// More address spaces than jobs can ever have.
 pub const SPACES: usize = 64;
-
-const fn class(number: u8) -> OwnerId {
-    match OwnerId::new(number) {
-        Some(class) => class,
-        None => OwnerId::NONE,
-    }
-}
 
 /// A column under way.
 pub struct Experiment<'e, 'a, 'm, P: PageTables> {
     column: Column,
     params: &'e Params,
     system: &'e System<'a, P>,
-    mobility: &'e Mobility<'m, P>,
+    manager: &'e MemoryManager<'m, P>,
     timeline: Timeline,
     control: Control,
     hash: Mutex<TargetsHash>,
@@ -58,18 +54,18 @@ pub struct Experiment<'e, 'a, 'm, P: PageTables> {
 }
 
 impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
-    /// The `column` of the run `params` on `system`, whose frames `mobility` moves.
+    /// The `column` of the run `params` on `system`, whose memory is `manager`'s.
     pub fn new(
         column: Column,
         params: &'e Params,
         system: &'e System<'a, P>,
-        mobility: &'e Mobility<'m, P>,
+        manager: &'e MemoryManager<'m, P>,
     ) -> Self {
         Self {
             column,
             params,
             system,
-            mobility,
+            manager,
             timeline: Timeline::new(params),
             control: Control::new(),
             hash: Mutex::new(TargetsHash::default()),
@@ -116,10 +112,10 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         Targets::new(self.system, &self.timeline, &self.hash)
     }
 
-    /// The worker of the balloon.
-    pub fn balloon_worker(&self) -> BalloonWorker<'_> {
+    /// The balloon's worker: `worker`, and what the experiment measures at it.
+    pub fn balloon_worker<'w>(&'w self, worker: BalloonWorker<'w>) -> MeasuredWorker<'w> {
         let balloon = self.system.parts().balloon;
-        BalloonWorker::new(balloon, self.system, &self.control, &self.means)
+        MeasuredWorker::new(worker, balloon, &self.control, &self.means)
     }
 
     /// Moves every frame of the full balloon `moves` times; `None` where there is nothing to move.
@@ -132,7 +128,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         let parts = MoverParts {
             balloon: self.system.parts().balloon,
             owner: BALLOON,
-            mobility: self.mobility,
+            mobility: self.manager.mobility(),
             memory: self.system.parts().memory,
             control: &self.control,
         };
@@ -140,8 +136,8 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     }
 
     /// Background compaction.
-    pub fn kcompactd(&self) -> Kcompactd<'_, 'm, P> {
-        Kcompactd::new(self.mobility)
+    pub fn kcompactd(&self) -> Kcompactd<'m, 'm, P> {
+        self.manager.kcompactd()
     }
 
     /// Runs the engine that the director is in until the run has ended, and tells how far it has come.
@@ -166,8 +162,8 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
 
     /// Waits until nothing is under way any more, a bounded time. To be called when all engines have ended, before the
     /// [`report`](Self::report): the counts of a move that the host has not answered do not add up.
-    pub fn settle(&self, balloon: &dyn BalloonDriver) {
-        ending::settle(self.system.parts().platform, self.mobility, balloon);
+    pub fn settle(&self) {
+        self.manager.settle();
     }
 
     /// What the guest knows when all engines have ended: everything but `host`. `balloon` and `largest` (frames) are the
@@ -239,7 +235,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     ) -> Result<(), String> {
         let parts = self.system.parts();
         let managed = mem_total_frames(self.params);
-        let balanced = ending::give_all_back(parts, self.mobility, balloon, managed);
+        let balanced = ending::give_all_back(self.manager, parts.filler, balloon, managed);
         report.content_errors = parts.contents.errors();
         report.pages_checked = parts.contents.checked_whole();
         balanced.and_then(|()| ending::content_verdict(parts.contents))

@@ -5,9 +5,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use dirigible_balloon::FrameSource;
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, FrameAllocator, FrameClass, Order, PageTables, Pfn, Watermarks,
+    AllocRequest, FrameAllocator, FrameClass, Order, PageTables, Pfn, Watermarks,
 };
 use dirigible_paging::{
     Fault, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
@@ -350,19 +349,5 @@ impl<P: PageTables> PassMachine for System<'_, P> {
         self.passes
             .lock()
             .end(pass, result, self.parts.frames, sizes);
-    }
-}
-
-impl<P: PageTables> FrameSource for System<'_, P> {
-    fn take(&self, how: BalloonPlacement, out: &mut [Pfn]) -> usize {
-        self.parts.memory.take_balloon(how, out)
-    }
-
-    fn give_back(&self, frames: &[Pfn]) {
-        let freed = self
-            .parts
-            .frames
-            .free_bulk(self.parts.platform.cpu(), frames);
-        debug_assert!(freed.is_ok(), "frames from take are owned: {freed:?}");
     }
 }

@@ -145,7 +145,7 @@ impl<'a> Engine<'a> {
                 }
             };
             if let Some((began, next)) = self.go_on(calls, number, clock.now()) {
-                if let Next::At(next) = next {
+                if let Next::At(next) | Next::Event { latest: next } = next {
                     self.queue.push(Reverse((next, number)));
                 }
                 tell(began, number);

@@ -2,7 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dirigible_balloon::{BalloonDriver, FrameSource, MAX_PFNS, VirtioBalloon};
+use dirigible::balloon_worker::InterruptLine;
+use dirigible_balloon::{BalloonDriver, MAX_PFNS, VirtioBalloon};
 use dirigible_workload::{balloon::BalloonControl, protocol::Message};
 use virtio_drivers::transport::DeviceType;
 
@@ -60,13 +61,6 @@ impl<'a> BalloonPort<'a> {
         // Relaxed, as for `was_full`: one worker writes; the report is made when all actors have ended.
         self.largest.load(Ordering::Relaxed)
     }
-
-    /// Lets the driver serve an interrupt that its device has raised, if there was one.
-    pub fn serve_interrupt(&self) {
-        if self.line.is_none_or(Line::is_pending) {
-            self.driver.handle_interrupt();
-        }
-    }
 }
 
 impl BalloonControl for BalloonPort<'_> {
@@ -81,9 +75,7 @@ impl BalloonControl for BalloonPort<'_> {
         self.driver.actual()
     }
 
-    fn step(&self, source: &dyn FrameSource, messages: usize) {
-        self.serve_interrupt();
-        let _ = self.driver.step(source, messages);
+    fn stepped(&self) {
         let actual = self.driver.actual();
         self.largest.fetch_max(actual, Ordering::Relaxed);
         let is_full = self.full > 0 && actual == self.full;
@@ -91,5 +83,11 @@ impl BalloonControl for BalloonPort<'_> {
             send(&Message::BalloonFull { frames: actual });
         }
         self.was_full.store(is_full, Ordering::Relaxed);
+    }
+}
+
+impl InterruptLine for BalloonPort<'_> {
+    fn is_pending(&self) -> bool {
+        self.line.is_none_or(Line::is_pending)
     }
 }

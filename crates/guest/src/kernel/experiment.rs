@@ -10,17 +10,19 @@ use core::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use dirigible::schedule::{Clock, Current, Engine, PROGRAM_STACK};
-use dirigible_frames::{Config, FrameAllocator};
-use dirigible_mobility::Mobility;
+use dirigible::{
+    MemoryManager,
+    boot::Booted,
+    schedule::{Clock, Current, Engine, PROGRAM_STACK},
+};
 use dirigible_paging::Paging;
 use dirigible_workload::{
+    balloon::MeasuredWorker,
     content::ContentLog,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,
     params::{Column, Params},
     protocol::Message,
-    relief::Relief,
     report::{Observer, Progress},
     stalls::Stalls,
     system::{HostClock, MoveChecks, Parts, System},
@@ -29,7 +31,7 @@ use dirigible_workload::{
 use spin::Mutex;
 
 use super::{
-    arch::{clock, cpu, interrupts, masking::Masking, smp},
+    arch::{clock, cpu, interrupts, smp},
     balloon::{BalloonPort, Driver, device},
     console::send,
     machine::Guest,
@@ -45,14 +47,8 @@ use super::{
 /// Parameters that no run can be made of, a machine without its parts, or books that do not balance at the end.
 pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result<(), String> {
     let policy = ColumnPolicy::new(column, params);
-    let zones = [policy.zone(params, &guest.managed)];
-    let config = Config {
-        interrupts: Some(&Masking),
-        ..policy.allocator(&zones, guest.cpus)
-    };
-    let bytes = FrameAllocator::metadata_bytes(&config).map_err(text)?;
-    let frames = &FrameAllocator::new(&config, Guest::metadata(bytes)).map_err(text)?;
     let platform = &GuestPlatform;
+    let Booted { frames, room } = guest.boot(policy.boot(params, guest.cpus))?;
 
     let contents = ContentLog::new();
     let move_checks = MoveChecks::new(platform, &contents);
@@ -65,22 +61,19 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
     let line = transport.line();
     let balloon: Driver<'_> =
         Driver::new(transport, frames, platform, BALLOON, policy.balloon()).map_err(text)?;
-    let mobility = Box::new(Mobility::new(frames, platform, policy.compaction()));
-    mobility.register(PAGING, &paging).map_err(text)?;
-    mobility.register(FILLER, &filler).map_err(text)?;
-    mobility.register(BALLOON, &balloon).map_err(text)?;
-
-    let (relief, stalls) = (
-        Relief::new(&balloon),
-        Stalls::new(&mobility, policy.fallback),
-    );
-    let memory = policy.slow_path(&mobility, &filler, &relief, &stalls);
+    let manager = MemoryManager::new_in(room, frames, platform, policy.manager()).map_err(text)?;
+    manager.register_paging(&paging).map_err(text)?;
+    manager.register_balloon(BALLOON, &balloon).map_err(text)?;
+    manager.register(FILLER, &filler).map_err(text)?;
+    manager.add_reclaimer(&filler).map_err(text)?;
+    let stalls = Stalls::new(manager.mobility(), policy.fallback);
+    manager.add_observer(&stalls).map_err(text)?;
     let port = BalloonPort::new(&balloon, line, params.balloon_frames());
     let parts = Parts {
         platform,
         frames,
         paging: &paging,
-        memory: &memory,
+        memory: manager.memory(),
         filler: &filler,
         user: Some(&programs),
         balloon: &port,
@@ -89,10 +82,12 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         host_clock: &MachineClock,
     };
     let system = System::new(parts, rested_watermarks(params));
-    let experiment = Experiment::new(column, params, &system, &mobility);
-    run_actors(guest, &experiment, moves)?;
+    let experiment = Experiment::new(column, params, &system, &manager);
+    let worker = manager.balloon_worker(&balloon).with_line(&port);
+    let worker = experiment.balloon_worker(worker);
+    run_actors(guest, &experiment, worker, moves)?;
 
-    experiment.settle(&balloon);
+    experiment.settle();
     let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
     experiment.end(&balloon, &mut report)?;
     send(&Message::Column {
@@ -110,13 +105,14 @@ fn text(error: impl Display) -> String {
 fn run_actors(
     guest: &Guest,
     experiment: &Experiment<'_, '_, '_, GuestPlatform>,
+    worker: MeasuredWorker<'_>,
     moves: u64,
 ) -> Result<(), String> {
     let cpus = usize::from(guest.cpus);
     let load = experiment.load();
     let mut engines: Vec<Engine<'_>> = (0..cpus).map(|_| Engine::new()).collect();
     engines[0].add(0, experiment.director(load.len()));
-    engines[0].add(0, experiment.balloon_worker());
+    engines[0].add(0, worker);
     engines[0].add(0, experiment.kcompactd());
     if let Some(mover) = experiment.mover(moves) {
         engines[0].add(0, mover);

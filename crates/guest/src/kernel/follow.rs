@@ -2,15 +2,16 @@
 
 use alloc::{string::String, vec::Vec};
 
+use dirigible::boot::{BootConfig, Booted, Marks};
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Deflate, LARGE_PFNS, MAX_PFNS, Step};
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, Config, Fallback, FrameAllocator, FrameContents, Order,
-    OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, FrameAllocator, FrameContents, Order, OwnerId, Pfn, Platform,
+    Watermark, Watermarks,
 };
 use dirigible_workload::protocol::{Message, ask};
 
 use super::{
-    arch::{interrupts, masking::Masking, serial::SERIAL},
+    arch::{interrupts, serial::SERIAL},
     balloon::{Driver, device},
     console::send,
     machine::Guest,
@@ -38,24 +39,12 @@ pub fn run(guest: &Guest, batch: u64) -> Result<(), String> {
 
 fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
-    let zone = ZoneConfig {
-        name: "Normal",
-        ranges: &guest.managed,
-        watermarks: Watermarks::default(),
-        reserve_blocks: 0,
-    };
-    let config = Config {
-        zones: &[zone],
-        reserved: &[],
+    let Booted { frames, .. } = guest.boot(BootConfig {
         cpus: guest.cpus,
-        placement: Placement::FullestFirst,
-        fallback: Fallback::Evacuate,
-        interrupts: Some(&Masking),
-        ..Config::default()
-    };
-    let bytes = FrameAllocator::metadata_bytes(&config).map_err(|error| text(&error))?;
-    let frames =
-        FrameAllocator::new(&config, Guest::metadata(bytes)).map_err(|error| text(&error))?;
+        marks: Marks::Fixed(Watermarks::default()),
+        reserve_blocks: Some(0),
+        ..BootConfig::default()
+    })?;
     let platform = GuestPlatform;
     let transport = device()?;
     let line = transport.line();
@@ -67,9 +56,9 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         ..BalloonConfig::default()
     };
     let driver: Driver<'_, N> =
-        Driver::new(transport, &frames, &platform, id, settings).map_err(|error| text(&error))?;
+        Driver::new(transport, frames, &platform, id, settings).map_err(|error| text(&error))?;
     let source = AllocatorSource {
-        frames: &frames,
+        frames,
         platform: &platform,
         watermark: Watermark::None,
     };
@@ -90,8 +79,8 @@ fn follow<const N: usize>(guest: &Guest, batch: usize) -> Result<(), String> {
         }
         let asked = SERIAL.lock().receive();
         match asked {
-            Some(ask::WRITE) => touch(&frames, true),
-            Some(ask::READ) => touch(&frames, false),
+            Some(ask::WRITE) => touch(frames, true),
+            Some(ask::READ) => touch(frames, false),
             Some(ask::END) => break,
             _ if line.is_some() => interrupts::idle(),
             _ => platform.relax(),

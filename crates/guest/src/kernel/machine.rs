@@ -1,8 +1,17 @@
 //! Brings the machine up: page tables, heap, interrupts, clock, the other CPUs.
 #![allow(unsafe_code)]
 
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::{mem::MaybeUninit, ops::Range};
+
 use arrayvec::ArrayVec;
-use core::ops::Range;
+use dirigible::{
+    boot::{BootConfig, BootPlan, Booted, Tables},
+    memory_map::MapEntry,
+};
 use dirigible_frames::Pfn;
 use dirigible_workload::protocol::Message;
 use thiserror::Error;
@@ -17,6 +26,7 @@ use super::{
     },
     console::send,
     memory::{Layout, MAX_REGIONS, TooLittle},
+    platform::GuestPlatform,
 };
 
 /// Heap before it is known how much memory the task leaves to the kernel.
@@ -129,8 +139,29 @@ impl Machine {
 }
 
 impl Guest {
-    /// `bytes` zeroed bytes for an allocator's metadata. They are never freed.
-    pub fn metadata(bytes: usize) -> &'static mut [u8] {
-        alloc::vec![0; bytes].leak()
+    /// Boots an allocator over all managed memory; its tables lie on the kernel's heap and stay there.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the settings.
+    pub fn boot(&self, config: BootConfig<'_>) -> Result<Booted<'static>, String> {
+        let plan = self.plan(config)?;
+        let memory = alloc::vec![MaybeUninit::uninit(); plan.bytes()].leak();
+        plan.boot(memory, &GuestPlatform)
+            .map_err(|error| error.to_string())
+    }
+
+    /// What follows from the managed memory, with tables apart from it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the settings.
+    pub fn plan<'c>(&self, config: BootConfig<'c>) -> Result<BootPlan<'c>, String> {
+        let map: Vec<MapEntry> = self.managed.iter().map(MapEntry::usable).collect();
+        let config = BootConfig {
+            tables: Tables::Apart,
+            ..config
+        };
+        BootPlan::new(&map, config).map_err(|error| error.to_string())
     }
 }

@@ -4,10 +4,10 @@ use core::sync::atomic::Ordering;
 
 use dirigible::schedule;
 use dirigible_frames::{
-    CpuId, FrameContents, LINES_PER_FRAME, PageTables, Pfn, Platform, WORDS_PER_LINE,
+    CpuId, FrameContents, Interrupts, LINES_PER_FRAME, PageTables, Pfn, Platform, WORDS_PER_LINE,
 };
 
-use super::arch::{clock, cpu, interrupts, physical, shoot_down, user};
+use super::arch::{clock, cpu, interrupts, masking::Masking, physical, shoot_down, user};
 
 /// Nanoseconds that a wait spins before it halts the CPU. Most locks are released, and most requests answered, sooner
 /// than a halted CPU wakes.
@@ -22,6 +22,10 @@ const PAUSES: u32 = 32;
 pub struct GuestPlatform;
 
 impl Platform for GuestPlatform {
+    fn interrupts(&self) -> Option<&'static dyn Interrupts> {
+        Some(&Masking)
+    }
+
     #[inline]
     fn cpu(&self) -> CpuId {
         cpu::current_id()

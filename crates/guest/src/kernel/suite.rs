@@ -12,9 +12,10 @@ mod outcome;
 mod programs;
 mod waiting;
 
+use core::mem::MaybeUninit;
+
 use alloc::{string::String, vec::Vec};
 
-use dirigible_frames::FrameAllocator;
 use dirigible_workload::protocol::Message;
 
 use super::{
@@ -22,11 +23,11 @@ use super::{
     console::send,
     machine::Guest,
 };
-use manager::with_config;
+use manager::{Memory, config};
 use outcome::Outcome;
 
-/// A test. The bytes are for the metadata of its allocator.
-type Test = fn(&Guest, &mut [u8]) -> Outcome;
+/// A test. The memory is for the tables of its memory manager.
+type Test = fn(&Guest, &mut Memory) -> Outcome;
 
 /// All tests, in the order in which they run.
 const TESTS: &[(&str, Test)] = &[
@@ -122,9 +123,8 @@ pub fn run(guest: &Guest, only: &str) -> Result<(), String> {
     if let Some((_, fail)) = FAILURES.iter().find(|(name, _)| *name == only) {
         fail();
     }
-    let bytes = with_config(guest, FrameAllocator::metadata_bytes)
-        .map_err(|error| alloc::format!("no allocator: {error}"))?;
-    let metadata = Guest::metadata(bytes);
+    let bytes = guest.plan(config(guest))?.bytes();
+    let memory = alloc::vec![MaybeUninit::uninit(); bytes].leak();
     let chosen: Vec<_> = TESTS
         .iter()
         .filter(|(name, _)| name.contains(only))
@@ -135,7 +135,7 @@ pub fn run(guest: &Guest, only: &str) -> Result<(), String> {
     let mut failed = 0;
     for (name, test) in chosen {
         let start = clock::now();
-        let failure = test(guest, metadata).err();
+        let failure = test(guest, memory).err();
         failed += u64::from(failure.is_some());
         send(&Message::Test {
             name: (*name).into(),

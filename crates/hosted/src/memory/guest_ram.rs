@@ -5,6 +5,7 @@
 //! platform's accesses reach. So no mistake of a caller and no address in a virtqueue can touch the allocator's tables.
 #![allow(unsafe_code)]
 
+use core::mem::MaybeUninit;
 use std::{
     io,
     sync::{
@@ -130,18 +131,28 @@ impl GuestRam {
         self.shared.backing
     }
 
-    /// The memory for the allocator's metadata, zeroed: the first caller gets it, all later ones `None`.
+    /// The memory for the memory manager's tables: the first caller gets it, all later ones `None`.
     // `mut_from_ref`: the flag makes the reference unique, as a lock would.
     #[allow(clippy::mut_from_ref)]
+    pub fn table_memory(&self) -> Option<&mut [MaybeUninit<u8>]> {
+        let mapping = self.take_metadata()?;
+        // SAFETY: a live, private mapping of that length, which `self` keeps for the lifetime of the result.
+        // `take_metadata` gives it out once; it is in nobody's view (see the module's head), so the reference is unique.
+        Some(unsafe { core::slice::from_raw_parts_mut(mapping.as_ptr().cast(), mapping.size()) })
+    }
+
+    /// The same memory for an allocator alone, zeroed: one of the two is given, once.
+    #[allow(clippy::mut_from_ref)]
     pub fn metadata_slice(&self) -> Option<&mut [u8]> {
-        // Relaxed: whoever wins has the memory alone, there is nothing to be published with it.
-        if self.shared.metadata_taken.swap(true, Ordering::Relaxed) {
-            return None;
-        }
-        let mapping = &self.shared.metadata;
-        // SAFETY: a live, zeroed, private mapping of that length, which `self` keeps for the lifetime of the result. The
-        // flag gives it out once; it is in nobody's view (see the module's head), so the reference is unique.
+        let mapping = self.take_metadata()?;
+        // SAFETY: as in `table_memory`; the mapping is zeroed, and nobody else has had it.
         Some(unsafe { core::slice::from_raw_parts_mut(mapping.as_ptr(), mapping.size()) })
+    }
+
+    fn take_metadata(&self) -> Option<&MmapRegion> {
+        // Relaxed: whoever wins has the memory alone, there is nothing to be published with it.
+        let is_taken = self.shared.metadata_taken.swap(true, Ordering::Relaxed);
+        (!is_taken).then_some(&self.shared.metadata)
     }
 
     /// Managed frames that the host has memory for, by `mincore`. A frame that was only read counts too.

@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use dirigible_balloon::{BalloonDriver, FrameSource, VirtioBalloon};
+use dirigible::balloon_worker::InterruptLine;
+use dirigible_balloon::{BalloonDriver, VirtioBalloon};
 use dirigible_workload::{
     balloon::BalloonControl,
     report::{Residency, Tenths},
@@ -107,12 +108,14 @@ impl BalloonControl for BalloonPort<'_> {
         self.driver.actual()
     }
 
-    fn step(&self, source: &dyn FrameSource, messages: usize) {
-        if self.host.interrupt().is_pending() {
-            self.driver.handle_interrupt();
-        }
-        let _ = self.driver.step(source, messages);
+    fn stepped(&self) {
         // Residency decides nothing; where it cannot be had, the report says 0.
         let _ = self.measure();
+    }
+}
+
+impl InterruptLine for BalloonPort<'_> {
+    fn is_pending(&self) -> bool {
+        self.host.interrupt().is_pending()
     }
 }

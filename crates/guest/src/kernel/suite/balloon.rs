@@ -2,17 +2,18 @@
 
 use alloc::{string::String, vec::Vec};
 
+use dirigible::{ManagerConfig, MemoryManager, boot::Booted};
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step};
 use dirigible_frames::{
     AllocRequest, FrameContents, FrameState, Order, OwnerId, Pfn, Platform, Watermark,
 };
-use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome as Moved};
-use dirigible_paging::{NoReclaim, PageSource, SlowPath, SlowPathConfig};
-use dirigible_workload::{protocol::TESTS_BALLOON, relief::Relief};
+use dirigible_mobility::{Mobility, MovePair, Outcome as Moved};
+use dirigible_paging::{PageSource, SlowPath};
+use dirigible_workload::protocol::TESTS_BALLOON;
 
 use super::{
     deadline::{MILLISECOND, is_over},
-    manager::allocator,
+    manager::{Memory, boot},
     outcome::{Outcome, ensure},
 };
 use crate::kernel::{
@@ -40,11 +41,11 @@ struct Ballooned<'a, 'b> {
 /// again.
 fn with_balloon(
     guest: &Guest,
-    metadata: &mut [u8],
+    memory: &mut Memory,
     test: impl FnOnce(&Ballooned<'_, '_>) -> Outcome,
 ) -> Outcome {
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
-    let frames = allocator(guest, metadata)?;
+    let Booted { frames, room } = boot(guest, memory)?;
     let platform = GuestPlatform;
     let cpu = platform.cpu();
     let free = frames.free_frames();
@@ -71,17 +72,14 @@ fn with_balloon(
         ..BalloonConfig::default()
     };
     let driver: Driver<'_> =
-        Driver::new(transport, &frames, &platform, id, config).map_err(|error| text(&error))?;
-    let mobility = alloc::boxed::Box::new(Mobility::new(
-        &frames,
-        &platform,
-        CompactionConfig::default(),
-    ));
-    mobility
-        .register(id, &driver)
+        Driver::new(transport, frames, &platform, id, config).map_err(|error| text(&error))?;
+    let manager = MemoryManager::new_in(room, frames, &platform, ManagerConfig::default());
+    let manager = manager.map_err(|error| text(&error))?;
+    manager
+        .register_balloon(id, &driver)
         .map_err(|error| text(&error))?;
     let source = AllocatorSource {
-        frames: &frames,
+        frames,
         platform: &platform,
         watermark: Watermark::Low,
     };
@@ -107,7 +105,7 @@ fn with_balloon(
     ensure(interrupted > 0, || "the device never interrupted".into())?;
     taken.sort_unstable();
     driver.verify().map_err(|error| text(&error))?;
-    let held = listed(&frames, id, guest);
+    let held = listed(frames, id, guest);
     ensure(held.len() as u64 == TESTS_BALLOON, || {
         alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
     })?;
@@ -116,20 +114,14 @@ fn with_balloon(
     ensure(written, || {
         "the balloon took frames that nobody had written".into()
     })?;
-    let relief = Relief::new(&driver);
-    let memory =
-        SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default()).with_notifier(&relief);
     test(&Ballooned {
         driver: &driver,
-        mobility: &mobility,
-        memory: &memory,
+        mobility: manager.mobility(),
+        memory: manager.memory(),
         source: &source,
         held,
     })?;
-    driver.verify().map_err(|error| text(&error))?;
-    driver.shutdown().map_err(|error| text(&error))?;
-    frames.drain_cpu_caches();
-    frames.verify().map_err(|error| text(&error))?;
+    manager.shutdown(0).map_err(|error| text(&error))?;
     ensure(frames.free_frames() == free, || {
         alloc::format!("{} of {free} frames are free", frames.free_frames())
     })
@@ -146,9 +138,9 @@ fn listed(frames: &dirigible_frames::FrameAllocator<'_>, id: OwnerId, guest: &Gu
 }
 
 /// The host has taken the frames that the balloon gave it: afterwards they read as zeroes.
-pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn the_balloon_follows_its_target(guest: &Guest, memory: &mut Memory) -> Outcome {
     let mut held = Vec::new();
-    with_balloon(guest, metadata, |balloon| {
+    with_balloon(guest, memory, |balloon| {
         held.extend_from_slice(&balloon.held);
         Ok(())
     })?;
@@ -162,8 +154,8 @@ pub(super) fn the_balloon_follows_its_target(guest: &Guest, metadata: &mut [u8])
 }
 
 /// Each frame of the balloon is moved three times, with two messages for each 256 frames.
-pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_balloon(guest, metadata, |balloon| {
+pub(super) fn balloon_frames_move(guest: &Guest, memory: &mut Memory) -> Outcome {
+    with_balloon(guest, memory, |balloon| {
         let Ballooned {
             driver, mobility, ..
         } = balloon;
@@ -211,10 +203,10 @@ pub(super) fn balloon_frames_move(guest: &Guest, metadata: &mut [u8]) -> Outcome
 
 pub(super) fn the_balloon_comes_up_again_after_a_reset(
     guest: &Guest,
-    metadata: &mut [u8],
+    memory: &mut Memory,
 ) -> Outcome {
     for round in 0..2 {
-        with_balloon(guest, metadata, |_| Ok(()))
+        with_balloon(guest, memory, |_| Ok(()))
             .map_err(|why: String| alloc::format!("round {round}: {why}"))?;
     }
     Ok(())
@@ -224,9 +216,9 @@ pub(super) fn the_balloon_comes_up_again_after_a_reset(
 /// and none that the host still has. The balloon does not take them back at once, though its target has not changed.
 pub(super) fn a_task_goes_on_with_what_the_balloon_gives_back(
     guest: &Guest,
-    metadata: &mut [u8],
+    memory: &mut Memory,
 ) -> Outcome {
-    with_balloon(guest, metadata, |balloon| {
+    with_balloon(guest, memory, |balloon| {
         let Ballooned {
             driver,
             mobility,

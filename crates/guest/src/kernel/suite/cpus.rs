@@ -7,6 +7,7 @@ use core::{
 
 use dirigible_frames::Platform;
 
+use super::manager::Memory;
 use super::{
     deadline::MILLISECOND,
     outcome::{Outcome, Verdict, ensure},
@@ -18,7 +19,7 @@ use crate::kernel::{
 };
 
 /// Two CPUs read the clock in turns: it never goes back from one to the other.
-pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut [u8]) -> Outcome {
+pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut Memory) -> Outcome {
     const ROUNDS: u64 = 20_000;
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
@@ -49,7 +50,7 @@ pub(super) fn clocks_agree_across_cpus(guest: &Guest, _: &mut [u8]) -> Outcome {
 }
 
 /// A halted CPU wakes 1,000 times a second.
-pub(super) fn the_timer_ticks(_: &Guest, _: &mut [u8]) -> Outcome {
+pub(super) fn the_timer_ticks(_: &Guest, _: &mut Memory) -> Outcome {
     let start = clock::now();
     let mut woken = 0;
     while clock::now() < start + 100 * MILLISECOND {
@@ -64,7 +65,7 @@ pub(super) fn the_timer_ticks(_: &Guest, _: &mut [u8]) -> Outcome {
 }
 
 /// Interrupts preserve all registers, vector registers too.
-pub(super) fn interrupts_keep_registers(_: &Guest, _: &mut [u8]) -> Outcome {
+pub(super) fn interrupts_keep_registers(_: &Guest, _: &mut Memory) -> Outcome {
     fn compute() -> (f64, u64) {
         let (mut sum, mut hash) = (0.0_f64, 1_u64);
         for step in 1..200_000_u64 {
@@ -89,7 +90,7 @@ pub(super) fn interrupts_keep_registers(_: &Guest, _: &mut [u8]) -> Outcome {
 }
 
 /// Each CPU does the work once, under its own number.
-pub(super) fn all_cpus_work_together(guest: &Guest, _: &mut [u8]) -> Outcome {
+pub(super) fn all_cpus_work_together(guest: &Guest, _: &mut Memory) -> Outcome {
     for _ in 0..200 {
         let seen = AtomicU64::new(0);
         smp::on_all(&|cpu| {

@@ -4,6 +4,7 @@ use alloc::vec;
 
 use virtio_drivers::{device::blk::VirtIOBlk, transport::DeviceType};
 
+use super::manager::Memory;
 use super::{
     numbers::Numbers,
     outcome::{Outcome, ensure},
@@ -12,7 +13,7 @@ use crate::kernel::{hal::GuestHal, machine::Guest, transport};
 
 const SECTOR: usize = 512;
 
-pub(super) fn the_disk_keeps_what_is_written(_: &Guest, _: &mut [u8]) -> Outcome {
+pub(super) fn the_disk_keeps_what_is_written(_: &Guest, _: &mut Memory) -> Outcome {
     let transport = transport::find(DeviceType::Block)
         .next()
         .ok_or("no disk: start the machine with -device virtio-blk-pci")?

@@ -8,7 +8,7 @@ use dirigible_frames::{
 
 use super::{
     deadline::{MILLISECOND, is_over},
-    manager::allocator,
+    manager::{Memory, allocator},
     numbers::Numbers,
     outcome::{Outcome, Verdict, ensure},
 };
@@ -16,8 +16,8 @@ use crate::kernel::{arch::smp, machine::Guest, platform::GuestPlatform};
 
 /// All CPUs allocate and free runs of several orders at the same time. Contents are kept while a run is held, and all
 /// frames are free at the end.
-pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    let frames = allocator(guest, metadata)?;
+pub(super) fn frames_under_all_cpus(guest: &Guest, memory: &mut Memory) -> Outcome {
+    let frames = allocator(guest, memory)?;
     let platform = GuestPlatform;
     let free = frames.free_frames();
     let verdict = Verdict::default();
@@ -80,13 +80,13 @@ pub(super) fn frames_under_all_cpus(guest: &Guest, metadata: &mut [u8]) -> Outco
 }
 
 /// RAM above 4 GiB is managed, can be accessed, and is distinct from the RAM below.
-pub(super) fn memory_above_4_gib_is_used(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn memory_above_4_gib_is_used(guest: &Guest, memory: &mut Memory) -> Outcome {
     const BORDER: u64 = (4 << 30) / FRAME_SIZE as u64;
     let above = guest.managed.iter().any(|range| range.end.get() > BORDER);
     ensure(above, || {
         "the machine has no RAM above 4 GiB: give it 3 GiB (-m 3G)".into()
     })?;
-    let frames = allocator(guest, metadata)?;
+    let frames = allocator(guest, memory)?;
     let platform = GuestPlatform;
     let cpu = platform.cpu();
     let mut blocks = Vec::new();

@@ -9,7 +9,7 @@ use dirigible_frames::{
 
 use super::{
     deadline::{MILLISECOND, is_over},
-    manager::allocator,
+    manager::{Memory, allocator},
     numbers::Numbers,
     outcome::{Outcome, ensure},
 };
@@ -303,8 +303,8 @@ impl Handler {
 ///
 /// Without [`Masking`](crate::kernel::arch::masking::Masking) a handler soon waits for a lock that the interrupted code
 /// holds.
-pub(super) fn handlers_allocate_and_free(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    let frames = allocator(guest, metadata)?;
+pub(super) fn handlers_allocate_and_free(guest: &Guest, memory: &mut Memory) -> Outcome {
+    let frames = allocator(guest, memory)?;
     let free = frames.free_frames();
     for scarce in [false, true] {
         let mut away: Vec<Pfn> = Vec::new();
@@ -318,7 +318,7 @@ pub(super) fn handlers_allocate_and_free(guest: &Guest, metadata: &mut [u8]) -> 
                     .map_err(|error| alloc::format!("{error}"))?,
             );
         }
-        round(guest, &frames)?;
+        round(guest, frames)?;
         for first in away {
             frames
                 .free(first_cpu, first, Order::HUGE)

@@ -1,51 +1,52 @@
 //! The memory manager that the tests run on.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use core::mem::MaybeUninit;
 
-use dirigible_frames::{
-    Config, ConfigError, Fallback, FrameAllocator, OwnerId, Placement, Watermarks, ZoneConfig,
+use dirigible::{
+    ManagerConfig, MemoryManager,
+    boot::{BootConfig, Booted, Marks},
 };
-use dirigible_mobility::{CompactionConfig, Mobility};
-use dirigible_paging::{NoReclaim, Paging, SlowPath, SlowPathConfig};
+use dirigible_frames::{FrameAllocator, OwnerId, Watermarks};
+use dirigible_mobility::Mobility;
+use dirigible_paging::{Paging, SlowPath};
 
 use super::outcome::{Outcome, ensure};
 use crate::kernel::{
-    arch::{cpu, masking::Masking, shoot_down},
+    arch::{cpu, shoot_down},
     machine::Guest,
     platform::GuestPlatform,
 };
 
-/// Calls `run` with the configuration of the tests' allocator, over all managed memory.
-pub(super) fn with_config<T>(guest: &Guest, run: impl FnOnce(&Config<'_>) -> T) -> T {
-    let zone = ZoneConfig {
-        name: "Normal",
-        ranges: &guest.managed,
-        watermarks: Watermarks {
+/// Memory for the tables of a test's memory manager.
+pub(super) type Memory = [MaybeUninit<u8>];
+
+/// How the tests boot: small watermarks, and no reserve.
+pub(super) fn config(guest: &Guest) -> BootConfig<'static> {
+    BootConfig {
+        cpus: guest.cpus,
+        marks: Marks::Fixed(Watermarks {
             min: 256,
             low: 512,
             high: 1024,
-        },
-        reserve_blocks: 0,
-    };
-    run(&Config {
-        zones: &[zone],
-        reserved: &[],
-        cpus: guest.cpus,
-        placement: Placement::FullestFirst,
-        fallback: Fallback::Evacuate,
-        interrupts: Some(&Masking),
-        ..Config::default()
-    })
+        }),
+        reserve_blocks: Some(0),
+        ..BootConfig::default()
+    }
 }
 
-/// An allocator over all managed memory, whose metadata is in `metadata`.
+/// Boots over all managed memory, with tables in `memory`.
+pub(super) fn boot<'m>(guest: &Guest, memory: &'m mut Memory) -> Result<Booted<'m>, String> {
+    let booted = guest.plan(config(guest))?.boot(memory, &GuestPlatform);
+    booted.map_err(|error| error.to_string())
+}
+
+/// The same, for tests of the allocator alone.
 pub(super) fn allocator<'m>(
     guest: &Guest,
-    metadata: &'m mut [u8],
-) -> Result<FrameAllocator<'m>, String> {
-    let made: Result<_, ConfigError> =
-        with_config(guest, |config| FrameAllocator::new(config, metadata));
-    made.map_err(|error| alloc::format!("no allocator: {error}"))
+    memory: &'m mut Memory,
+) -> Result<&'m FrameAllocator<'m>, String> {
+    Ok(boot(guest, memory)?.frames)
 }
 
 /// A memory manager without a balloon.
@@ -60,40 +61,30 @@ pub(super) struct Manager<'a> {
 /// Runs `test` on a memory manager of its own. Afterwards all frames must be free again, and all counts right.
 pub(super) fn with_manager(
     guest: &Guest,
-    metadata: &mut [u8],
+    memory: &mut Memory,
     test: impl FnOnce(&Manager<'_>) -> Outcome,
 ) -> Outcome {
-    let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
-    let frames = allocator(guest, metadata)?;
+    let Booted { frames, room } = boot(guest, memory)?;
     let platform = GuestPlatform;
     let owner = OwnerId::new(1).ok_or("no owner id")?;
-    let paging = Paging::new(&frames, &platform, owner, 16).with_kernel_half(guest.kernel_root);
-    let mobility = alloc::boxed::Box::new(Mobility::new(
-        &frames,
-        &platform,
-        CompactionConfig::default(),
-    ));
-    mobility
-        .register(owner, &paging)
-        .map_err(|error| text(&error))?;
-    let memory = SlowPath::new(&mobility, &NoReclaim, SlowPathConfig::default());
-    let free = frames.free_frames();
+    let paging = Paging::new(frames, &platform, owner, 16).with_kernel_half(guest.kernel_root);
+    let manager = MemoryManager::new_in(room, frames, &platform, ManagerConfig::default());
+    let manager = manager.map_err(|error| error.to_string())?;
+    let added = manager.register_paging(&paging);
+    added.map_err(|error| error.to_string())?;
     let outcome = test(&Manager {
-        frames: &frames,
+        frames,
         platform: &platform,
         paging: &paging,
-        mobility: &mobility,
-        memory: &memory,
+        mobility: manager.mobility(),
+        memory: manager.memory(),
     });
     // A test that failed may have left its root table loaded, in memory that the next test uses.
     shoot_down::leave_program(cpu::current());
     outcome?;
-    let audit = paging.audit().map_err(|error| text(&error))?;
-    ensure(audit.spaces == 0, || "address spaces are left".into())?;
-    mobility.verify().map_err(|error| text(&error))?;
-    frames.drain_cpu_caches();
-    frames.verify().map_err(|error| text(&error))?;
-    ensure(frames.free_frames() == free, || {
-        alloc::format!("{} of {free} frames are free", frames.free_frames())
+    let (free, all) = (|| frames.free_frames(), frames.managed_frames());
+    manager.shutdown(0).map_err(|error| error.to_string())?;
+    ensure(free() == all, || {
+        alloc::format!("{} of {all} frames are free", free())
     })
 }

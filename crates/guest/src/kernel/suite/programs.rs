@@ -9,7 +9,7 @@ use dirigible_paging::{FaultError, FaultKind, Page, PageSource, SpaceId};
 
 use super::{
     deadline::{MILLISECOND, is_over},
-    manager::{Manager, with_manager},
+    manager::{Manager, Memory, with_manager},
     numbers::Numbers,
     outcome::{Outcome, Verdict, ensure},
 };
@@ -92,8 +92,8 @@ impl Manager<'_> {
     }
 }
 
-pub(super) fn page_faults_map_pages(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_manager(guest, metadata, |manager| {
+pub(super) fn page_faults_map_pages(guest: &Guest, memory: &mut Memory) -> Outcome {
+    with_manager(guest, memory, |manager| {
         const PAGES: u64 = 3000;
         let space = manager.space()?;
         let before = user::faults();
@@ -129,8 +129,8 @@ pub(super) fn page_faults_map_pages(guest: &Guest, metadata: &mut [u8]) -> Outco
     })
 }
 
-pub(super) fn an_unserved_fault_ends_the_access(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_manager(guest, metadata, |manager| {
+pub(super) fn an_unserved_fault_ends_the_access(guest: &Guest, memory: &mut Memory) -> Outcome {
+    with_manager(guest, memory, |manager| {
         let space = manager.space()?;
         let root = manager.root(space);
         let mut asked = 0;
@@ -149,8 +149,8 @@ pub(super) fn an_unserved_fault_ends_the_access(guest: &Guest, metadata: &mut [u
     })
 }
 
-pub(super) fn a_huge_page_takes_one_fault(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_manager(guest, metadata, |manager| {
+pub(super) fn a_huge_page_takes_one_fault(guest: &Guest, memory: &mut Memory) -> Outcome {
+    with_manager(guest, memory, |manager| {
         let space = manager.space()?;
         let before = user::faults();
         for number in 0..512 {
@@ -184,8 +184,8 @@ pub(super) fn a_huge_page_takes_one_fault(guest: &Guest, metadata: &mut [u8]) ->
     })
 }
 
-pub(super) fn the_kernel_half_is_no_programs(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_manager(guest, metadata, |manager| {
+pub(super) fn the_kernel_half_is_no_programs(guest: &Guest, memory: &mut Memory) -> Outcome {
+    with_manager(guest, memory, |manager| {
         let space = manager.space()?;
         let kernel = Page::containing(0xffff_8000_0000_0000);
         let fault = manager
@@ -206,8 +206,8 @@ pub(super) fn the_kernel_half_is_no_programs(guest: &Guest, metadata: &mut [u8])
     })
 }
 
-pub(super) fn spaces_are_apart(guest: &Guest, metadata: &mut [u8]) -> Outcome {
-    with_manager(guest, metadata, |manager| {
+pub(super) fn spaces_are_apart(guest: &Guest, memory: &mut Memory) -> Outcome {
+    with_manager(guest, memory, |manager| {
         let spaces = [manager.space()?, manager.space()?, manager.space()?];
         for round in 0..200 {
             for (index, &space) in spaces.iter().enumerate() {
@@ -232,11 +232,11 @@ pub(super) fn spaces_are_apart(guest: &Guest, metadata: &mut [u8]) -> Outcome {
 
 /// One CPU reads a page again and again, while another unmaps it and writes other contents into its frame. The reader
 /// sees the page's contents or a fault.
-pub(super) fn unmapping_shoots_down(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn unmapping_shoots_down(guest: &Guest, memory: &mut Memory) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
     })?;
-    with_manager(guest, metadata, |manager| {
+    with_manager(guest, memory, |manager| {
         const ROUNDS: u64 = 400;
         let space = manager.space()?;
         let (reads, over) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -357,30 +357,30 @@ fn migrate_while_touched(manager: &Manager<'_>, pages: u64, order: Order) -> Out
     })
 }
 
-pub(super) fn pages_migrate_while_touched(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn pages_migrate_while_touched(guest: &Guest, memory: &mut Memory) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
     })?;
-    with_manager(guest, metadata, |manager| {
+    with_manager(guest, memory, |manager| {
         migrate_while_touched(manager, 16, Order::BASE)
     })
 }
 
-pub(super) fn huge_pages_migrate_while_touched(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn huge_pages_migrate_while_touched(guest: &Guest, memory: &mut Memory) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
     })?;
-    with_manager(guest, metadata, |manager| {
+    with_manager(guest, memory, |manager| {
         migrate_while_touched(manager, 4, Order::HUGE)
     })
 }
 
 /// Whole blocks are evacuated while programs on all other CPUs map, read, write and unmap pages in them.
-pub(super) fn blocks_evacuate_while_touched(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn blocks_evacuate_while_touched(guest: &Guest, memory: &mut Memory) -> Outcome {
     ensure(guest.cpus >= 2, || {
         "needs two CPUs: start with -smp 2".into()
     })?;
-    with_manager(guest, metadata, |manager| {
+    with_manager(guest, memory, |manager| {
         const PAGES: u64 = 4000;
         let verdict = Verdict::default();
         let deadline = manager.platform.now() + 2000 * MILLISECOND;

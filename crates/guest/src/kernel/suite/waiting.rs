@@ -3,15 +3,23 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dirigible::schedule::{Actor, Engine, Next};
+use dirigible::{
+    ManagerConfig, MemoryManager,
+    boot::Booted,
+    schedule::{Actor, Engine, Next},
+};
 use dirigible_frames::{
     AllocRequest, FRAMES_PER_BLOCK, FrameAllocator, FrameContents, FrameState, Order, OwnerId, Pfn,
     Platform,
 };
-use dirigible_mobility::{CompactionConfig, Mobility, MovableOwner, MovePair, Outcome as Moved};
+use dirigible_mobility::{Mobility, MovableOwner, MovePair, Outcome as Moved};
 use dirigible_paging::{FaultKind, Page};
 
-use super::{MILLISECOND, Outcome, Verdict, allocator, ensure, with_manager};
+use super::{
+    deadline::MILLISECOND,
+    manager::{Memory, boot, with_manager},
+    outcome::{Outcome, Verdict, ensure},
+};
 use crate::kernel::{
     arch::user, experiment::MachineClock, machine::Guest, platform::GuestPlatform,
 };
@@ -94,27 +102,23 @@ impl MovableOwner for SlowOwner<'_> {
 /// While one program waits 20 ms for an owner inside compaction, another one of the same CPU allocates.
 pub(super) fn a_program_allocates_while_another_waits(
     guest: &Guest,
-    metadata: &mut [u8],
+    memory: &mut Memory,
 ) -> Outcome {
     let text = |error: &dyn core::fmt::Display| alloc::format!("{error}");
-    let (frames, platform) = (allocator(guest, metadata)?, GuestPlatform);
+    let Booted { frames, room } = boot(guest, memory)?;
+    let platform = GuestPlatform;
     let slow = SlowOwner {
-        frames: &frames,
+        frames,
         owner: OwnerId::new(2).ok_or("no owner number")?,
         answers_at: AtomicU64::new(0),
     };
-    let config = CompactionConfig::default();
-    let mobility = Box::new(Mobility::new(&frames, &platform, config));
-    let registered = mobility.register(slow.owner, &slow);
+    let config = ManagerConfig::default();
+    let manager = MemoryManager::new_in(room, frames, &platform, config);
+    let manager = manager.map_err(|error| text(&error))?;
+    let registered = manager.register(slow.owner, &slow);
     registered.map_err(|error| text(&error))?;
-    let before = frames.free_frames();
-    wait_in_compaction(&mobility, &slow)?;
-    mobility.verify().map_err(|error| text(&error))?;
-    frames.drain_cpu_caches();
-    frames.verify().map_err(|error| text(&error))?;
-    ensure(frames.free_frames() == before, || {
-        alloc::format!("{} of {before} frames are free", frames.free_frames())
-    })
+    wait_in_compaction(manager.mobility(), &slow)?;
+    manager.shutdown(0).map_err(|error| text(&error))
 }
 
 fn wait_in_compaction(mobility: &Mobility<'_, GuestPlatform>, slow: &SlowOwner<'_>) -> Outcome {
@@ -206,10 +210,10 @@ fn free(frames: &FrameAllocator<'_>, frame: Pfn) {
 
 /// A program waits in the middle of a page fault, and another one of the same CPU touches its own memory meanwhile, with faults
 /// of its own.
-pub(super) fn a_fault_waits_while_others_fault(guest: &Guest, metadata: &mut [u8]) -> Outcome {
+pub(super) fn a_fault_waits_while_others_fault(guest: &Guest, memory: &mut Memory) -> Outcome {
     const PAGES: u64 = 200;
     let page = |number| Page::new(0x4000_0000 / 4096 + number);
-    with_manager(guest, metadata, |manager| {
+    with_manager(guest, memory, |manager| {
         let (paging, platform) = (manager.paging, manager.platform);
         let text = |error| alloc::format!("{error}");
         let [first, second] = [(); 2].map(|()| paging.create_space(manager.memory));
