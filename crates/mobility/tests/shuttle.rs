@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use dirigible_frames::sync::{AtomicU64, Ordering};
 use dirigible_frames::{
-    BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
-    Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, FrameClass,
+    FrameState, Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
     BackgroundStep, CompactResult, CompactionConfig, ContiguousRequest, Mobility, MovableOwner,
@@ -352,10 +352,18 @@ fn two_evacuations_of_one_zone_wait_for_the_host_side_by_side() {
 fn steps_of_two_cpus_go_on_with_one_piece() {
     static EMPTIED: AtomicUsize = AtomicUsize::new(0);
     static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+    static RUN: AtomicUsize = AtomicUsize::new(0);
     explore(|| {
+        // In every other run the host does not answer.
+        let answers = RUN.fetch_add(1, Relaxed).is_multiple_of(2);
         let w = World::new(2, true);
-        let device = w.spawn(2, |w| {
-            for _ in 0..4 {
+        // It begins when no block is wholly free.
+        let cpu = CpuId::new(0);
+        let head = w.frames.alloc(cpu, AllocRequest::huge()).unwrap();
+        assert!(w.mobility.wants_background());
+        let ended: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
+        let device = w.spawn(2, move |w| {
+            while answers && ended.load(Ordering::Relaxed) < 2 {
                 let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
                 for pair in taken {
                     w.owner.moved(&pair);
@@ -372,23 +380,30 @@ fn steps_of_two_cpus_go_on_with_one_piece() {
                 }
                 thread::yield_now();
             }
+            ended.fetch_add(1, Ordering::Relaxed);
         };
         let other = w.spawn(1, steps);
         steps(w);
         other.join().unwrap();
         device.join().unwrap();
         ABANDONED.fetch_add(w.frames.isolated_blocks() as usize, Relaxed);
-        assert!(w.mobility.abandon_background_step(CpuId::new(0)));
+        assert!(w.mobility.abandon_background_step(cpu));
         assert_eq!(w.frames.isolated_blocks(), 0);
         let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
         for pair in late {
             w.owner.moved(&pair);
             assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
         }
+        w.check(512);
+        w.frames.free(cpu, head, Order::HUGE).unwrap();
         w.check(0);
         assert_eq!(w.owner.book.lock().unwrap().len(), 6);
     });
-    assert!(EMPTIED.load(Relaxed) > 0 && ABANDONED.load(Relaxed) > 0);
+    let (emptied, abandoned) = (EMPTIED.load(Relaxed), ABANDONED.load(Relaxed));
+    assert!(
+        emptied > 0 && abandoned > 0,
+        "{emptied} emptied, {abandoned} abandoned"
+    );
 }
 
 /// An owner is removed either before a frame of it is isolated or after that frame is back, never between.
