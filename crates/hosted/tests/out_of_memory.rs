@@ -5,11 +5,10 @@ mod support;
 
 use dirigible_balloon::{BalloonConfig, Step};
 use dirigible_frames::{AllocRequest, Event, Platform};
-use dirigible_hosted::{BalloonOptions, HostedPlatform, Mode, features, run::run_column};
-use dirigible_paging::{NoReclaim, OutOfMemory, PageSource, SlowPath, SlowPathConfig};
+use dirigible_hosted::{BalloonOptions, Mode, features, run::run_column};
+use dirigible_paging::{OutOfMemory, PageSource};
 use dirigible_workload::{
     params::{Column, Params, Profile, Schedule},
-    relief::Relief,
     report::ColumnReport,
 };
 use support::{
@@ -36,17 +35,10 @@ fn offering(features: u64, answer_ns: u64) -> BalloonOptions {
     }
 }
 
-/// The way of every task, with the balloon at its end.
-fn slow_path<'a>(guest: &Guest<'a, '_>) -> SlowPath<'a, HostedPlatform> {
-    // Leaked: it must live as long as the guest.
-    let relief = Box::leak(Box::new(Relief::new(guest.balloon)));
-    SlowPath::new(guest.mobility, &NoReclaim, SlowPathConfig::default()).with_notifier(relief)
-}
-
 /// Takes all memory by the way of every task until it ends, and gives how many frames were above what was free. Each of
 /// them keeps its contents.
 fn take_all(guest: &Guest<'_, '_>) -> u64 {
-    let memory = slow_path(guest);
+    let memory = guest.memory;
     let free = guest.frames.free_frames() - 64;
     let request = AllocRequest::movable();
     let mut taken = Vec::new();
@@ -109,7 +101,7 @@ fn a_balloon_gives_up_no_more_than_is_needed() {
     let machine = machine(MIB, Mode::Deterministic, options);
     guest(&machine, willing(), |guest| {
         guest.reach(HELD);
-        let memory = slow_path(guest);
+        let memory = guest.memory;
         let mut taken: Vec<_> = std::iter::from_fn(|| guest.alloc()).collect();
         taken.push(memory.alloc(AllocRequest::movable()).unwrap());
         assert_eq!(guest.balloon.actual(), HELD - RELEASED);

@@ -84,7 +84,7 @@ fn compact_while_others_run(answer: u64, compactors: usize) -> (Vec<(u64, u64)>,
         let fault = Fault::Delay(answer);
         guest.host().set_fault(Some(FaultPlan::always(fault)));
         let (ended, steps) = (AtomicBool::new(false), AtomicU64::new(0));
-        let programs: Vec<Compactor<'_, '_>> = (0..compactors)
+        let programs: Vec<Compactor<'_, '_, '_>> = (0..compactors)
             .map(|_| Compactor {
                 guest,
                 took: Mutex::default(),

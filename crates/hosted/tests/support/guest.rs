@@ -1,15 +1,21 @@
 //! A guest with allocator, compaction and balloon, but without a load.
 #![allow(dead_code)]
 
+use dirigible::{
+    ManagerConfig, MemoryManager,
+    boot::{BootConfig, BootPlan, Booted, Marks, Tables},
+    memory_map::MapEntry,
+};
 use dirigible_balloon::{AllocatorSource, BalloonConfig, Step, VirtioBalloon};
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, BlockId, Config, CpuId, Fallback, FrameAllocator, Order,
-    OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, BlockId, CpuId, FrameAllocator, Order, OwnerId, Pfn, Platform,
+    Watermark, Watermarks,
 };
 use dirigible_hosted::{
     BalloonOptions, HostBalloon, HostedHal, HostedMachine, HostedPlatform, InProcessTransport, Mode,
 };
 use dirigible_mobility::{CompactionConfig, Mobility};
+use dirigible_paging::SlowPath;
 
 use super::first_frame;
 
@@ -24,6 +30,8 @@ pub struct Guest<'a, 'b> {
     pub machine: &'a HostedMachine,
     pub frames: &'a FrameAllocator<'a>,
     pub mobility: &'a Mobility<'a, HostedPlatform>,
+    /// The slow path, with the balloon as its out-of-memory notifier.
+    pub memory: &'a SlowPath<'a, HostedPlatform>,
     pub balloon: &'a Balloon<'b>,
     pub source: AllocatorSource<'a, HostedPlatform>,
 }
@@ -73,23 +81,17 @@ pub fn guest_that_keeps(
     let platform = machine.platform();
     let _binding = platform.bind_cpu(CpuId::new(0)).unwrap();
     let layout = machine.ram().layout();
-    let zones = [ZoneConfig {
-        name: "Normal",
-        ranges: layout.regions(),
-        watermarks: keeps.watermarks,
-        reserve_blocks: 0,
-    }];
-    let config_frames = Config {
-        zones: &zones,
-        reserved: &[layout.reserved()],
+    let map: Vec<MapEntry> = layout.managed().iter().map(MapEntry::usable).collect();
+    let boot = BootConfig {
         cpus: platform.cpus(),
-        placement: Placement::FullestFirst,
-        fallback: Fallback::Evacuate,
-        ..Config::default()
+        marks: Marks::Fixed(keeps.watermarks),
+        reserve_blocks: Some(0),
+        tables: Tables::Apart,
+        ..BootConfig::default()
     };
-    let metadata = machine.ram().metadata_slice().unwrap();
-    assert!(FrameAllocator::metadata_bytes(&config_frames).unwrap() <= metadata.len());
-    let frames = FrameAllocator::new(&config_frames, metadata).unwrap();
+    let memory = machine.ram().table_memory().unwrap();
+    let booted = BootPlan::new(&map, boot).unwrap().boot(memory, platform);
+    let Booted { frames, room } = booted.unwrap();
     assert_eq!(frames.managed_frames(), layout.managed_frames());
     let compaction = CompactionConfig {
         pending_timeout_ns: pending_timeout(platform.mode()),
@@ -98,29 +100,32 @@ pub fn guest_that_keeps(
         ..CompactionConfig::default()
     };
     let transport = machine.balloons()[0].transport().unwrap();
-    let balloon = Balloon::new(transport, &frames, platform, BALLOON, config).unwrap();
-    let mobility = Mobility::new(&frames, platform, compaction);
-    mobility.register(BALLOON, &balloon).unwrap();
+    let balloon = Balloon::new(transport, frames, platform, BALLOON, config).unwrap();
+    let config = ManagerConfig {
+        compaction,
+        ..ManagerConfig::default()
+    };
+    let manager = MemoryManager::new_in(room, frames, platform, config).unwrap();
+    manager.register_balloon(BALLOON, &balloon).unwrap();
     let source = AllocatorSource {
-        frames: &frames,
+        frames,
         platform,
         watermark: Watermark::Low,
     };
     work(&Guest {
         machine,
-        frames: &frames,
-        mobility: &mobility,
+        frames,
+        mobility: manager.mobility(),
+        memory: manager.memory(),
         balloon: &balloon,
         source,
     });
     // A device that has been reset leaves nothing behind, once what had settled is taken.
     balloon.reset();
-    mobility.drain_settled();
+    manager.mobility().drain_settled();
     assert_eq!(balloon.held().total(), 0);
     assert_eq!(frames.managed_frames(), layout.managed_frames());
-    frames.drain_cpu_caches();
-    frames.verify().unwrap();
-    mobility.verify().unwrap();
+    manager.verify().unwrap();
     assert_eq!(machine.balloons()[0].counters().errors.total(), 0);
 }
 
