@@ -25,9 +25,9 @@ use dirigible_paging::{FaultKind, Page, PageSource, Paging, SpaceId};
 const PAGING: OwnerId = OwnerId::new(1).unwrap();
 const BALLOON: OwnerId = OwnerId::new(2).unwrap();
 /// Pages that each CPU's program touches; every third one it keeps.
-const PAGES: u64 = 12_000;
-const BALLOON_FRAMES: u64 = 6_000;
-const HUGE_PAGES: usize = 8;
+const PAGES: u64 = 15_500;
+const BALLOON_FRAMES: u64 = 15_000;
+const HUGE_PAGES: usize = 12;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // What the hardware and the boot loader give.

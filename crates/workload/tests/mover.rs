@@ -7,7 +7,6 @@
 mod guest;
 
 use dirigible::schedule::{Actor, Next};
-use dirigible_balloon::FrameSource;
 use dirigible_frames::{
     BalloonPlacement, BlockId, Config, FRAMES_PER_BLOCK, Fallback, FrameAllocator, FrameState,
     Order, OwnerId, Pfn, Placement, Platform, Watermark, Watermarks, ZoneConfig,
@@ -35,7 +34,7 @@ impl BalloonControl for Full {
     fn actual(&self) -> u64 {
         BALLOON as u64
     }
-    fn step(&self, _: &dyn FrameSource, _: usize) {}
+    fn stepped(&self) {}
 }
 
 /// An owner of balloon frames without a host.

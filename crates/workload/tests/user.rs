@@ -9,7 +9,6 @@ mod guest;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible::schedule::{Engine, FreeClock};
-use dirigible_balloon::FrameSource;
 use dirigible_frames::{
     Config, Event, Fallback, FrameAllocator, FrameContents, OwnerId, Pfn, Placement,
     WORDS_PER_LINE, ZoneConfig,
@@ -44,7 +43,7 @@ impl BalloonControl for NoBalloon {
     fn actual(&self) -> u64 {
         0
     }
-    fn step(&self, _: &dyn FrameSource, _: usize) {}
+    fn stepped(&self) {}
 }
 
 struct NoClock;
