@@ -24,8 +24,8 @@ use dirigible_workload::{
 use thiserror::Error;
 
 use crate::{
-    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineClock,
-    MachineError, Mode, features,
+    AnswerTime, BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder,
+    MachineClock, MachineError, Mode, features,
 };
 use host::{SinceStart, column_host};
 use port::{BalloonPort, Driver};
@@ -124,7 +124,10 @@ pub fn run_column_moving(
 /// The host's end of the balloon.
 fn balloon_options(params: &Params) -> BalloonOptions {
     let mut options = BalloonOptions {
-        answer_ns: params.host_answer,
+        answer: match params.host_answer {
+            0 => AnswerTime::OfWork,
+            ns => AnswerTime::After(ns),
+        },
         ..BalloonOptions::default()
     };
     if params.deflate_on_oom {

@@ -74,7 +74,7 @@ impl HostBalloon {
             .regions()
             .last()
             .map_or(Pfn::new(0), |region| region.end);
-        let device = BalloonDevice::new(Arc::clone(ram.shared()), end, options);
+        let device = BalloonDevice::new(Arc::clone(ram.shared()), end, options, !threaded);
         Ok(Self {
             runner: Runner::new(device, registers, clock, threaded),
             attached: Arc::default(),

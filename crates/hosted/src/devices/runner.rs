@@ -1,4 +1,4 @@
-//! Runs a device model: inside `notify` (deterministic), or on a thread that sleeps until it is kicked.
+//! Runs a device model: inside `notify` and as virtual time passes (deterministic), or on a thread that sleeps until it is kicked.
 
 use std::{
     sync::{
