@@ -90,7 +90,7 @@ impl HostedPlatform {
         }
     }
 
-    /// Tells what has work to do as virtual time passes. Once; later calls change nothing.
+    /// Sets what has work to do as virtual time passes. Only the first call has an effect.
     pub(crate) fn set_dues(&self, dues: Vec<Arc<dyn Due>>) {
         let _ = self.dues.set(dues);
     }

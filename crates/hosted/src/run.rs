@@ -61,7 +61,7 @@ pub enum RunError {
     #[error("the machine has no {0}")]
     Missing(&'static str),
     /// The host did not answer.
-    #[error("the host does not say what memory is resident: {0}")]
+    #[error("the host does not report which memory is resident: {0}")]
     Residency(#[source] std::io::Error),
     /// What was checked at the end of the run does not hold: a fault of ours.
     #[error("at the end of column {column}: {what}")]

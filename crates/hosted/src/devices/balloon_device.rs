@@ -35,7 +35,7 @@ pub(crate) const STATS: u16 = 2;
 
 /// Configuration word: frames that the host wants.
 pub(crate) const NUM_PAGES: usize = 0;
-/// Configuration word: frames that the driver says it has given.
+/// Configuration word: frames in the balloon, as the driver reports.
 pub(crate) const ACTUAL: usize = 1;
 /// Bytes of the configuration with these features.
 pub(crate) const CONFIG_BYTES: usize = 8;
@@ -94,7 +94,7 @@ pub(crate) struct BalloonDevice {
     stats_buffer: Option<u16>,
     stats_wanted: bool,
     fault: Option<FaultPlan>,
-    /// The rings are all right: it was the plan that the device breaks down.
+    /// The rings are valid: the device fails because the fault plan says so.
     planned: bool,
     delayed: VecDeque<Delayed>,
     /// Queues with more requests than one kick may bring: go on at the next tick.
@@ -399,7 +399,7 @@ impl BalloonDevice {
         Ok(interrupt)
     }
 
-    /// The rings made no sense: no queue is used any more until the driver resets the device.
+    /// The rings are invalid: no queue is used until the driver resets the device.
     fn give_up(&mut self, registers: &Registers) -> bool {
         if !core::mem::take(&mut self.planned) {
             self.counters.errors.rings += 1;

@@ -129,7 +129,7 @@ impl HostBalloon {
         self.runner.registers().config().word(NUM_PAGES).into()
     }
 
-    /// Frames that the driver says it has given.
+    /// Frames in the balloon, as the driver reports.
     pub fn actual(&self) -> u64 {
         self.runner.registers().config().word(ACTUAL).into()
     }

@@ -6,7 +6,7 @@ use crate::memory::discard::DiscardMethod;
 
 /// Feature bits of the balloon device.
 pub mod features {
-    /// The driver must tell before it uses a frame again.
+    /// The driver must notify the device before it uses a frame again.
     pub const MUST_TELL_HOST: u64 = 1 << 0;
     /// There is a queue for memory statistics.
     pub const STATS_VQ: u64 = 1 << 1;
