@@ -58,7 +58,7 @@ pub enum BindError {
     },
 }
 
-/// Says which CPUs of a machine are taken.
+/// Which CPUs of a machine are taken.
 #[derive(Debug)]
 pub(crate) struct CpuTable {
     machine: u64,

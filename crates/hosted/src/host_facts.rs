@@ -47,7 +47,7 @@ impl HostFacts {
     }
 }
 
-/// Bytes of memory that can be had without swapping; `u64::MAX` when the host does not say.
+/// Bytes of memory that can be had without swapping; `u64::MAX` when the host does not report it.
 pub(crate) fn available_bytes() -> u64 {
     let host = fs::read_to_string("/proc/meminfo")
         .ok()

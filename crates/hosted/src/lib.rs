@@ -40,7 +40,7 @@ pub use binding::{BindError, CpuBinding};
 pub use devices::{
     balloon_device::BalloonCounters,
     balloon_host::{HostBalloon, TargetError},
-    balloon_options::{BalloonOptions, BalloonOptionsError, features},
+    balloon_options::{AnswerTime, BalloonOptions, BalloonOptionsError, features},
     balloon_stats::GuestStatistics,
     faults::{Fault, FaultPlan, Request},
     hal::HostedHal,

@@ -1,4 +1,4 @@
-//! A machine: memory, CPUs, clock and devices, put together and taken apart.
+//! A machine: builds memory, CPUs, clock and devices, and tears them down.
 
 use core::ops::Range;
 use std::{io, sync::Arc};

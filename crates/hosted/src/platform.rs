@@ -21,7 +21,8 @@ use crate::{
 /// How a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// One thread, virtual time, devices work inside `notify`: the same input gives the same run.
+    /// One thread, virtual time: devices take requests inside `notify` and answer as time passes. The same input gives the same
+    /// run.
     #[default]
     Deterministic,
     /// Real threads, real time, devices on threads of their own.
@@ -89,7 +90,7 @@ impl HostedPlatform {
         }
     }
 
-    /// Tells what has work to do as virtual time passes. Once; later calls change nothing.
+    /// Sets what has work to do as virtual time passes. Only the first call has an effect.
     pub(crate) fn set_dues(&self, dues: Vec<Arc<dyn Due>>) {
         let _ = self.dues.set(dues);
     }

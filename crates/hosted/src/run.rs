@@ -30,8 +30,8 @@ use dirigible_workload::{
 use thiserror::Error;
 
 use crate::{
-    BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder, MachineClock,
-    MachineError, Mode, features,
+    AnswerTime, BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder,
+    MachineClock, MachineError, Mode, features,
 };
 use host::{SinceStart, measured};
 use port::{BalloonPort, Driver};
@@ -73,7 +73,7 @@ pub enum RunError {
     #[error("the machine has no {0}")]
     Missing(&'static str),
     /// The host did not answer.
-    #[error("the host does not say what memory is resident: {0}")]
+    #[error("the host does not report which memory is resident: {0}")]
     Residency(#[source] std::io::Error),
     /// What was checked at the end of the run does not hold: a fault of ours.
     #[error("at the end of column {column}: {what}")]
@@ -142,7 +142,10 @@ pub fn run_column_moving(
 /// The host's end of the balloon.
 fn balloon_options(params: &Params) -> BalloonOptions {
     let mut options = BalloonOptions {
-        answer_ns: params.host_answer(),
+        answer: match params.host_answer() {
+            0 => AnswerTime::OfWork,
+            ns => AnswerTime::After(ns),
+        },
         ..BalloonOptions::default()
     };
     if params.deflate_on_oom {

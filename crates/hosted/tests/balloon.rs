@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dirigible_frames::{Pfn, Platform};
 use dirigible_hosted::{
-    BalloonOptions, DiscardMethod, Fault, FaultPlan, HostedMachine, MachineBuilder, Mode, Request,
-    features,
+    AnswerTime, BalloonOptions, DiscardMethod, Fault, FaultPlan, HostedMachine, MachineBuilder,
+    Mode, Request, features,
 };
 use support::*;
 use virtio_drivers::{Error, transport::Transport};
@@ -437,7 +437,7 @@ fn a_host_that_takes_its_time_takes_it_for_each_request() {
     for mode in [Mode::Deterministic, Mode::Threads] {
         let answer_ns = 5_000_000;
         let options = BalloonOptions {
-            answer_ns,
+            answer: AnswerTime::After(answer_ns),
             ..BalloonOptions::default()
         };
         let machine = machine(64, mode, options);

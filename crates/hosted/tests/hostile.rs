@@ -5,7 +5,7 @@
 mod support;
 
 use dirigible_frames::{FrameContents, Pfn, Platform};
-use dirigible_hosted::{BalloonOptions, HostedMachine, Mode, features};
+use dirigible_hosted::{AnswerTime, BalloonOptions, HostedMachine, Mode, features};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use support::*;
 use virtio_drivers::transport::{DeviceStatus, Transport};
@@ -202,7 +202,12 @@ fn an_impossible_available_index_needs_a_reset() {
 /// A request that takes the very frames in which the queue lies: the ring is gone, the device is not.
 #[test]
 fn a_driver_that_inflates_its_own_rings_harms_itself_only() {
-    let machine = machine(MIB, Mode::Deterministic, BalloonOptions::default());
+    // Answered before the device looks at the rings again.
+    let options = BalloonOptions {
+        answer: AnswerTime::After(0),
+        ..BalloonOptions::default()
+    };
+    let machine = machine(MIB, Mode::Deterministic, options);
     let balloon = &machine.balloons()[0];
     let mut transport = balloon.transport().unwrap();
     transport.write_driver_features(features::VERSION_1);

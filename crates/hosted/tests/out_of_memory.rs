@@ -5,7 +5,7 @@ mod support;
 
 use dirigible_balloon::{BalloonConfig, Step};
 use dirigible_frames::{AllocRequest, Event, Platform};
-use dirigible_hosted::{BalloonOptions, Mode, features, run::run_column};
+use dirigible_hosted::{AnswerTime, BalloonOptions, Mode, features, run::run_column};
 use dirigible_paging::{OutOfMemory, PageSource};
 use dirigible_workload::{
     params::{Column, Params, Profile, Schedule},
@@ -30,7 +30,7 @@ fn willing() -> BalloonConfig {
 fn offering(features: u64, answer_ns: u64) -> BalloonOptions {
     BalloonOptions {
         features,
-        answer_ns,
+        answer: AnswerTime::After(answer_ns),
         ..BalloonOptions::default()
     }
 }

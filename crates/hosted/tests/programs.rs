@@ -129,7 +129,7 @@ fn a_program_allocates_while_another_waits_for_the_host_inside_compaction() {
     );
     let all = (ended - began) / PACE;
     // Of the same processor, the compactor itself used less than a millisecond.
-    assert!((all - 10..=all).contains(&steps), "{steps} of {all}");
+    assert!((all - 10..=all + 1).contains(&steps), "{steps} of {all}");
 }
 
 #[test]

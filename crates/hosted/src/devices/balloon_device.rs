@@ -10,8 +10,9 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 
 use crate::{
+    costs::host_answer,
     devices::{
-        balloon_options::{BalloonOptions, features},
+        balloon_options::{AnswerTime, BalloonOptions, features},
         balloon_stats::GuestStatistics,
         faults::{Fault, FaultPlan, Request},
         held_frames::{HeldFrames, ProtocolErrors},
@@ -34,7 +35,7 @@ pub(crate) const STATS: u16 = 2;
 
 /// Configuration word: frames that the host wants.
 pub(crate) const NUM_PAGES: usize = 0;
-/// Configuration word: frames that the driver says it has given.
+/// Configuration word: frames in the balloon, as the driver reports.
 pub(crate) const ACTUAL: usize = 1;
 /// Bytes of the configuration with these features.
 pub(crate) const CONFIG_BYTES: usize = 8;
@@ -84,14 +85,16 @@ pub(crate) struct BalloonDevice {
     discarder: Discarder,
     audit: bool,
     /// From the taking of a request to its answer.
-    answer_ns: u64,
+    answer: AnswerTime,
+    /// Whether time is virtual, and the device's work takes none by itself.
+    is_virtual: bool,
     counters: BalloonCounters,
     statistics: GuestStatistics,
     /// The driver's statistics buffer, kept until the host asks for new figures.
     stats_buffer: Option<u16>,
     stats_wanted: bool,
     fault: Option<FaultPlan>,
-    /// The rings are all right: it was the plan that the device breaks down.
+    /// The rings are valid: the device fails because the fault plan says so.
     planned: bool,
     delayed: VecDeque<Delayed>,
     /// Queues with more requests than one kick may bring: go on at the next tick.
@@ -101,14 +104,20 @@ pub(crate) struct BalloonDevice {
 }
 
 impl BalloonDevice {
-    pub(crate) fn new(ram: Arc<RamShared>, end: Pfn, options: BalloonOptions) -> Self {
+    pub(crate) fn new(
+        ram: Arc<RamShared>,
+        end: Pfn,
+        options: BalloonOptions,
+        is_virtual: bool,
+    ) -> Self {
         Self {
             ram,
             rings: [const { None }; 3],
             held: HeldFrames::new(end),
             discarder: Discarder::new(options.discard),
             audit: options.audit,
-            answer_ns: options.answer_ns,
+            answer: options.answer,
+            is_virtual,
             counters: BalloonCounters::default(),
             statistics: GuestStatistics::default(),
             stats_buffer: None,
@@ -288,6 +297,15 @@ impl BalloonDevice {
         true
     }
 
+    /// How long an honest answer to the request under way takes, beside the work itself.
+    fn usual_delay(&self) -> u64 {
+        match self.answer {
+            AnswerTime::OfWork if self.is_virtual => host_answer(self.frames.len()),
+            AnswerTime::OfWork => 0,
+            AnswerTime::After(ns) => ns,
+        }
+    }
+
     /// Answers a request, or does what the fault plan says; whether the used ring moved.
     fn finish(
         &mut self,
@@ -297,7 +315,8 @@ impl BalloonDevice {
         now: u64,
         memory: &GuestMemoryMmap,
     ) -> Result<bool, BrokenRing> {
-        let usual = (self.answer_ns > 0).then_some(Fault::Delay(self.answer_ns));
+        let usual = Some(self.usual_delay()).filter(|&delay| delay > 0);
+        let usual = usual.map(Fault::Delay);
         let fault = self.fault.as_mut().and_then(|plan| plan.next(request));
         let fault = fault.or(usual);
         let Some(ring) = self.ring(queue) else {
@@ -380,7 +399,7 @@ impl BalloonDevice {
         Ok(interrupt)
     }
 
-    /// The rings made no sense: no queue is used any more until the driver resets the device.
+    /// The rings are invalid: no queue is used until the driver resets the device.
     fn give_up(&mut self, registers: &Registers) -> bool {
         if !core::mem::take(&mut self.planned) {
             self.counters.errors.rings += 1;

@@ -74,7 +74,7 @@ impl HostBalloon {
             .regions()
             .last()
             .map_or(Pfn::new(0), |region| region.end);
-        let device = BalloonDevice::new(Arc::clone(ram.shared()), end, options);
+        let device = BalloonDevice::new(Arc::clone(ram.shared()), end, options, !threaded);
         Ok(Self {
             runner: Runner::new(device, registers, clock, threaded),
             attached: Arc::default(),
@@ -129,7 +129,7 @@ impl HostBalloon {
         self.runner.registers().config().word(NUM_PAGES).into()
     }
 
-    /// Frames that the driver says it has given.
+    /// Frames in the balloon, as the driver reports.
     pub fn actual(&self) -> u64 {
         self.runner.registers().config().word(ACTUAL).into()
     }

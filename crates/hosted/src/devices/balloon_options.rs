@@ -6,7 +6,7 @@ use crate::memory::discard::DiscardMethod;
 
 /// Feature bits of the balloon device.
 pub mod features {
-    /// The driver must tell before it uses a frame again.
+    /// The driver must notify the device before it uses a frame again.
     pub const MUST_TELL_HOST: u64 = 1 << 0;
     /// There is a queue for memory statistics.
     pub const STATS_VQ: u64 = 1 << 1;
@@ -31,9 +31,20 @@ pub struct BalloonOptions {
     /// ([`ProtocolErrors::touched`](crate::ProtocolErrors::touched)). One system call a frame, for tests; without meaning
     /// when guest memory is backed by huge pages.
     pub audit: bool,
-    /// How long it takes to answer a request, in nanoseconds; requests that are under way at the same time take that time
-    /// together. The frames of an inflation are gone when it is taken, not when it is answered.
-    pub answer_ns: u64,
+    /// How long it takes to answer a request. Requests that are under way at the same time take that time together. The
+    /// frames of an inflation are gone when it is taken, not when it is answered.
+    pub answer: AnswerTime,
+}
+
+/// How long a device takes to answer a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AnswerTime {
+    /// As long as the work takes: on a virtual clock by the table of [costs](crate::costs::host_answer), in real time by itself.
+    #[default]
+    OfWork,
+    /// So many nanoseconds, on a virtual clock and in real time. With 0 and a virtual clock the device answers inside
+    /// `notify`.
+    After(u64),
 }
 
 impl Default for BalloonOptions {
@@ -43,7 +54,7 @@ impl Default for BalloonOptions {
             queue_max: 128,
             discard: DiscardMethod::Auto,
             audit: false,
-            answer_ns: 0,
+            answer: AnswerTime::OfWork,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the guest says about its memory over the statistics queue.
+//! The guest's reports about its memory, which come over the statistics queue.
 
 use std::collections::BTreeMap;
 

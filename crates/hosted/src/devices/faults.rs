@@ -3,7 +3,7 @@
 /// What the device does instead of answering a request as it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Never answers (real devices do that too).
+    /// Never answers. Real devices do that, too.
     Silent,
     /// Answers twice with the same id.
     Twice,
@@ -11,7 +11,7 @@ pub enum Fault {
     WrongId(u32),
     /// Answers so many nanoseconds later.
     Delay(u64),
-    /// Breaks down as over rings that make no sense, and waits for a reset.
+    /// Fails as it does when the rings are invalid, and waits for a reset.
     BreakDown,
 }
 

@@ -2,7 +2,7 @@
 
 use dirigible_frames::Pfn;
 
-/// What a driver did against the protocol. Nothing of it harms the host; all of it is a driver's fault.
+/// Violations of the protocol by the driver. None of them harms the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProtocolErrors {
     /// Frames inflated while the host held them.
@@ -14,7 +14,7 @@ pub struct ProtocolErrors {
     /// Requests of the wrong form: device-writable buffers, a length that is not a multiple of 4, buffers outside memory,
     /// more frame numbers than there are frames.
     pub malformed: u64,
-    /// Rings that made no sense; the device then needs a reset.
+    /// Invalid rings; the device then needs a reset.
     pub rings: u64,
     /// Writes to configuration fields that are the device's.
     pub config_writes: u64,

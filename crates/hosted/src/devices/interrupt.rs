@@ -1,4 +1,4 @@
-//! The wire from a device to its driver.
+//! Interrupt lines, from a device to its driver.
 
 use std::{
     sync::{

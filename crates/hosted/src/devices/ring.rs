@@ -14,7 +14,7 @@ const RING_HEAD: u64 = 4;
 /// Bytes of a used ring's entry.
 const USED_ENTRY: u64 = 8;
 
-/// The driver's rings make no sense: the queue cannot be used any more.
+/// The driver's rings are invalid: the queue cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BrokenRing;
 

@@ -1,4 +1,4 @@
-//! Runs a device model: inside `notify` (deterministic), or on a thread that sleeps until it is kicked.
+//! Runs a device model: inside `notify` and as virtual time passes (deterministic), or on a thread that sleeps until it is kicked.
 
 use std::{
     sync::{
@@ -74,7 +74,7 @@ impl<D: DeviceModel> Runner<D> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The host left word for the device.
+    /// The host has a request for the device.
     pub(crate) fn host_request(&self) {
         if self.threaded {
             self.inbox().host = true;

@@ -15,8 +15,9 @@ use crate::devices::{registers::QueueSetup, runner::Backend};
 
 /// A device as its driver sees it. Dropping it resets the device.
 ///
-/// In a deterministic machine the device works inside `notify`: when that returns, requests are answered (unless a fault
-/// was injected). In a threaded machine `notify` wakes the device's thread.
+/// In a deterministic machine the device works inside `notify`: when that returns, requests are taken, and their answers come
+/// when virtual time has reached the moment ([`AnswerTime`](crate::AnswerTime)). In a threaded machine `notify` wakes the
+/// device's thread.
 pub struct InProcessTransport {
     device: Arc<dyn Backend>,
     /// Set while a transport for the device exists.

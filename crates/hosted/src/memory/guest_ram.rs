@@ -2,7 +2,7 @@
 //!
 //! Three kinds of memory never mix, each with a mapping of its own: *metadata*, which the allocator gets as one slice and
 //! nobody else can reach; the *DMA area*, which drivers and devices reach; *managed* frames, which devices and the
-//! platform's accesses reach. So no mistake of a caller and no address in a virtqueue can touch the allocator's tables.
+//! platform's accesses reach. So neither a caller's mistake nor an address in a virtqueue can touch the allocator's tables.
 #![allow(unsafe_code)]
 
 use core::mem::MaybeUninit;

@@ -41,7 +41,7 @@ pub(super) fn measured(
     (host, facts)
 }
 
-/// Milliseconds that this process has spent in user mode and in the kernel; 0 where `/proc` does not say.
+/// Milliseconds that this process has spent in user mode and in the kernel; 0 where `/proc` does not report it.
 fn process_times() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The command's name, in parentheses, may hold spaces; user and system time are the 12th and 13th field after it.
