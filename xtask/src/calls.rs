@@ -12,7 +12,7 @@ use std::{
 use crate::step::root;
 
 /// The crates, and the types and traits whose calls the document lists.
-const TYPES: [(&str, &[&str]); 4] = [
+const TYPES: [(&str, &[&str]); 5] = [
     (
         "frames",
         &[
@@ -48,6 +48,7 @@ const TYPES: [(&str, &[&str]); 4] = [
             "MoveObserver",
         ],
     ),
+    ("dirigible", &["BootPlan", "MemoryManager", "Daemon"]),
 ];
 
 /// Checks that the tables name all public calls and no others.

@@ -32,16 +32,23 @@ pub trait InterruptLine: Sync {
     fn is_pending(&self) -> bool;
 }
 
+/// Who ends the moves of balloon frames that the host answers late.
+pub(crate) trait Drain: Sync {
+    fn drain(&self);
+}
+
 /// Works toward the balloon's target at a steady pace.
 pub struct BalloonWorker<'a> {
     balloon: &'a dyn BalloonDriver,
     source: &'a dyn FrameSource,
+    drain: Option<&'a dyn Drain>,
     line: Option<&'a dyn InterruptLine>,
     config: BalloonWorkerConfig,
 }
 
 impl<'a> BalloonWorker<'a> {
-    /// The worker of `balloon`, which takes its frames from `source`. Somebody else calls the driver's bottom half.
+    /// The worker of `balloon`, which takes its frames from `source`. Somebody else calls the driver's bottom half, and
+    /// [`Mobility::drain_settled`](dirigible_mobility::Mobility::drain_settled) where there is compaction.
     pub fn new(
         balloon: &'a dyn BalloonDriver,
         source: &'a dyn FrameSource,
@@ -50,8 +57,17 @@ impl<'a> BalloonWorker<'a> {
         Self {
             balloon,
             source,
+            drain: None,
             line: None,
             config,
+        }
+    }
+
+    /// The same, which also ends the moves that the host answers late.
+    pub(crate) fn draining(self, drain: &'a dyn Drain) -> Self {
+        Self {
+            drain: Some(drain),
+            ..self
         }
     }
 
@@ -70,12 +86,15 @@ impl Daemon for BalloonWorker<'_> {
         if self.line.is_some_and(|line| line.is_pending()) {
             self.balloon.handle_interrupt();
         }
+        if let Some(drain) = self.drain {
+            drain.drain();
+        }
         let tick = now.saturating_add(self.config.tick_ns);
         match self.balloon.step(self.source, self.config.messages) {
             Step::Busy if self.config.eager => Next::At(now),
-            Step::Idle | Step::Waiting => Next::Event { latest: tick },
-            Step::RetryAt(time) => Next::At(time.max(tick)),
-            _ => Next::At(tick),
+            Step::Busy => Next::At(tick),
+            // A new target may come at any time, also while the balloon rests because no frame was to be had.
+            _ => Next::Event { latest: tick },
         }
     }
 }

@@ -12,7 +12,7 @@ use dirigible_paging::{
 };
 
 use crate::{
-    balloon_worker::{BalloonWorker, BalloonWorkerConfig},
+    balloon_worker::{BalloonWorker, BalloonWorkerConfig, Drain},
     chain::Full,
     kcompactd::{Kcompactd, KcompactdConfig},
     parts::{Notifier, Part, Parts, Spaces},
@@ -272,7 +272,13 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
 
     /// The worker of a registered balloon, to be run as one daemon; the balloon gets its frames from here.
     pub fn balloon_worker<'s>(&'s self, balloon: &'s dyn BalloonDriver) -> BalloonWorker<'s> {
-        BalloonWorker::new(balloon, self, self.config.balloon_worker)
+        BalloonWorker::new(balloon, self, self.config.balloon_worker).draining(self)
+    }
+}
+
+impl<P: Platform> Drain for MemoryManager<'_, P> {
+    fn drain(&self) {
+        self.mobility.drain_settled();
     }
 }
 

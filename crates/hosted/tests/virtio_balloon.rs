@@ -105,6 +105,7 @@ fn a_balloon_frame_moves_a_thousand_times() {
             while guest.mobility.isolated_frames() > 0 {
                 machine.platform().relax();
                 guest.balloon.handle_interrupt();
+                guest.mobility.drain_settled();
             }
             assert!(guest.host().holds(target) && !guest.host().holds(frame));
             frame = target;
@@ -214,6 +215,7 @@ fn delayed_answers_settle_what_was_pending() {
                 );
                 machine.platform().relax();
                 guest.balloon.handle_interrupt();
+                guest.mobility.drain_settled();
                 guest.mobility.drain_settled();
             }
             guest.host().set_fault(None);
