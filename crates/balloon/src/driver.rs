@@ -1,12 +1,17 @@
 //! A balloon's driver, whatever it drives.
 #![forbid(unsafe_code)]
 
+use dirigible_frames::OwnerId;
+
 use crate::{BalloonStats, Fault, FrameSource, Held, Step};
 
 /// What those need of a balloon who care neither for its transport nor for the length of its messages: its worker, the
 /// last means against want of memory, and whoever ends it. Object-safe; `VirtioBalloon` implements it by its methods of
 /// the same names.
 pub trait BalloonDriver: Sync {
+    /// The owner number that its frames carry.
+    fn owner_id(&self) -> OwnerId;
+
     /// Frames promised to the host.
     fn actual(&self) -> u64;
 

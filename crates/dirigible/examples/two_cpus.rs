@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let manager = MemoryManager::new_in(room, frames, platform, ManagerConfig::for_frames(frames))?;
     manager.register_paging(&paging)?;
-    manager.register_balloon(BALLOON, &balloon)?;
+    manager.register_balloon(&balloon)?;
 
     // Two programs leave memory full of holes: no block is free any more.
     drop(boot_cpu);

@@ -23,6 +23,19 @@ pub struct ZoneSpec {
     pub name: &'static str,
     /// The first byte above the zone; a multiple of 2 MiB, or `u64::MAX` for all the rest.
     pub below: u64,
+    /// Whole blocks by which it may grow later. A zone without memory at boot does not exist and cannot grow.
+    pub later: u32,
+}
+
+impl ZoneSpec {
+    /// One zone, *Normal*, for all memory.
+    pub const fn all() -> Self {
+        Self {
+            name: "Normal",
+            below: u64::MAX,
+            later: 0,
+        }
+    }
 }
 
 /// Where the watermarks come from.
@@ -56,14 +69,14 @@ pub struct BootConfig<'a> {
     pub zones: &'a [ZoneSpec],
     /// Watermarks. Default: scaled.
     pub marks: Marks,
-    /// Whole free blocks that each zone keeps from movable base requests. Default `None`: one for each GiB.
+    /// Whole free blocks that each zone keeps from movable base requests. Default `None`: one for each GiB, to
+    /// the nearest.
     pub reserve_blocks: Option<u32>,
     /// Where movable requests go. Default: into the fullest block.
     pub placement: Placement,
-    /// What requests for immovable memory do in need. Default: a movable block is emptied for them.
+    /// What unmovable and reclaimable requests do when their own blocks are full. Default: a movable block is emptied for
+    /// them.
     pub fallback: Fallback,
-    /// Whole blocks by which each zone may grow later. Default: none.
-    pub later: &'a [u32],
     /// What emptying a block costs. Default: the allocator's own rule.
     pub cost: Option<CostFn>,
     /// Where the tables lie. Default: anywhere in the map.
@@ -74,15 +87,11 @@ impl Default for BootConfig<'_> {
     fn default() -> Self {
         Self {
             cpus: 1,
-            zones: &[ZoneSpec {
-                name: "Normal",
-                below: u64::MAX,
-            }],
+            zones: &const { [ZoneSpec::all()] },
             marks: Marks::Scaled,
             reserve_blocks: None,
             placement: Placement::FullestFirst,
             fallback: Fallback::Evacuate,
-            later: &[],
             cost: None,
             tables: Tables::InMap { below: u64::MAX },
         }
@@ -128,14 +137,14 @@ pub enum BootError {
     },
 }
 
-/// What follows from a memory map, before anything is written. About 6 KiB.
+/// What follows from a memory map, before anything is written. About 3 KiB; a boot takes about 20 KiB of stack.
 #[derive(Debug)]
 pub struct BootPlan<'a> {
     config: BootConfig<'a>,
     managed: Ranges,
     in_use: Ranges,
-    /// Of each zone that has memory: its name, and its ranges in `managed`.
-    zones: ArrayVec<(&'static str, Range<usize>), MAX_ZONES>,
+    /// Of each zone that has memory: what was asked for, and its ranges in `managed`.
+    zones: ArrayVec<(ZoneSpec, Range<usize>), MAX_ZONES>,
     bytes: usize,
     place: Option<Range<Pfn>>,
 }
@@ -173,7 +182,7 @@ impl<'a> BootPlan<'a> {
             + MANAGER_BYTES;
         if let Tables::InMap { below } = config.tables {
             let place = plan.find_place(below)?;
-            plan.managed = memory_map::without(&plan.managed, &place)?;
+            memory_map::cut(&mut plan.managed, &place)?;
             if plan.managed.is_empty() {
                 return Err(MapError::Empty.into());
             }
@@ -208,7 +217,7 @@ impl<'a> BootPlan<'a> {
     ///
     /// # Errors
     ///
-    /// `memory` is too small, or frames in use are in the way of each other.
+    /// `memory` is too small.
     pub fn boot<'m, P: Platform + ?Sized>(
         &self,
         memory: &'m mut [MaybeUninit<u8>],
@@ -249,6 +258,7 @@ impl<'a> BootPlan<'a> {
     }
 
     /// Gives the zones their ranges.
+    #[inline(never)]
     fn divide(&mut self) -> Result<(), BootError> {
         const BLOCK: u64 = (FRAME_SIZE * FRAMES_PER_BLOCK) as u64;
         let mut below = Pfn::new(0);
@@ -270,7 +280,7 @@ impl<'a> BootPlan<'a> {
                 memory_map::push(&mut split, range.start.max(below)..range.end.min(border))?;
             }
             if split.len() > first {
-                zones.push((zone.name, first..split.len()));
+                zones.push((*zone, first..split.len()));
             }
             below = border;
         }
@@ -287,48 +297,51 @@ impl<'a> BootPlan<'a> {
         use_it: impl FnOnce(&Config<'_>) -> T,
     ) -> T {
         let all = memory_map::count(&self.managed);
-        let zone = |(name, ranges): &(&'static str, Range<usize>)| {
+        let zone = |(spec, ranges): &(ZoneSpec, Range<usize>)| {
             let ranges = &self.managed[ranges.clone()];
             let frames = memory_map::count(ranges);
             ZoneConfig {
-                name,
+                name: spec.name,
                 ranges,
                 watermarks: match self.config.marks {
                     Marks::Scaled => watermarks::scaled(frames, all),
                     Marks::Fixed(marks) => marks,
                 },
-                reserve_blocks: self.config.reserve_blocks.unwrap_or((frames >> 18) as u32),
+                reserve_blocks: self
+                    .config
+                    .reserve_blocks
+                    .unwrap_or(((frames + (1 << 17)) >> 18) as u32),
             }
         };
         let zones: ArrayVec<_, MAX_ZONES> = self.zones.iter().map(zone).collect();
+        let later: ArrayVec<_, MAX_ZONES> = self.zones.iter().map(|(spec, _)| spec.later).collect();
         use_it(&Config {
             zones: &zones,
             reserved: &[],
             cpus: self.config.cpus,
             placement: self.config.placement,
             fallback: self.config.fallback,
-            later: self.config.later,
+            later: &later,
             interrupts,
             cost: self.config.cost,
         })
     }
 
-    /// The first frames below `below` that have room for the tables and are not in use.
+    /// The first frames below `below` that have room for the tables and are not in use. What is in use may lie across the border
+    /// of two ranges.
     fn find_place(&self, below: u64) -> Result<Range<Pfn>, BootError> {
         let count = self.bytes.div_ceil(FRAME_SIZE) as u64;
         let limit = Pfn::containing(below);
         for range in &self.managed {
-            let mut start = range.start;
-            let stops = self
-                .in_use
-                .iter()
-                .filter(|used| used.start >= range.start && used.end <= range.end);
-            for stop in stops.chain([&(range.end..range.end)]) {
-                let end = stop.start.min(limit);
+            // Frame 0 is a null pointer where memory is mapped as it is.
+            let mut start = range.start.max(Pfn::new(1));
+            let inside = self.in_use.iter().filter(|used| used.start < range.end);
+            for stop in inside.chain([&(range.end..range.end)]) {
+                let end = stop.start.min(range.end).min(limit);
                 if end > start && end.get() - start.get() >= count {
                     return Ok(start..start.plus(count));
                 }
-                start = stop.end;
+                start = start.max(stop.end);
             }
         }
         Err(BootError::NoPlace {

@@ -1,23 +1,22 @@
 //! Lists of those who are asked when memory runs out, in the order of their registration.
 
-use dirigible_frames::AllocRequest;
+use dirigible_frames::{AllocRequest, sync::Mutex};
 use dirigible_paging::{Reclaim, StallObserver};
-use spin::Mutex;
 
-/// Most entries of one list.
-pub const MAX_ENTRIES: usize = 8;
+/// The most entries of one list: as many as there can be owners.
+pub const MAX_REGISTERED: usize = 15;
 
 /// The list is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{MAX_ENTRIES} are registered already")]
+#[error("{MAX_REGISTERED} of this kind are registered already")]
 pub struct Full;
 
-/// A list that only grows. The lock is a leaf, held for a copy of one entry.
-pub(crate) struct Chain<T>([Mutex<Option<T>>; MAX_ENTRIES]);
+/// A list in the order of registration. Its locks are leaves, each held for the copy of one entry.
+pub(crate) struct Chain<T>([Mutex<Option<T>>; MAX_REGISTERED]);
 
 impl<T: Copy> Chain<T> {
-    pub const fn new() -> Self {
-        Self([const { Mutex::new(None) }; MAX_ENTRIES])
+    pub fn new() -> Self {
+        Self(core::array::from_fn(|_| Mutex::new(None)))
     }
 
     /// Adds `entry` behind the others.
@@ -105,13 +104,17 @@ mod tests {
     #[test]
     fn a_full_list_refuses() {
         let chain = Chain::new();
-        for number in 0..MAX_ENTRIES {
+        for number in 0..MAX_REGISTERED {
             chain.add(number).unwrap();
         }
-        assert_eq!(chain.add(MAX_ENTRIES), Err(Full));
-        assert!(chain.iter().eq(0..MAX_ENTRIES));
+        assert_eq!(chain.add(MAX_REGISTERED), Err(Full));
+        assert!(chain.iter().eq(0..MAX_REGISTERED));
         chain.remove(|number| *number == 1);
-        assert!(chain.iter().eq([0, 2, 3, 4, 5, 6, 7]));
+        assert!(
+            chain
+                .iter()
+                .eq((0..MAX_REGISTERED).filter(|number| *number != 1))
+        );
         chain.remove(|_| true);
         assert_eq!(chain.iter().next(), None);
     }

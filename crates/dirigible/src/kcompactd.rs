@@ -1,7 +1,7 @@
 //! Background compaction as a daemon.
 
 use dirigible_frames::Platform;
-use dirigible_mobility::{BackgroundStep, Mobility};
+use dirigible_mobility::Mobility;
 
 use crate::daemon::{Daemon, Next};
 
@@ -12,8 +12,8 @@ pub struct KcompactdConfig {
     pub tick_ns: u64,
     /// Blocks that it empties at most in one look. Default 4.
     pub blocks: usize,
-    /// Time between two looks while the host has frames of a piece of work, in nanoseconds: an answer may come sooner than it is
-    /// told of. Default 1 ms.
+    /// Time between two looks while the host has frames of a piece of work, in nanoseconds: an answer may arrive before the
+    /// daemon is notified. Default 1 ms.
     pub poll_ns: u64,
 }
 
@@ -31,30 +31,23 @@ impl Default for KcompactdConfig {
 pub struct Kcompactd<'m, 'a, P: Platform> {
     mobility: &'m Mobility<'a, P>,
     config: KcompactdConfig,
-    /// A piece of work waits for the host.
-    is_open: bool,
 }
 
 impl<'m, 'a, P: Platform> Kcompactd<'m, 'a, P> {
     /// The daemon of `mobility`'s background compaction.
     pub fn new(mobility: &'m Mobility<'a, P>, config: KcompactdConfig) -> Self {
-        Self {
-            mobility,
-            config,
-            is_open: false,
-        }
+        Self { mobility, config }
     }
 }
 
 impl<P: Platform> Daemon for Kcompactd<'_, '_, P> {
     fn step(&mut self, now: u64) -> Next {
-        self.mobility.drain_settled();
-        if self.is_open || self.mobility.wants_background() {
+        self.mobility.poll_pending();
+        if self.mobility.background_is_open() || self.mobility.wants_background() {
             let cpu = self.mobility.platform().cpu();
-            let step = self.mobility.background_step(cpu, self.config.blocks);
-            self.is_open = step == BackgroundStep::Pending;
+            self.mobility.background_step(cpu, self.config.blocks);
         }
-        if self.is_open {
+        if self.mobility.background_is_open() {
             let latest = now.saturating_add(self.config.poll_ns);
             return Next::Event { latest };
         }

@@ -47,7 +47,8 @@ impl Default for ManagerConfig {
 }
 
 impl ManagerConfig {
-    /// Settings for `frames`: background compaction keeps up twice the whole blocks that its zones reserve.
+    /// Settings for `frames`: background compaction keeps up twice the whole blocks that its zones reserve, and the slow path
+    /// follows the allocator's fallback policy.
     pub fn for_frames(frames: &FrameAllocator<'_>) -> Self {
         let reserve = frames
             .zones()
@@ -58,8 +59,13 @@ impl ManagerConfig {
             reserve_high: 2 * reserve,
             ..CompactionConfig::default()
         };
+        let slow_path = SlowPathConfig {
+            fallback: frames.fallback(),
+            ..SlowPathConfig::default()
+        };
         Self {
             compaction,
+            slow_path,
             ..Self::default()
         }
     }
@@ -161,19 +167,21 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         self.register_part(Part::Owner(id), owner)
     }
 
-    /// Registers a balloon under `id`, the number that its frames carry. It is also asked for frames before a request fails; it
-    /// gives none unless deflation for want of memory was negotiated.
+    /// Registers a balloon under the number that its frames carry. It is also called before a request fails; it gives no frames
+    /// unless deflation on out-of-memory was negotiated.
     ///
     /// # Errors
     ///
     /// As [`register`](Self::register).
-    pub fn register_balloon<B>(&self, id: OwnerId, balloon: &'a B) -> Result<(), AddError>
+    pub fn register_balloon<B>(&self, balloon: &'a B) -> Result<(), AddError>
     where
         B: MovableOwner + BalloonDriver,
     {
-        self.register_part(Part::Balloon(id, balloon), balloon)?;
-        let added = self.parts.notifiers.add(Notifier::Balloon(balloon));
-        added.map_err(|full| self.undo(id, full.into()))
+        let id = balloon.owner_id();
+        self.demand_free(id)?;
+        self.parts.notifiers.add(Notifier::Balloon(id, balloon))?;
+        let registered = self.register_part(Part::Balloon(id, balloon), balloon);
+        registered.inspect_err(|_| self.parts.remove(id))
     }
 
     /// Registers address spaces under the number that their frames carry.
@@ -190,20 +198,32 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
     }
 
     fn register_part(&self, part: Part<'a>, owner: &'a dyn MovableOwner) -> Result<(), AddError> {
+        self.demand_free(part.owner())?;
         self.mobility.register(part.owner(), owner)?;
-        let added = self.parts.owners.add(part);
-        added.map_err(|full| self.undo(part.owner(), full.into()))
+        // There is room for as many parts as there are numbers.
+        Ok(self.parts.owners.add(part)?)
     }
 
-    /// Takes the owner out again that could not be registered as a whole.
-    fn undo(&self, id: OwnerId, error: AddError) -> AddError {
-        self.parts.owners.remove(|part| part.owner() == id);
-        // Nothing of it is isolated yet, unless it had frames before: then it stays, as it must.
-        let _ = self.mobility.unregister(id);
-        error
+    fn demand_free(&self, id: OwnerId) -> Result<(), RegisterError> {
+        match self.parts.owners.iter().any(|part| part.owner() == id) {
+            true => Err(RegisterError::Busy),
+            false => Ok(()),
+        }
     }
 
-    /// Adds somebody to reclaim frames from, asked after those that are there already.
+    /// Takes the owner with the number `id` out: a balloon whose device is unplugged, say. It has given its frames back before.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Isolated`] while any of its frames is isolated or one of its pairs is pending,
+    /// [`RegisterError::Absent`] when there is no such owner.
+    pub fn unregister(&self, id: OwnerId) -> Result<(), RegisterError> {
+        self.mobility.unregister(id)?;
+        self.parts.remove(id);
+        Ok(())
+    }
+
+    /// Adds a reclaimer, called after those that are there already.
     ///
     /// # Errors
     ///
@@ -212,7 +232,7 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         self.parts.reclaimers.add(reclaimer)
     }
 
-    /// Adds somebody who is asked before a request fails, after those that are there already.
+    /// Adds a notifier, called before a request fails, after those that are there already.
     ///
     /// # Errors
     ///
@@ -221,7 +241,7 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         self.parts.notifiers.add(Notifier::Other(notifier))
     }
 
-    /// Adds somebody who is told of requests that were not served at once.
+    /// Adds an observer of requests that were not served at once.
     ///
     /// # Errors
     ///

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use dirigible_frames::{FRAME_SIZE, Pfn};
 
 /// Most entries of a map, and most ranges of frames that may follow from it.
-pub const MAX_ENTRIES: usize = 128;
+pub const MAX_ENTRIES: usize = 64;
 
 /// What a stretch of physical memory is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,7 +16,8 @@ pub enum MemoryKind {
     /// Memory in use already that may be freed later: the kernel's image, modules, early page tables. The manager takes it over as
     /// allocated unmovable frames.
     InUse,
-    /// Not to be touched: firmware, devices, bad memory. It wins where it overlaps the others.
+    /// Not to be touched: firmware, devices, bad memory. It takes precedence where it overlaps
+    /// the other kinds.
     Reserved,
 }
 
@@ -72,7 +73,7 @@ pub enum MapError {
 /// Ranges of frames, ascending, with gaps between them.
 pub type Ranges = ArrayVec<Range<Pfn>, MAX_ENTRIES>;
 
-/// What a map says in frames.
+/// A map, in frames.
 #[derive(Clone, Debug)]
 pub(crate) struct Frames {
     /// Frames to manage.
@@ -83,6 +84,7 @@ pub(crate) struct Frames {
 
 /// Frames to manage in `map`, whose entries may stand in any order. Usable memory counts in whole frames; a frame that is
 /// reserved in part is reserved, one that is in use in part is in use.
+#[inline(never)]
 pub(crate) fn frames(map: &[MapEntry]) -> Result<Frames, MapError> {
     if map.len() > MAX_ENTRIES {
         return Err(MapError::TooMany);
@@ -108,7 +110,7 @@ pub(crate) fn frames(map: &[MapEntry]) -> Result<Frames, MapError> {
         .iter()
         .filter(|entry| entry.kind == MemoryKind::Reserved)
     {
-        managed = without(&managed, &outer(&entry.bytes))?;
+        cut(&mut managed, &outer(&entry.bytes))?;
     }
     let mut in_use = Ranges::new();
     for range in &managed {
@@ -171,14 +173,34 @@ pub(crate) fn push(ranges: &mut Ranges, range: Range<Pfn>) -> Result<(), MapErro
     ranges.try_push(range).map_err(|_| MapError::TooMany)
 }
 
-/// `ranges` without the frames of `hole`.
-pub(crate) fn without(ranges: &Ranges, hole: &Range<Pfn>) -> Result<Ranges, MapError> {
-    let mut left = Ranges::new();
-    for range in ranges {
-        push(&mut left, range.start..range.end.min(hole.start))?;
-        push(&mut left, range.start.max(hole.end)..range.end)?;
+/// Takes the frames of `hole` out of `ranges`.
+pub(crate) fn cut(ranges: &mut Ranges, hole: &Range<Pfn>) -> Result<(), MapError> {
+    let mut at = 0;
+    while at < ranges.len() {
+        let Range { start, end } = ranges[at].clone();
+        let (below, above) = (start..end.min(hole.start), start.max(hole.end)..end);
+        match (below.start < below.end, above.start < above.end) {
+            _ if hole.start >= hole.end => at += 1,
+            (false, false) => {
+                ranges.remove(at);
+            }
+            (true, false) => {
+                ranges[at] = below;
+                at += 1;
+            }
+            (false, true) => {
+                ranges[at] = above;
+                at += 1;
+            }
+            (true, true) => {
+                ranges[at] = below;
+                let inserted = ranges.try_insert(at + 1, above);
+                inserted.map_err(|_| MapError::TooMany)?;
+                at += 2;
+            }
+        }
     }
-    Ok(left)
+    Ok(())
 }
 
 /// Frames in all ranges.
@@ -303,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn more_holes_than_ranges_are_refused() {
+    fn as_many_holes_as_entries_are_served() {
         let map: [_; MAX_ENTRIES] = core::array::from_fn(|at| match at {
             0 => entry(0..1 << 40, Usable),
             at => entry(at as u64 * 0x2000..at as u64 * 0x2000 + 1, Reserved),

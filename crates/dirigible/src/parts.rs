@@ -36,17 +36,17 @@ impl<P: PageTables> Spaces for Paging<'_, P> {
     }
 }
 
-/// Who is asked before a request fails.
+/// A notifier that is called before a request fails.
 #[derive(Clone, Copy)]
 pub(crate) enum Notifier<'a> {
-    Balloon(&'a dyn BalloonDriver),
+    Balloon(OwnerId, &'a dyn BalloonDriver),
     Other(&'a dyn OutOfMemoryNotifier),
 }
 
 impl OutOfMemoryNotifier for Chain<Notifier<'_>> {
     fn release(&self, frames: usize) -> usize {
         ask(self.iter(), frames, |who, frames| match who {
-            Notifier::Balloon(balloon) => balloon.deflate_on_oom(frames),
+            Notifier::Balloon(_, balloon) => balloon.deflate_on_oom(frames),
             Notifier::Other(other) => other.release(frames),
         })
     }
@@ -61,12 +61,19 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             owners: Chain::new(),
             reclaimers: Chain::new(),
             notifiers: Chain::new(),
             observers: Chain::new(),
         }
+    }
+
+    /// Forgets the owner with the number `id`.
+    pub fn remove(&self, id: OwnerId) {
+        self.owners.remove(|part| part.owner() == id);
+        self.notifiers
+            .remove(|notifier| matches!(notifier, Notifier::Balloon(owner, _) if *owner == id));
     }
 }

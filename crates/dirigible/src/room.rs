@@ -3,7 +3,7 @@
 
 use core::mem::MaybeUninit;
 
-/// The memory is used up.
+/// The memory is too small.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the memory for the manager is {missing} bytes too small")]
 pub struct NoRoom {
@@ -57,7 +57,12 @@ impl<'m> Room<'m> {
     /// # Errors
     ///
     /// As [`slot`](Self::slot).
+    ///
+    /// # Panics
+    ///
+    /// `align` is no power of two.
     pub fn zeroed(&mut self, align: usize, count: usize) -> Result<&'m mut [u8], NoRoom> {
+        assert!(align.is_power_of_two(), "an alignment is a power of two");
         let memory = self.aligned(align, count)?;
         memory.fill(MaybeUninit::new(0));
         // SAFETY: `MaybeUninit<u8>` and `u8` have one layout, each byte was written just now, and the slice is borrowed for 'm.

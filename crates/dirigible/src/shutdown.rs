@@ -7,6 +7,9 @@ use dirigible_paging::AuditError;
 
 use crate::{MemoryManager, parts::Part};
 
+/// The most looks of one wait, for clocks that stand still while nothing is charged.
+const MAX_LOOKS: u32 = 1 << 20;
+
 /// Books that do not balance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,7 +38,8 @@ pub enum VerifyError {
     },
 }
 
-/// Why a manager cannot be shut down. What was shut down stays so, the rest is as before; calling again goes on.
+/// Why a manager cannot be shut down. Nothing is lost: mend it and call again. What was ended stays so: a balloon whose shutdown
+/// failed takes no more frames, and lets none be moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShutdownError {
@@ -66,11 +70,13 @@ pub enum ShutdownError {
         /// Why.
         error: RegisterError,
     },
-    /// Frames are allocated still.
-    #[error("{out} frames are not free: whoever allocated them has to free them first")]
+    /// More or fewer frames are allocated than the caller keeps.
+    #[error("{out} frames are allocated, and {kept} are to stay so: free the others first")]
     FramesOut {
-        /// How many, beside those that the caller keeps.
+        /// How many are not free.
         out: u64,
+        /// How many the caller keeps.
+        kept: u64,
     },
 }
 
@@ -106,33 +112,35 @@ impl<P: Platform> MemoryManager<'_, P> {
     /// something is. The daemons must not run any more.
     pub fn settle(&self) -> bool {
         let deadline = self.platform.now().saturating_add(self.config.shutdown_ns);
-        loop {
+        for _ in 0..MAX_LOOKS {
             for part in self.parts.owners.iter() {
                 if let Part::Balloon(_, balloon) = part {
                     balloon.handle_interrupt();
                 }
             }
             let is_closed = self.mobility.abandon_background_step(self.platform.cpu());
-            self.mobility.drain_settled();
+            self.mobility.poll_pending();
             if is_closed && self.mobility.isolated_frames() == 0 {
                 return true;
             }
             if self.platform.now() >= deadline {
-                return false;
+                break;
             }
             self.platform.relax();
         }
+        false
     }
 
-    /// Ends everything: waits for what is under way, has the balloons give their frames back, checks that no address space is
-    /// left, takes all owners out, checks all books, and demands that all frames are free but `kept`: those that the caller knows
-    /// to be allocated, the kernel's own.
+    /// Ends everything: waits for what is under way, checks that no address space is left, has the balloons give their frames
+    /// back, checks all books, demands that all frames are free but `kept` (the kernel's own, memory for DMA that a balloon's
+    /// driver still has), and takes all owners out.
     ///
-    /// Owners, reclaimers and notifiers may be dropped afterwards, and the memory for the tables used for something else.
+    /// When it has succeeded, owners, reclaimers, notifiers and observers may be dropped, and the memory of the tables be used
+    /// for something else.
     ///
     /// # Errors
     ///
-    /// What stands in the way. Nothing is lost: mend it and call again.
+    /// What stands in the way. All balloons are tried, also when one fails.
     pub fn shutdown(&self, kept: u64) -> Result<(), ShutdownError> {
         self.settle();
         for part in self.parts.owners.iter() {
@@ -148,28 +156,29 @@ impl<P: Platform> MemoryManager<'_, P> {
                 }
             }
         }
+        let mut ended = Ok(());
         for part in self.parts.owners.iter() {
-            if let Part::Balloon(owner, balloon) = part {
-                balloon
-                    .shutdown()
-                    .map_err(|error| ShutdownError::Balloon { owner, error })?;
+            if let Part::Balloon(owner, balloon) = part
+                && let Err(error) = balloon.shutdown()
+            {
+                ended = ended.and(Err(ShutdownError::Balloon { owner, error }));
             }
         }
         self.mobility.drain_settled();
+        ended?;
         self.verify()?;
+        let (managed, free) = (self.frames.managed_frames(), self.frames.free_frames());
+        let out = managed.saturating_sub(free);
+        if out != kept {
+            return Err(ShutdownError::FramesOut { out, kept });
+        }
         for part in self.parts.owners.iter() {
             let owner = part.owner();
-            self.mobility
-                .unregister(owner)
-                .map_err(|error| ShutdownError::Owner { owner, error })?;
-            self.parts.owners.remove(|other| other.owner() == owner);
-        }
-        let out = self
-            .frames
-            .managed_frames()
-            .saturating_sub(self.frames.free_frames());
-        if out > kept {
-            return Err(ShutdownError::FramesOut { out: out - kept });
+            match self.mobility.unregister(owner) {
+                // Somebody has taken it out by hand.
+                Ok(()) | Err(RegisterError::Absent) => self.parts.remove(owner),
+                Err(error) => return Err(ShutdownError::Owner { owner, error }),
+            }
         }
         self.parts.reclaimers.remove(|_| true);
         self.parts.notifiers.remove(|_| true);

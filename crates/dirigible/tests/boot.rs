@@ -134,10 +134,12 @@ fn zones_divide_memory_at_their_borders() {
         ZoneSpec {
             name: "DMA32",
             below: 4 * GIB,
+            later: 0,
         },
         ZoneSpec {
             name: "Normal",
             below: u64::MAX,
+            later: 0,
         },
     ];
     let config = BootConfig {
@@ -187,6 +189,95 @@ fn zones_divide_memory_at_their_borders() {
 }
 
 #[test]
+fn tables_keep_off_what_is_in_use_across_a_border() {
+    let zones = [
+        ZoneSpec {
+            name: "DMA",
+            below: 16 * MIB,
+            later: 0,
+        },
+        ZoneSpec::all(),
+    ];
+    let map = [
+        usable(0..256 * MIB),
+        MapEntry::new(MIB..17 * MIB, MemoryKind::InUse),
+    ];
+    let config = BootConfig {
+        zones: &zones,
+        ..BootConfig::default()
+    };
+    let plan = BootPlan::new(&map, config).unwrap();
+    let place = plan.place().unwrap();
+    for used in plan.in_use() {
+        assert!(
+            place.end <= used.start || used.end <= place.start,
+            "{place:?}"
+        );
+    }
+    let mut tables = memory(&plan);
+    let frames = plan.boot(&mut tables, &Machine).unwrap().frames;
+    assert_eq!(
+        frames.managed_frames() - frames.free_frames(),
+        16 * MIB >> 12
+    );
+}
+
+#[test]
+fn a_zone_grows_by_what_was_asked_for_it_and_not_for_another() {
+    let zones = [
+        ZoneSpec {
+            name: "DMA32",
+            below: 4 * GIB,
+            later: 0,
+        },
+        ZoneSpec {
+            later: 2,
+            ..ZoneSpec::all()
+        },
+    ];
+    let config = BootConfig {
+        zones: &zones,
+        tables: Tables::Apart,
+        ..BootConfig::default()
+    };
+    // There is no memory below 4 GiB, so the second zone is the allocator's first.
+    let plan = BootPlan::new(&[usable(4 * GIB..5 * GIB)], config).unwrap();
+    let mut tables = memory(&plan);
+    let frames = plan.boot(&mut tables, &Machine).unwrap().frames;
+    let zone = frames.zones().next().unwrap();
+    let more = Pfn::containing(5 * GIB)..Pfn::containing(5 * GIB + 4 * MIB);
+    frames.add_range(zone, more).unwrap();
+    assert_eq!(frames.managed_frames(), (GIB + 4 * MIB) >> 12);
+}
+
+#[test]
+fn a_border_that_cuts_one_range_too_many_is_refused() {
+    let map: [MapEntry; 64] =
+        core::array::from_fn(|at| usable(at as u64 * 8 * MIB..at as u64 * 8 * MIB + 4 * MIB));
+    let zones = [
+        ZoneSpec {
+            name: "Low",
+            below: 2 * MIB,
+            later: 0,
+        },
+        ZoneSpec::all(),
+    ];
+    let config = BootConfig {
+        tables: Tables::Apart,
+        ..BootConfig::default()
+    };
+    assert!(BootPlan::new(&map, config).is_ok());
+    let zones = BootConfig {
+        zones: &zones,
+        ..config
+    };
+    assert_eq!(
+        BootPlan::new(&map, zones).unwrap_err(),
+        BootError::Map(MapError::TooMany)
+    );
+}
+
+#[test]
 fn bad_maps_and_settings_are_refused() {
     let refused =
         |map: &[MapEntry], config: BootConfig<'_>| BootPlan::new(map, config).unwrap_err();
@@ -220,6 +311,7 @@ fn bad_maps_and_settings_are_refused() {
             vec![ZoneSpec {
                 name: "Odd",
                 below: MIB,
+                later: 0,
             }],
             BootError::ZoneBorder("Odd"),
         ),
@@ -228,10 +320,12 @@ fn bad_maps_and_settings_are_refused() {
                 ZoneSpec {
                     name: "A",
                     below: GIB,
+                    later: 0,
                 },
                 ZoneSpec {
                     name: "B",
                     below: GIB,
+                    later: 0,
                 },
             ],
             BootError::ZoneBorder("B"),
@@ -240,6 +334,7 @@ fn bad_maps_and_settings_are_refused() {
             vec![ZoneSpec {
                 name: "A",
                 below: GIB,
+                later: 0,
             }],
             BootError::AboveZones(GIB),
         ),

@@ -171,7 +171,10 @@ fn a_registered_owner_is_compacted_by_the_daemon_and_by_requests() {
             manager.free(first, Order::HUGE);
         }
         let out = keeper.book.lock().unwrap().len() as u64;
-        assert_eq!(manager.shutdown(0), Err(ShutdownError::FramesOut { out }));
+        assert_eq!(
+            manager.shutdown(0),
+            Err(ShutdownError::FramesOut { out, kept: 0 })
+        );
         keeper.free_all();
         manager.shutdown(0).unwrap();
         assert_eq!(frames.free_frames(), frames.managed_frames());
@@ -185,7 +188,7 @@ fn a_shutdown_with_frames_out_says_how_many_and_loses_nothing() {
         let lent = manager.alloc(AllocRequest::movable()).unwrap();
         assert_eq!(
             manager.shutdown(1),
-            Err(ShutdownError::FramesOut { out: 1 })
+            Err(ShutdownError::FramesOut { out: 2, kept: 1 })
         );
         assert_eq!(frames.state(lent), FrameState::Allocated);
         manager.free(lent, Order::BASE);
@@ -302,4 +305,52 @@ fn a_room_that_is_too_small_makes_no_manager() {
                 .is_ok()
         );
     });
+}
+
+#[test]
+fn an_owner_can_leave_and_come_again() {
+    with_manager(2, |manager, frames| {
+        let keeper: &'static Keeper<'_> = Box::leak(Box::new(Keeper::new(frames)));
+        manager.register(OWNER, keeper).unwrap();
+        manager.unregister(OWNER).unwrap();
+        assert_eq!(manager.unregister(OWNER), Err(RegisterError::Absent));
+        manager.register(OWNER, keeper).unwrap();
+        // Taken out behind the manager's back: that does not hold its end up.
+        manager.mobility().unregister(OWNER).unwrap();
+        manager.shutdown(0).unwrap();
+    });
+}
+
+#[test]
+fn a_clock_that_stands_still_does_not_hold_the_end_up() {
+    struct Still;
+    impl Platform for Still {
+        fn cpu(&self) -> CpuId {
+            CPU
+        }
+        fn now(&self) -> u64 {
+            0
+        }
+        fn relax(&self) {}
+    }
+    let map = [MapEntry::new(0..2 << 21, MemoryKind::Usable)];
+    let config = BootConfig {
+        tables: Tables::Apart,
+        ..BootConfig::default()
+    };
+    let plan = BootPlan::new(&map, config).unwrap();
+    let mut memory = vec![MaybeUninit::uninit(); plan.bytes()];
+    let Booted { frames, room } = plan.boot(&mut memory, &Still).unwrap();
+    let keeper = Keeper::new(frames);
+    let manager = MemoryManager::new_in(room, frames, &Still, ManagerConfig::default()).unwrap();
+    manager.register(OWNER, &keeper).unwrap();
+    let frame = manager.alloc(AllocRequest::movable()).unwrap();
+    keeper.list(frame, FrameState::Allocated);
+    assert!(manager.mobility().isolate(frame));
+    assert!(
+        !manager.settle(),
+        "a frame is isolated, and nobody brings it back"
+    );
+    manager.mobility().putback_movable_frames(&[frame]);
+    assert!(manager.settle());
 }

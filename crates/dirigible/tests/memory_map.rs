@@ -1,8 +1,10 @@
 //! Memory maps against a model that looks at each byte.
 #![allow(missing_docs)]
 
+use core::ops::Range;
+
 use dirigible::{
-    boot::{BootConfig, BootError, BootPlan, Tables},
+    boot::{BootConfig, BootError, BootPlan, Tables, ZoneSpec},
     memory_map::{MapEntry, MapError, MemoryKind},
 };
 use dirigible_frames::Pfn;
@@ -69,5 +71,31 @@ proptest! {
             prop_assert_eq!(times(plan.managed()), usize::from(managed), "frame {}", frame);
             prop_assert_eq!(times(plan.in_use()), usize::from(used), "frame {}", frame);
         }
+    }
+
+    #[test]
+    fn tables_lie_in_usable_memory_that_nobody_uses(
+        map in prop::collection::vec(entry(), 0..10),
+        border in 1..8u64,
+    ) {
+        // The same maps, 128 times as large, with a border of zones in the middle.
+        let scaled = |entry: &MapEntry| {
+            let Range { start, end } = entry.bytes;
+            MapEntry::new(start * 128..end * 128, entry.kind)
+        };
+        let map: Vec<MapEntry> = map.iter().map(scaled).collect();
+        let low = ZoneSpec { name: "Low", below: border << 21, later: 0 };
+        let zones = [low, ZoneSpec::all()];
+        let config = BootConfig { zones: &zones, ..BootConfig::default() };
+        let apart = BootPlan::new(&map, BootConfig { tables: Tables::Apart, ..config });
+        let Ok(plan) = BootPlan::new(&map, config) else { return Ok(()) };
+        let (apart, place) = (apart.unwrap(), plan.place().unwrap());
+        let overlap = |range: &Range<Pfn>| range.start.max(place.start) < range.end.min(place.end);
+        prop_assert!(apart.managed().iter().any(|range| range.start <= place.start && place.end <= range.end));
+        prop_assert!(!plan.managed().iter().any(overlap));
+        prop_assert!(!plan.in_use().iter().any(overlap));
+        let frames = |ranges: &[Range<Pfn>]| ranges.iter().map(|range| range.end.get() - range.start.get()).sum::<u64>();
+        let taken = place.end.get() - place.start.get();
+        prop_assert_eq!(frames(plan.managed()) + taken, frames(apart.managed()));
     }
 }

@@ -1,8 +1,8 @@
 //! Sums and reports: free memory, buddyinfo, pagetypeinfo.
 
 use crate::{
-    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, Order, Pfn, Watermarks, ZoneId,
-    bits::count_runs, config::MAX_ZONES, cpu::CpuSlot, sync::Ordering,
+    BlockId, BlockState, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Order, Pfn, Watermarks,
+    ZoneId, bits::count_runs, config::MAX_ZONES, cpu::CpuSlot, sync::Ordering,
 };
 
 /// Frames by class over all blocks.
@@ -119,6 +119,11 @@ impl FrameAllocator<'_> {
     /// Replaces the marks of a zone.
     pub fn set_watermarks(&self, zone: ZoneId, marks: Watermarks) {
         self.zone(zone).set_marks(marks);
+    }
+
+    /// What requests for immovable memory do when their own blocks are full.
+    pub fn fallback(&self) -> Fallback {
+        self.fallback
     }
 
     /// Whole blocks that movable order-0 requests leave in a zone.

@@ -190,7 +190,7 @@ fn run_on<'a>(
     let balloon = Driver::new(transport, frames, platform, BALLOON, policy.balloon())?;
     let manager = MemoryManager::new_in(room, frames, platform, policy.manager())?;
     manager.register_paging(&paging)?;
-    manager.register_balloon(BALLOON, &balloon)?;
+    manager.register_balloon(&balloon)?;
     manager.register(FILLER, &filler)?;
     manager.add_reclaimer(&filler)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);

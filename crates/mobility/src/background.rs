@@ -126,6 +126,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
+    /// Whether [`background_step`](Self::background_step) has left a piece open, or a step runs at this moment.
+    pub fn background_is_open(&self) -> bool {
+        self.background.try_lock().is_none_or(|open| open.is_some())
+    }
+
     /// Gives up the piece that [`background_step`](Self::background_step) has left open, if there is one, without
     /// waiting: before a shutdown. What was not handed over goes back to its owners, blocks are opened, and pairs
     /// that are pending settle when their answers come ([`isolated_frames`](Self::isolated_frames) says how many

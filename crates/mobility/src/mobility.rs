@@ -68,6 +68,20 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         self.registry.in_use().map(drain).sum()
     }
 
+    /// Polls each owner of which something is out, and takes what has settled. The deadline that it gives them has passed:
+    /// they look at their devices and do not wait. For daemons and for the end, where a device is driven by polling. Gives how
+    /// many pairs have settled.
+    pub fn poll_pending(&self) -> usize {
+        let poll = |id| {
+            let Some(owner) = self.registry.enter(id) else {
+                return 0;
+            };
+            owner.poll(self.platform.now());
+            self.drain_owner(id, &*owner)
+        };
+        self.registry.in_use().map(poll).sum()
+    }
+
     /// The allocator whose frames these are.
     pub fn frames(&self) -> &'a FrameAllocator<'a> {
         self.frames

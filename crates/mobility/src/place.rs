@@ -218,6 +218,10 @@ impl Workspaces {
 
     /// The first place with the mark `free`, which is [`VACANT`] or [`PARKED`], now lent to `caller`.
     fn take(&self, free: u64, caller: u64) -> Option<Lease<'_>> {
+        // A platform that gives one of the marks as a caller breaks its contract; it gets no place, and breaks nothing else.
+        if caller == VACANT || caller == PARKED {
+            return None;
+        }
         let place = self.places.iter().find(|place| {
             // Acquire pairs with the release of the holder before.
             place

@@ -1,7 +1,7 @@
 //! The balloon by the interface of all drivers.
 #![forbid(unsafe_code)]
 
-use dirigible_frames::Platform;
+use dirigible_frames::{OwnerId, Platform};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::Transport;
 
@@ -11,6 +11,10 @@ use crate::{BalloonDriver, BalloonStats, Fault, FrameSource, Held, Step};
 impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> BalloonDriver
     for VirtioBalloon<'_, H, T, P, N>
 {
+    fn owner_id(&self) -> OwnerId {
+        self.owner_id()
+    }
+
     fn actual(&self) -> u64 {
         self.actual()
     }

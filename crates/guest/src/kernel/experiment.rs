@@ -63,7 +63,7 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         Driver::new(transport, frames, platform, BALLOON, policy.balloon()).map_err(text)?;
     let manager = MemoryManager::new_in(room, frames, platform, policy.manager()).map_err(text)?;
     manager.register_paging(&paging).map_err(text)?;
-    manager.register_balloon(BALLOON, &balloon).map_err(text)?;
+    manager.register_balloon(&balloon).map_err(text)?;
     manager.register(FILLER, &filler).map_err(text)?;
     manager.add_reclaimer(&filler).map_err(text)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);

@@ -106,7 +106,7 @@ pub fn guest_that_keeps(
         ..ManagerConfig::default()
     };
     let manager = MemoryManager::new_in(room, frames, platform, config).unwrap();
-    manager.register_balloon(BALLOON, &balloon).unwrap();
+    manager.register_balloon(&balloon).unwrap();
     let source = AllocatorSource {
         frames,
         platform,

@@ -76,7 +76,7 @@ fn with_balloon(
     let manager = MemoryManager::new_in(room, frames, &platform, ManagerConfig::default());
     let manager = manager.map_err(|error| text(&error))?;
     manager
-        .register_balloon(id, &driver)
+        .register_balloon(&driver)
         .map_err(|error| text(&error))?;
     let source = AllocatorSource {
         frames,
