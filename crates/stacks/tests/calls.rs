@@ -168,7 +168,12 @@ fn a_destructor_of_a_call_that_is_given_up_cannot_wait() {
 
 #[test]
 fn a_stack_larger_than_memory_is_refused() {
-    for bytes in [usize::MAX, usize::MAX - 4096, isize::MAX as usize, isize::MAX as usize / 2] {
+    for bytes in [
+        usize::MAX,
+        usize::MAX - 4096,
+        isize::MAX as usize,
+        isize::MAX as usize / 2,
+    ] {
         assert!(Stack::new(bytes).is_err(), "{bytes}");
     }
     let odd = Stack::new(BYTES + 1).unwrap();
