@@ -4,7 +4,24 @@ use std::{fs, process::Command};
 
 use crate::step::{Step, root, target};
 
-/// Checks the whole workspace with the version that the workspace's manifest names, in a target folder of its own.
+/// What is checked: the whole workspace, and the guest's kernel, which is built for another target.
+const CHECKED: [(&str, &[&str]); 2] = [
+    ("rust-version", &["--workspace"]),
+    (
+        "rust-version of the guest",
+        &[
+            "--package",
+            "dirigible-guest",
+            "--profile",
+            "kernel",
+            "--config",
+            ".cargo/guest.toml",
+        ],
+    ),
+];
+
+/// Checks the whole workspace, and the guest's kernel, with the version that the workspace's manifest names, in a target
+/// folder of its own.
 ///
 /// # Errors
 ///
@@ -20,23 +37,21 @@ pub fn check() -> Result<(), String> {
         );
         return Ok(());
     };
-    let mut command = Command::new("rustup");
-    command
-        .args([
-            "run",
-            &toolchain,
-            "cargo",
-            "check",
-            "--quiet",
-            "--workspace",
-        ])
-        .current_dir(root())
-        // Set by the cargo that started us, for its own version.
-        .env_remove("CARGO")
-        .env_remove("RUSTC")
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .env("CARGO_TARGET_DIR", target().join("rust-version"));
-    Step::new("rust-version", &mut command).run()
+    CHECKED.iter().try_for_each(|(name, what)| {
+        let mut command = Command::new("rustup");
+        command
+            .args(["run", &toolchain, "cargo", "check", "--quiet"])
+            .args(*what)
+            .current_dir(root())
+            // Set by the cargo that started us, for its own version.
+            .env_remove("CARGO")
+            .env_remove("RUSTC")
+            .env_remove("RUSTUP_TOOLCHAIN")
+            // Not by the environment: the guest's configuration would go first.
+            .arg("--target-dir")
+            .arg(target().join("rust-version"));
+        Step::new(name, &mut command).run()
+    })
 }
 
 /// The version in a workspace's manifest.

@@ -4,7 +4,7 @@ use std::fs;
 
 use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
 use dirigible_workload::{
-    params::{Column, MAX_HOST_ANSWER, Params},
+    params::{Column, MAX_HOST_ANSWER, MAX_SCHEDULE, MAX_THREADS, Params},
     protocol::APPARATUS,
 };
 use serde::{Deserialize, Serialize};
@@ -157,12 +157,16 @@ pub fn check_sizes(
 /// As for [`check_sizes`].
 pub fn check_step(step: Size, balloon: Size) -> Result<(), String> {
     whole_frames("--step", step)?;
+    // Without a balloon the step means nothing.
+    if balloon.0 == 0 {
+        return Ok(());
+    }
     if step.0 == 0 {
         return Err(
             "--step 0: the balloon would never move; give --balloon 0 for no balloon".into(),
         );
     }
-    if balloon.0 != 0 && step > balloon {
+    if step > balloon {
         return Err(format!(
             "--step {step}: larger than the balloon (--balloon {balloon})"
         ));
@@ -197,6 +201,9 @@ fn check_threads(args: &StressHighalloc, host: &Host) -> Result<usize, String> {
                 host.cpus
             ));
         }
+        (Machine::Hosted, threads) if threads > MAX_THREADS as u64 => {
+            return Err(format!("--threads {threads}: at most {MAX_THREADS}"));
+        }
         (Machine::Qemu, threads) if threads > MAX_CPUS => {
             return Err(format!(
                 "--threads {threads}: a guest in QEMU has at most {MAX_CPUS} CPUs"
@@ -209,6 +216,9 @@ fn check_threads(args: &StressHighalloc, host: &Host) -> Result<usize, String> {
     // Too many for `usize` are too many for the run.
     Ok(usize::try_from(threads).unwrap_or(usize::MAX))
 }
+
+/// The longest time between two steps of the balloon, in milliseconds.
+const MAX_PERIOD_MS: u64 = MAX_SCHEDULE / 1_000_000;
 
 /// The longest answer time of the host, in milliseconds.
 const MAX_HOST_ANSWER_MS: u64 = MAX_HOST_ANSWER / 1_000_000;
@@ -251,6 +261,9 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
     }
     if args.period.is_some_and(|period| period.ms == 0) {
         return Err("--period 0: the balloon needs time between two steps".into());
+    }
+    if let Some(period) = args.period.filter(|period| period.ms > MAX_PERIOD_MS) {
+        return Err(format!("--period {period}: at most a day"));
     }
     let threads = check_threads(args, host)?;
     let host_answer_ms = check_answer(args)?;
@@ -331,6 +344,10 @@ pub(crate) mod tests {
     };
 
     pub(crate) fn checked(flags: &str) -> Result<Params, String> {
+        checked_on(flags, &HOST)
+    }
+
+    fn checked_on(flags: &str, host: &Host) -> Result<Params, String> {
         let words = ["dirigible", "stress-highalloc"]
             .into_iter()
             .chain(flags.split_whitespace());
@@ -338,7 +355,7 @@ pub(crate) mod tests {
             .expect("clap takes these")
             .command
         {
-            Command::StressHighalloc(args) => check(&args, &HOST),
+            Command::StressHighalloc(args) => check(&args, host),
             _ => panic!("another command"),
         }
     }
@@ -372,6 +389,7 @@ pub(crate) mod tests {
                 "--step 2G: larger than the balloon (--balloon 1G)",
             ),
             ("--period 0s", "--period 0: the balloon needs time"),
+            ("--period 1441m", "--period 86460s: at most a day"),
             ("--threads 3", "--threads 3: more than the host's 2 CPUs"),
             (
                 "--machine qemu --memory 64M --balloon 16M --step 4M",
@@ -404,6 +422,12 @@ pub(crate) mod tests {
             let refusal = checked(flags).unwrap_err();
             assert!(refusal.starts_with(message), "{flags}: {refusal}");
         }
+        let large = Host { cpus: 128, ..HOST };
+        assert_eq!(
+            checked_on("--threads 100", &large).unwrap_err(),
+            "--threads 100: at most 64"
+        );
+        assert!(checked_on("--threads 64", &large).is_ok());
     }
 
     #[test]
@@ -432,6 +456,8 @@ pub(crate) mod tests {
         assert!(checked("--machine qemu --deflate-on-oom").is_ok());
         // Without a balloon the step means nothing.
         assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
+        assert_eq!(checked("--balloon 0 --step 0").unwrap().step, 0);
+        assert_eq!(checked("--period 1440m").unwrap().period_ms, 24 * 3_600_000);
         assert_eq!(
             checked("--seed 18446744073709551615").unwrap().seed,
             u64::MAX

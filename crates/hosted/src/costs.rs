@@ -18,27 +18,27 @@ const ISOLATE_FRAME: u64 = 100;
 const MOVE_FRAME: u64 = 1_500;
 /// Reading a ledger and an index word that are seldom in the cache.
 const EXAMINE_BLOCK: u64 = 100;
-/// Sending a request to the host: making the descriptor, and the notification, an exit to the kernel that signals an eventfd
-/// and returns; 1 to 2 µs.
+/// Sending a request to the host: making the descriptor, and the notification, an exit to the kernel that signals an
+/// eventfd and returns; 1 to 2 µs.
 const HOST_REQUEST: u64 = 2_000;
 /// Writing one page frame number of a request.
 const HOST_REQUEST_FRAME: u64 = 10;
-/// From the notification to the driver's interrupt handler, without the work on frames, for a host like QEMU: its main thread
-/// wakes up on the eventfd (5 to 50 µs, by what the host's processor was doing), takes the lock of the machine, takes the
-/// request out of the queue, and answers by an interrupt (5 µs, and an exit where the guest's processor runs). QEMU serves a
-/// balloon in its main thread, not in one of its own.
+/// From the notification to the driver's interrupt handler, without the work on frames, for a host like QEMU: its main
+/// thread wakes up on the eventfd (5 to 50 µs, by what the host's processor was doing), takes the lock of the machine,
+/// takes the request out of the queue, and answers by an interrupt (5 µs, and an exit where the guest's processor
+/// runs). QEMU serves a balloon in its main thread, not in one of its own.
 const HOST_ANSWER: u64 = 30_000;
-/// The host's work on one page frame number of a request: discarding 4 KiB, or giving it back. Measured on the hosted machine by
-/// `examples/balloon_speed.rs`: 140 ns (adjacent) to 450 ns (scattered, `process_madvise`) on an idle host, and up to
-/// 770 ns on a busy one.
+/// The host's work on one page frame number of a request: discarding 4 KiB, or giving it back. Measured on the hosted
+/// machine by `examples/balloon_speed.rs`: 140 ns (adjacent) to 450 ns (scattered, `process_madvise`) on an idle host,
+/// and up to 770 ns on a busy one.
 const HOST_ANSWER_FRAME: u64 = 500;
 /// Dropping a clean page of the page cache: isolate, unlink, free.
 const RECLAIM_FRAME: u64 = 300;
 /// One look at something that is not ready yet: what [`Platform::relax`](dirigible_frames::Platform::relax) lets pass.
 pub const RELAX: u64 = 10_000;
 
-/// The price of `cost`: what passes on the caller's processor. A request to the host also takes the host's time, in which the
-/// guest goes on ([`host_answer`]). Kinds that are not in the table are free.
+/// The price of `cost`: what passes on the caller's processor. A request to the host also takes the host's time, in
+/// which the guest goes on ([`host_answer`]). Kinds that are not in the table are free.
 #[inline]
 pub const fn price(cost: Cost) -> u64 {
     match cost {

@@ -21,8 +21,8 @@ use crate::{
 /// How a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// One thread, virtual time: devices take requests inside `notify` and answer as time passes. The same input gives the same
-    /// run.
+    /// One thread, virtual time: devices take requests inside `notify` and answer as time passes. The same input gives
+    /// the same run.
     #[default]
     Deterministic,
     /// Real threads, real time, devices on threads of their own.
@@ -123,7 +123,7 @@ impl HostedPlatform {
     }
 
     /// Lets devices do what is due by now.
-    fn run_due(&self) {
+    pub(crate) fn run_due(&self) {
         if self.mode != Mode::Deterministic {
             return;
         }
@@ -203,8 +203,9 @@ impl Platform for HostedPlatform {
         self.clock.charge(price(cost));
     }
 
-    /// In a program: lets other actors of its engine run. Elsewhere, in a deterministic machine: lets [`RELAX`] of virtual time
-    /// pass and devices answer what is due; with threads: parks until a device's interrupt, 100 µs at most. It never spins.
+    /// In a program: lets other actors of its engine run. Elsewhere, in a deterministic machine: lets [`RELAX`] of
+    /// virtual time pass and devices answer what is due; with threads: parks until a device's interrupt, 100 µs at
+    /// most. It never spins.
     fn relax(&self) {
         if !CURRENT.with(Current::wait) {
             self.let_time_pass();

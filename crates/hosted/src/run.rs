@@ -258,7 +258,8 @@ fn run_on<'a>(
     }
 }
 
-/// Runs all actors to the end: here, or with threads on some of their own. The load's are programs.
+/// Runs all actors to the end: here, or with threads on some of their own. Those that may wait in the middle of a step,
+/// for the host or for what another program holds, are programs: the load's, the director and the mover.
 fn run_actors(
     (params, moves): (&Params, u64),
     machine: &HostedMachine,
@@ -272,7 +273,7 @@ fn run_actors(
     let load = experiment.load();
     let mut here = Engine::new();
     here.add(0, experiment.targets());
-    here.add(0, experiment.director(load.len()));
+    here.add_program(0, Box::new(experiment.director(load.len())))?;
     let kcompactd = experiment.kcompactd();
     let mover = experiment.mover(moves);
     if params.threads == 0 {
@@ -282,7 +283,7 @@ fn run_actors(
             here.add_program(0, program)?;
         }
         if let Some(mover) = mover {
-            here.add(0, mover);
+            here.add_program(0, Box::new(mover))?;
         }
         experiment.lead(&mut here, &clock, observer);
         check_stacks(&here);
@@ -299,7 +300,7 @@ fn run_actors(
     inflating.add(0, worker);
     compacting.add(0, kcompactd);
     if let Some(mover) = mover {
-        compacting.add(0, mover);
+        compacting.add_program(0, Box::new(mover))?;
     }
     let services =
         [inflating, compacting].map(|engine| (service.next().unwrap_or_default(), engine));

@@ -199,6 +199,31 @@ fn an_impossible_available_index_needs_a_reset() {
     assert!(!balloon.needs_reset());
 }
 
+/// A driver that gives the same request again and again, while the host takes its time, is cut off: the device does not
+/// remember more than the ring has entries.
+#[test]
+fn more_unanswered_requests_than_the_ring_has_entries_need_a_reset() {
+    let options = BalloonOptions {
+        answer: AnswerTime::After(1_000_000_000),
+        ..BalloonOptions::default()
+    };
+    let machine = machine(MIB, Mode::Deterministic, options);
+    let balloon = &machine.balloons()[0];
+    let mut transport = balloon.transport().unwrap();
+    transport.write_driver_features(features::VERSION_1);
+    let base = Pfn::new(first_frame(&machine)).address();
+    transport.queue_set(INFLATE, 16, base, base + 4096, base + 8192);
+    transport.set_status(DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+    poke(&machine, 4096, &[0, 0, 16, 0]);
+    transport.notify(INFLATE);
+    assert!(!balloon.needs_reset());
+    assert_eq!(balloon.counters().inflate_messages, 16);
+    poke(&machine, 4096, &[0, 0, 17, 0]);
+    transport.notify(INFLATE);
+    assert!(balloon.needs_reset());
+    assert_eq!(balloon.counters().errors.rings, 1);
+}
+
 /// A request that takes the very frames in which the queue lies: the ring is gone, the device is not.
 #[test]
 fn a_driver_that_inflates_its_own_rings_harms_itself_only() {

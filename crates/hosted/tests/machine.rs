@@ -5,9 +5,11 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use dirigible::schedule::Clock;
 use dirigible_frames::{Cost, CpuId, FrameContents, PageTables, Pfn, Platform};
 use dirigible_hosted::{
-    Backing, BalloonOptions, HostFacts, HostedHal, MAX_CPUS, MachineBuilder, Mode, costs, features,
+    AnswerTime, Backing, BalloonOptions, HostFacts, HostedHal, MAX_CPUS, MachineBuilder,
+    MachineClock, Mode, costs, features,
 };
 use support::*;
 use virtio_drivers::{
@@ -275,4 +277,48 @@ fn huge_pages_may_back_memory() {
     assert!(machine.ram().is_resident(first).unwrap());
     assert!(!machine.ram().is_resident(Pfn::new(0)).unwrap());
     assert!(machine.ram().resident_bytes().unwrap() >= resident << 12);
+}
+
+/// What a queue of actors does while programs wait: a due device goes first, and time goes on in short steps.
+#[test]
+fn virtual_time_passes_to_what_comes_next_and_a_millisecond_at_most() {
+    const MILLISECOND: u64 = 1_000_000;
+    let options = BalloonOptions {
+        answer: AnswerTime::After(10_000),
+        ..BalloonOptions::default()
+    };
+    let machine = machine(16, Mode::Deterministic, options);
+    let (platform, clock) = (machine.platform(), MachineClock::new(machine.platform()));
+    clock.pass(None);
+    assert_eq!(platform.now(), MILLISECOND);
+    clock.pass(Some(MILLISECOND + 7));
+    assert_eq!(platform.now(), MILLISECOND + 7);
+    clock.pass(Some(100 * MILLISECOND));
+    assert_eq!(platform.now(), 2 * MILLISECOND + 7);
+
+    let mut driver = RawDriver::new(&machine.balloons()[0]);
+    let request = frames(&machine, 1, 1)[0].to_le_bytes();
+    let request: &'static [u8] = Box::leak(Box::new(request));
+    for catches_up in [false, true] {
+        let begun = platform.now();
+        let token = driver.post(INFLATE, request);
+        clock.pass(None);
+        assert_eq!(platform.now(), begun + 10_000);
+        assert_eq!(driver.peek(INFLATE), Some(token));
+        driver.pop(INFLATE, token, request).unwrap();
+
+        // The answer is due in the middle of what an actor does.
+        let token = driver.post(DEFLATE, request);
+        while platform.now() < begun + 30_000 {
+            platform.charge(Cost::FillFrame);
+        }
+        let now = platform.now();
+        assert_eq!(driver.peek(DEFLATE), None);
+        match catches_up {
+            true => clock.catch_up(),
+            false => clock.pass(Some(now + 1)),
+        }
+        assert_eq!((platform.now(), driver.peek(DEFLATE)), (now, Some(token)));
+        driver.pop(DEFLATE, token, request).unwrap();
+    }
 }

@@ -88,7 +88,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// One turn. Never waits itself; an owner that is polled may wait until `until`.
+    /// One turn. Never waits itself; an owner that is polled may wait until `until`, and not at all when the time is over.
     pub(crate) fn turn(
         &self,
         cpu: CpuId,
@@ -98,6 +98,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         until: u64,
     ) -> Turn {
         if !emptying.moved_out {
+            // Whoever comes late finds answers that were there in time.
+            let now = self.platform.now();
+            if now >= emptying.deadline {
+                self.poll_owners(emptying.owners, now);
+            }
             let pairs = &mut space.pairs[..emptying.used];
             if self.move_out(cpu, attempts, pairs, emptying) {
                 return match self.ask_owners(emptying, until) {

@@ -198,6 +198,28 @@ fn pending_pairs_are_waited_for() {
     m.check_at_rest();
 }
 
+/// The caller gets the processor back long after the deadline; the host has answered in time.
+#[test]
+fn answers_that_were_there_in_time_count_when_the_caller_comes_late() {
+    let m = ballooned();
+    *m.balloon.answer.lock().unwrap() = Answer::Never;
+    m.balloon.say(vec![Outcome::Pending; 40]);
+    let balloon = m.balloon;
+    let clock = &m.platform.clock;
+    let polls = std::sync::atomic::AtomicU64::new(0);
+    *balloon.poll_hook.lock().unwrap() = Some(Box::new(move || {
+        if polls.fetch_add(1, Ordering::Relaxed) == 0 {
+            clock.fetch_add(1 << 40, Ordering::Relaxed);
+        } else {
+            assert!(balloon.polled_until.load(Ordering::Relaxed) <= clock.load(Ordering::Relaxed));
+            *balloon.answer.lock().unwrap() = Answer::Moved;
+        }
+    }));
+    evacuate(&m, 0).unwrap();
+    assert_eq!(m.event(Event::CompactBalloonMigrated), 40);
+    m.check_at_rest();
+}
+
 #[test]
 fn a_deadline_ends_the_attempt_and_the_pairs_settle_later() {
     for outcome in [Outcome::Moved, Outcome::Refused, Outcome::Released] {

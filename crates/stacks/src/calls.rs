@@ -6,12 +6,12 @@ use core::marker::PhantomData;
 
 use corosensei::{Coroutine, CoroutineResult};
 
-use crate::{Current, Stack, stack::Canary};
+use crate::{Current, Stack, current::Bounds, stack::Canary};
 
 /// The calls of one [`scope`], by number.
 ///
-/// Nobody can own a value of this type but `scope`, so none is ever forgotten: all calls have ended, or are unwound, before
-/// the scope does.
+/// Nobody can own a value of this type but `scope`, so none is ever forgotten: all calls have ended, or are unwound,
+/// before the scope does.
 pub struct Calls<'f, R> {
     current: &'f Current,
     running: Vec<Option<Running<R>>>,
@@ -30,10 +30,12 @@ struct Running<R> {
 
 /// Runs `body` with a place for calls that borrow what lives as long as `'f`; `current` says which of them runs.
 ///
+/// A call that is suspended at the end is unwound. Its destructors run outside of calls: they cannot wait.
+///
 /// # Panics
 ///
-/// When a call is suspended at the end, and panics cannot unwind its stack (without the feature `std`). Also when a call
-/// panics while it is unwound.
+/// When a call is suspended at the end, and panics cannot unwind its stack (without the feature `std`). Also when a
+/// call panics while it is unwound.
 pub fn scope<'f, R, T>(current: &'f Current, body: impl FnOnce(&mut Calls<'f, R>) -> T) -> T {
     body(&mut Calls {
         current,
@@ -44,8 +46,8 @@ pub fn scope<'f, R, T>(current: &'f Current, body: impl FnOnce(&mut Calls<'f, R>
 }
 
 impl<'f, R: 'f> Calls<'f, R> {
-    /// Makes `call` ready to run on `stack` under `number`; the first [`resume`](Self::resume) begins it. What is needed for
-    /// `number` is allocated here, once; numbers should be dense.
+    /// Makes `call` ready to run on `stack` under `number`; the first [`resume`](Self::resume) begins it. What is
+    /// needed for `number` is allocated here, once; numbers should be dense.
     ///
     /// # Panics
     ///
@@ -53,12 +55,13 @@ impl<'f, R: 'f> Calls<'f, R> {
     pub fn start(&mut self, number: u32, stack: Stack, call: impl FnOnce() -> R + 'f) {
         let current = self.current;
         let canary = stack.canary();
-        // SAFETY: all that `call` borrows, `current` too, lives at least as long as `'f`. The coroutine is kept in `self`,
-        // which only `scope` owns: it is driven to its end or dropped before `scope` returns, and `'f`, a lifetime of the
-        // caller of `scope`, is longer than that. Nobody takes it out: `resume` drops what has ended.
+        let bounds = Bounds::new(stack.addresses());
+        // SAFETY: all that `call` borrows, `current` too, lives at least as long as `'f`. The coroutine is kept in
+        // `self`, which only `scope` owns: it is driven to its end or dropped before `scope` returns, and `'f`, a
+        // lifetime of the caller of `scope`, is longer than that. Nobody takes it out: `resume` drops what has ended.
         let coroutine = unsafe {
             Coroutine::with_stack_unchecked(stack, move |yielder, ()| {
-                current.begin(number, yielder);
+                current.begin(number, yielder, bounds);
                 call()
             })
         };
@@ -111,5 +114,13 @@ impl<'f, R: 'f> Calls<'f, R> {
     /// The stack of a call that has ended, for the next one.
     pub fn take_stack(&mut self, number: u32) -> Option<Stack> {
         self.stacks.get_mut(number as usize)?.take()
+    }
+}
+
+impl<R> Drop for Calls<'_, R> {
+    /// Unwinds the calls that are suspended. None of them runs, and neither does the one whose scope this may be in.
+    fn drop(&mut self) {
+        let _saved = self.current.save();
+        self.running.clear();
     }
 }

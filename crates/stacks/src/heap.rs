@@ -8,8 +8,8 @@ use corosensei::stack::{STACK_ALIGNMENT, StackPointer};
 
 use crate::NoStack;
 
-/// Bytes of the canary, at the lower end. A page: for a frame of a page or more the compiler touches each page that it spans
-/// (stack probes), and a smaller frame has its return address; neither steps over a page without storing in it.
+/// Bytes of the canary, at the lower end. A page: for a frame of a page or more the compiler touches each page that it
+/// spans (stack probes), and a smaller frame has its return address; neither steps over a page without storing in it.
 const CANARY: usize = 4096;
 /// What stands in it. Not zero, which probes store.
 const WORD: u64 = 0x7a11_0ca9_a71e_5afe;
@@ -41,7 +41,8 @@ impl Memory {
         start.as_ptr().expose_provenance();
         let memory = Self { start, layout };
         for index in 0..CANARY / size_of::<u64>() {
-            // SAFETY: inside the memory, which is at least as long as the canary, and aligned; nobody else knows it yet.
+            // SAFETY: inside the memory, which is at least as long as the canary, and aligned; nobody else knows it
+            // yet.
             unsafe { memory.canary().0.add(index).write_volatile(WORD) };
         }
         Ok(memory)

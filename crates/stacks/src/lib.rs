@@ -1,8 +1,8 @@
 //! Calls that run on stacks of their own and can wait in the middle.
 //!
 //! A [`scope`] runs any number of [`Calls`]. Each has a [`Stack`] of its own. Code inside a call that must wait calls
-//! [`Current::wait`]: control goes back to whoever [resumed](Calls::resume) the call, and the call goes on from there when
-//! it is resumed again.
+//! [`Current::wait`]: control goes back to whoever [resumed](Calls::resume) the call, and the call goes on from there
+//! when it is resumed again.
 //!
 //! Nothing here decides who runs next: that is the business of a schedule. The context switch is corosensei's.
 //!

@@ -4,28 +4,38 @@ use corosensei::stack::{DefaultStack, Stack, StackPointer};
 
 use crate::NoStack;
 
-/// Bytes of the guard page, which the limit includes.
-const GUARD: usize = 4096;
+/// What sizes are rounded up to.
+const ROUND: usize = 4096;
 
-/// A mapping.
-pub(crate) struct Memory(DefaultStack);
+/// A mapping. The guard page is as large as the host's pages, and below what a call may use there may be a part of a
+/// page more.
+pub(crate) struct Memory {
+    mapping: DefaultStack,
+    /// What a call may use.
+    bytes: usize,
+}
 
 impl Memory {
     pub(crate) fn new(bytes: usize) -> Result<Self, NoStack> {
-        DefaultStack::new(bytes).map(Self).map_err(|_| NoStack)
+        let bytes = bytes.checked_next_multiple_of(ROUND).ok_or(NoStack)?;
+        let mapping = DefaultStack::new(bytes).map_err(|_| NoStack)?;
+        Ok(Self { mapping, bytes })
     }
 
     pub(crate) fn top(&self) -> StackPointer {
-        self.0.base()
+        self.mapping.base()
     }
 
     pub(crate) fn limit(&self) -> StackPointer {
-        self.0.limit()
+        self.mapping.limit()
     }
 
     /// The lowest word that a call may use.
     pub(crate) fn lowest(&self) -> StackPointer {
-        self.0.limit().saturating_add(GUARD)
+        // Whatever the host's page size is, the mapping has this many bytes above its guard page.
+        self.mapping
+            .limit()
+            .saturating_add(self.top().get() - self.limit().get() - self.bytes)
     }
 
     pub(crate) fn canary(&self) -> Canary {

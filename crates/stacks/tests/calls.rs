@@ -109,6 +109,78 @@ fn scopes_nest_and_each_goes_back_to_its_own() {
     });
 }
 
+#[test]
+fn a_call_of_another_current_is_not_suspended_by_the_outer_one() {
+    let (first, second) = (Current::new(), Current::new());
+    let waited = Cell::new(None);
+    scope(&first, |outer| {
+        outer.start(1, stack(), || {
+            scope(&second, |inner| {
+                inner.start(2, stack(), || {
+                    waited.set(Some(first.wait()));
+                    assert_eq!(second.number(), Some(2));
+                    assert!(second.wait());
+                });
+                assert_eq!(inner.resume(2), None);
+                assert_eq!((first.number(), second.number()), (Some(1), None));
+                // Here it is the call's own stack again.
+                assert!(first.wait());
+                assert_eq!(inner.resume(2), Some(()));
+            });
+        });
+        assert_eq!(outer.resume(1), None);
+        assert_eq!(waited.get(), Some(false));
+        assert_eq!((first.number(), second.number()), (None, None));
+        assert!(!second.wait());
+        assert_eq!(outer.resume(1), Some(()));
+    });
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn a_destructor_of_a_call_that_is_given_up_cannot_wait() {
+    struct Waits<'a>(&'a Current, &'a Cell<Option<(Option<u32>, bool)>>);
+    impl Drop for Waits<'_> {
+        fn drop(&mut self) {
+            self.1.set(Some((self.0.number(), self.0.wait())));
+        }
+    }
+    let current = Current::new();
+    let seen = Cell::new(None);
+    scope(&current, |outer| {
+        outer.start(1, stack(), || {
+            scope(&current, |inner| {
+                inner.start(2, stack(), || {
+                    let _waits = Waits(&current, &seen);
+                    current.wait();
+                });
+                assert!(inner.resume(2).is_none());
+            });
+            // The outer call runs again and can wait.
+            assert_eq!(current.number(), Some(1));
+            assert!(current.wait());
+        });
+        assert_eq!(outer.resume(1), None);
+        assert_eq!(seen.get(), Some((None, false)));
+        assert_eq!(outer.resume(1), Some(()));
+    });
+}
+
+#[test]
+fn a_stack_larger_than_memory_is_refused() {
+    for bytes in [
+        usize::MAX,
+        usize::MAX - 4096,
+        isize::MAX as usize,
+        isize::MAX as usize / 2,
+    ] {
+        assert!(Stack::new(bytes).is_err(), "{bytes}");
+    }
+    let odd = Stack::new(BYTES + 1).unwrap();
+    assert!(odd.bytes() > BYTES && odd.bytes() <= BYTES + 4096);
+    assert_eq!(odd.deepest(), 0);
+}
+
 #[cfg(feature = "std")]
 #[test]
 fn a_panic_comes_out_where_the_call_was_resumed() {

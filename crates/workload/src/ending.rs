@@ -28,7 +28,6 @@ pub(crate) fn give_all_back<P: PageTables>(
             stats.inflated, stats.deflated, stats.forgotten
         ));
     }
-    manager.verify().map_err(|error| format!("{error}"))?;
     manager.shutdown(0).map_err(|error| format!("{error}"))?;
     if filler.held() != 0 {
         return Err(format!("{} frames are left with the filler", filler.held()));

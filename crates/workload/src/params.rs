@@ -11,6 +11,7 @@ use dirigible::schedule::time::{MILLISECOND, SECOND};
 /// The command parses its flags into this, sends it to the guest as it is, and prints it in the report under
 /// `parameters`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Params {
     /// Length of the phases and kind of the tests.
     pub profile: Profile,
@@ -200,7 +201,7 @@ pub const MAX_SCHEDULE: u64 = 86_400 * SECOND;
 /// More threads than this are a mistake.
 pub const MAX_THREADS: usize = 64;
 
-/// A host that takes longer than this is no host: five times as long, and the driver calls it silent.
+/// Longer than this is refused. At five times this the driver reports the host as silent.
 pub const MAX_HOST_ANSWER: u64 = SECOND;
 
 /// A parameter that no run can be made of.
@@ -353,6 +354,8 @@ named! {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString;
+
     use super::*;
 
     #[test]
@@ -382,10 +385,14 @@ mod tests {
             let text = serde_json::to_string(&params).unwrap();
             assert_eq!(serde_json::from_str::<Params>(&text).unwrap(), params);
         }
-        let value = serde_json::to_value(Params::new(Profile::Quick)).unwrap();
+        let mut value = serde_json::to_value(Params::new(Profile::Quick)).unwrap();
         assert_eq!(value["profile"], Profile::Quick.name());
         assert_eq!(value["inflate"], InflatePlacement::FillHoles.name());
         assert_eq!(value["load_scale"], 1.0);
+        // Nobody sends what the other end would ignore.
+        value["no_such"] = 1.into();
+        let refused = serde_json::from_value::<Params>(value).unwrap_err();
+        assert!(refused.to_string().contains("no_such"), "{refused}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the command and a guest kernel in a virtual machine say to each other.
+//! The messages between the command and a guest kernel in a virtual machine.
 //!
 //! The command gives the guest one [`GuestTask`], as JSON on the kernel's command line. The guest answers on its serial
 //! port, one [`Message`] a line: a `@` and the message as JSON (after whatever firmware has left on the line). Other
@@ -37,9 +37,9 @@ pub const TESTS_BALLOON: u64 = (64 << 20) / dirigible_frames::FRAME_SIZE as u64;
 
 /// What a guest is to do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum GuestTask {
-    /// Says hello and ends.
+    /// Sends hello and ends.
     Hello,
     /// One column of the experiment. The command drives the balloon by the [`Timeline`](crate::timeline::Timeline) of
     /// these parameters, from [`Message::Start`] on.
@@ -69,11 +69,11 @@ pub mod ask {
     pub const WRITE: u8 = b'w';
     /// Read all free memory; answered by [`Message::Touched`](super::Message::Touched).
     pub const READ: u8 = b'r';
-    /// End: check the books, say so, and turn the machine off.
+    /// End: check the books, report the result, and turn the machine off.
     pub const END: u8 = b'e';
 }
 
-/// What a guest says.
+/// What a guest sends.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Message {
@@ -102,7 +102,7 @@ pub enum Message {
         /// Where it will stand at the end.
         end_ms: u64,
     },
-    /// The balloon has come to its fullest; said each time.
+    /// The balloon has come to its fullest; sent each time.
     BalloonFull {
         /// What it holds.
         frames: u64,
@@ -218,5 +218,14 @@ mod tests {
         let text = serde_json::to_string(&task).unwrap();
         assert!(!text.contains(char::is_whitespace), "{text}");
         assert_eq!(serde_json::from_str::<GuestTask>(&text).unwrap(), task);
+        for unknown in [
+            text.replace("\"moves\"", "\"no_such\":1,\"moves\""),
+            text.replace("\"seed\"", "\"no_such\":1,\"seed\""),
+            r#"{"tests":{"only":"","no_such":1}}"#.into(),
+            r#"{"balloon":{"batch":1,"no_such":1}}"#.into(),
+        ] {
+            let refused = serde_json::from_str::<GuestTask>(&unknown).unwrap_err();
+            assert!(refused.to_string().contains("no_such"), "{refused}");
+        }
     }
 }

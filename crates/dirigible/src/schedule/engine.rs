@@ -10,9 +10,9 @@ use dirigible_stacks::{Calls, NoStack, Stack, scope};
 
 use super::{Actor, Clock, Next};
 
-/// Bytes of a program's stack. The deepest use that was measured ([`Engine::deepest_stack`]) in runs of the experiment is
-/// 3.4 KiB on the hosted machine; with checks on, both machines demand at the end of a run that it is no more than a quarter.
-/// A panic that prints a backtrace takes most of the rest.
+/// Bytes of a program's stack. The deepest use that was measured ([`Engine::deepest_stack`]) in runs of the experiment
+/// is 3.4 KiB on the hosted machine; with checks on, both machines demand at the end of a run that it is no more than a
+/// quarter. A panic that prints a backtrace takes most of the rest.
 pub const PROGRAM_STACK: usize = 64 << 10;
 
 /// Whose turn it is: its time, and its number.
@@ -39,6 +39,8 @@ pub struct Engine<'a> {
     queue: BinaryHeap<Turn>,
     /// Programs that wait in the middle of a step, in the order of their numbers.
     waiting: Vec<Waiting>,
+    /// A round of looks has begun, and none has looked yet.
+    round_begins: bool,
 }
 
 /// A program that waits.
@@ -84,8 +86,8 @@ impl<'a> Engine<'a> {
         self.actors.push(slot);
     }
 
-    /// The most bytes of its stack that any program has used; of those whose step is under way it is not known. It reads
-    /// all stacks: for tests and reports.
+    /// The most bytes of its stack that any program has used; of those whose step is under way it is not known. It
+    /// reads all stacks: for tests and reports.
     pub fn deepest_stack(&self) -> usize {
         let depth = |slot: &Slot<'_>| match slot {
             Slot::Program {
@@ -97,13 +99,26 @@ impl<'a> Engine<'a> {
         self.actors.iter().map(depth).max().unwrap_or(0)
     }
 
-    /// Runs until `ended` is set (by an actor, here or in another thread) or no actor wants to go on. A program that waits
-    /// when the run ends goes on to the end of its step. Calls `tell` after each step with the time at which it began and the
-    /// number of the actor.
-    pub fn run(&mut self, clock: &dyn Clock, ended: &AtomicBool, mut tell: impl FnMut(u64, usize)) {
+    /// Runs until `ended` is set (by an actor, here or in another thread) or no actor wants to go on. A program that
+    /// waits when the run ends goes on to the end of its step; after `ended` only such programs run. What they wait for
+    /// must come from devices, from time or from each other: no plain actor and no new step helps them. Calls `observe`
+    /// after each step with the time at which it began and the number of the actor.
+    ///
+    /// # Panics
+    ///
+    /// When an actor panics. That actor is gone then, and so are the programs that were waiting: their stacks are
+    /// unwound, and a later run goes on without them.
+    pub fn run(
+        &mut self,
+        clock: &dyn Clock,
+        ended: &AtomicBool,
+        mut observe: impl FnMut(u64, usize),
+    ) {
+        // Only after a panic is somebody left; the calls are gone.
+        self.waiting.clear();
         clock.with_current(&mut |current| {
             scope(current, |calls| {
-                self.run_calls(calls, clock, ended, &mut tell);
+                self.run_calls(calls, clock, ended, &mut observe);
             });
         });
     }
@@ -113,13 +128,16 @@ impl<'a> Engine<'a> {
         calls: &mut Calls<'f, Stepped<'a>>,
         clock: &dyn Clock,
         ended: &AtomicBool,
-        tell: &mut dyn FnMut(u64, usize),
+        observe: &mut dyn FnMut(u64, usize),
     ) where
         'a: 'f,
     {
         // Acquire: pairs with the release of whoever ends the run, so that its last writes are seen after the run.
         let is_over = || ended.load(Ordering::Acquire);
         loop {
+            if core::mem::take(&mut self.round_begins) && !self.waiting.is_empty() {
+                clock.catch_up();
+            }
             let number = if let Some(number) = self.next_look() {
                 number
             } else {
@@ -148,7 +166,7 @@ impl<'a> Engine<'a> {
                 if let Next::At(next) | Next::Event { latest: next } = next {
                     self.queue.push(Reverse((next, number)));
                 }
-                tell(began, number);
+                observe(began, number);
             }
         }
     }
@@ -165,10 +183,11 @@ impl<'a> Engine<'a> {
         for waiting in &mut self.waiting {
             waiting.has_looked = false;
         }
+        self.round_begins = true;
     }
 
-    /// Begins a step of an actor at `now`, or lets its step go on. Gives when the step began, and when the actor goes on;
-    /// `None` when it waits.
+    /// Begins a step of an actor at `now`, or lets its step go on. Gives when the step began, and when the actor goes
+    /// on; `None` when it waits.
     fn go_on<'f>(
         &mut self,
         calls: &mut Calls<'f, Stepped<'a>>,

@@ -39,8 +39,8 @@ use super::{
     programs::Programs,
 };
 
-/// Runs `column` of the run `params` and says its report; when the balloon is full for the first time each of its frames is moved
-/// `moves` times.
+/// Runs `column` of the run `params` and sends the report; when the balloon is full for the first time each of its
+/// frames is moved `moves` times.
 ///
 /// # Errors
 ///
@@ -111,11 +111,13 @@ fn run_actors(
     let cpus = usize::from(guest.cpus);
     let load = experiment.load();
     let mut engines: Vec<Engine<'_>> = (0..cpus).map(|_| Engine::new()).collect();
-    engines[0].add(0, experiment.director(load.len()));
+    engines[0]
+        .add_program(0, Box::new(experiment.director(load.len())))
+        .map_err(text)?;
     engines[0].add(0, worker);
     engines[0].add(0, experiment.kcompactd());
     if let Some(mover) = experiment.mover(moves) {
-        engines[0].add(0, mover);
+        engines[0].add_program(0, Box::new(mover)).map_err(text)?;
     }
     for (number, program) in load.into_iter().enumerate() {
         // The last CPU first: the first one has other duties.

@@ -96,6 +96,7 @@ pub(crate) struct BalloonDevice {
     fault: Option<FaultPlan>,
     /// The rings are valid: the device fails because the fault plan says so.
     planned: bool,
+    /// At most as many of a queue as its ring has entries.
     delayed: VecDeque<Delayed>,
     /// Queues with more requests than one kick may bring: go on at the next tick.
     unfinished: bool,
@@ -319,6 +320,8 @@ impl BalloonDevice {
         let usual = usual.map(Fault::Delay);
         let fault = self.fault.as_mut().and_then(|plan| plan.next(request));
         let fault = fault.or(usual);
+        let delayed = self.delayed.iter().filter(|other| other.queue == queue);
+        let unanswered = delayed.count();
         let Some(ring) = self.ring(queue) else {
             return Ok(false);
         };
@@ -332,6 +335,10 @@ impl BalloonDevice {
             Some(Fault::WrongId(id)) => ring.answer_raw(memory, id)?,
             Some(Fault::BreakDown) => {
                 self.planned = true;
+                return Err(BrokenRing);
+            }
+            // A ring has as many descriptors as entries: a driver with more requests under way gives one twice.
+            Some(Fault::Delay(_)) if unanswered >= usize::from(ring.size()) => {
                 return Err(BrokenRing);
             }
             Some(Fault::Delay(delay)) => {

@@ -137,6 +137,10 @@ impl Clock for Machine {
         self.wait_until(until, &AtomicBool::new(false));
     }
 
+    fn catch_up(&self) {
+        self.moved();
+    }
+
     fn with_current(&self, run: &mut dyn FnMut(&Current)) {
         CURRENT.with(|current| run(current));
     }
@@ -285,4 +289,43 @@ fn programs_without_a_wait_are_plain_actors() {
         log.into_inner()
     };
     assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn what_is_due_after_a_step_is_there_for_the_looks() {
+    let machine = Machine::new(false, 3);
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    engine
+        .add_program(0, Box::new(Asker(&machine, 7, &log)))
+        .unwrap();
+    // It uses up time in which the device answers.
+    engine.add(0, Slow(&machine.free, &log));
+    engine.add(50, Beat(0, 1, &log));
+    engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+    assert_eq!(*log.lock(), [(0, 7), (0, 9), (10, 7), (50, 0)]);
+    assert_eq!(machine.idles.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn after_a_panic_the_programs_that_waited_are_gone() {
+    struct Fails;
+    impl Actor for Fails {
+        fn step(&mut self, _: u64) -> Next {
+            panic!("asked to");
+        }
+    }
+    let machine = Machine::new(false, 20);
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    engine
+        .add_program(0, Box::new(Asker(&machine, 7, &log)))
+        .unwrap();
+    engine.add(3, Fails);
+    engine.add(30, Beat(0, 4, &log));
+    let mut run = || engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut run));
+    assert!(caught.is_err());
+    run();
+    assert_eq!(*log.lock(), [(0, 7), (30, 0)]);
 }

@@ -46,14 +46,15 @@ pub fn go_on(cpu: &Cpu, suspended: Option<Suspended>) {
     }
 }
 
-/// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root` loaded.
+/// Runs `access`, which calls one of the routines above for addresses in the lower half, with the tables at `root`
+/// loaded.
 fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce() -> u32) -> bool {
     let cpu = cpu::current();
     enter(cpu, root);
     let on_fault: *mut (dyn FnMut() -> bool + '_) = on_fault;
-    // SAFETY: only the lifetime changes. The pointer is taken out again below, before `on_fault` ends, and is used by this
-    // CPU's fault handler alone, while `access` runs. Where the program waits inside a fault, `suspend` keeps it on the
-    // program's own stack, above this frame.
+    // SAFETY: only the lifetime changes. The pointer is taken out again below, before `on_fault` ends, and is used by
+    // this CPU's fault handler alone, while `access` runs. Where the program waits inside a fault, `suspend` keeps it
+    // on the program's own stack, above this frame.
     let on_fault: OnFault = unsafe { core::mem::transmute(on_fault) };
     set_on_fault(cpu, Some(on_fault));
     let well = access() == 0;
@@ -66,8 +67,8 @@ fn with_root(root: u64, on_fault: &mut dyn FnMut() -> bool, access: impl FnOnce(
 /// The tables at `root` are loaded, and stay so until `in_user` is cleared.
 fn enter(cpu: &Cpu, root: u64) {
     if cpu.root.load(Ordering::Relaxed) != root {
-        // Another program's root goes first, as long as a shoot-down may take it from us: that program may be at its end, and
-        // while `in_user` is set a shoot-down leaves CR3 as it is.
+        // Another program's root goes first, as long as a shoot-down may take it from us: that program may be at its
+        // end, and while `in_user` is set a shoot-down leaves CR3 as it is.
         shoot_down::leave_program(cpu);
     }
     // Before the look at `root`: from here on a shoot-down leaves us the root.
@@ -157,8 +158,8 @@ extern "C" fn fault_main(frame: &mut Frame) {
     count(&cpu.faults);
     // Interrupts are on, as serving the fault may wait for other CPUs and for the host.
     flag::enable();
-    // SAFETY: `with_root` keeps the closure alive while the routine that has faulted runs, and calls nothing else meanwhile.
-    // The program may wait in it; its CPU is the same afterwards.
+    // SAFETY: `with_root` keeps the closure alive while the routine that has faulted runs, and calls nothing else
+    // meanwhile. The program may wait in it; its CPU is the same afterwards.
     let again = unsafe { (*on_fault)() };
     flag::disable();
     if !again {
