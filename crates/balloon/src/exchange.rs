@@ -63,7 +63,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
 
     /// Takes an isolated frame back. `true`: it is on the list again. `false`: the device was reset since it was
     /// isolated, the frame is the guest's again (`Allocated`) and the caller gives it to the allocator, as with
-    /// [`Output::Free`]. A frame that was not isolated from this balloon is left alone.
+    /// [`Output::Free`](crate::balloon::Output::Free). A frame that was not isolated from this balloon is left alone.
     #[must_use = "a frame that is not on the list again is to be freed"]
     pub fn putback(&mut self, frame: Pfn) -> bool {
         let is_ours = self.in_span(frame)

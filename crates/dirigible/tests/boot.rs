@@ -73,7 +73,7 @@ fn a_guests_map_becomes_an_allocator_with_its_tables_inside() {
     let mut memory = memory(&plan);
     let Booted { frames, room } = plan.boot(&mut memory, &Machine).unwrap();
     let tables = place.end.get() - place.start.get();
-    let all = 0x9f + (0x7ffdf - 0x100) + (2 * GIB >> 12);
+    let all = 0x9f + (0x7ffdf - 0x100) + ((2 * GIB) >> 12);
     assert_eq!(frames.managed_frames(), all - tables);
     assert_eq!(frames.free_frames(), all - tables - 0x201);
     assert_eq!(frames.cpu_count(), 4);
@@ -155,7 +155,7 @@ fn zones_divide_memory_at_their_borders() {
         .zones()
         .map(|zone| frames.zone_managed(zone))
         .collect();
-    assert_eq!(managed[1], 2 * GIB >> 12);
+    assert_eq!(managed[1], (2 * GIB) >> 12);
     assert_eq!(
         frames
             .zones()
@@ -173,7 +173,7 @@ fn zones_divide_memory_at_their_borders() {
     let frames = plan.boot(&mut tables, &Machine).unwrap().frames;
     assert_eq!(
         frames.managed_frames() - frames.free_frames(),
-        2 * MIB >> 12
+        (2 * MIB) >> 12
     );
     let plan = BootPlan::new(
         &[usable(5 * GIB..6 * GIB)],
@@ -218,7 +218,7 @@ fn tables_keep_off_what_is_in_use_across_a_border() {
     let frames = plan.boot(&mut tables, &Machine).unwrap().frames;
     assert_eq!(
         frames.managed_frames() - frames.free_frames(),
-        16 * MIB >> 12
+        (16 * MIB) >> 12
     );
 }
 

@@ -10,7 +10,7 @@
 //!   attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
 //!   counts-only [`twin`], which says what would be attainable if frames had no places.
-//! - [`mover`]: moves all of the balloon under load; [`relief`]: has it deflate before a request fails; [`stalls`]: how long
+//! - [`mover`]: moves all of the balloon under load; [`stalls`]: how long
 //!   requests waited.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
