@@ -20,8 +20,8 @@ const CHECKED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Checks the whole workspace, and the guest's kernel, with the version that the workspace's manifest names, in a target
-/// folder of its own.
+/// Checks the whole workspace, and the guest's kernel, with the version that the workspace's manifest names, in a
+/// target folder of its own.
 ///
 /// # Errors
 ///

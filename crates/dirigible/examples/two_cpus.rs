@@ -1,9 +1,10 @@
-//! A memory manager from boot to shutdown: two CPUs, a balloon that grows between their pages, and huge pages all the same.
+//! A memory manager from boot to shutdown: two CPUs, a balloon that grows between their pages, and huge pages all the
+//! same.
 //!
 //!     cargo run --release -p dirigible --example two_cpus
 //!
-//! The machine is the hosted one: real memory, and a balloon device behind real virtqueues. A kernel brings its own `Platform`,
-//! transport and memory map, and writes the rest as it stands here.
+//! The machine is the hosted one: real memory, and a balloon device behind real virtqueues. A kernel brings its own
+//! `Platform`, transport and memory map, and writes the rest as it stands here.
 
 use std::{
     error::Error,

@@ -11,8 +11,8 @@ pub struct BalloonWorkerConfig {
     pub tick_ns: u64,
     /// Requests that it sends at most in one look. Default 4: 4 MiB in 10 ms.
     pub messages: usize,
-    /// Come again at once while there is more to do, instead of after `tick_ns`. Default: no, so that a large step of the
-    /// balloon does not keep a CPU.
+    /// Come again at once while there is more to do, instead of after `tick_ns`. Default: no, so that a large step of
+    /// the balloon does not keep a CPU.
     pub eager: bool,
 }
 

@@ -50,8 +50,8 @@ pub enum Marks {
 /// Where the manager's own tables lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tables {
-    /// In memory of the map, at the start of the first range with enough room below this address: as far as the kernel can reach.
-    /// They are not managed.
+    /// In memory of the map, at the start of the first range with enough room below this address: as far as the kernel
+    /// can reach. They are not managed.
     InMap {
         /// First byte that they must not reach.
         below: u64,
@@ -74,8 +74,8 @@ pub struct BootConfig<'a> {
     pub reserve_blocks: Option<u32>,
     /// Where movable requests go. Default: into the fullest block.
     pub placement: Placement,
-    /// What unmovable and reclaimable requests do when their own blocks are full. Default: a movable block is emptied for
-    /// them.
+    /// What unmovable and reclaimable requests do when their own blocks are full. Default: a movable block is emptied
+    /// for them.
     pub fallback: Fallback,
     /// What emptying a block costs. Default: the allocator's own rule.
     pub cost: Option<CostFn>,
@@ -212,8 +212,9 @@ impl<'a> BootPlan<'a> {
         &self.in_use
     }
 
-    /// Makes the allocator in `memory`, of at least [`bytes`](Self::bytes), whatever is in it. What is in use is allocated in it, as
-    /// single unmovable frames: [`free_range`](FrameAllocator::free_range) gives it back. Interrupts are masked as `platform` says.
+    /// Makes the allocator in `memory`, of at least [`bytes`](Self::bytes), whatever is in it. What is in use is
+    /// allocated in it, as single unmovable frames: [`free_range`](FrameAllocator::free_range) gives it back.
+    /// Interrupts are masked as `platform` says.
     ///
     /// # Errors
     ///
@@ -327,8 +328,8 @@ impl<'a> BootPlan<'a> {
         })
     }
 
-    /// The first frames below `below` that have room for the tables and are not in use. What is in use may lie across the border
-    /// of two ranges.
+    /// The first frames below `below` that have room for the tables and are not in use. What is in use may lie across
+    /// the border of two ranges.
     fn find_place(&self, below: u64) -> Result<Range<Pfn>, BootError> {
         let count = self.bytes.div_ceil(FRAME_SIZE) as u64;
         let limit = Pfn::containing(below);

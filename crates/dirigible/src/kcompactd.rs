@@ -12,8 +12,8 @@ pub struct KcompactdConfig {
     pub tick_ns: u64,
     /// Blocks that it empties at most in one look. Default 4.
     pub blocks: usize,
-    /// Time between two looks while the host has frames of a piece of work, in nanoseconds: an answer may arrive before the
-    /// daemon is notified. Default 1 ms.
+    /// Time between two looks while the host has frames of a piece of work, in nanoseconds: an answer may arrive before
+    /// the daemon is notified. Default 1 ms.
     pub poll_ns: u64,
 }
 

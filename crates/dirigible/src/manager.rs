@@ -47,8 +47,8 @@ impl Default for ManagerConfig {
 }
 
 impl ManagerConfig {
-    /// Settings for `frames`: background compaction keeps up twice the whole blocks that its zones reserve, and the slow path
-    /// follows the allocator's fallback policy.
+    /// Settings for `frames`: background compaction keeps up twice the whole blocks that its zones reserve, and the
+    /// slow path follows the allocator's fallback policy.
     pub fn for_frames(frames: &FrameAllocator<'_>) -> Self {
         let reserve = frames
             .zones()
@@ -116,8 +116,8 @@ impl Platform for Nowhere {
 
 /// The memory manager of a guest.
 ///
-/// It refers to its parts; compaction, with 43 KiB the largest, lies in the [`Room`] that the caller gave. Nothing in it is
-/// dropped, and nothing needs to be: [`shutdown`](Self::shutdown) gives the frames back.
+/// It refers to its parts; compaction, with 43 KiB the largest, lies in the [`Room`] that the caller gave. Nothing in
+/// it is dropped, and nothing needs to be: [`shutdown`](Self::shutdown) gives the frames back.
 ///
 /// Owners are made on the allocator and registered, in any order: they do not refer to the manager.
 pub struct MemoryManager<'a, P: Platform> {
@@ -130,7 +130,8 @@ pub struct MemoryManager<'a, P: Platform> {
 }
 
 impl<'a, P: Platform> MemoryManager<'a, P> {
-    /// A manager of `frames` that keeps its own state in `room`, of at least [`MANAGER_BYTES`]. Takes a few KiB of stack.
+    /// A manager of `frames` that keeps its own state in `room`, of at least [`MANAGER_BYTES`]. Takes a few KiB of
+    /// stack.
     ///
     /// # Errors
     ///
@@ -167,8 +168,8 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         self.register_part(Part::Owner(id), owner)
     }
 
-    /// Registers a balloon under the number that its frames carry. It is also called before a request fails; it gives no frames
-    /// unless deflation on out-of-memory was negotiated.
+    /// Registers a balloon under the number that its frames carry. It is also called before a request fails; it gives
+    /// no frames unless deflation on out-of-memory was negotiated.
     ///
     /// # Errors
     ///
@@ -211,7 +212,8 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         }
     }
 
-    /// Takes the owner with the number `id` out: a balloon whose device is unplugged, say. It has given its frames back before.
+    /// Takes the owner with the number `id` out: a balloon whose device is unplugged, say. It has given its frames back
+    /// before.
     ///
     /// # Errors
     ///
@@ -250,8 +252,8 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         self.parts.observers.add(observer)
     }
 
-    /// Checks that `cpu` is one of those that the manager was booted for. A kernel calls it for each CPU that comes up, before
-    /// that CPU allocates: the tables of others do not exist.
+    /// Checks that `cpu` is one of those that the manager was booted for. A kernel calls it for each CPU that comes up,
+    /// before that CPU allocates: the tables of others do not exist.
     ///
     /// # Errors
     ///

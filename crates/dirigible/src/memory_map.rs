@@ -13,8 +13,8 @@ pub const MAX_ENTRIES: usize = 64;
 pub enum MemoryKind {
     /// Free memory.
     Usable,
-    /// Memory in use already that may be freed later: the kernel's image, modules, early page tables. The manager takes it over as
-    /// allocated unmovable frames.
+    /// Memory in use already that may be freed later: the kernel's image, modules, early page tables. The manager takes
+    /// it over as allocated unmovable frames.
     InUse,
     /// Not to be touched: firmware, devices, bad memory. It takes precedence where it overlaps
     /// the other kinds.
@@ -82,8 +82,8 @@ pub(crate) struct Frames {
     pub in_use: Ranges,
 }
 
-/// Frames to manage in `map`, whose entries may stand in any order. Usable memory counts in whole frames; a frame that is
-/// reserved in part is reserved, one that is in use in part is in use.
+/// Frames to manage in `map`, whose entries may stand in any order. Usable memory counts in whole frames; a frame that
+/// is reserved in part is reserved, one that is in use in part is in use.
 #[inline(never)]
 pub(crate) fn frames(map: &[MapEntry]) -> Result<Frames, MapError> {
     if map.len() > MAX_ENTRIES {

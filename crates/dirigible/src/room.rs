@@ -13,8 +13,8 @@ pub struct NoRoom {
 
 /// What is left of the memory that the manager's own tables are made in.
 ///
-/// What is made in it is not dropped: place only what owns nothing outside of the room. When the last reference into it has
-/// gone the memory is its owner's again.
+/// What is made in it is not dropped: place only what owns nothing outside of the room. When the last reference into it
+/// has gone the memory is its owner's again.
 #[derive(Debug)]
 pub struct Room<'m> {
     rest: &'m mut [MaybeUninit<u8>],
@@ -38,8 +38,8 @@ impl<'m> Room<'m> {
     /// There is not so much left; nothing is taken then.
     pub fn slot<T>(&mut self) -> Result<&'m mut MaybeUninit<T>, NoRoom> {
         let memory = self.aligned(align_of::<T>(), size_of::<T>())?;
-        // SAFETY: the bytes are borrowed for 'm and nobody else's, `aligned` gave as many as a `T` has at an address that is aligned
-        // for one, and a `MaybeUninit` may hold anything.
+        // SAFETY: the bytes are borrowed for 'm and nobody else's, `aligned` gave as many as a `T` has at an address
+        // that is aligned for one, and a `MaybeUninit` may hold anything.
         Ok(unsafe { &mut *memory.as_mut_ptr().cast::<MaybeUninit<T>>() })
     }
 
@@ -65,7 +65,8 @@ impl<'m> Room<'m> {
         assert!(align.is_power_of_two(), "an alignment is a power of two");
         let memory = self.aligned(align, count)?;
         memory.fill(MaybeUninit::new(0));
-        // SAFETY: `MaybeUninit<u8>` and `u8` have one layout, each byte was written just now, and the slice is borrowed for 'm.
+        // SAFETY: `MaybeUninit<u8>` and `u8` have one layout, each byte was written just now, and the slice is borrowed
+        // for 'm.
         Ok(unsafe { &mut *(core::ptr::from_mut(memory) as *mut [u8]) })
     }
 

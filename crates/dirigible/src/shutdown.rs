@@ -38,8 +38,8 @@ pub enum VerifyError {
     },
 }
 
-/// Why a manager cannot be shut down. Nothing is lost: mend it and call again. What was ended stays so: a balloon whose shutdown
-/// failed takes no more frames, and lets none be moved.
+/// Why a manager cannot be shut down. Nothing is lost: mend it and call again. What was ended stays so: a balloon whose
+/// shutdown failed takes no more frames, and lets none be moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShutdownError {
@@ -81,8 +81,8 @@ pub enum ShutdownError {
 }
 
 impl<P: Platform> MemoryManager<'_, P> {
-    /// Checks the books of all parts against each other. Only while nothing else runs and nothing is under way; walks all memory's
-    /// descriptors and all page tables.
+    /// Checks the books of all parts against each other. Only while nothing else runs and nothing is under way; walks
+    /// all memory's descriptors and all page tables.
     ///
     /// # Errors
     ///
@@ -108,8 +108,8 @@ impl<P: Platform> MemoryManager<'_, P> {
         Ok(self.frames.verify()?)
     }
 
-    /// Waits until nothing is under way any more, at most [`shutdown_ns`](crate::ManagerConfig::shutdown_ns); `false` when
-    /// something is. The daemons must not run any more.
+    /// Waits until nothing is under way any more, at most [`shutdown_ns`](crate::ManagerConfig::shutdown_ns); `false`
+    /// when something is. The daemons must not run any more.
     pub fn settle(&self) -> bool {
         let deadline = self.platform.now().saturating_add(self.config.shutdown_ns);
         for _ in 0..MAX_LOOKS {
@@ -131,12 +131,12 @@ impl<P: Platform> MemoryManager<'_, P> {
         false
     }
 
-    /// Ends everything: waits for what is under way, checks that no address space is left, has the balloons give their frames
-    /// back, checks all books, demands that all frames are free but `kept` (the kernel's own, memory for DMA that a balloon's
-    /// driver still has), and takes all owners out.
+    /// Ends everything: waits for what is under way, checks that no address space is left, has the balloons give their
+    /// frames back, checks all books, demands that all frames are free but `kept` (the kernel's own, memory for DMA
+    /// that a balloon's driver still has), and takes all owners out.
     ///
-    /// When it has succeeded, owners, reclaimers, notifiers and observers may be dropped, and the memory of the tables be used
-    /// for something else.
+    /// When it has succeeded, owners, reclaimers, notifiers and observers may be dropped, and the memory of the tables
+    /// be used for something else.
     ///
     /// # Errors
     ///

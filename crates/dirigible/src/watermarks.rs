@@ -11,8 +11,8 @@ const FRAME_KIB: u64 = FRAME_SIZE as u64 / 1024;
 
 /// The marks of a zone of `zone` frames in a guest of `all` frames.
 ///
-/// All zones together leave `sqrt(16 * KiB)` KiB at their min watermark, each by its share; low and high follow at a distance of a
-/// quarter of that or a thousandth of the zone, whichever is more. 4 GiB: 2,048, 3,096 and 4,144 frames.
+/// All zones together leave `sqrt(16 * KiB)` KiB at their min watermark, each by its share; low and high follow at a
+/// distance of a quarter of that or a thousandth of the zone, whichever is more. 4 GiB: 2,048, 3,096 and 4,144 frames.
 pub fn scaled(zone: u64, all: u64) -> Watermarks {
     let kib = all.saturating_mul(FRAME_KIB).saturating_mul(16).isqrt();
     let min_free = kib.clamp(MIN_FREE_KIB.0, MIN_FREE_KIB.1) / FRAME_KIB;

@@ -49,9 +49,9 @@ pub trait Platform: Sync {
     /// The processor that the caller runs on. The caller must stay there while it uses the result (preemption off, or a
     /// pinned thread).
     fn cpu(&self) -> CpuId;
-    /// Which caller runs on processor `cpu`, which is the calling one: different for any two that can be in the middle of a call
-    /// at the same time, and neither 0 nor `u64::MAX`. That is the processor, unless several callers share one: where [`relax`](Self::relax)
-    /// lets another run that calls in turn, the answer must tell which of them it is.
+    /// Which caller runs on processor `cpu`, which is the calling one: different for any two that can be in the middle
+    /// of a call at the same time, and neither 0 nor `u64::MAX`. That is the processor, unless several callers share
+    /// one: where [`relax`](Self::relax) lets another run that calls in turn, the answer must tell which of them it is.
     fn caller(&self, cpu: CpuId) -> u64 {
         cpu.index() as u64 + 1
     }

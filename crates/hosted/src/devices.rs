@@ -1,4 +1,5 @@
-//! In-process virtio devices: what all of them have, the balloon device, and the HAL through which drivers reach memory.
+//! In-process virtio devices: what all of them have, the balloon device, and the HAL through which drivers reach
+//! memory.
 
 pub(crate) mod balloon_device;
 pub(crate) mod balloon_host;

@@ -17,8 +17,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A driver takes the device's [transport](HostBalloon::transport) and the [`HostedHal`]; the host side sets targets and
-//! reads counters through [`HostBalloon`]. The allocator gets its metadata memory from [`GuestRam::table_memory`].
+//! A driver takes the device's [transport](HostBalloon::transport) and the [`HostedHal`]; the host side sets targets
+//! and reads counters through [`HostBalloon`]. The allocator gets its metadata memory from [`GuestRam::table_memory`].
 #![deny(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]

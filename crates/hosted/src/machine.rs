@@ -176,8 +176,8 @@ impl MachineBuilder {
     }
 }
 
-/// A machine in this process. Dropping it stops its devices and waits for their threads; memory that a driver still holds
-/// lives on until the driver gives it back.
+/// A machine in this process. Dropping it stops its devices and waits for their threads; memory that a driver still
+/// holds lives on until the driver gives it back.
 #[derive(Debug)]
 pub struct HostedMachine {
     /// First, so that they end first.

@@ -18,8 +18,8 @@ const LONGEST_NAP: Duration = Duration::from_millis(50);
 
 /// The clock of a machine, for an [`Engine`](dirigible::schedule::Engine) that runs on one of its threads.
 ///
-/// In a deterministic machine, when all programs wait, time goes on to the next moment at which a device or an actor has
-/// something to do, at most a millisecond at once.
+/// In a deterministic machine, when all programs wait, time goes on to the next moment at which a device or an actor
+/// has something to do, at most a millisecond at once.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineClock<'a>(&'a HostedPlatform);
 

@@ -49,8 +49,8 @@ thread_local! {
 /// # Panics
 ///
 /// - `cpu`, `enter_access`, `leave_access` and `shoot_down` on an unbound thread of a threaded machine;
-/// - accesses to frames that are not managed memory (holes, metadata, DMA area, beyond the end), to a word above 511, and
-///   runs of frames that cross a hole. All are the caller's mistakes.
+/// - accesses to frames that are not managed memory (holes, metadata, DMA area, beyond the end), to a word above 511,
+///   and runs of frames that cross a hole. All are the caller's mistakes.
 #[derive(Debug)]
 pub struct HostedPlatform {
     managed: ManagedMemory,

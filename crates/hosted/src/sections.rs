@@ -1,7 +1,7 @@
 //! Access sections: the hosted machine's stand-in for the TLB.
 //!
-//! A thread walks page tables and touches what it finds only inside a section; `shoot_down` waits until every CPU that was
-//! inside one has left it. What was found before the entry was replaced is then used no more.
+//! A thread walks page tables and touches what it finds only inside a section; `shoot_down` waits until every CPU that
+//! was inside one has left it. What was found before the entry was replaced is then used no more.
 
 use std::{thread, time::Duration};
 

@@ -72,8 +72,8 @@ impl Actor for Allocator<'_, '_, '_> {
     }
 }
 
-/// Runs `compactors` programs that each wait for a block of the balloon, beside one that allocates, while the host takes
-/// `answer` for each message. Gives when they began and ended, and how many steps the other made meanwhile.
+/// Runs `compactors` programs that each wait for a block of the balloon, beside one that allocates, while the host
+/// takes `answer` for each message. Gives when they began and ended, and how many steps the other made meanwhile.
 fn compact_while_others_run(answer: u64, compactors: usize) -> (Vec<(u64, u64)>, u64) {
     let machine = machine(MIB, Mode::Deterministic, audited());
     let mut found = (Vec::new(), 0);
@@ -135,8 +135,8 @@ fn a_program_allocates_while_another_waits_for_the_host_inside_compaction() {
 #[test]
 fn two_programs_of_one_cpu_compact_at_the_same_time() {
     let (took, _) = compact_while_others_run(ANSWER / 4, 2);
-    // The second one has a place of its own: it neither fails nor waits until the first has ended. Both in all wait no longer
-    // than compaction's patience.
+    // The second one has a place of its own: it neither fails nor waits until the first has ended. Both in all wait no
+    // longer than compaction's patience.
     let first_end = took.iter().map(|(_, ended)| *ended).min();
     for (began, ended) in &took {
         assert!(

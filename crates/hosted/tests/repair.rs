@@ -1,5 +1,5 @@
-//! The real driver with devices that break down or fall silent for a while: what becomes of frames, contents, and of the
-//! balloon's registration.
+//! The real driver with devices that break down or fall silent for a while: what becomes of frames, contents, and of
+//! the balloon's registration.
 #![allow(missing_docs)]
 
 mod support;
@@ -77,8 +77,8 @@ fn a_device_that_breaks_down_is_repaired_and_the_target_reached() {
     }
 }
 
-/// In the middle of a compaction, on either of an exchange's messages: nothing is lost, and compaction goes on through the
-/// same registration.
+/// In the middle of a compaction, on either of an exchange's messages: nothing is lost, and compaction goes on through
+/// the same registration.
 #[test]
 fn a_device_that_breaks_down_in_an_exchange_costs_that_exchange() {
     for mode in [Mode::Deterministic, Mode::Threads] {

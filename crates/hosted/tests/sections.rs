@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use dirigible_frames::{CpuId, FrameContents, PageTables};
 use dirigible_hosted::{MachineBuilder, Mode};
 
-/// A page-table entry names one of two frames. A writer moves it back and forth: it replaces the entry, shoots down, then
-/// spoils the frame that nobody may use any more. Readers look the entry up and read the frame inside a section: what
-/// they read must never be spoilt.
+/// A page-table entry names one of two frames. A writer moves it back and forth: it replaces the entry, shoots down,
+/// then spoils the frame that nobody may use any more. Readers look the entry up and read the frame inside a section:
+/// what they read must never be spoilt.
 #[test]
 fn nobody_uses_a_translation_after_the_shoot_down() {
     const ROUNDS: u64 = 20_000;

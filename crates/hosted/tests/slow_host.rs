@@ -28,8 +28,8 @@ const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 /// The balloon, in blocks: some more than are moved.
 const BALLOON: u64 = 6;
 
-/// Frames that one CPU takes at the min watermark before it gives them back. Its cache holds a batch of 64 at most beside
-/// them.
+/// Frames that one CPU takes at the min watermark before it gives them back. Its cache holds a batch of 64 at most
+/// beside them.
 const TAKEN: usize = 200;
 /// CPUs that do so.
 const CPUS: u16 = 2;
@@ -85,8 +85,9 @@ fn give_back(frames: &FrameAllocator<'_>, cpu: CpuId, held: &mut Vec<Pfn>) {
     frames.drain_cpu_caches();
 }
 
-/// Takes all memory down to the low watermark, keeps it for a while, gives it back and rests a moment, until told to end;
-/// gives how many requests failed while compaction had frames in its hands. `keeps` says whether it keeps what it took.
+/// Takes all memory down to the low watermark, keeps it for a while, gives it back and rests a moment, until told to
+/// end; gives how many requests failed while compaction had frames in its hands. `keeps` says whether it keeps what it
+/// took.
 fn greedy(guest: &Guest<'_, '_>, cpu: CpuId, keeps: &AtomicBool, over: &AtomicBool) -> u64 {
     let request = AllocRequest::movable().with_watermark(Watermark::Low);
     let holds = || guest.mobility.isolated_frames() > 0;
@@ -120,8 +121,8 @@ fn free_some(guest: &Guest<'_, '_>, held: &mut Vec<Pfn>, count: u64) {
     guest.frames.drain_cpu_caches();
 }
 
-/// A balloon of whole blocks, a slow host, and memory full but for [`FREE`] frames, some in each of the other blocks. `work`
-/// also gets what is held, so that it can free more of it in the same way.
+/// A balloon of whole blocks, a slow host, and memory full but for [`FREE`] frames, some in each of the other blocks.
+/// `work` also gets what is held, so that it can free more of it in the same way.
 fn with_slow_host(work: impl FnOnce(&Guest<'_, '_>, &mut Vec<Pfn>)) {
     let machine = machine(MIB, Mode::Threads, audited());
     let keeps = Keeps {
@@ -152,9 +153,9 @@ fn with_slow_host(work: impl FnOnce(&Guest<'_, '_>, &mut Vec<Pfn>)) {
     });
 }
 
-/// Lets background compaction empty a block of the balloon, from a time on when setting it aside would not leave the low
-/// watermark. What it frees is taken as a huge page, and as much is freed elsewhere: the next block finds memory as this
-/// one did.
+/// Lets background compaction empty a block of the balloon, from a time on when setting it aside would not leave the
+/// low watermark. What it frees is taken as a huge page, and as much is freed elsewhere: the next block finds memory as
+/// this one did.
 fn move_a_block(guest: &Guest<'_, '_>, held: &mut Vec<Pfn>, no_room: &AtomicBool) -> Pfn {
     let platform = guest.machine.platform();
     let cpu = platform.cpu();
@@ -180,8 +181,9 @@ fn move_a_block(guest: &Guest<'_, '_>, held: &mut Vec<Pfn>, no_room: &AtomicBool
     }
 }
 
-/// Requests of other CPUs go on while compaction has frames set aside and waits: none of them fails at the min watermark,
-/// and none waits as long as the host takes. There is no more memory than that takes: at the low watermark some do fail.
+/// Requests of other CPUs go on while compaction has frames set aside and waits: none of them fails at the min
+/// watermark, and none waits as long as the host takes. There is no more memory than that takes: at the low watermark
+/// some do fail.
 #[test]
 fn requests_of_others_neither_wait_nor_fail_while_compaction_waits_for_the_host() {
     with_slow_host(|guest, held| {

@@ -88,7 +88,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
-    /// One turn. Never waits itself; an owner that is polled may wait until `until`, and not at all when the time is over.
+    /// One turn. Never waits itself; an owner that is polled may wait until `until`, and not at all when the time is
+    /// over.
     pub(crate) fn turn(
         &self,
         cpu: CpuId,

@@ -53,11 +53,11 @@
 //!
 //! # Locks
 //!
-//! Each zone has a lock that is held while a block is chosen, isolated and given its targets; owners are asked to isolate
-//! under it, and take the locks of their books; they never call in here. It is released before frames are handed to
-//! their owners: nobody waits for the host with a lock held, and meanwhile another CPU takes the next block. A few
-//! workspaces bound how many evacuations run at once. Compaction that is entered again from inside itself
-//! (an owner that allocates) does not wait: it is skipped. The lock order is: a zone's compaction, owner's books, registry
+//! Each zone has a lock that is held while a block is chosen, isolated and given its targets; owners are asked to
+//! isolate under it, and take the locks of their books; they never call in here. It is released before frames are
+//! handed to their owners: nobody waits for the host with a lock held, and meanwhile another CPU takes the next block.
+//! A few workspaces bound how many evacuations run at once. Compaction that is entered again from inside itself (an
+//! owner that allocates) does not wait: it is skipped. The lock order is: a zone's compaction, owner's books, registry
 //! or CPU caches.
 //!
 //! None of these locks masks interrupts: a handler wakes a thread that calls. Call by call, `docs/calls.md` says what

@@ -360,8 +360,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             Outcome::Moved | Outcome::Released => {
                 match self.frames.free(cpu, from, info.order) {
                     Ok(()) => {}
-                    // Somebody pins or counts a frame that is not his: it is lost to him, as it would be in `migrate`, and
-                    // the accounts balance all the same.
+                    // Somebody pins or counts a frame that is not his: it is lost to him, as it would be in `migrate`,
+                    // and the accounts balance all the same.
                     Err(FreeError::Pinned(_) | FreeError::Referenced(_)) => {}
                     Err(_) => return false,
                 }

@@ -32,8 +32,8 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
 }
 
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
-    /// Makes `owner` the owner of all frames that carry the number `id`. The owner outlives this `Mobility`, which calls
-    /// it and is never called by it.
+    /// Makes `owner` the owner of all frames that carry the number `id`. The owner outlives this `Mobility`, which
+    /// calls it and is never called by it.
     ///
     /// # Errors
     ///
@@ -68,9 +68,9 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         self.registry.in_use().map(drain).sum()
     }
 
-    /// Polls each owner of which something is out, and takes what has settled. The deadline that it gives them has passed:
-    /// they look at their devices and do not wait. For daemons and for the end, where a device is driven by polling. Gives how
-    /// many pairs have settled.
+    /// Polls each owner of which something is out, and takes what has settled. The deadline that it gives them has
+    /// passed: they look at their devices and do not wait. For daemons and for the end, where a device is driven by
+    /// polling. Gives how many pairs have settled.
     pub fn poll_pending(&self) -> usize {
         let poll = |id| {
             let Some(owner) = self.registry.enter(id) else {

@@ -163,8 +163,9 @@ pub(crate) struct Workspaces {
 
 /// A place, for as long as this lives.
 ///
-/// Made in one way only: by the compare-and-exchange that puts a caller's mark where [`VACANT`] or [`PARKED`] was. Ended in one way
-/// only: by the store of one of these, after which the lease is not used any more. So a place has one lease at most.
+/// Made in one way only: by the compare-and-exchange that puts a caller's mark where [`VACANT`] or [`PARKED`] was.
+/// Ended in one way only: by the store of one of these, after which the lease is not used any more. So a place has one
+/// lease at most.
 pub(crate) struct Lease<'w> {
     place: &'w Place,
 }
@@ -218,7 +219,8 @@ impl Workspaces {
 
     /// The first place with the mark `free`, which is [`VACANT`] or [`PARKED`], now lent to `caller`.
     fn take(&self, free: u64, caller: u64) -> Option<Lease<'_>> {
-        // A platform that gives one of the marks as a caller breaks its contract; it gets no place, and breaks nothing else.
+        // A platform that gives one of the marks as a caller breaks its contract; it gets no place, and breaks nothing
+        // else.
         if caller == VACANT || caller == PARKED {
             return None;
         }

@@ -19,7 +19,8 @@ pub(crate) struct Workspace {
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// A place to work in, if one is free. Never for a caller that has one: an allocation inside compaction came back here.
+    /// A place to work in, if one is free. Never for a caller that has one: an allocation inside compaction came back
+    /// here.
     pub(crate) fn try_lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
         let caller = self.platform.caller(cpu);
         if self.workspaces.has(caller) {
@@ -37,7 +38,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.workspaces.resume(caller)
     }
 
-    /// [`try_lease`](Self::try_lease) after a bounded wait: `None` when all places stay lent, or at once when this caller itself has one.
+    /// [`try_lease`](Self::try_lease) after a bounded wait: `None` when all places stay lent, or at once when this
+    /// caller itself has one.
     pub(crate) fn lease(&self, cpu: CpuId) -> Option<Lease<'_>> {
         let caller = self.platform.caller(cpu);
         if self.workspaces.has(caller) {

@@ -464,8 +464,8 @@ fn drain_against_drain_and_unregister() {
     });
 }
 
-/// A range of two blocks, a capture of one and a dequeue with free: nobody gets what another has, and what is given up is open
-/// again.
+/// A range of two blocks, a capture of one and a dequeue with free: nobody gets what another has, and what is given up
+/// is open again.
 #[test]
 fn a_range_against_a_capture_and_a_dequeue() {
     static GIVEN: AtomicUsize = AtomicUsize::new(0);

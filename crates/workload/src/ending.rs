@@ -8,8 +8,8 @@ use dirigible_frames::PageTables;
 
 use crate::{content::ContentLog, filler::Filler};
 
-/// Makes the filler give everything back, and shuts the manager down: the balloon gives its frames back, and the books of
-/// all parts are verified. Nothing else may run meanwhile. Afterwards `managed` frames must be free.
+/// Makes the filler give everything back, and shuts the manager down: the balloon gives its frames back, and the books
+/// of all parts are verified. Nothing else may run meanwhile. Afterwards `managed` frames must be free.
 ///
 /// # Errors
 ///

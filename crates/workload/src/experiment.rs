@@ -1,8 +1,8 @@
 //! One column of the experiment on any machine: its actors, and its report.
 //!
-//! A machine builds the parts, asks an [`Experiment`] for the actors, puts them into as many [`Engine`]s as it has CPUs for
-//! them, lets the engine with the director [`lead`](Experiment::lead), and takes the report. What differs from machine to
-//! machine (devices, threads, what the host measures) stays with the machine.
+//! A machine builds the parts, asks an [`Experiment`] for the actors, puts them into as many [`Engine`]s as it has CPUs
+//! for them, lets the engine with the director [`lead`](Experiment::lead), and takes the report. What differs from
+//! machine to machine (devices, threads, what the host measures) stays with the machine.
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -166,8 +166,8 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         self.manager.settle();
     }
 
-    /// What the guest knows when all engines have ended: everything but `host`. `balloon` and `largest` (frames) are the
-    /// balloon's, `device_errors` the device's if the guest can see them.
+    /// What the guest knows when all engines have ended: everything but `host`. `balloon` and `largest` (frames) are
+    /// the balloon's, `device_errors` the device's if the guest can see them.
     pub fn report(
         &self,
         policy: &ColumnPolicy,
@@ -222,8 +222,8 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         }
     }
 
-    /// Gives everything back that is still held and balances all books, and brings the report's checks of contents up to
-    /// date: giving back checks once more.
+    /// Gives everything back that is still held and balances all books, and brings the report's checks of contents up
+    /// to date: giving back checks once more.
     ///
     /// # Errors
     ///

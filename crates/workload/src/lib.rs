@@ -2,12 +2,12 @@
 //!
 //! # What is here
 //!
-//! - [`params`] says what a run is asked to do, [`tuning`] holds every constant and the three policies, [`timeline`] makes
-//!   the plan of phases and balloon targets, [`report`] is what comes out.
-//! - The load: [`jobs`], [`kernel`] memory and the [`filler`], each drawing from a stream of its own ([`rng`]), all pages
-//!   carrying checked [`content`]s.
-//! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases and makes the passes'
-//!   attempts.
+//! - [`params`] says what a run is asked to do, [`tuning`] holds every constant and the three policies, [`timeline`]
+//!   makes the plan of phases and balloon targets, [`report`] is what comes out.
+//! - The load: [`jobs`], [`kernel`] memory and the [`filler`], each drawing from a stream of its own ([`rng`]), all
+//!   pages carrying checked [`content`]s.
+//! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases
+//!   and makes the passes' attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
 //!   counts-only [`twin`], which says what would be attainable if frames had no places.
 //! - [`mover`]: moves all of the balloon under load; [`stalls`]: how long
@@ -15,15 +15,16 @@
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
 //!
 //! Nothing here knows on what it runs. A machine brings its [`PageTables`](dirigible_frames::PageTables), a
-//! [`Clock`](dirigible::schedule::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware walks the page tables, a
-//! [`UserMemory`](user::UserMemory). It puts the parts together and lets an [`experiment`] run on them; `dirigible-hosted`
-//! shows how (`run_column`).
+//! [`Clock`](dirigible::schedule::Clock) and a [`BalloonControl`](balloon::BalloonControl), and where its hardware
+//! walks the page tables, a [`UserMemory`](user::UserMemory). It puts the parts together and lets an [`experiment`] run
+//! on them; `dirigible-hosted` shows how (`run_column`).
 //!
 //! # What makes columns comparable
 //!
 //! Every source of load draws from its own stream and never from what memory answers; a request that finds no memory
-//! waits and comes again, the same. Phases and balloon targets are a function of parameters and seed alone. So all columns
-//! see the same requests at the same times, and where they hold less it is because they waited, which the report says.
+//! waits and comes again, the same. Phases and balloon targets are a function of parameters and seed alone. So all
+//! columns see the same requests at the same times, and where they hold less it is because they waited, which the
+//! report says.
 //!
 //! ```
 //! use dirigible_workload::params::{Params, Profile};

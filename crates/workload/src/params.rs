@@ -49,8 +49,8 @@ pub struct Params {
     /// Whether the balloon deflates before a request of the guest fails: not in the experiment, where the schedule's
     /// target is the balloon's size.
     pub deflate_on_oom: bool,
-    /// How long the balloon device takes for a request, in milliseconds, where the machine is its own host; 0: as long as
-    /// the machine's host takes.
+    /// How long the balloon device takes for a request, in milliseconds, where the machine is its own host; 0: as long
+    /// as the machine's host takes.
     pub host_answer_ms: u64,
 }
 

@@ -1,7 +1,7 @@
 //! A stand-in for QEMU with a guest: what the command starts in its place, and how tests start the command with it.
 //!
-//! The stand-in is this test's own program: a script hands QEMU's arguments on to the test called `stand_in`, in the same
-//! process. What it does is named by the environment.
+//! The stand-in is this test's own program: a script hands QEMU's arguments on to the test called `stand_in`, in the
+//! same process. What it does is named by the environment.
 
 use std::{
     env, fs,
@@ -95,8 +95,8 @@ impl StandIn {
         output
     }
 
-    /// Runs the command and demands that it fails with this status and these words. The log that it names must be there; it
-    /// is removed. Gives what was printed.
+    /// Runs the command and demands that it fails with this status and these words. The log that it names must be
+    /// there; it is removed. Gives what was printed.
     pub fn fails(&self, words: &str, status: i32, parts: &[&str]) -> String {
         let output = self.run(words);
         let stderr = String::from_utf8_lossy(&output.stderr);

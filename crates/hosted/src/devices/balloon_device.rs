@@ -1,7 +1,7 @@
 //! The device side of virtio-balloon: takes the guest's frames, and really gives their memory back to the host.
 //!
-//! The driver is not trusted: whatever stands in its rings, the device neither panics nor touches memory that the driver
-//! could not touch itself.
+//! The driver is not trusted: whatever stands in its rings, the device neither panics nor touches memory that the
+//! driver could not touch itself.
 
 use std::{collections::VecDeque, sync::Arc};
 

@@ -28,8 +28,8 @@ pub struct BalloonOptions {
     /// How it gives memory back.
     pub discard: DiscardMethod,
     /// Whether it asks the host, for each frame given back, if it was touched in the meantime
-    /// ([`ProtocolErrors::touched`](crate::ProtocolErrors::touched)). One system call a frame, for tests; without meaning
-    /// when guest memory is backed by huge pages.
+    /// ([`ProtocolErrors::touched`](crate::ProtocolErrors::touched)). One system call a frame, for tests; without
+    /// meaning when guest memory is backed by huge pages.
     pub audit: bool,
     /// How long it takes to answer a request. Requests that are under way at the same time take that time together. The
     /// frames of an inflation are gone when it is taken, not when it is answered.
@@ -39,7 +39,8 @@ pub struct BalloonOptions {
 /// How long a device takes to answer a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum AnswerTime {
-    /// As long as the work takes: on a virtual clock by the table of [costs](crate::costs::host_answer), in real time by itself.
+    /// As long as the work takes: on a virtual clock by the table of [costs](crate::costs::host_answer), in real time
+    /// by itself.
     #[default]
     OfWork,
     /// So many nanoseconds, on a virtual clock and in real time. With 0 and a virtual clock the device answers inside

@@ -20,8 +20,8 @@ use crate::memory::{
 /// DMA memory that drivers hold, by host address. Each entry keeps the area alive, so that a driver that outlives
 /// its machine still points to memory.
 static HELD: Mutex<BTreeMap<usize, Held>> = Mutex::new(BTreeMap::new());
-/// Buffers that lie outside guest memory and have a copy inside while they are shared, by the copy's physical address and
-/// the buffer's host address.
+/// Buffers that lie outside guest memory and have a copy inside while they are shared, by the copy's physical address
+/// and the buffer's host address.
 static BOUNCED: Mutex<BTreeMap<(PhysAddr, usize), Bounce>> = Mutex::new(BTreeMap::new());
 
 /// A run of DMA pages.
@@ -85,8 +85,8 @@ impl HostedHal {
     }
 }
 
-// SAFETY: `dma_alloc` gives zeroed, page-aligned memory (the area begins at a page, mappings do) that stays mapped until
-// `dma_dealloc` (`HELD` keeps the area) and that nothing else points to: the platform reaches managed frames
+// SAFETY: `dma_alloc` gives zeroed, page-aligned memory (the area begins at a page, mappings do) that stays mapped
+// until `dma_dealloc` (`HELD` keeps the area) and that nothing else points to: the platform reaches managed frames
 // only, and devices access guest memory by volatile copies, never by reference.
 unsafe impl Hal for HostedHal {
     /// Gives physical address 0, which the crate reports as a DMA error, when the area is full or it is not clear which
@@ -104,8 +104,8 @@ unsafe impl Hal for HostedHal {
         panic!("the hosted machine has no MMIO, also none at {paddr:#x}");
     }
 
-    /// The physical address of a buffer in DMA or managed memory; a buffer elsewhere (heap, stack) gets a copy in the DMA
-    /// area while it is shared.
+    /// The physical address of a buffer in DMA or managed memory; a buffer elsewhere (heap, stack) gets a copy in the
+    /// DMA area while it is shared.
     ///
     /// # Panics
     ///

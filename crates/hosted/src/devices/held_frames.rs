@@ -11,8 +11,8 @@ pub struct ProtocolErrors {
     pub not_held: u64,
     /// Frames that are not managed memory: holes, reserved, beyond the end.
     pub out_of_range: u64,
-    /// Requests of the wrong form: device-writable buffers, a length that is not a multiple of 4, buffers outside memory,
-    /// more frame numbers than there are frames.
+    /// Requests of the wrong form: device-writable buffers, a length that is not a multiple of 4, buffers outside
+    /// memory, more frame numbers than there are frames.
     pub malformed: u64,
     /// Invalid rings; the device then needs a reset.
     pub rings: u64,

@@ -91,8 +91,8 @@ impl Ring {
 
     /// Whether the driver wants an interrupt for what was answered.
     pub(crate) fn wants_interrupt(&self, memory: &GuestMemoryMmap) -> bool {
-        // Pairs with the driver's own fence: it sets the flag, then looks at the used ring; we fill the ring, then look at
-        // the flag. One of the two sees the other's store.
+        // Pairs with the driver's own fence: it sets the flag, then looks at the used ring; we fill the ring, then look
+        // at the flag. One of the two sees the other's store.
         fence(Ordering::SeqCst);
         let flags = memory.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Acquire);
         flags.map_or(true, |flags| u16::from_le(flags) & NO_INTERRUPT == 0)

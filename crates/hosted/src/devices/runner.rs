@@ -1,4 +1,5 @@
-//! Runs a device model: inside `notify` and as virtual time passes (deterministic), or on a thread that sleeps until it is kicked.
+//! Runs a device model: inside `notify` and as virtual time passes (deterministic), or on a thread that sleeps until it
+//! is kicked.
 
 use std::{
     sync::{
@@ -101,8 +102,8 @@ impl<D: DeviceModel> Runner<D> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works on the device, then raises its interrupt if need be: never under the device's lock, since the driver may come
-    /// back at once.
+    /// Works on the device, then raises its interrupt if need be: never under the device's lock, since the driver may
+    /// come back at once.
     fn work(&self, work: impl FnOnce(&mut D) -> bool) {
         let interrupt = {
             let mut device = self.device();

@@ -15,9 +15,9 @@ use crate::devices::{registers::QueueSetup, runner::Backend};
 
 /// A device as its driver sees it. Dropping it resets the device.
 ///
-/// In a deterministic machine the device works inside `notify`: when that returns, requests are taken, and their answers come
-/// when virtual time has reached the moment ([`AnswerTime`](crate::AnswerTime)). In a threaded machine `notify` wakes the
-/// device's thread.
+/// In a deterministic machine the device works inside `notify`: when that returns, requests are taken, and their
+/// answers come when virtual time has reached the moment ([`AnswerTime`](crate::AnswerTime)). In a threaded machine
+/// `notify` wakes the device's thread.
 pub struct InProcessTransport {
     device: Arc<dyn Backend>,
     /// Set while a transport for the device exists.
@@ -101,7 +101,8 @@ impl Transport for InProcessTransport {
         driver_area: PhysAddr,
         device_area: PhysAddr,
     ) {
-        // The device checks the addresses when the driver says that it is ready; a size that is no queue size is 0 to it.
+        // The device checks the addresses when the driver says that it is ready; a size that is no queue size is 0 to
+        // it.
         let size = u16::try_from(size).unwrap_or(0);
         let setup = QueueSetup {
             size,

@@ -129,9 +129,9 @@ fn coalesce(addresses: impl Iterator<Item = usize>, runs: &mut Vec<Run>) {
 fn advise_one(run: Run) -> Result<(), Errno> {
     let address = core::ptr::with_exposed_provenance_mut(run.start);
     loop {
-        // SAFETY: the run is managed memory (`Discarder::discard` takes addresses from `ManagedMemory` alone; the device
-        // keeps the mapping alive), private and anonymous, so its words read zero afterwards. Nobody has references
-        // into it, all accesses are atomic or volatile: towards them the call is 512 stores of zero a frame.
+        // SAFETY: the run is managed memory (`Discarder::discard` takes addresses from `ManagedMemory` alone; the
+        // device keeps the mapping alive), private and anonymous, so its words read zero afterwards. Nobody has
+        // references into it, all accesses are atomic or volatile: towards them the call is 512 stores of zero a frame.
         match unsafe { madvise(address, run.length, Advice::LinuxDontNeed) } {
             Err(Errno::INTR | Errno::AGAIN) => {}
             result => return result,
@@ -141,8 +141,8 @@ fn advise_one(run: Run) -> Result<(), Errno> {
 
 /// Discards runs from the first on; gives how many the kernel did.
 fn advise_batch(process: &OwnedFd, batch: &[Run]) -> usize {
-    // SAFETY: `batch` has the layout of an array of iovecs (asserted above) and is at most MAX_RUNS long; for the memory
-    // it names see `advise_one`.
+    // SAFETY: `batch` has the layout of an array of iovecs (asserted above) and is at most MAX_RUNS long; for the
+    // memory it names see `advise_one`.
     let result = unsafe {
         libc::syscall(
             libc::SYS_process_madvise,

@@ -19,8 +19,8 @@ pub(crate) struct DmaArea {
     _region: Arc<GuestRegionMmap>,
 }
 
-// SAFETY: `base` is the only part that is not Send and Sync by itself. It is a plain address of a mapping that the value
-// owns; whoever dereferences it does so under the HAL's contract.
+// SAFETY: `base` is the only part that is not Send and Sync by itself. It is a plain address of a mapping that the
+// value owns; whoever dereferences it does so under the HAL's contract.
 unsafe impl Send for DmaArea {}
 // SAFETY: as above.
 unsafe impl Sync for DmaArea {}

@@ -1,8 +1,9 @@
 //! Guest memory: real mappings of this process.
 //!
-//! Three kinds of memory never mix, each with a mapping of its own: *metadata*, which the allocator gets as one slice and
-//! nobody else can reach; the *DMA area*, which drivers and devices reach; *managed* frames, which devices and the
-//! platform's accesses reach. So neither a caller's mistake nor an address in a virtqueue can touch the allocator's tables.
+//! Three kinds of memory never mix, each with a mapping of its own: *metadata*, which the allocator gets as one slice
+//! and nobody else can reach; the *DMA area*, which drivers and devices reach; *managed* frames, which devices and the
+//! platform's accesses reach. So neither a caller's mistake nor an address in a virtqueue can touch the allocator's
+//! tables.
 #![allow(unsafe_code)]
 
 use core::mem::MaybeUninit;
@@ -101,8 +102,8 @@ impl GuestRam {
             reason: error.to_string(),
         })?;
         // SAFETY: each mapping is page-aligned, as long as its range, readable and writable, and owned by `view`, which
-        // lives in the same `RamShared`; whoever clones `managed` keeps the `Arc` beside it. Nobody makes references into
-        // these mappings: `view` is accessed by volatile copies, `managed` by atomics.
+        // lives in the same `RamShared`; whoever clones `managed` keeps the `Arc` beside it. Nobody makes references
+        // into these mappings: `view` is accessed by volatile copies, `managed` by atomics.
         let managed = unsafe { ManagedMemory::new(&spans) };
         let shared = Arc::new(RamShared {
             // Relaxed: only uniqueness matters.
@@ -137,7 +138,8 @@ impl GuestRam {
     pub fn table_memory(&self) -> Option<&mut [MaybeUninit<u8>]> {
         let mapping = self.take_metadata()?;
         // SAFETY: a live, private mapping of that length, which `self` keeps for the lifetime of the result.
-        // `take_metadata` gives it out once; it is in nobody's view (see the module's head), so the reference is unique.
+        // `take_metadata` gives it out once; it is in nobody's view (see the module's head), so the reference is
+        // unique.
         Some(unsafe { core::slice::from_raw_parts_mut(mapping.as_ptr().cast(), mapping.size()) })
     }
 

@@ -1,7 +1,7 @@
 //! The contents of managed frames, by number and position.
 //!
-//! All accesses are relaxed atomics of 64 bits (plain moves on the machine), so that two threads that disagree about who
-//! owns a frame make a mistake that the content checks see, never undefined behaviour.
+//! All accesses are relaxed atomics of 64 bits (plain moves on the machine), so that two threads that disagree about
+//! who owns a frame make a mistake that the content checks see, never undefined behaviour.
 #![allow(unsafe_code)]
 
 use core::{
@@ -32,8 +32,8 @@ pub(crate) struct ManagedMemory {
     rest: Box<[Span]>,
 }
 
-// SAFETY: the pointers are only used for atomic accesses to mappings that live as long as the value (see `new`) and that
-// no Rust reference points into.
+// SAFETY: the pointers are only used for atomic accesses to mappings that live as long as the value (see `new`) and
+// that no Rust reference points into.
 unsafe impl Send for ManagedMemory {}
 // SAFETY: as above; `&ManagedMemory` offers atomic accesses alone.
 unsafe impl Sync for ManagedMemory {}
@@ -117,8 +117,8 @@ impl ManagedMemory {
             index < WORDS_PER_FRAME,
             "word {index} of a frame that has {WORDS_PER_FRAME}"
         );
-        // SAFETY: inside the frame, which is inside a mapping that outlives `self`; aligned, since frames are; all other
-        // accesses are atomic as well, or are the kernel's.
+        // SAFETY: inside the frame, which is inside a mapping that outlives `self`; aligned, since frames are; all
+        // other accesses are atomic as well, or are the kernel's.
         unsafe { AtomicU64::from_ptr(self.run(pfn, 1).add(index)) }
     }
 
@@ -171,9 +171,9 @@ fn not_managed(pfn: Pfn, count: usize) -> ! {
 /// Both pointers are aligned and valid for `words` words; nobody makes a Rust reference to the memory.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn copy_words(source: *const u64, target: *mut u64, words: usize) {
-    // In assembler because relaxed atomics in a loop are never merged into wide moves. Each step of the instruction is an
-    // 8-byte load and store, so towards other threads the block does what a loop of relaxed atomics does.
-    // SAFETY: valid memory by the caller's promise; the direction flag is clear by the ABI; nothing else is clobbered.
+    // In assembler because relaxed atomics in a loop are never merged into wide moves. Each step of the instruction is
+    // an 8-byte load and store, so towards other threads the block does what a loop of relaxed atomics does. SAFETY:
+    // valid memory by the caller's promise; the direction flag is clear by the ABI; nothing else is clobbered.
     unsafe {
         core::arch::asm!(
             "rep movsq",

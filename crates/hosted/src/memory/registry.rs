@@ -1,8 +1,8 @@
 //! The machines of this process, as the HAL finds them.
 //!
-//! `Hal` has static functions only, while a process may hold several machines (tests do). DMA memory comes from the machine
-//! that the thread is bound to, else from the one that it built last, else from the only one there is. An address belongs to
-//! one machine, whichever thread asks.
+//! `Hal` has static functions only, while a process may hold several machines (tests do). DMA memory comes from the
+//! machine that the thread is bound to, else from the one that it built last, else from the only one there is. An
+//! address belongs to one machine, whichever thread asks.
 
 use core::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, Weak};

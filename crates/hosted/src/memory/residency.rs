@@ -19,8 +19,8 @@ pub(crate) fn resident_pages(range: Range<usize>) -> io::Result<u64> {
     for start in range.clone().step_by(CHUNK_PAGES * PAGE) {
         let length = (range.end - start).min(CHUNK_PAGES * PAGE);
         let answer = &mut residency[..length.div_ceil(PAGE)];
-        // SAFETY: the kernel only reads its own tables about the range, mapped or not, and writes one byte for each page
-        // of it to `answer`, which has just that many.
+        // SAFETY: the kernel only reads its own tables about the range, mapped or not, and writes one byte for each
+        // page of it to `answer`, which has just that many.
         let result = unsafe { libc::mincore(start as *mut _, length, answer.as_mut_ptr()) };
         if result != 0 {
             return Err(io::Error::last_os_error());

@@ -58,7 +58,8 @@ impl<'a> BalloonPort<'a> {
         self.largest.load(Ordering::Relaxed)
     }
 
-    /// Resident memory before the balloon (`empty` frames) and when it was full; what it held then, 0 if it never was full.
+    /// Resident memory before the balloon (`empty` frames) and when it was full; what it held then, 0 if it never was
+    /// full.
     pub(crate) fn residency(&self, empty: u64) -> Residency {
         let (resident, held) = self.resident_full.get().copied().unwrap_or_default();
         Residency {

@@ -134,8 +134,8 @@ impl Guest<'_, '_> {
         &self.machine.balloons()[0]
     }
 
-    /// Lets the balloon work until it has its target or cannot go on before the device or time does, and takes the ends of
-    /// late moves as a daemon does.
+    /// Lets the balloon work until it has its target or cannot go on before the device or time does, and takes the ends
+    /// of late moves as a daemon does.
     pub fn settle(&self) -> Step {
         loop {
             let step = self.balloon.step(&self.source, 16);

@@ -81,8 +81,8 @@ impl RawDriver {
         bytes: &[u8],
     ) -> Result<(), Error> {
         let queue = &mut self.queues[usize::from(number)];
-        // SAFETY: `bytes` is borrowed until the request is popped; if the device never answers, what it may still read is
-        // the HAL's copy.
+        // SAFETY: `bytes` is borrowed until the request is popped; if the device never answers, what it may still read
+        // is the HAL's copy.
         let token = unsafe { queue.add(&[bytes], &mut []) }?;
         self.transport.notify(number);
         let deadline = platform.now() + self.patience.as_nanos() as u64;

@@ -49,7 +49,8 @@ pub struct Cpu {
     pub program: Current,
 }
 
-// SAFETY: see the struct: cells, and `program`, belong to the CPU whose entry it is, and are not used by its interrupt handlers.
+// SAFETY: see the struct: cells, and `program`, belong to the CPU whose entry it is, and are not used by its interrupt
+// handlers.
 unsafe impl Sync for Cpu {}
 
 impl Cpu {

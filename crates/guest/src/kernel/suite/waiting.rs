@@ -44,7 +44,8 @@ impl<F: FnMut(u64) -> Next + Send> Actor for Does<F> {
     }
 }
 
-/// An owner that has no room for a move until [`ANSWER`] after the first one was asked for. Its frames have no contents.
+/// An owner that has no room for a move until [`ANSWER`] after the first one was asked for. Its frames have no
+/// contents.
 struct SlowOwner<'a> {
     frames: &'a FrameAllocator<'a>,
     owner: OwnerId,
@@ -208,8 +209,8 @@ fn free(frames: &FrameAllocator<'_>, frame: Pfn) {
     assert!(freed.is_ok(), "{frame}: {freed:?}");
 }
 
-/// A program waits in the middle of a page fault, and another one of the same CPU touches its own memory meanwhile, with faults
-/// of its own.
+/// A program waits in the middle of a page fault, and another one of the same CPU touches its own memory meanwhile,
+/// with faults of its own.
 pub(super) fn a_fault_waits_while_others_fault(guest: &Guest, memory: &mut Memory) -> Outcome {
     const PAGES: u64 = 200;
     let page = |number| Page::new(0x4000_0000 / 4096 + number);
