@@ -364,11 +364,7 @@ fn steps_of_two_cpus_go_on_with_one_piece() {
         let ended: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
         let device = w.spawn(2, move |w| {
             while answers && ended.load(Ordering::Relaxed) < 2 {
-                let taken = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-                for pair in taken {
-                    w.owner.moved(&pair);
-                    assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-                }
+                w.owner.answer_all(Outcome::Moved);
                 thread::yield_now();
             }
         });
@@ -389,11 +385,8 @@ fn steps_of_two_cpus_go_on_with_one_piece() {
         ABANDONED.fetch_add(w.frames.isolated_blocks() as usize, Relaxed);
         assert!(w.mobility.abandon_background_step(cpu));
         assert_eq!(w.frames.isolated_blocks(), 0);
-        let late = std::mem::take(&mut *w.owner.pending.as_ref().unwrap().lock().unwrap());
-        for pair in late {
-            w.owner.moved(&pair);
-            assert!(w.mobility.complete(pair.from, pair.to, Outcome::Moved));
-        }
+        w.owner.answer_all(Outcome::Moved);
+        w.mobility.drain_settled();
         w.check(512);
         w.frames.free(cpu, head, Order::HUGE).unwrap();
         w.check(0);
