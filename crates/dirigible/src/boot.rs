@@ -4,8 +4,8 @@ use core::{mem::MaybeUninit, ops::Range};
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{
-    AllocAtError, AllocRequest, Config, ConfigError, CostFn, CpuId, FRAME_SIZE, FRAMES_PER_BLOCK,
-    Fallback, FrameAllocator, MAX_ZONES, Pfn, Placement, Platform, Watermark, Watermarks,
+    Config, ConfigError, CostFn, FRAME_SIZE, FRAMES_PER_BLOCK,
+    Fallback, FrameAllocator, MAX_ZONES, Pfn, Placement, Platform, Watermarks,
     ZoneConfig,
 };
 
@@ -127,14 +127,6 @@ pub enum BootError {
     /// The memory handed in is too small for the tables.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
-    /// Frames in use could not be taken over.
-    #[error("frames in use from {frame} on cannot be taken over: {error}")]
-    InUse {
-        /// The first of them.
-        frame: Pfn,
-        /// Why.
-        error: AllocAtError,
-    },
 }
 
 /// What follows from a memory map, before anything is written. About 3 KiB; a boot takes about 20 KiB of stack.
@@ -232,30 +224,7 @@ impl<'a> BootPlan<'a> {
             let slot = room.slot()?;
             Ok::<_, BootError>(&*slot.write(FrameAllocator::new(config, tables)?))
         })?;
-        self.take_over(frames)?;
         Ok(Booted { frames, room })
-    }
-
-    /// Allocates what is in use, zone by zone.
-    fn take_over(&self, frames: &FrameAllocator<'_>) -> Result<(), BootError> {
-        let request = AllocRequest::unmovable().with_watermark(Watermark::None);
-        for (used, range) in self
-            .in_use
-            .iter()
-            .flat_map(|used| self.managed.iter().map(move |range| (used, range)))
-        {
-            let (start, end) = (used.start.max(range.start), used.end.min(range.end));
-            if start < end {
-                let count = (end.get() - start.get()) as usize;
-                frames
-                    .alloc_at(CpuId::new(0), start, count, request)
-                    .map_err(|error| BootError::InUse {
-                        frame: start,
-                        error,
-                    })?;
-            }
-        }
-        Ok(())
     }
 
     /// Gives the zones their ranges.
@@ -319,6 +288,7 @@ impl<'a> BootPlan<'a> {
         use_it(&Config {
             zones: &zones,
             reserved: &[],
+            in_use: &self.in_use,
             cpus: self.config.cpus,
             placement: self.config.placement,
             fallback: self.config.fallback,

@@ -178,10 +178,18 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
     where
         B: MovableOwner + BalloonDriver,
     {
-        let id = balloon.owner_id();
+        self.add_balloon(balloon, balloon)
+    }
+
+    fn add_balloon(
+        &self,
+        driver: &'a dyn BalloonDriver,
+        owner: &'a dyn MovableOwner,
+    ) -> Result<(), AddError> {
+        let id = driver.owner_id();
         self.demand_free(id)?;
-        self.parts.notifiers.add(Notifier::Balloon(id, balloon))?;
-        let registered = self.register_part(Part::Balloon(id, balloon), balloon);
+        self.parts.notifiers.add(Notifier::Balloon(id, driver))?;
+        let registered = self.register_part(Part::Balloon(id, driver), owner);
         registered.inspect_err(|_| self.parts.remove(id))
     }
 

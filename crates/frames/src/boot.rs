@@ -4,8 +4,8 @@ use core::ops::Range;
 
 use crate::{
     BlockId, Config, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameState, Ledger, Migratetype,
-    Pfn, Placement, ZoneId, allocator::info_word, bits::span_masks, descriptor::Word, index::GROUP,
-    sync::Ordering,
+    Order, Pfn, Placement, ZoneId, allocator::info_word, bits::span_masks, descriptor::Word,
+    index::GROUP, sync::Ordering,
 };
 
 impl FrameAllocator<'_> {
@@ -30,7 +30,7 @@ impl FrameAllocator<'_> {
             }
             self.absent_blocks(id);
         }
-        for range in config.reserved {
+        for range in config.reserved.iter().chain(config.in_use) {
             self.set_range(range, false);
         }
         for id in self.zones() {
@@ -38,8 +38,33 @@ impl FrameAllocator<'_> {
             let counts = self.prepare_blocks(id, blocks.clone());
             self.open_blocks(id, blocks, counts);
         }
+        for range in config.in_use {
+            self.take_over(range, config);
+        }
         if self.placement == Placement::FullestFirst {
             self.spread_cpus();
+        }
+    }
+
+    /// Makes allocated frames of those in a range that are memory and not reserved; so far they count as reserved.
+    fn take_over(&self, range: &Range<Pfn>, config: &Config<'_>) {
+        let in_one =
+            |ranges: &[Range<Pfn>], pfn: &Pfn| ranges.iter().any(|range| range.contains(pfn));
+        let is_memory = |pfn: &Pfn| config.zones.iter().any(|zone| in_one(zone.ranges, pfn));
+        for pfn in (range.start.get()..range.end.get()).map(Pfn::new) {
+            let Some(frame) = self.frame_index(pfn) else {
+                continue;
+            };
+            let descriptor = self.descriptor_at(frame);
+            let is_reserved = descriptor.load().state() == FrameState::Reserved;
+            // A frame that two ranges name is taken over once.
+            if is_reserved && is_memory(&pfn) && !in_one(config.reserved, &pfn) {
+                descriptor.store(Word::owned(FrameClass::Unmovable, Order::BASE));
+                // Relaxed: nobody else is here yet. The count is the word's lowest part.
+                let info = &self.record(frame.block()).info;
+                info.fetch_sub(1, Ordering::Relaxed);
+                self.zone_at(frame.block()).add_managed(1);
+            }
         }
     }
 

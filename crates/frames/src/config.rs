@@ -65,6 +65,9 @@ pub struct Config<'a> {
     pub zones: &'a [ZoneConfig<'a>],
     /// Frames inside the zones that are never handed out.
     pub reserved: &'a [Range<Pfn>],
+    /// Frames inside the zones that are in use already, as a boot loader left them: single unmovable frames in state
+    /// *Allocated*, which [`free_range`](crate::FrameAllocator::free_range) gives back. What is reserved too is reserved.
+    pub in_use: &'a [Range<Pfn>],
     /// Processors, numbered from 0.
     pub cpus: u16,
     /// Where movable requests go.
@@ -86,6 +89,7 @@ impl Default for Config<'_> {
         Self {
             zones: &[],
             reserved: &[],
+            in_use: &[],
             cpus: 1,
             placement: Placement::FullestFirst,
             fallback: Fallback::Evacuate,

@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use dirigible_frames::{
-    AllocRequest, Config, ConfigError, CpuId, Fallback, FrameAllocator, MAX_BLOCKS, MAX_ZONES,
-    Order, Pfn, Placement, Watermarks, ZoneConfig,
+    AllocRequest, Config, ConfigError, CpuId, Fallback, FrameAllocator, FrameClass, FrameState,
+    MAX_BLOCKS, MAX_ZONES, Order, Pfn, Placement, Watermarks, ZoneConfig,
 };
 
 fn range(start: u64, end: u64) -> Range<Pfn> {
@@ -285,4 +285,41 @@ fn errors_say_what_to_mend() {
             .to_string()
             .contains("36028797018963968 pageblocks")
     );
+}
+
+#[test]
+fn frames_in_use_at_boot_are_allocated_and_can_be_freed() {
+    let (low, high) = ([range(0, 3 * 512)], [range(3 * 512 + 100, 6 * 512)]);
+    let zones = [zone(&low), zone(&high)];
+    // Over the zones' border and the hole behind it, twice, with a reserved frame in the middle.
+    let in_use = [
+        Pfn::new(3 * 512 - 10)..Pfn::new(3 * 512 + 110),
+        Pfn::new(3 * 512 - 5)..Pfn::new(3 * 512 - 1),
+    ];
+    let reserved = [Pfn::new(3 * 512 - 3)..Pfn::new(3 * 512 - 2)];
+    let config = Config {
+        zones: &zones,
+        reserved: &reserved,
+        in_use: &in_use,
+        ..Config::default()
+    };
+    let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
+    let frames = FrameAllocator::new(&config, &mut metadata).unwrap();
+    frames.verify().unwrap();
+    let memory = 6 * 512 - 100;
+    assert_eq!(
+        frames.managed_frames(),
+        memory - 1,
+        "all but the reserved one"
+    );
+    assert_eq!(frames.free_frames(), memory - 20);
+    assert_eq!(frames.state(Pfn::new(3 * 512 - 3)), FrameState::Reserved);
+    assert_eq!(frames.class(Pfn::new(3 * 512 + 105)), FrameClass::Unmovable);
+    let cpu = CpuId::new(0);
+    for (first, count) in [(3 * 512 - 10, 7), (3 * 512 - 2, 2), (3 * 512 + 100, 10)] {
+        frames.free_range(cpu, Pfn::new(first), count).unwrap();
+    }
+    frames.drain_cpu_caches();
+    frames.verify().unwrap();
+    assert_eq!(frames.free_frames(), frames.managed_frames());
 }
