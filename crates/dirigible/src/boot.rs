@@ -4,9 +4,8 @@ use core::{mem::MaybeUninit, ops::Range};
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{
-    Config, ConfigError, CostFn, FRAME_SIZE, FRAMES_PER_BLOCK,
-    Fallback, FrameAllocator, MAX_ZONES, Pfn, Placement, Platform, Watermarks,
-    ZoneConfig,
+    Config, ConfigError, CostFn, FRAME_SIZE, FRAMES_PER_BLOCK, Fallback, FrameAllocator, MAX_ZONES,
+    Pfn, Placement, Platform, Watermarks, ZoneConfig,
 };
 
 use crate::{
@@ -267,24 +266,22 @@ impl<'a> BootPlan<'a> {
         use_it: impl FnOnce(&Config<'_>) -> T,
     ) -> T {
         let all = memory_map::count(&self.managed);
-        let zone = |(spec, ranges): &(ZoneSpec, Range<usize>)| {
+        let (mut zones, mut later) = (ArrayVec::<_, MAX_ZONES>::new(), [0; MAX_ZONES]);
+        for ((spec, ranges), later) in self.zones.iter().zip(&mut later) {
             let ranges = &self.managed[ranges.clone()];
             let frames = memory_map::count(ranges);
-            ZoneConfig {
+            let reserve = self.config.reserve_blocks;
+            zones.push(ZoneConfig {
                 name: spec.name,
                 ranges,
                 watermarks: match self.config.marks {
                     Marks::Scaled => watermarks::scaled(frames, all),
                     Marks::Fixed(marks) => marks,
                 },
-                reserve_blocks: self
-                    .config
-                    .reserve_blocks
-                    .unwrap_or(((frames + (1 << 17)) >> 18) as u32),
-            }
-        };
-        let zones: ArrayVec<_, MAX_ZONES> = self.zones.iter().map(zone).collect();
-        let later: ArrayVec<_, MAX_ZONES> = self.zones.iter().map(|(spec, _)| spec.later).collect();
+                reserve_blocks: reserve.unwrap_or(((frames + (1 << 17)) >> 18) as u32),
+            });
+            *later = spec.later;
+        }
         use_it(&Config {
             zones: &zones,
             reserved: &[],
@@ -292,7 +289,7 @@ impl<'a> BootPlan<'a> {
             cpus: self.config.cpus,
             placement: self.config.placement,
             fallback: self.config.fallback,
-            later: &later,
+            later: &later[..zones.len()],
             interrupts,
             cost: self.config.cost,
         })

@@ -141,17 +141,14 @@ pub(crate) fn find_span(field: &Field, count: usize, align: usize) -> Option<u32
 
 /// Takes the `count` bits from `at` on, or none; gives whether it did.
 pub(crate) fn take_span(field: &Field, at: u32, count: usize) -> bool {
-    let masks = span_masks(at, count);
-    for (number, (word, mask)) in field.0.iter().zip(masks).enumerate() {
-        if mask == 0 {
-            continue;
-        }
-        let old = word.fetch_and(!mask, Ordering::AcqRel);
+    let (first, end) = (at as usize / 64, (at as usize + count).div_ceil(64));
+    for word in first..end {
+        let mask = span_mask(word, at, count);
+        let old = field.0[word].fetch_and(!mask, Ordering::AcqRel);
         if old & mask != mask {
-            word.fetch_or(old & mask, Ordering::AcqRel);
-            let before = field.0.iter().zip(masks).take(number);
-            for (word, mask) in before.filter(|(_, mask)| *mask != 0) {
-                word.fetch_or(mask, Ordering::AcqRel);
+            field.0[word].fetch_or(old & mask, Ordering::AcqRel);
+            for word in first..word {
+                field.0[word].fetch_or(span_mask(word, at, count), Ordering::AcqRel);
             }
             return false;
         }
@@ -161,16 +158,20 @@ pub(crate) fn take_span(field: &Field, at: u32, count: usize) -> bool {
 
 /// The `count` bits from `at` on, by word.
 pub(crate) fn span_masks(at: u32, count: usize) -> [u64; WORDS] {
+    core::array::from_fn(|word| span_mask(word, at, count))
+}
+
+/// Those of one word.
+#[inline(never)]
+pub(crate) fn span_mask(word: usize, at: u32, count: usize) -> u64 {
     let (begin, end) = (at as usize, at as usize + count);
-    core::array::from_fn(|word| {
-        let (low, high) = (word * 64, word * 64 + 64);
-        let (from, to) = (begin.max(low), end.min(high));
-        if from >= to {
-            0
-        } else {
-            (u64::MAX >> (64 - (to - from))) << (from - low)
-        }
-    })
+    let (low, high) = (word * 64, word * 64 + 64);
+    let (from, to) = (begin.max(low), end.min(high));
+    if from >= to {
+        0
+    } else {
+        (u64::MAX >> (64 - (to - from))) << (from - low)
+    }
 }
 
 const fn run_mask(order: u8) -> u64 {

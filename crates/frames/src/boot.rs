@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::{
     BlockId, Config, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameState, Ledger, Migratetype,
-    Order, Pfn, Placement, ZoneId, allocator::info_word, bits::span_masks, descriptor::Word,
+    Order, Pfn, Placement, ZoneId, allocator::info_word, bits::span_mask, descriptor::Word,
     index::GROUP, sync::Ordering,
 };
 
@@ -47,6 +47,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Makes allocated frames of those in a range that are memory and not reserved; so far they count as reserved.
+    #[inline(never)]
     fn take_over(&self, range: &Range<Pfn>, config: &Config<'_>) {
         let in_one =
             |ranges: &[Range<Pfn>], pfn: &Pfn| ranges.iter().any(|range| range.contains(pfn));
@@ -69,6 +70,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Sets or clears the field's bits of a range, as far as it is memory.
+    #[inline(never)]
     fn set_range(&self, range: &Range<Pfn>, free: bool) {
         for segment in self.segments() {
             let begin = range.start.max(segment.pfn());
@@ -77,8 +79,11 @@ impl FrameAllocator<'_> {
                 continue;
             };
             for (piece, count) in first.pieces((end.get() - begin.get()) as u32) {
-                let masks = span_masks(piece.offset(), count as usize);
-                for (word, mask) in self.field(piece.block()).0.iter().zip(masks) {
+                let (at, count) = (piece.offset(), count as usize);
+                let field = &self.field(piece.block()).0;
+                let words = at as usize / 64..(at as usize + count).div_ceil(64);
+                for (word, number) in field[words.clone()].iter().zip(words) {
+                    let mask = span_mask(number, at, count);
                     // Relaxed: nobody else is here yet.
                     let old = word.load(Ordering::Relaxed);
                     word.store(
@@ -91,6 +96,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Writes the tables of blocks that may be added later: nothing in them is free.
+    #[inline(never)]
     fn absent_blocks(&self, id: ZoneId) {
         let zone = self.zone(id);
         let later = zone.capacity - zone.present();
@@ -147,6 +153,7 @@ impl FrameAllocator<'_> {
 
     /// Counts and files blocks that were prepared: from here on requests find them. They may have changed since they
     /// were published, by whoever knows their numbers, so `counts` are those of their preparation.
+    #[inline(never)]
     pub(crate) fn open_blocks(
         &self,
         id: ZoneId,

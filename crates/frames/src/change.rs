@@ -156,6 +156,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Updates the indexes and the sum of whole blocks after a change.
+    #[inline(never)]
     pub(crate) fn changed(&self, block: BlockId, guard: Option<&CpuGuard<'_>>, done: Change) {
         let Change { old, new } = done;
         let whole = i64::from(new.counts_as_whole()) - i64::from(old.counts_as_whole());

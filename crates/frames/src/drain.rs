@@ -98,6 +98,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Puts frames that were just taken out of a cache, or that never went into one, into their fields.
+    #[inline(never)]
     pub(crate) fn uncache(&self, frames: &[FrameIndex], class: FrameClass, guard: &CpuGuard<'_>) {
         for &frame in frames {
             let block = frame.block();
@@ -109,6 +110,7 @@ impl FrameAllocator<'_> {
 
     /// Takes the frames of `blocks`, which were just isolated, out of all CPUs' caches, and ends refills from these
     /// blocks. The isolation must have been published by a sequentially consistent step.
+    #[inline(never)]
     pub(crate) fn uncache_blocks(&self, blocks: &[BlockId]) {
         // After the blocks' ledgers were changed, and before the locks are read.
         fence(Ordering::SeqCst);

@@ -96,6 +96,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Open → Isolated, in the ledger alone.
+    #[inline(never)]
     fn close(&self, block: BlockId, watermark: Watermark) -> Result<BlockId, IsolateError> {
         if !self.has_block(block) {
             return Err(IsolateError::Unknown);

@@ -258,6 +258,7 @@ impl FrameAllocator<'_> {
 
     /// Whether `block` holds movable or balloon frames together with others that cannot move; reserved ones do not
     /// count.
+    #[inline(never)]
     pub fn is_hybrid(&self, block: BlockId) -> bool {
         let ledger = self.ledger(block);
         ledger.state() != BlockState::Huge

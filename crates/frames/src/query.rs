@@ -40,6 +40,7 @@ pub struct PageTypeInfo {
 impl FrameAllocator<'_> {
     /// Frames that can be taken now; those in CPU caches and isolated blocks do not count. Exact while nothing is under
     /// way; reads each CPU's part of the sum.
+    #[inline(never)]
     pub fn free_frames(&self) -> u64 {
         self.zones().map(|zone| self.zone_free_frames(zone)).sum()
     }
@@ -79,6 +80,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).
+    #[inline(never)]
     pub fn managed_frames(&self) -> u64 {
         self.zones
             .iter()

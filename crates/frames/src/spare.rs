@@ -211,6 +211,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Makes all CPUs give back their spare blocks; gives whether there may have been any.
+    #[inline(never)]
     pub(crate) fn drain_spares(&self) -> bool {
         let mut any = false;
         for slot in self.cpus {

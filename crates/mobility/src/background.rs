@@ -153,6 +153,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// What a piece of up to `max_blocks` blocks needs, if there is work.
+    #[inline(never)]
     fn begin_background(&self, cpu: CpuId, max_blocks: usize) -> Option<(Lease<'_>, Piece)> {
         if max_blocks == 0 || !self.wants_background() {
             // Relaxed: written by whoever runs; the others take it for a hint.

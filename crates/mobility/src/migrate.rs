@@ -348,6 +348,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Ends one pair that was pending. With frames that are not in the states that its outcome names, or not `owner`'s,
     /// nothing is done and the answer is `false`: a pair that is given twice frees nothing twice.
+    #[inline(never)]
     fn complete(&self, id: OwnerId, owner: &dyn MovableOwner, pair: &MovePair) -> bool {
         let cpu = self.platform.cpu();
         let MovePair { from, to, .. } = *pair;

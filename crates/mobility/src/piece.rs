@@ -77,6 +77,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Goes on with a piece until it is over, which gives its result, or until nothing settles. Never waits itself;
     /// an owner that is polled may wait until `until`.
+    #[inline(never)]
     pub(crate) fn go_on(
         &self,
         cpu: CpuId,
@@ -133,6 +134,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Chooses blocks of the cheapest zone and begins them; `None` when the piece is over.
+    #[inline(never)]
     fn next_round(&self, cpu: CpuId, piece: &mut Piece, space: &mut Workspace) -> Option<Round> {
         while piece.result.emptied < piece.max_blocks && self.below(self.config.reserve_high) {
             let zone = self.cheapest_zone(&piece.zones)?;

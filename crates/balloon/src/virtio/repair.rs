@@ -262,6 +262,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
 
 impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, P, N> {
     /// Ends settled pairs that nobody will take any more, as mobility would.
+    #[inline(never)]
     fn end_settled(&self) {
         let mut pairs = [MovePair::base(Pfn::new(0), Pfn::new(0)); 32];
         loop {
