@@ -4,6 +4,7 @@
 use core::borrow::BorrowMut;
 
 use dirigible_frames::{FrameState, OwnerId, Pfn};
+#[cfg(feature = "virtio-drivers")]
 use dirigible_mobility::Outcome;
 
 use crate::books::{Books, List, MAX_SPAN};
@@ -239,6 +240,7 @@ impl<'a, B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Ball
 
     /// Isolated frames whose move has ended without effect: they come back by `putback`, and nothing else of the
     /// balloon depends on it.
+    #[cfg(feature = "virtio-drivers")]
     pub(crate) fn refused_frames(&self) -> u64 {
         request::settled(self.requests.slots(), Some(Outcome::Refused))
     }

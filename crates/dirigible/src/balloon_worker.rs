@@ -11,9 +11,6 @@ pub struct BalloonWorkerConfig {
     pub tick_ns: u64,
     /// Requests that it sends at most in one look. Default 4: 4 MiB in 10 ms.
     pub messages: usize,
-    /// Come again at once while there is more to do, instead of after `tick_ns`. Default: no, so that a large step of
-    /// the balloon does not keep a CPU.
-    pub eager: bool,
 }
 
 impl Default for BalloonWorkerConfig {
@@ -21,7 +18,6 @@ impl Default for BalloonWorkerConfig {
         Self {
             tick_ns: 10_000_000,
             messages: 4,
-            eager: false,
         }
     }
 }
@@ -32,7 +28,7 @@ pub trait InterruptLine: Sync {
     fn is_pending(&self) -> bool;
 }
 
-/// Who ends the moves of balloon frames that the host answers late.
+/// Settles pairs that the host answered late.
 pub(crate) trait Drain: Sync {
     fn drain(&self);
 }
@@ -63,7 +59,7 @@ impl<'a> BalloonWorker<'a> {
         }
     }
 
-    /// The same, which also ends the moves that the host answers late.
+    /// The same, which also settles pairs that the host answered late.
     pub(crate) fn draining(self, drain: &'a dyn Drain) -> Self {
         Self {
             drain: Some(drain),
@@ -91,7 +87,6 @@ impl Daemon for BalloonWorker<'_> {
         }
         let tick = now.saturating_add(self.config.tick_ns);
         match self.balloon.step(self.source, self.config.messages) {
-            Step::Busy if self.config.eager => Next::At(now),
             Step::Busy => Next::At(tick),
             // A new target may come at any time, also while the balloon rests because no frame was to be had.
             _ => Next::Event { latest: tick },

@@ -144,6 +144,8 @@ pub(crate) fn take_span(field: &Field, at: u32, count: usize) -> bool {
     let (first, end) = (at as usize / 64, (at as usize + count).div_ceil(64));
     for word in first..end {
         let mask = span_mask(word, at, count);
+        // AcqRel, here and below: a taker sees what the freer of these bits did before it set them (the release of
+        // `set_bits`), and who takes bits that come back sees what was done before.
         let old = field.0[word].fetch_and(!mask, Ordering::AcqRel);
         if old & mask != mask {
             field.0[word].fetch_or(old & mask, Ordering::AcqRel);

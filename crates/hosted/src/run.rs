@@ -19,6 +19,7 @@ use dirigible_paging::Paging;
 use dirigible_workload::{
     balloon::MeasuredWorker,
     content::ContentLog,
+    control::Control,
     experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
     filler::Filler,
     params::{Column, Params, ParamsError},
@@ -312,6 +313,7 @@ fn run_actors(
     thread::scope(|scope| {
         for (cpu, mut engine) in load.chain(services) {
             scope.spawn(move || {
+                let _guard = EndOnPanic(experiment.control());
                 // Each CPU is given out once, so the binding cannot fail; without it the first access would panic.
                 let _binding = platform.bind_cpu(cpu);
                 engine.run(&MachineClock::new(platform), ended, |_, _| {});
@@ -319,12 +321,25 @@ fn run_actors(
             });
         }
         scope.spawn(move || {
+            let _guard = EndOnPanic(experiment.control());
             let _binding = platform.bind_cpu(interrupts);
             port.serve_interrupts(ended);
         });
+        let _guard = EndOnPanic(experiment.control());
         experiment.lead(&mut here, &clock, observer);
     });
     Ok(())
+}
+
+/// Ends the run when its thread panics: the others would wait for it for ever, and the panic would not come out.
+struct EndOnPanic<'a>(&'a Control);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.end();
+        }
+    }
 }
 
 /// Sees in builds with checks that programs stay far from the ends of their stacks.
@@ -354,4 +369,22 @@ fn check_devices(machine: &HostedMachine) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{panic, sync::atomic::Ordering};
+
+    #[test]
+    fn a_panic_ends_the_run_and_nothing_else_does() {
+        let control = Control::new();
+        drop(EndOnPanic(&control));
+        assert!(!control.ended().load(Ordering::Acquire));
+        let panicked = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+            let _guard = EndOnPanic(&control);
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err() && control.ended().load(Ordering::Acquire));
+    }
 }

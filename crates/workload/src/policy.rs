@@ -53,7 +53,6 @@ impl ColumnPolicy {
             balloon_worker: BalloonWorkerConfig {
                 tick_ns: BALLOON_TICK,
                 messages: BALLOON_MESSAGES,
-                ..BalloonWorkerConfig::default()
             },
             ..ManagerConfig::default()
         }
