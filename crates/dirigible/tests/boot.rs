@@ -1,6 +1,8 @@
 //! From memory maps to allocators.
 #![allow(missing_docs)]
 
+mod machine;
+
 use core::mem::MaybeUninit;
 
 use dirigible::{
@@ -8,24 +10,11 @@ use dirigible::{
     boot::{BootConfig, BootError, BootPlan, Booted, Marks, Tables, ZoneSpec},
     memory_map::{MapEntry, MapError, MemoryKind},
 };
-use dirigible_frames::{
-    AllocRequest, ConfigError, CpuId, FrameClass, FrameState, Pfn, Platform, Watermarks,
-};
+use dirigible_frames::{AllocRequest, ConfigError, CpuId, FrameClass, FrameState, Pfn, Watermarks};
+use machine::Machine;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-
-struct Machine;
-
-impl Platform for Machine {
-    fn cpu(&self) -> CpuId {
-        CpuId::new(0)
-    }
-    fn now(&self) -> u64 {
-        0
-    }
-    fn relax(&self) {}
-}
 
 fn usable(bytes: core::ops::Range<u64>) -> MapEntry {
     MapEntry::new(bytes, MemoryKind::Usable)

@@ -1,6 +1,9 @@
 //! The manager with owners of its own; with a real balloon it is tested on the hosted machine.
 #![allow(missing_docs)]
 
+#[path = "machine/mod.rs"]
+mod still;
+
 use core::mem::MaybeUninit;
 use std::sync::{
     Mutex,
@@ -323,16 +326,6 @@ fn an_owner_can_leave_and_come_again() {
 
 #[test]
 fn a_clock_that_stands_still_does_not_hold_the_end_up() {
-    struct Still;
-    impl Platform for Still {
-        fn cpu(&self) -> CpuId {
-            CPU
-        }
-        fn now(&self) -> u64 {
-            0
-        }
-        fn relax(&self) {}
-    }
     let map = [MapEntry::new(0..2 << 21, MemoryKind::Usable)];
     let config = BootConfig {
         tables: Tables::Apart,
@@ -340,9 +333,10 @@ fn a_clock_that_stands_still_does_not_hold_the_end_up() {
     };
     let plan = BootPlan::new(&map, config).unwrap();
     let mut memory = vec![MaybeUninit::uninit(); plan.bytes()];
-    let Booted { frames, room } = plan.boot(&mut memory, &Still).unwrap();
+    let Booted { frames, room } = plan.boot(&mut memory, &still::Machine).unwrap();
     let keeper = Keeper::new(frames);
-    let manager = MemoryManager::new_in(room, frames, &Still, ManagerConfig::default()).unwrap();
+    let manager =
+        MemoryManager::new_in(room, frames, &still::Machine, ManagerConfig::default()).unwrap();
     manager.register(OWNER, &keeper).unwrap();
     let frame = manager.alloc(AllocRequest::movable()).unwrap();
     keeper.list(frame, FrameState::Allocated);

@@ -1,6 +1,8 @@
 //! How much stack a boot takes: kernels have 16 to 32 KiB.
 #![allow(missing_docs)]
 
+mod machine;
+
 use core::{mem::MaybeUninit, sync::atomic::AtomicBool};
 
 use dirigible::{
@@ -9,19 +11,8 @@ use dirigible::{
     memory_map::{MapEntry, MemoryKind},
     schedule::{Actor, Engine, FreeClock, Next},
 };
-use dirigible_frames::{CpuId, Platform};
-
-struct Machine;
-
-impl Platform for Machine {
-    fn cpu(&self) -> CpuId {
-        CpuId::new(0)
-    }
-    fn now(&self) -> u64 {
-        0
-    }
-    fn relax(&self) {}
-}
+use dirigible_frames::CpuId;
+use machine::Machine;
 
 /// Boots on a stack of its own, which then tells how deep that went.
 struct Boot(Vec<MaybeUninit<u8>>);
