@@ -1,6 +1,6 @@
 //! Lists of those who are asked when memory runs out, in the order of their registration.
 
-use dirigible_frames::{AllocRequest, sync::Mutex};
+use dirigible_frames::{AllocRequest, Order, sync::Mutex};
 use dirigible_paging::{Reclaim, StallObserver};
 
 /// The most entries of one list: as many as there can be owners.
@@ -46,8 +46,14 @@ impl<T: Copy> Chain<T> {
 
 impl Reclaim for Chain<&dyn Reclaim> {
     /// Asks one after the other until enough is free.
-    fn reclaim(&self, frames: usize) -> usize {
-        ask(self.iter(), frames, |who, frames| who.reclaim(frames))
+    fn reclaim(&self, frames: usize, order: Order) -> usize {
+        ask(self.iter(), frames, |who, frames| {
+            who.reclaim(frames, order)
+        })
+    }
+
+    fn wake(&self) {
+        self.iter().for_each(|who| who.wake());
     }
 }
 
@@ -81,7 +87,7 @@ mod tests {
     struct Hoard(AtomicUsize);
 
     impl Reclaim for Hoard {
-        fn reclaim(&self, frames: usize) -> usize {
+        fn reclaim(&self, frames: usize, _: Order) -> usize {
             let given = self.0.load(Ordering::Relaxed).min(frames);
             self.0.fetch_sub(given, Ordering::Relaxed);
             given
@@ -92,12 +98,12 @@ mod tests {
     fn the_next_one_is_asked_for_what_the_first_ones_did_not_give() {
         let (first, second) = (Hoard(AtomicUsize::new(3)), Hoard(AtomicUsize::new(100)));
         let chain: Chain<&dyn Reclaim> = Chain::new();
-        assert_eq!(chain.reclaim(5), 0);
+        assert_eq!(chain.reclaim(5, Order::BASE), 0);
         chain.add(&first).unwrap();
         chain.add(&second).unwrap();
-        assert_eq!(chain.reclaim(2), 2);
+        assert_eq!(chain.reclaim(2, Order::BASE), 2);
         assert_eq!(second.0.load(Ordering::Relaxed), 100);
-        assert_eq!(chain.reclaim(5), 5);
+        assert_eq!(chain.reclaim(5, Order::BASE), 5);
         assert_eq!(second.0.load(Ordering::Relaxed), 96);
     }
 

@@ -108,7 +108,7 @@ impl MovableOwner for Keeper<'_> {
 }
 
 impl Reclaim for Keeper<'_> {
-    fn reclaim(&self, _: usize) -> usize {
+    fn reclaim(&self, _: usize, _: Order) -> usize {
         self.free_all()
     }
 }

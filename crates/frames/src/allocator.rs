@@ -220,4 +220,11 @@ impl<'m> FrameAllocator<'m> {
         self.record(block).tally.store(tally, Ordering::Relaxed);
         self.refile_by_cost(block);
     }
+
+    /// Adds `more` to the tally of `block` in one atomic step, with wrap-around, so that it can also subtract; gives
+    /// the tally before. The block is not filed anew: [`set_block_tally`](Self::set_block_tally) does that.
+    pub fn add_to_block_tally(&self, block: BlockId, more: u64) -> u64 {
+        // Relaxed: a hint; nothing depends on it.
+        self.record(block).tally.fetch_add(more, Ordering::Relaxed)
+    }
 }

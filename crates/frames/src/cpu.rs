@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Counters of events: room for all, whole cache lines.
-const COUNTERS: usize = 48;
+const COUNTERS: usize = 80;
 const _: () = assert!(Event::COUNT <= COUNTERS);
 /// Spare blocks that there is room for.
 pub(crate) const SPARES: usize = 16;

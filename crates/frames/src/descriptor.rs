@@ -112,6 +112,14 @@ impl FrameFlags {
     pub const PINNED: Self = Self(1 << 2);
     /// Being written to disk.
     pub const WRITEBACK: Self = Self(1 << 3);
+    /// Its owner moves, drops or reads in the contents: nobody gets a new reference.
+    pub const LOCKED: Self = Self(1 << 4);
+    /// To be freed as soon as it has been written.
+    pub const RECLAIM: Self = Self(1 << 5);
+    /// Used again since it was `REFERENCED`: reclaim makes it young instead of taking it.
+    pub const ACTIVE: Self = Self(1 << 6);
+    /// Belonged to the memory in use when it was reclaimed, and came back.
+    pub const WORKINGSET: Self = Self(1 << 7);
 
     /// Marks that a frame has room for.
     pub const MASK: u16 = (1 << 9) - 1;
@@ -131,9 +139,19 @@ impl FrameFlags {
         self.0 & other.0 == other.0
     }
 
+    /// Whether any mark of `other` is in this set.
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     /// Both sets together.
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// This set without the marks of `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 }
 

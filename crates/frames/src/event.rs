@@ -103,6 +103,60 @@ events! {
     AllocStall = "allocstall",
     /// Frames given back by reclaim.
     PgReclaimed = "pgreclaimed",
+    /// KiB read from disk.
+    PgPgIn = "pgpgin",
+    /// KiB written to disk.
+    PgPgOut = "pgpgout",
+    /// Frames read from swap.
+    PswpIn = "pswpin",
+    /// Frames written to swap.
+    PswpOut = "pswpout",
+    /// Frames made young again by reclaim, or at once, because they were used.
+    PgActivate = "pgactivate",
+    /// Frames made older.
+    PgDeactivate = "pgdeactivate",
+    /// Frames looked at to see whether they have aged.
+    PgRefill = "pgrefill",
+    /// Frames that background reclaim isolated and looked at.
+    PgScanKswapd = "pgscan_kswapd",
+    /// Frames that direct reclaim isolated and looked at.
+    PgScanDirect = "pgscan_direct",
+    /// Frames of these that background reclaim freed.
+    PgStealKswapd = "pgsteal_kswapd",
+    /// Frames of these that direct reclaim freed.
+    PgStealDirect = "pgsteal_direct",
+    /// Dirty frames whose writing reclaim itself began.
+    VmscanWrite = "nr_vmscan_write",
+    /// Dirty or written frames that reclaim met and marked: they are freed as soon as they have been written.
+    VmscanImmediate = "nr_vmscan_immediate_reclaim",
+    /// Objects offered to shrinkers.
+    SlabsScanned = "slabs_scanned",
+    /// Frames of files freed because direct reclaim dropped their inode.
+    PgInodeSteal = "pginodesteal",
+    /// Frames of files freed because background reclaim dropped their inode.
+    KswapdInodeSteal = "kswapd_inodesteal",
+    /// Background reclaim in trouble did not pause, because a zone was below its min watermark.
+    KswapdSkipWait = "kswapd_skip_congestion_wait",
+    /// Times that background reclaim began.
+    KswapdWake = "kswapd_wake",
+    /// Requests that direct reclaim held up because too much was under writeback.
+    ReclaimThrottled = "reclaim_throttled",
+    /// Frames of files dirtied.
+    NrDirtied = "nr_dirtied",
+    /// Frames of files written to disk.
+    NrWritten = "nr_written",
+    /// Frames of files read again after reclaim had taken them.
+    WorkingsetRefault = "workingset_refault_file",
+    /// Of these, those that came back soon enough to be in use.
+    WorkingsetActivate = "workingset_activate_file",
+    /// Frames of files freed at the operator's wish.
+    DropPagecache = "drop_pagecache",
+    /// Huge pages allocated by khugepaged.
+    ThpCollapseAlloc = "thp_collapse_alloc",
+    /// Huge pages that khugepaged could not allocate.
+    ThpCollapseAllocFailed = "thp_collapse_alloc_failed",
+    /// Programs killed because memory had ended.
+    OomKill = "oom_kill",
     /// Requests that ended without memory.
     OutOfMemory = "alloc_failed",
 }

@@ -29,6 +29,28 @@ pub struct FrameInfo {
     pub word: u64,
 }
 
+/// What an owner changes in the word of a frame that it holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marks {
+    /// Marks. [`FrameFlags::PINNED`] stays as it is.
+    pub flags: FrameFlags,
+    /// References beside the owner's, 0 to 31.
+    pub refcount: u8,
+    /// Age, 0 to 7.
+    pub generation: u8,
+}
+
+impl FrameInfo {
+    /// The part that an owner may change.
+    pub const fn marks(&self) -> Marks {
+        Marks {
+            flags: self.flags,
+            refcount: self.refcount,
+            generation: self.generation,
+        }
+    }
+}
+
 impl FrameAllocator<'_> {
     fn descriptor(&self, pfn: Pfn) -> Option<Descriptor<'_>> {
         self.frame_index(pfn).map(|frame| self.descriptor_at(frame))
@@ -245,6 +267,44 @@ impl FrameAllocator<'_> {
             d.update(|word| Some(word.with_refcount(word.refcount().checked_sub(1)?)))
                 .is_ok()
         })
+    }
+
+    /// Changes marks, references and age of an allocation that somebody holds, in one atomic step: what `change` makes
+    /// of the frame as it is at that moment. It may be called several times. The frame's state and owner do not change
+    /// in between: a protocol can test them and take a reference in one step.
+    ///
+    /// # Errors
+    ///
+    /// The frame as it was when `change` gave `None`; nothing was changed. `None` if nobody holds it.
+    pub fn update_marks(
+        &self,
+        pfn: Pfn,
+        mut change: impl FnMut(&FrameInfo) -> Option<Marks>,
+    ) -> Result<FrameInfo, Option<FrameInfo>> {
+        let descriptor = self.descriptor(pfn).ok_or(None)?;
+        let info = |word: Word| FrameInfo {
+            state: word.state(),
+            class: word.class(),
+            order: Order::new(word.order()).unwrap_or_default(),
+            owner: OwnerId::new(word.owner()).unwrap_or_default(),
+            flags: FrameFlags::from_bits(word.flags()),
+            refcount: word.refcount(),
+            generation: word.generation(),
+            word: descriptor.owner.load(Ordering::Relaxed),
+        };
+        let pinned = FrameFlags::PINNED.bits();
+        descriptor
+            .update(|word| {
+                let marks = word.is_held().then(|| change(&info(word))).flatten()?;
+                let flags = marks.flags.bits() & !pinned | word.flags() & pinned;
+                Some(
+                    word.with_flags(flags)
+                        .with_refcount(marks.refcount.min(MAX_REFS))
+                        .with_generation(marks.generation & 7),
+                )
+            })
+            .map(info)
+            .map_err(|word| word.is_held().then(|| info(word)))
     }
 
     /// The age of `pfn`, 0 to 7.

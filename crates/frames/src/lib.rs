@@ -82,6 +82,7 @@ mod refusal;
 mod request;
 mod search;
 mod segment;
+mod source;
 mod spare;
 mod sums;
 pub mod sync;
@@ -98,7 +99,7 @@ pub use config::{
 pub use counters::Events;
 pub use descriptor::{FrameFlags, FrameState, OwnerId};
 pub use event::Event;
-pub use frame::FrameInfo;
+pub use frame::{FrameInfo, Marks};
 pub use grow::GrowError;
 pub use isolate::{IsolateError, IsolatedBlock};
 pub use ledger::{BlockState, Ledger, Refusal};
@@ -112,4 +113,5 @@ pub use platform::{
 pub use query::{ClassCounts, PageTypeInfo};
 pub use range::AllocAtError;
 pub use request::{AllocError, AllocRequest, FreeError, Watermark};
+pub use source::{NoReclaim, OutOfMemory, PageSource, Reclaim};
 pub use verify::VerifyError;

@@ -27,6 +27,12 @@ pub enum Cost {
     HostRequest(u32),
     /// Giving this many frames back under reclaim.
     Reclaim(u32),
+    /// Looking at this many frames to see whether they can be reclaimed.
+    Scan(u32),
+    /// Copying this many frames between a file and a program.
+    CopyFrame(u32),
+    /// Sending a request of this many frames to a disk, and taking its answer: the processor's share.
+    DiskRequest(u32),
 }
 
 /// Masks interrupts on the CPU that calls.
@@ -59,6 +65,13 @@ pub trait Platform: Sync {
     fn now(&self) -> u64;
     /// Lets others run while the caller waits: yields or halts for a moment, and returns. Called with no lock held.
     fn relax(&self);
+    /// Returns at `time` (on the clock of [`now`](Self::now)) or soon after; others run meanwhile. Called with no lock
+    /// held.
+    fn sleep_until(&self, time: u64) {
+        while self.now() < time {
+            self.relax();
+        }
+    }
     /// Charges `cost` to a virtual clock. Machines with real time do nothing.
     fn charge(&self, cost: Cost) {
         let _ = cost;

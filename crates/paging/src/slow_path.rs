@@ -87,6 +87,7 @@ pub struct SlowPath<'a, P: Platform> {
 
 /// What one request may still try.
 struct Effort {
+    order: Order,
     rounds: usize,
     evacuations: u32,
     stalled: bool,
@@ -162,6 +163,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
     fn effort(&self, order: Order) -> Effort {
         let costly = order.frames() > COSTLY;
         Effort {
+            order,
             rounds: if costly {
                 self.config.costly_rounds
             } else {
@@ -307,7 +309,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             return false;
         };
         effort.rounds = rounds;
-        self.reclaim(batch, &mut effort.stalled) > 0
+        self.reclaim(batch, effort.order, &mut effort.stalled) > 0
     }
 
     /// Serves a request for a huge page, whose first attempt failed.
@@ -325,7 +327,8 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             if let CompactResult::Captured(frame) = result {
                 return Ok(frame);
             }
-            if attempt == 0 && self.reclaim(self.config.huge_batch, &mut stalled) == 0 {
+            if attempt == 0 && self.reclaim(self.config.huge_batch, Order::HUGE, &mut stalled) == 0
+            {
                 break;
             }
         }
@@ -351,12 +354,12 @@ impl<'a, P: Platform> SlowPath<'a, P> {
     }
 
     /// Reclaims `frames` frames, charges the cost and counts the events.
-    fn reclaim(&self, frames: usize, stalled: &mut bool) -> usize {
+    fn reclaim(&self, frames: usize, order: Order, stalled: &mut bool) -> usize {
         let cpu = self.platform.cpu();
         if !core::mem::replace(stalled, true) {
             self.frames.events().add(cpu, Event::AllocStall, 1);
         }
-        let freed = self.reclaim.reclaim(frames);
+        let freed = self.reclaim.reclaim(frames, order);
         self.frames
             .events()
             .add(cpu, Event::PgReclaimed, freed as u64);

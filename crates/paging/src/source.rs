@@ -1,43 +1,7 @@
 //! Where paging gets frames from, who can free some when there are none, and who is notified of stalls.
 
 use dirigible_frames::{AllocRequest, FrameAllocator, Order, Pfn, Platform};
-
-/// There is no frame, after everything was tried.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("out of memory")]
-pub struct OutOfMemory;
-
-/// A supply of page frames.
-///
-/// The methods are called with no lock held: an implementation may reclaim, compact, or wait.
-pub trait PageSource: Sync {
-    /// Allocates a run of frames, in state `Allocated`.
-    ///
-    /// # Errors
-    ///
-    /// There is no memory for it.
-    fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory>;
-
-    /// Frees a run that [`PageSource::alloc`] gave.
-    fn free(&self, frame: Pfn, order: Order);
-}
-
-/// A holder of frames that can free some, such as a page cache.
-pub trait Reclaim: Sync {
-    /// Frees about `frames` frames, or fewer if it holds fewer, and gives how many. Called with no lock held. The
-    /// caller charges the cost and counts the event.
-    fn reclaim(&self, frames: usize) -> usize;
-}
-
-/// A reclaimer that holds no frames.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoReclaim;
-
-impl Reclaim for NoReclaim {
-    fn reclaim(&self, _frames: usize) -> usize {
-        0
-    }
-}
+pub use dirigible_frames::{NoReclaim, OutOfMemory, PageSource, Reclaim};
 
 /// A holder of frames that frees some before a request fails for want of memory: a balloon, which has promised them to
 /// the host.

@@ -76,7 +76,7 @@ impl OutOfMemoryNotifier for Held {
 }
 
 impl Reclaim for Held {
-    fn reclaim(&self, frames: usize) -> usize {
+    fn reclaim(&self, frames: usize, _: Order) -> usize {
         self.give(frames)
     }
 }
@@ -296,7 +296,7 @@ fn only_requests_that_were_not_served_at_once_are_told() {
     /// Takes time before it answers.
     struct Slow(&'static Held, &'static MockGuest);
     impl Reclaim for Slow {
-        fn reclaim(&self, frames: usize) -> usize {
+        fn reclaim(&self, frames: usize, _: Order) -> usize {
             self.1.clock.fetch_add(70_000, Relaxed);
             self.0.give(frames)
         }

@@ -79,7 +79,7 @@ impl Filler {
 }
 
 impl Reclaim for Filler {
-    fn reclaim(&self, frames: usize) -> usize {
+    fn reclaim(&self, frames: usize, _: Order) -> usize {
         self.calls.fetch_add(1, Relaxed);
         self.asked.fetch_add(frames, Relaxed);
         let given = Cell::new(0);

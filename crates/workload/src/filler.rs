@@ -10,8 +10,8 @@ use alloc::{boxed::Box, vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, BlockId, FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, PageTables, Pfn,
-    Watermark,
+    AllocRequest, BlockId, FRAMES_PER_BLOCK, FrameAllocator, FrameState, Order, OwnerId,
+    PageTables, Pfn, Watermark,
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use dirigible_paging::Reclaim;
@@ -308,7 +308,7 @@ impl<'a, P: PageTables> Filler<'a, P> {
 }
 
 impl<P: PageTables> Reclaim for Filler<'_, P> {
-    fn reclaim(&self, frames: usize) -> usize {
+    fn reclaim(&self, frames: usize, _: Order) -> usize {
         self.give_back(frames, false)
     }
 }

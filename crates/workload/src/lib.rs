@@ -46,6 +46,7 @@
 extern crate alloc;
 
 pub mod balloon;
+pub mod calls;
 pub mod content;
 pub mod control;
 pub mod director;
@@ -61,6 +62,7 @@ pub mod mover;
 pub mod params;
 pub mod passes;
 mod policy;
+pub mod programs;
 pub mod protocol;
 pub mod report;
 pub mod rng;

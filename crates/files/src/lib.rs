@@ -1,0 +1,3 @@
+//! A small file store.
+#![no_std]
+#![forbid(unsafe_code)]

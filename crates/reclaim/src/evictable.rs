@@ -1,0 +1,49 @@
+//! What an owner of frames that can be reclaimed implements.
+
+use dirigible_frames::Pfn;
+
+use crate::generations::Stamp;
+
+/// Why an owner keeps a frame that reclaim wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// It is in use at this moment (it has references or is locked).
+    InUse,
+    /// It is dirty, or became so.
+    Dirty,
+    /// It is being written.
+    Writeback,
+}
+
+/// An owner whose frames can be given back, because their contents are somewhere else or can be put there.
+///
+/// Reclaim isolates a frame (`FrameAllocator::try_isolate`) before it asks the owner, as compaction does. The calls come
+/// from any CPU, several at once, with no lock held. None allocates, and none waits.
+pub trait Evictable: Sync {
+    /// Takes an isolated frame off the books for good, if it is clean and nobody uses it: it is `Allocated` then, still
+    /// carries the owner's number, and reclaim frees it. The owner remembers `stamp` in its place, and gives it to
+    /// [`Generations::refault`](crate::Generations::refault) if the contents are wanted again.
+    ///
+    /// # Errors
+    ///
+    /// Why not. Nothing was changed: the frame is isolated.
+    fn drop_clean(&self, frame: Pfn, stamp: Stamp) -> Result<(), Kept>;
+
+    /// Begins to write an isolated, dirty frame, perhaps together with its neighbours on the disk. Gives how many frames
+    /// are being written now; 0 if there is no room for the request at the moment. The frame stays isolated until the
+    /// caller has put it back, and has the mark `WRITEBACK`.
+    fn begin_write(&self, frame: Pfn) -> usize;
+
+    /// Puts an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
+    fn put_back(&self, frame: Pfn);
+
+    /// Reclaim has met dirty frames that it may not write: the flusher should begin.
+    fn wake_flusher(&self);
+
+    /// Frames that are dirty, and frames that are being written.
+    fn dirty_and_writeback(&self) -> (u64, u64);
+
+    /// Looks which frames were used since the last call (accessed bits in page tables), and makes these young. Owners
+    /// that are told of each use keep this default.
+    fn harvest(&self) {}
+}

@@ -1,0 +1,3 @@
+//! Small kernel objects in page frames.
+#![no_std]
+#![forbid(unsafe_code)]
