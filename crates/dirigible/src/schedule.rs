@@ -18,6 +18,10 @@
 //! step of another actor, and when the [`Clock`] has let time pass because nobody was due. So a program holds no lock
 //! that others spin on, and is inside no access section, while it waits. It never changes its processor.
 //!
+//! A program that waits for a time alone ([`Platform::sleep_until`](dirigible_frames::Platform::sleep_until)) stands in
+//! the queue meanwhile and is resumed once. An engine can take in more programs while it runs
+//! ([`Engine::accept_from`]); the places and stacks of those that are done are used again.
+//!
 //! A program may hold a workspace of compaction or frames while it waits. A plain actor on the same processor that
 //! waits for them waits for ever, as that program cannot run meanwhile. So whatever may wait in the middle of a step
 //! must be a program. Daemons never wait and can be plain.
@@ -59,6 +63,13 @@ pub trait Clock: Sync {
     /// to the next moment at which a device does something, at most to `next`, and only a short way, as the programs
     /// may have deadlines. Either time passes or a device that was due has run.
     fn pass(&self, next: Option<u64>);
+
+    /// How long an engine that takes new programs ([`Engine::accept_from`]) may wait before it asks for them again, in
+    /// nanoseconds: where others than its own actors make them, as on several processors. `None`, as with a virtual
+    /// clock: as long as it likes, as nobody else runs.
+    fn longest_wait(&self) -> Option<u64> {
+        None
+    }
 
     /// A round of looks begins: lets devices do what is due by now, so that the programs find it. Real devices work by
     /// themselves, and nothing is to be done.

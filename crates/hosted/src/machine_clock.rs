@@ -68,6 +68,10 @@ impl Clock for MachineClock<'_> {
         self.0.advance_to(due.min(next).min(latest));
     }
 
+    fn longest_wait(&self) -> Option<u64> {
+        (self.0.mode() == Mode::Threads).then_some(time::MILLISECOND)
+    }
+
     fn catch_up(&self) {
         self.0.run_due();
     }

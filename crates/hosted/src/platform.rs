@@ -211,6 +211,17 @@ impl Platform for HostedPlatform {
             self.let_time_pass();
         }
     }
+
+    /// In a program: its engine resumes it at `time`, or earlier when the run is over. Elsewhere as
+    /// [`relax`](Platform::relax), again and again.
+    fn sleep_until(&self, time: u64) {
+        if self.now() >= time || CURRENT.with(|current| current.wait_until(time)) {
+            return;
+        }
+        while self.now() < time {
+            self.let_time_pass();
+        }
+    }
 }
 
 impl FrameContents for HostedPlatform {

@@ -23,7 +23,9 @@ pub struct Calls<'f, R> {
 
 /// A call that has not ended.
 struct Running<R> {
-    coroutine: Coroutine<(), (), R, Stack>,
+    coroutine: Coroutine<(), Option<u64>, R, Stack>,
+    /// What it asked for when it waited last.
+    sleeps_until: Option<u64>,
     /// Of the coroutine's stack.
     canary: Canary,
 }
@@ -74,7 +76,11 @@ impl<'f, R: 'f> Calls<'f, R> {
             self.running[index].is_none(),
             "call {number} begins again before it has ended"
         );
-        self.running[index] = Some(Running { coroutine, canary });
+        self.running[index] = Some(Running {
+            coroutine,
+            sleeps_until: None,
+            canary,
+        });
     }
 
     /// Whether the call of this number has begun, or is ready to, and has not ended.
@@ -102,13 +108,22 @@ impl<'f, R: 'f> Calls<'f, R> {
             "call {number} has overrun its stack"
         );
         match result {
-            CoroutineResult::Yield(()) => None,
+            CoroutineResult::Yield(until) => {
+                running.sleeps_until = until;
+                None
+            }
             CoroutineResult::Return(result) => {
                 let ended = self.running[index].take();
                 self.stacks[index] = ended.map(|running| running.coroutine.into_stack());
                 Some(result)
             }
         }
+    }
+
+    /// The time before which a call that waits need not be resumed ([`Current::wait_until`]); `None` when it named none.
+    pub fn sleeps_until(&self, number: u32) -> Option<u64> {
+        let running = self.running.get(number as usize)?.as_ref()?;
+        running.sleeps_until
     }
 
     /// The stack of a call that has ended, for the next one.

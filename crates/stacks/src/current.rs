@@ -3,8 +3,8 @@
 
 use core::{cell::Cell, hint::black_box, ops::Range, ptr::NonNull};
 
-/// What a call uses to go back to its resumer.
-pub(crate) type Yielder = corosensei::Yielder<(), ()>;
+/// What a call uses to go back to its resumer, with the time until which it sleeps.
+pub(crate) type Yielder = corosensei::Yielder<(), Option<u64>>;
 
 /// A call that runs.
 #[derive(Clone, Copy)]
@@ -65,6 +65,16 @@ impl Current {
     /// Suspends the call that runs and returns when it is resumed. Outside of a call it does nothing and gives `false`:
     /// also on the stack of a call that another `Current` has, and while a call that was given up is unwound.
     pub fn wait(&self) -> bool {
+        self.suspend(None)
+    }
+
+    /// The same, and asks not to be resumed before `time`: the resumer learns it from
+    /// [`Calls::sleeps_until`](crate::Calls::sleeps_until) and may resume the call earlier all the same.
+    pub fn wait_until(&self, time: u64) -> bool {
+        self.suspend(Some(time))
+    }
+
+    fn suspend(&self, until: Option<u64>) -> bool {
         let Some(running) = self.running.get() else {
             return false;
         };
@@ -78,7 +88,7 @@ impl Current {
         // there before, or nothing. So the call has been resumed and has not gone back since: its parent is the
         // resumer, which waits for it. The yielder lives at the bottom of the stack until the call has ended.
         let yielder = unsafe { running.yielder.as_ref() };
-        yielder.suspend(());
+        yielder.suspend(until);
         // `resume` saved what was there before the call, as it did the first time.
         self.running.set(Some(running));
         true

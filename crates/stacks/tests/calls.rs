@@ -42,6 +42,25 @@ fn two_calls_take_turns() {
 }
 
 #[test]
+fn a_call_says_until_when_it_sleeps() {
+    let current = Current::new();
+    scope(&current, |calls| {
+        calls.start(2, stack(), || {
+            assert!(current.wait_until(70));
+            assert!(current.wait());
+        });
+        assert_eq!((calls.sleeps_until(2), calls.sleeps_until(3)), (None, None));
+        for until in [Some(70), None] {
+            assert_eq!(calls.resume(2), None);
+            assert_eq!(calls.sleeps_until(2), until);
+        }
+        assert_eq!(calls.resume(2), Some(()));
+        assert_eq!(calls.sleeps_until(2), None);
+    });
+    assert!(!current.wait_until(80));
+}
+
+#[test]
 fn a_stack_serves_the_next_call() {
     let current = Current::new();
     scope(&current, |calls| {

@@ -19,6 +19,8 @@ pub const PROGRAM_STACK: usize = 64 << 10;
 type Turn = Reverse<(u64, usize)>;
 /// What a program's step gives: the actor itself, which the call owned, and when it goes on.
 type Stepped<'a> = (Box<dyn Actor + 'a>, Next);
+/// Where new programs come from while the engine runs.
+type Source<'a> = Box<dyn FnMut() -> Option<Box<dyn Actor + 'a>> + Send + 'a>;
 
 /// An actor of the queue.
 enum Slot<'a> {
@@ -29,7 +31,11 @@ enum Slot<'a> {
         resting: Option<(Box<dyn Actor + 'a>, Stack)>,
         /// When the step under way began.
         began: u64,
+        /// It waits in the middle of a step for its turn in the queue.
+        sleeps: bool,
     },
+    /// A program was here that is done; the next new one takes the place.
+    Free,
 }
 
 /// A queue of actors.
@@ -41,6 +47,14 @@ pub struct Engine<'a> {
     waiting: Vec<Waiting>,
     /// A round of looks has begun, and none has looked yet.
     round_begins: bool,
+    /// Where new programs come from.
+    source: Option<Source<'a>>,
+    /// Places of programs that are done, the lowest first.
+    free: BinaryHeap<Reverse<usize>>,
+    /// Programs that sleep.
+    asleep: usize,
+    /// Stacks for the next programs.
+    spare: Vec<Stack>,
 }
 
 /// A program that waits.
@@ -72,18 +86,68 @@ impl<'a> Engine<'a> {
     ///
     /// There is no memory for its stack.
     pub fn add_program(&mut self, time: u64, actor: Box<dyn Actor + 'a>) -> Result<(), NoStack> {
-        let stack = Stack::new(PROGRAM_STACK)?;
-        let program = Slot::Program {
-            resting: Some((actor, stack)),
-            began: 0,
-        };
-        self.push(time, program);
+        let stack = self.next_stack()?;
+        self.push_program(time, actor, stack);
         Ok(())
     }
 
+    /// Asks `source`, in each turn of a run, for programs to add; they begin at once. It is asked until it gives none, so
+    /// then the question should cost no more than a load. After the end of a run it is not asked. If there is no memory
+    /// for a stack, it is asked later.
+    ///
+    /// Among equals in time the lower number comes first, as ever; a new program gets the lowest number that is free.
+    ///
+    /// Where others than this engine's actors feed the source, the machine's clock says how long the engine may sleep
+    /// between two questions ([`Clock::longest_wait`]); with such a clock the run goes on without actors until it is
+    /// ended.
+    pub fn accept_from(&mut self, source: impl FnMut() -> Option<Box<dyn Actor + 'a>> + Send + 'a) {
+        self.source = Some(Box::new(source));
+    }
+
+    fn next_stack(&mut self) -> Result<Stack, NoStack> {
+        match self.spare.pop() {
+            Some(stack) => Ok(stack),
+            None => Stack::new(PROGRAM_STACK),
+        }
+    }
+
+    fn push_program(&mut self, time: u64, actor: Box<dyn Actor + 'a>, stack: Stack) {
+        let program = Slot::Program {
+            resting: Some((actor, stack)),
+            began: 0,
+            sleeps: false,
+        };
+        self.push(time, program);
+    }
+
     fn push(&mut self, time: u64, slot: Slot<'a>) {
-        self.queue.push(Reverse((time, self.actors.len())));
-        self.actors.push(slot);
+        let number = match self.free.pop() {
+            Some(Reverse(number)) => {
+                self.actors[number] = slot;
+                number
+            }
+            None => {
+                self.actors.push(slot);
+                self.actors.len() - 1
+            }
+        };
+        self.queue.push(Reverse((time, number)));
+    }
+
+    /// Adds the programs that the source has.
+    fn accept(&mut self, clock: &dyn Clock) {
+        let Some(mut source) = self.source.take() else {
+            return;
+        };
+        // The stack is there before the program is: none is lost.
+        while let Ok(stack) = self.next_stack() {
+            let Some(actor) = source() else {
+                self.spare.push(stack);
+                break;
+            };
+            self.push_program(clock.now(), actor, stack);
+        }
+        self.source = Some(source);
     }
 
     /// The most bytes of its stack that any program has used; of those whose step is under way it is not known. It
@@ -96,11 +160,15 @@ impl<'a> Engine<'a> {
             } => stack.deepest(),
             _ => 0,
         };
-        self.actors.iter().map(depth).max().unwrap_or(0)
+        let used = self.actors.iter().map(depth);
+        used.chain(self.spare.iter().map(Stack::deepest))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Runs until `ended` is set (by an actor, here or in another thread) or no actor wants to go on. A program that
-    /// waits when the run ends goes on to the end of its step; after `ended` only such programs run. What they wait for
+    /// waits when the run ends goes on to the end of its step, one that sleeps is woken; after `ended` only such programs
+    /// run, and a sleep is a moment. What they wait for
     /// must come from devices, from time or from each other: no plain actor and no new step helps them. Calls `observe`
     /// after each step with the time at which it began and the number of the actor.
     ///
@@ -116,6 +184,7 @@ impl<'a> Engine<'a> {
     ) {
         // Only after a panic is somebody left; the calls are gone.
         self.waiting.clear();
+        self.take_sleepers(|_| {});
         clock.with_current(&mut |current| {
             scope(current, |calls| {
                 self.run_calls(calls, clock, ended, &mut observe);
@@ -135,6 +204,11 @@ impl<'a> Engine<'a> {
         // Acquire: pairs with the release of whoever ends the run, so that its last writes are seen after the run.
         let is_over = || ended.load(Ordering::Acquire);
         loop {
+            let over = is_over();
+            match over {
+                true => self.wake_sleepers(),
+                false => self.accept(clock),
+            }
             if core::mem::take(&mut self.round_begins) && !self.waiting.is_empty() {
                 clock.catch_up();
             }
@@ -142,7 +216,18 @@ impl<'a> Engine<'a> {
                 number
             } else {
                 let next = self.queue.peek().map(|&Reverse((time, _))| time);
-                let next = next.filter(|_| !is_over());
+                let next = next.filter(|_| !over);
+                // The source is asked again in time, even if nobody else has anything to do.
+                if let (Some(longest), Some(_)) = (clock.longest_wait(), &self.source)
+                    && self.waiting.is_empty()
+                    && !over
+                {
+                    let latest = clock.now().saturating_add(longest);
+                    if next.is_none_or(|next| next > latest) {
+                        clock.wait_until(latest, ended);
+                        continue;
+                    }
+                }
                 match next {
                     None if self.waiting.is_empty() => return,
                     Some(time) if self.waiting.is_empty() || time <= clock.now() => {
@@ -162,13 +247,45 @@ impl<'a> Engine<'a> {
                     None => continue,
                 }
             };
-            if let Some((began, next)) = self.go_on(calls, number, clock.now()) {
+            if let Some((began, next)) = self.go_on(calls, number, clock.now(), over) {
                 if let Next::At(next) | Next::Event { latest: next } = next {
                     self.queue.push(Reverse((next, number)));
                 }
                 observe(began, number);
             }
         }
+    }
+
+    /// Takes the programs that sleep out of the queue.
+    fn take_sleepers(&mut self, mut with: impl FnMut(usize)) {
+        let Self { actors, queue, .. } = self;
+        self.asleep = 0;
+        queue.retain(|&Reverse((_, number))| {
+            let Slot::Program { sleeps, .. } = &mut actors[number] else {
+                return true;
+            };
+            if core::mem::take(sleeps) {
+                with(number);
+                return false;
+            }
+            true
+        });
+    }
+
+    /// The run is over: who sleeps waits like the others now, and so finishes its step.
+    fn wake_sleepers(&mut self) {
+        if self.asleep == 0 {
+            return;
+        }
+        let mut woken = core::mem::take(&mut self.waiting);
+        self.take_sleepers(|number| {
+            woken.push(Waiting {
+                number,
+                has_looked: false,
+            });
+        });
+        woken.sort_unstable_by_key(|waiting| waiting.number);
+        self.waiting = woken;
     }
 
     /// The first program that waits and has not looked since something changed.
@@ -193,55 +310,75 @@ impl<'a> Engine<'a> {
         calls: &mut Calls<'f, Stepped<'a>>,
         number: usize,
         now: u64,
+        over: bool,
     ) -> Option<(u64, Next)>
     where
         'a: 'f,
     {
-        let (resting, began) = match &mut self.actors[number] {
+        let (resting, began, sleeps) = match &mut self.actors[number] {
             Slot::Plain(actor) => {
                 let next = actor.step(now);
                 self.all_look();
                 return Some((now, next));
             }
-            Slot::Program { resting, began } => (resting, began),
+            Slot::Program {
+                resting,
+                began,
+                sleeps,
+            } => (resting, began, sleeps),
+            Slot::Free => return None,
         };
         let call = number as u32;
-        let begins = resting.take();
-        let is_new = begins.is_some();
-        if let Some((mut actor, stack)) = begins {
+        if let Some((mut actor, stack)) = resting.take() {
             *began = now;
             calls.start(call, stack, move || {
                 let next = actor.step(now);
                 (actor, next)
             });
         }
+        self.asleep -= usize::from(core::mem::take(sleeps));
         let stepped = calls.resume(call);
         let place = self
             .waiting
             .binary_search_by_key(&number, |waiting| waiting.number);
-        match (stepped, place) {
-            (Some((actor, next)), place) => {
-                let began = *began;
-                *resting = calls.take_stack(call).map(|stack| (actor, stack));
-                if let Ok(place) = place {
-                    self.waiting.remove(place);
-                }
-                self.all_look();
-                Some((began, next))
+        if let Some((actor, next)) = stepped {
+            let began = *began;
+            let stack = calls.take_stack(call);
+            if next == Next::Done {
+                self.spare.extend(stack);
+                self.actors[number] = Slot::Free;
+                self.free.push(Reverse(number));
+            } else {
+                *resting = stack.map(|stack| (actor, stack));
             }
-            (None, place) => {
-                // What it did until it waited may concern the others. A look that came to nothing does not.
-                if is_new {
-                    self.all_look();
-                }
-                let has_looked = true;
-                match place {
-                    Ok(place) => self.waiting[place].has_looked = has_looked,
-                    Err(place) => self.waiting.insert(place, Waiting { number, has_looked }),
-                }
-                None
+            if let Ok(place) = place {
+                self.waiting.remove(place);
             }
+            self.all_look();
+            return Some((began, next));
         }
+        let until = calls.sleeps_until(call).filter(|_| !over);
+        if let Some(until) = until {
+            *sleeps = true;
+            self.asleep += 1;
+            self.queue.push(Reverse((until, number)));
+        }
+        // What it did until it waited may concern the others. A look that came to nothing does not.
+        if place.is_err() || until.is_some() {
+            self.all_look();
+        }
+        match (place, until) {
+            (Ok(place), None) => self.waiting[place].has_looked = true,
+            (Err(place), None) => {
+                let has_looked = true;
+                self.waiting.insert(place, Waiting { number, has_looked });
+            }
+            (Ok(place), Some(_)) => {
+                self.waiting.remove(place);
+            }
+            (Err(_), Some(_)) => {}
+        }
+        None
     }
 }
 

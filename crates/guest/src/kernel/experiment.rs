@@ -13,7 +13,7 @@ use core::{
 use dirigible::{
     MemoryManager,
     boot::Booted,
-    schedule::{Clock, Current, Engine, PROGRAM_STACK},
+    schedule::{Clock, Current, Engine, PROGRAM_STACK, time},
 };
 use dirigible_paging::Paging;
 use dirigible_workload::{
@@ -179,6 +179,10 @@ impl Clock for MachineClock {
 
     fn pass(&self, _next: Option<u64>) {
         platform::let_time_pass();
+    }
+
+    fn longest_wait(&self) -> Option<u64> {
+        Some(time::MILLISECOND)
     }
 
     fn with_current(&self, run: &mut dyn FnMut(&Current)) {

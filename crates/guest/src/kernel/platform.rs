@@ -50,6 +50,22 @@ impl Platform for GuestPlatform {
         cpu.program.wait();
         user::go_on(cpu, suspended);
     }
+
+    /// In a program: its engine resumes it at `time`, or earlier when the run is over. Elsewhere: [`let_time_pass`].
+    fn sleep_until(&self, time: u64) {
+        let cpu = cpu::current();
+        if clock::now() >= time {
+            return;
+        }
+        if cpu.program.number().is_some() {
+            let suspended = user::suspend(cpu);
+            cpu.program.wait_until(time);
+            return user::go_on(cpu, suspended);
+        }
+        while clock::now() < time {
+            let_time_pass();
+        }
+    }
 }
 
 /// Spins for a moment, and when the wait goes on halts the CPU until an interrupt, at most until the next tick.

@@ -329,3 +329,249 @@ fn after_a_panic_the_programs_that_waited_are_gone() {
     run();
     assert_eq!(*log.lock(), [(0, 7), (30, 0)]);
 }
+
+/// Sleeps until each of its times in the middle of one step.
+struct Sleeper<'a>(&'a Machine, u64, Vec<u64>, &'a Mutex<Vec<(u64, u64)>>);
+
+impl Actor for Sleeper<'_> {
+    fn step(&mut self, _: u64) -> Next {
+        let Self(machine, name, times, log) = self;
+        for &time in &*times {
+            assert!(CURRENT.with(|current| current.wait_until(time)));
+            log.lock().push((machine.now(), *name));
+        }
+        Next::Done
+    }
+}
+
+#[test]
+fn a_program_that_sleeps_is_resumed_once_in_its_turn() {
+    for real in [false, true] {
+        let machine = Machine::new(real, 7);
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        let sleeper = |name, times| Box::new(Sleeper(&machine, name, times, &log));
+        engine.add_program(0, sleeper(1, vec![4, 30])).unwrap();
+        engine.add_program(0, sleeper(2, vec![4, 20])).unwrap();
+        engine
+            .add_program(0, Box::new(Asker(&machine, 3, &log)))
+            .unwrap();
+        engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+        let log = log.lock();
+        let of = |name| -> Vec<u64> {
+            let of = log.iter().filter(|(_, who)| *who == name);
+            of.map(|(time, _)| *time).collect()
+        };
+        let late = u64::from(real) * 6;
+        assert!((4..=4 + late).contains(&of(1)[0]), "{log:?}");
+        assert!((4..=4 + late).contains(&of(2)[0]), "{log:?}");
+        assert_eq!((of(1)[1], of(2)[1]), (30, 20), "{log:?}");
+        assert_eq!(of(3).len(), 2);
+        // At one time the lower number comes first.
+        let first = log.iter().position(|&(_, who)| who == 1);
+        assert!(first < log.iter().position(|&(_, who)| who == 2));
+        if !real {
+            let all = [(0, 3), (4, 1), (4, 2), (7, 3), (20, 2), (30, 1)];
+            assert_eq!(*log, all);
+        }
+    }
+}
+
+#[test]
+fn sleepers_are_no_burden_for_the_steps_of_others() {
+    let machine = Machine::new(false, u64::MAX);
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    for name in 1..50 {
+        let sleeper = Sleeper(&machine, name, vec![1_000_000], &log);
+        engine.add_program(0, Box::new(sleeper)).unwrap();
+    }
+    struct Many(u64);
+    impl Actor for Many {
+        fn step(&mut self, now: u64) -> Next {
+            self.0 -= 1;
+            match self.0 {
+                0 => Next::Done,
+                _ => Next::At(now + 1),
+            }
+        }
+    }
+    engine.add(0, Many(10_000));
+    engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+    // Nobody looked in vain: the clock never had to let time pass for programs that wait.
+    assert_eq!(machine.idles.load(Ordering::Relaxed), 0);
+    assert_eq!(log.lock().len(), 49);
+}
+
+#[test]
+fn a_program_that_sleeps_when_the_run_ends_finishes_its_step() {
+    struct Ender<'a>(&'a AtomicBool);
+    impl Actor for Ender<'_> {
+        fn step(&mut self, now: u64) -> Next {
+            self.0.store(true, Ordering::Release);
+            Next::At(now)
+        }
+    }
+    for real in [false, true] {
+        let machine = Machine::new(real, u64::MAX);
+        let ended = AtomicBool::new(false);
+        let log = Mutex::new(Vec::new());
+        let mut engine = Engine::new();
+        for name in [1, 2] {
+            let sleeper = Sleeper(&machine, name, vec![1_000, 2_000, 3_000], &log);
+            engine.add_program(0, Box::new(sleeper)).unwrap();
+        }
+        engine.add(4, Ender(&ended));
+        engine.run(&machine, &ended, |_, _| {});
+        let log = log.lock();
+        assert_eq!(log.len(), 6, "real: {real}");
+        assert_eq!(log[..2], [(4, 1), (4, 2)], "real: {real}");
+        // Time passes between what the end makes of the later sleeps, so that who waits for a device goes on.
+        assert!(log[5].0 > log[0].0 && log[5].0 < 1_000, "{log:?}");
+        assert!(engine.deepest_stack() > 0);
+    }
+}
+
+#[test]
+fn after_a_panic_the_programs_that_slept_are_gone() {
+    struct Fails;
+    impl Actor for Fails {
+        fn step(&mut self, _: u64) -> Next {
+            panic!("asked to");
+        }
+    }
+    let machine = Machine::new(false, u64::MAX);
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    let sleeper = Sleeper(&machine, 7, vec![20], &log);
+    engine.add_program(0, Box::new(sleeper)).unwrap();
+    engine.add(3, Fails);
+    engine.add(30, Beat(0, 4, &log));
+    let mut run = || engine.run(&machine, &AtomicBool::new(false), |_, _| {});
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut run));
+    assert!(caught.is_err());
+    run();
+    assert_eq!(*log.lock(), [(30, 0)]);
+}
+
+/// New programs by name, and what is to be logged of them.
+type Births = Mutex<Vec<u64>>;
+
+/// Makes a program every ten nanoseconds; each sleeps for 25 and says so.
+struct Parent<'a>(&'a Machine, u64, &'a Births);
+
+impl Actor for Parent<'_> {
+    fn step(&mut self, _: u64) -> Next {
+        let Self(machine, count, births) = self;
+        for name in 0..*count {
+            births.lock().push(name);
+            let time = machine.now() + 10;
+            CURRENT.with(|current| current.wait_until(time));
+        }
+        Next::Done
+    }
+}
+
+#[test]
+fn new_programs_begin_at_once_and_take_the_places_of_old_ones() {
+    let run = || {
+        let machine = Machine::new(false, u64::MAX);
+        let (births, log) = (Births::default(), Mutex::new(Vec::new()));
+        let mut engine = Engine::new();
+        engine
+            .add_program(5, Box::new(Parent(&machine, 1_000, &births)))
+            .unwrap();
+        let (machine, births, log) = (&machine, &births, &log);
+        engine.accept_from(move || {
+            let name = births.lock().pop()?;
+            let until = machine.now() + 25;
+            Some(Box::new(Sleeper(machine, name, vec![until], log)) as Box<dyn Actor>)
+        });
+        let mut steps = vec![];
+        engine.run(machine, &AtomicBool::new(false), |began, number| {
+            steps.push((began, number));
+        });
+        let (places, stacks) = (engine.actors.len(), engine.spare.len());
+        drop(engine);
+        (log.lock().clone(), steps, places, stacks)
+    };
+    let (log, steps, places, stacks) = run();
+    let expected: Vec<_> = (0..1_000).map(|name| (5 + 10 * name + 25, name)).collect();
+    assert_eq!(log, expected);
+    // Three children live at a time, beside the parent.
+    assert_eq!(places, 4);
+    assert!(stacks <= 5, "{stacks}");
+    // The lowest number that is free: the first child of all came before the third.
+    assert_eq!(steps[..3], [(5, 1), (15, 2), (25, 3)]);
+    assert_eq!(run(), (log, steps, places, stacks));
+}
+
+#[test]
+fn after_the_end_no_program_begins() {
+    struct Ender<'a>(&'a AtomicBool, &'a Births);
+    impl Actor for Ender<'_> {
+        fn step(&mut self, _: u64) -> Next {
+            self.1.lock().push(1);
+            self.0.store(true, Ordering::Release);
+            Next::Done
+        }
+    }
+    let (births, ended) = (Births::default(), AtomicBool::new(false));
+    let log = Mutex::new(Vec::new());
+    let mut engine = Engine::new();
+    engine.add(3, Ender(&ended, &births));
+    let source = || {
+        let name = births.lock().pop()?;
+        Some(Box::new(Beat(name, 1, &log)) as Box<dyn Actor>)
+    };
+    engine.accept_from(source);
+    engine.run(&FreeClock::default(), &ended, |_, _| {});
+    drop(engine);
+    assert!(log.lock().is_empty());
+    assert_eq!(*births.lock(), [1]);
+}
+
+/// A clock beside others': the engine must ask for programs even if it has none.
+#[derive(Default)]
+struct Shared {
+    free: FreeClock,
+    waits: Mutex<Vec<u64>>,
+}
+
+impl Clock for Shared {
+    fn now(&self) -> u64 {
+        self.free.now()
+    }
+
+    fn wait_until(&self, time: u64, ended: &AtomicBool) {
+        self.waits.lock().push(time);
+        self.free.wait_until(time, ended);
+        ended.store(time >= 500, Ordering::Release);
+    }
+
+    fn pass(&self, next: Option<u64>) {
+        self.free.pass(next);
+    }
+
+    fn longest_wait(&self) -> Option<u64> {
+        Some(100)
+    }
+}
+
+#[test]
+fn an_engine_without_actors_asks_for_programs_until_it_is_ended() {
+    let (clock, log) = (Shared::default(), Mutex::new(Vec::new()));
+    let mut engine = Engine::new();
+    let mut asked = 0;
+    let counted = &mut asked;
+    let log = &log;
+    engine.accept_from(move || {
+        *counted += 1;
+        (*counted == 3).then(|| Box::new(Beat(9, 250, log)) as Box<dyn Actor>)
+    });
+    engine.run(&clock, &AtomicBool::new(false), |_, _| {});
+    drop(engine);
+    assert_eq!(*log.lock(), [(200, 9)]);
+    assert_eq!(*clock.waits.lock(), [100, 200, 200, 300, 400, 500]);
+    assert_eq!(asked, 7);
+}
