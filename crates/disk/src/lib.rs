@@ -5,8 +5,16 @@
 #![no_std]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "virtio-drivers")]
+mod config;
 mod device;
+#[cfg(feature = "virtio-drivers")]
+mod virtio;
 
+#[cfg(feature = "virtio-drivers")]
+pub use config::DiskConfig;
 pub use device::{
     BlockDevice, Completion, DiskError, DiskRequest, MAX_REQUEST_FRAMES, SubmitError,
 };
+#[cfg(feature = "virtio-drivers")]
+pub use virtio::{DiskState, DiskStats, MAX_DEPTH, SetUpError, VirtioDisk};
