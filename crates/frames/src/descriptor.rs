@@ -120,6 +120,8 @@ impl FrameFlags {
     pub const ACTIVE: Self = Self(1 << 6);
     /// Belonged to the memory in use when it was reclaimed, and came back.
     pub const WORKINGSET: Self = Self(1 << 7);
+    /// A device that cannot be stopped may still use it: it is neither moved nor freed any more.
+    pub const ABANDONED: Self = Self(1 << 8);
 
     /// Marks that a frame has room for.
     pub const MASK: u16 = (1 << 9) - 1;

@@ -1,0 +1,171 @@
+//! Sets of blocks, in the order of the disk.
+
+use alloc::boxed::Box;
+
+use dirigible_frames::sync::{AtomicU64, Ordering};
+
+const BITS: u64 = 64;
+
+/// A bit for each block, and a summary: a bit for each 64 of them that is set if any of these may be.
+///
+/// Each block's bit is changed by one at a time (whoever holds the page); neighbours in a word change at any time.
+pub(crate) struct BlockSet {
+    words: Box<[AtomicU64]>,
+    summary: Box<[AtomicU64]>,
+}
+
+fn zeroes(bits: u64) -> Box<[AtomicU64]> {
+    (0..bits.div_ceil(BITS))
+        .map(|_| AtomicU64::new(0))
+        .collect()
+}
+
+const fn place(at: u64) -> (usize, u64) {
+    ((at / BITS) as usize, 1 << (at % BITS))
+}
+
+impl BlockSet {
+    /// The empty set of blocks below `blocks`.
+    pub fn new(blocks: u64) -> Self {
+        Self {
+            words: zeroes(blocks),
+            summary: zeroes(blocks.div_ceil(BITS)),
+        }
+    }
+
+    pub fn insert(&self, block: u64) {
+        let (word, bit) = place(block);
+        // AcqRel, here and below: who finds the word empty after clearing its summary bit, or sets the summary bit
+        // after that, sees the other's step (see `remove`).
+        if self.words[word].fetch_or(bit, Ordering::AcqRel) == 0 {
+            let (word, bit) = place(word as u64);
+            self.summary[word].fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    pub fn remove(&self, block: u64) {
+        let (word, bit) = place(block);
+        // Relaxed: the caller alone changes this bit.
+        if self.words[word].load(Ordering::Relaxed) & bit == 0 {
+            return;
+        }
+        if self.words[word].fetch_and(!bit, Ordering::AcqRel) != bit {
+            return;
+        }
+        let (at, mask) = place(word as u64);
+        self.summary[at].fetch_and(!mask, Ordering::AcqRel);
+        // An insertion whose summary bit we cleared came before in the order of the summary's word, so its block is
+        // seen here; one whose summary bit comes after keeps it.
+        if self.words[word].load(Ordering::Acquire) != 0 {
+            self.summary[at].fetch_or(mask, Ordering::AcqRel);
+        }
+    }
+
+    pub fn contains(&self, block: u64) -> bool {
+        let (word, bit) = place(block);
+        self.words[word].load(Ordering::Acquire) & bit != 0
+    }
+
+    /// The first member in `block..end`. One that is inserted or removed meanwhile may or may not be found.
+    pub fn next(&self, block: u64, end: u64) -> Option<u64> {
+        if block >= end {
+            return None;
+        }
+        let in_word = |word: usize, from: u64| {
+            let bits = self.words.get(word)?.load(Ordering::Acquire) & (u64::MAX << from);
+            (bits != 0).then(|| word as u64 * BITS + u64::from(bits.trailing_zeros()))
+        };
+        let first = (block / BITS) as usize;
+        let mut found = in_word(first, block % BITS);
+        let mut word = first as u64 + 1;
+        while found.is_none() && word * BITS < end {
+            let at = (word / BITS) as usize;
+            let bits = self.summary.get(at)?.load(Ordering::Acquire) & (u64::MAX << (word % BITS));
+            if bits == 0 {
+                word = (at as u64 + 1) * BITS;
+                continue;
+            }
+            word = at as u64 * BITS + u64::from(bits.trailing_zeros());
+            found = in_word(word as usize, 0);
+            word += 1;
+        }
+        found.filter(|&found| found < end)
+    }
+
+    /// Adds all members of `other`, as far as they do not change meanwhile.
+    pub fn insert_all(&self, other: &Self) {
+        for at in 0..other.summary.len() {
+            let mut bits = other.summary[at].load(Ordering::Acquire);
+            while bits != 0 {
+                let word = at * BITS as usize + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let members = other.words[word].load(Ordering::Acquire);
+                if members != 0 && self.words[word].fetch_or(members, Ordering::AcqRel) == 0 {
+                    let (at, bit) = place(word as u64);
+                    self.summary[at].fetch_or(bit, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use alloc::collections::BTreeSet;
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn a_set_is_what_a_tree_is() {
+        let blocks = 20_000;
+        let (set, mut tree) = (BlockSet::new(blocks), BTreeSet::new());
+        let mut random = 1u64;
+        for turn in 0..6_000 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let block = (random >> 33) % blocks;
+            if turn % 3 == 2 {
+                let near = tree.range(block..).next().copied();
+                assert_eq!(set.next(block, blocks), near);
+                assert_eq!(
+                    set.next(block, block + 100),
+                    near.filter(|&b| b < block + 100)
+                );
+                if let Some(near) = near {
+                    set.remove(near);
+                    tree.remove(&near);
+                }
+            } else {
+                set.insert(block);
+                tree.insert(block);
+            }
+            assert_eq!(set.contains(block), tree.contains(&block));
+        }
+        let mut walked = Vec::new();
+        let mut at = 0;
+        while let Some(block) = set.next(at, blocks) {
+            walked.push(block);
+            at = block + 1;
+        }
+        assert!(walked.iter().eq(tree.iter()) && walked.len() > 500);
+        let copy = BlockSet::new(blocks);
+        copy.insert_all(&set);
+        assert!((0..blocks).all(|block| copy.contains(block) == tree.contains(&block)));
+        for block in walked {
+            copy.remove(block);
+        }
+        assert_eq!(copy.next(0, blocks), None);
+    }
+
+    #[test]
+    fn the_end_of_the_disk_is_the_end() {
+        let set = BlockSet::new(65);
+        set.insert(64);
+        assert_eq!(set.next(0, 65), Some(64));
+        assert_eq!((set.next(0, 64), set.next(65, 65)), (None, None));
+        assert_eq!(set.next(65, 500), None);
+        assert_eq!(BlockSet::new(0).next(0, 0), None);
+    }
+}

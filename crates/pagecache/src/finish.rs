@@ -1,0 +1,159 @@
+//! Requests that have ended.
+
+use dirigible_disk::{Completion, DiskError};
+use dirigible_frames::sync::Ordering;
+use dirigible_frames::{Event, FrameContents, FrameFlags, FrameState, Marks, Pfn};
+use dirigible_reclaim::Age;
+
+use crate::cache::PageCache;
+use crate::requests::Run;
+use crate::slot::Slot;
+
+/// KiB in a frame.
+const FRAME_KIB: u64 = 4;
+/// Completions that are taken at once.
+const BATCH: usize = 16;
+
+impl<P: FrameContents> PageCache<'_, P> {
+    /// Takes requests that have ended and finishes them; gives whether there were any. Does not wait. Costs one load
+    /// while none is in flight. Everybody who waits for a page calls it; so should the disk's interrupt, or whoever is
+    /// woken by it.
+    pub fn poll(&self) -> bool {
+        // Acquire: pairs with the release below. Of several only one takes completions: the others have nothing to do.
+        if self.requests.is_idle() || self.polling.swap(true, Ordering::Acquire) {
+            return false;
+        }
+        let mut some = false;
+        loop {
+            let mut ended = [Completion {
+                token: 0,
+                result: Ok(()),
+            }; BATCH];
+            let count = self.disk.completed(&mut ended).min(BATCH);
+            for completion in &ended[..count] {
+                self.finish(completion);
+            }
+            some |= count > 0;
+            if count < BATCH {
+                break;
+            }
+        }
+        self.polling.store(false, Ordering::Release);
+        some
+    }
+
+    fn finish(&self, completion: &Completion) {
+        // A device that answers what it was not asked is ignored.
+        let Some((place, run)) = self.requests.ended(completion.token) else {
+            return;
+        };
+        self.requests.put(place);
+        if run.write {
+            self.finish_write(&run, completion.result);
+        } else {
+            self.finish_read(&run, completion.result);
+        }
+    }
+
+    /// Puts what was read onto the books; or empties the slots, so that those who wait see that it failed.
+    pub(crate) fn finish_read(&self, run: &Run, result: Result<(), DiskError>) {
+        let frames = run.count as u64;
+        let Err(error) = result else {
+            self.count(Event::PgPgIn, frames * FRAME_KIB);
+            for &frame in run.frames() {
+                self.add_age(frame);
+                self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
+            }
+            return;
+        };
+        self.read_errors.fetch_add(frames, Ordering::Relaxed);
+        let failed = if run.count == 1 {
+            Slot::FAILED_ALONE
+        } else {
+            Slot::FAILED
+        };
+        for (block, frame) in run.pages() {
+            self.set_slot(block, failed);
+            self.pages.fetch_sub(1, Ordering::Relaxed);
+            if error == DiskError::Abandoned {
+                self.abandon(frame);
+            } else {
+                self.free(frame);
+            }
+        }
+    }
+
+    /// Gives a new page, which is not listed yet, an age: before it can be isolated, as who removes it must find it
+    /// added.
+    pub(crate) fn add_age(&self, frame: Pfn) {
+        let known = self.frames.flags(frame).contains(FrameFlags::WORKINGSET);
+        let age = if known { Age::Young } else { Age::New };
+        self.generations.add(frame, age);
+    }
+
+    fn finish_write(&self, run: &Run, result: Result<(), DiskError>) {
+        let frames = run.count as u64;
+        match result {
+            Ok(()) => {
+                self.count(Event::PgPgOut, frames * FRAME_KIB);
+                self.count(Event::NrWritten, frames);
+                for (block, frame) in run.pages() {
+                    self.written(block, frame);
+                }
+            }
+            Err(error) => {
+                self.write_errors.fetch_add(frames, Ordering::Relaxed);
+                let mut marks = FrameFlags::DIRTY;
+                if error == DiskError::Abandoned {
+                    marks = marks.union(FrameFlags::ABANDONED);
+                }
+                for (block, frame) in run.pages() {
+                    self.failed.insert(block);
+                    self.unwrite(frame, marks);
+                }
+            }
+        }
+    }
+
+    /// A page is on the disk. Until the mark `WRITEBACK` is gone nobody changes, moves or drops it.
+    fn written(&self, block: u64, frame: Pfn) {
+        self.unwritten.remove(block);
+        self.aged.remove(block);
+        self.failed.remove(block);
+        self.generations.dirtied(frame, false);
+        self.writeback.fetch_sub(1, Ordering::Relaxed);
+        let used = FrameFlags::ACTIVE.union(FrameFlags::ABANDONED);
+        let mut unwanted = false;
+        let done = self.frames.update_marks(frame, |info| {
+            unwanted = info.flags.contains(FrameFlags::RECLAIM)
+                && !info.flags.intersects(used)
+                && info.refcount == 0;
+            let ended = FrameFlags::WRITEBACK.union(FrameFlags::RECLAIM);
+            let locked = if unwanted {
+                FrameFlags::LOCKED
+            } else {
+                FrameFlags::EMPTY
+            };
+            Some(Marks {
+                flags: info.flags.without(ended).union(locked),
+                ..info.marks()
+            })
+        });
+        if let (true, Ok(info)) = (unwanted, done) {
+            self.remove_locked(block, frame, info.flags, Slot::ABSENT);
+        }
+    }
+
+    /// A page is not being written any more, and gets `marks` (`DIRTY` among them) instead.
+    pub(crate) fn unwrite(&self, frame: Pfn, marks: FrameFlags) {
+        self.dirty.fetch_add(1, Ordering::Relaxed);
+        self.writeback.fetch_sub(1, Ordering::Relaxed);
+        let ended = FrameFlags::WRITEBACK.union(FrameFlags::RECLAIM);
+        let _ = self.frames.update_marks(frame, |info| {
+            Some(Marks {
+                flags: info.flags.without(ended).union(marks),
+                ..info.marks()
+            })
+        });
+    }
+}

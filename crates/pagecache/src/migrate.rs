@@ -1,0 +1,82 @@
+//! Moving pages to other frames.
+
+use dirigible_frames::{Cost, FrameContents, FrameFlags, FrameState, Marks, Order, Pfn};
+use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+
+use crate::cache::PageCache;
+use crate::removing::DETACHED;
+use crate::slot::Slot;
+
+/// What goes with the contents.
+const CARRIED: FrameFlags = FrameFlags::DIRTY
+    .union(FrameFlags::REFERENCED)
+    .union(FrameFlags::ACTIVE)
+    .union(FrameFlags::RECLAIM)
+    .union(FrameFlags::WORKINGSET);
+
+impl<P: FrameContents> MovableOwner for PageCache<'_, P> {
+    fn isolate(&self, frame: Pfn) -> bool {
+        // A look, not a promise: `migrate` finds out.
+        let in_use = self.frames.frame(frame).is_none_or(|info| {
+            let stuck = FrameFlags::WRITEBACK
+                .union(FrameFlags::LOCKED)
+                .union(FrameFlags::ABANDONED);
+            info.refcount > 0 || info.flags.intersects(stuck)
+        });
+        !in_use && self.frames.try_isolate(frame, self.owner).is_ok()
+    }
+
+    fn migrate(&self, pairs: &mut [MovePair]) {
+        for pair in pairs {
+            pair.outcome = self.move_page(pair);
+        }
+    }
+
+    fn putback(&self, frame: Pfn) {
+        self.put_back_frame(frame);
+    }
+}
+
+impl<P: FrameContents> PageCache<'_, P> {
+    fn move_page(&self, pair: &MovePair) -> Outcome {
+        let MovePair {
+            from, to, order, ..
+        } = *pair;
+        let Some(slot) = Slot::present(to).filter(|_| order == Order::BASE) else {
+            return Outcome::Refused;
+        };
+        // The frame is isolated, so its word does not change.
+        let block = self.frames.owner_word(from);
+        let flags = (block < self.block_count())
+            .then(|| self.lock(block, from, FrameFlags::ABANDONED, true))
+            .flatten();
+        let Some(flags) = flags else {
+            let found = self.frames.flags(from);
+            if found.contains(DETACHED) && !found.contains(FrameFlags::ABANDONED) {
+                self.must_transition(from, FrameState::Isolated, FrameState::Allocated);
+                return Outcome::Released;
+            }
+            return Outcome::Refused;
+        };
+        // Locked, without references, and not being written: nobody changes the contents.
+        self.platform.copy_frames(from, to, 1);
+        self.platform.charge(Cost::MoveFrame(1));
+        if let Some(observer) = self.observer {
+            observer.moved(block, to);
+        }
+        self.frames.set_owner(to, self.owner, block);
+        let carried = FrameFlags::from_bits(flags.bits() & CARRIED.bits());
+        let _ = self.frames.update_marks(to, |info| {
+            Some(Marks {
+                flags: info.flags.union(carried),
+                ..info.marks()
+            })
+        });
+        self.generations.moved(from, to);
+        self.set_slot(block, slot);
+        // Who finds `from` in the slot it looked at before sees it locked or allocated, and looks again.
+        self.must_transition(to, FrameState::Allocated, FrameState::Listed);
+        self.must_transition(from, FrameState::Isolated, FrameState::Allocated);
+        Outcome::Moved
+    }
+}
