@@ -6,7 +6,7 @@ use dirigible_frames::{
 };
 
 use crate::{
-    Evictable, Generations, ReclaimConfig, Shrinker, Who,
+    Evictable, Generations, ReclaimConfig, Shrinker,
     callers::{Callers, Inside},
     hand::{Effort, Hand, Pass},
     slabs::Slabs,
