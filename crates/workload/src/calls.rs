@@ -82,7 +82,8 @@ pub trait Calls {
     /// The program is being killed, as in all other calls.
     fn sleep_until(&self, time: u64) -> Result<(), Failure>;
 
-    /// Begins `program` as a child, which gets `pipe` if there is one: the end is the child's from then on.
+    /// Begins `program` as a child, which gets `pipe` if there is one: the end is the child's from then on. It stays the
+    /// caller's when the call fails.
     ///
     /// # Errors
     ///
@@ -96,13 +97,21 @@ pub trait Calls {
     /// It is no child of the program.
     fn wait(&self, child: Pid) -> Result<Ended, Failure>;
 
-    /// The end of a pipe that the program was begun with.
+    /// Waits for the first child to end; of several, the one that was begun first. A child is waited for once.
+    ///
+    /// # Errors
+    ///
+    /// The program has no child ([`Failure::NotFound`]).
+    fn wait_any(&self) -> Result<(Pid, Ended), Failure>;
+
+    /// The end of a pipe that the program was begun with. It is an end like those that [`pipe`](Self::pipe) gives, and
+    /// the same whenever it is asked for.
     fn inherited(&self) -> Option<PipeEnd>;
 
     // --- memory ---
 
-    /// Reserves `pages` pages of address space, aligned to 2 MiB if `huge`, and advises huge pages for them if so. Gives
-    /// the first page's number.
+    /// Reserves `pages` pages (at least one) of address space, aligned to 2 MiB if `huge`, and advises huge pages for them
+    /// if so. Gives the first page's number. Two calls may give neighbours, and one range may be unmapped in parts.
     ///
     /// # Errors
     ///
@@ -164,7 +173,7 @@ pub trait Calls {
     ///
     /// # Errors
     ///
-    /// No space, no memory, the disk.
+    /// No space, no memory, the disk. Some of the pages may be written: the caller may write all again.
     fn write(&self, file: File, pages: Range<u64>, key: u64) -> Result<(), Failure>;
 
     /// Reads pages of a file and compares them with the pattern of `key`.
@@ -222,15 +231,16 @@ pub trait Calls {
     /// No memory, or too many.
     fn pipe(&self) -> Result<(PipeEnd, PipeEnd), Failure>;
 
-    /// Writes `pages` pages into a pipe, with the patterns of `key`; waits for room.
+    /// Writes up to `pages` pages (at least one) into a pipe; waits for room for the first. Gives how many it wrote. Page
+    /// `n` of all that goes through the pipe gets the pattern of (`key`, `n`).
     ///
     /// # Errors
     ///
-    /// Nobody reads any more; no memory.
-    fn write_pipe(&self, end: PipeEnd, pages: u64, key: u64) -> Result<(), Failure>;
+    /// Nobody reads any more; no memory: none was written.
+    fn write_pipe(&self, end: PipeEnd, pages: u64, key: u64) -> Result<u64, Failure>;
 
-    /// Reads up to `pages` pages from a pipe and compares them; waits for the first. Gives how many there were; 0 when
-    /// nobody writes any more.
+    /// Reads up to `pages` pages (at least one) from a pipe and compares them; waits for the first. Gives how many there
+    /// were; 0 when nobody writes any more.
     ///
     /// # Errors
     ///
@@ -244,4 +254,7 @@ pub trait Calls {
 
     /// `files` files have been compiled.
     fn count_compiled(&self, files: u64);
+
+    /// A request of the program has waited for memory for `time` nanoseconds.
+    fn count_wait(&self, time: u64);
 }

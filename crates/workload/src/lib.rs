@@ -6,6 +6,7 @@
 //!   makes the plan of phases and balloon targets, [`report`] is what comes out.
 //! - The load: [`jobs`], [`kernel`] memory and the [`filler`], each drawing from a stream of its own ([`rng`]), all
 //!   pages carrying checked [`content`]s.
+//! - The same as [`programs`] over the [`calls`] of any kernel, with files.
 //! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases
 //!   and makes the passes' attempts.
 //! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the

@@ -18,6 +18,8 @@ pub enum Source {
     Schedule,
     /// Which kernel memory survives the end of the load.
     DropCaches,
+    /// The program of the load with this key.
+    Program(u64),
 }
 
 impl Source {
@@ -29,6 +31,7 @@ impl Source {
             Self::Touches => 0x400_0000,
             Self::Schedule => 0x500_0000,
             Self::DropCaches => 0x600_0000,
+            Self::Program(key) => key,
         }
     }
 }

@@ -196,6 +196,27 @@ impl LoadTuning {
     }
 }
 
+// --- the load's programs: source trees, sizes at the reference ---
+
+/// Directories with sources in a tree.
+pub const TREE_DIRECTORIES: u64 = 60;
+/// Sources in a directory. A file has 1 to 64 pages, 22 on average: all ten trees are 2.5 GiB.
+pub const TREE_SOURCES: u64 = 46;
+/// Headers of a tree.
+pub const TREE_HEADERS: u64 = 200;
+/// Headers that a directory includes.
+pub const TREE_INCLUDED: u64 = 16;
+/// Directories whose objects are linked together.
+pub const TREE_LINKED: u32 = 32;
+/// Pages of the file that a link writes.
+pub const TREE_IMAGE: u64 = 4 * MIB;
+/// Time in which a tree is unpacked or copied: 16 MiB a second.
+pub const TREE_COPY_TIME: u64 = 16 * SECOND;
+/// Trees that are copied at the same time, at most.
+pub const TREE_COPIES: u32 = 2;
+/// From one directory that is listed to the next.
+pub const WALK_PAUSE: u64 = 100 * MILLISECOND;
+
 /// Orders of the requests for kernel memory: how many of 100 have order 0, 1 and 2.
 pub const KERNEL_ORDERS: [u64; 3] = [85, 10, 5];
 
