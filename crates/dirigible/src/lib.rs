@@ -55,6 +55,7 @@ pub mod balloon_worker;
 pub mod boot;
 pub mod chain;
 pub mod daemon;
+pub mod flusher;
 pub mod kcompactd;
 pub mod kswapd;
 mod manager;

@@ -17,18 +17,14 @@ pub enum Stage {
     Over = 2,
 }
 
-/// The shared state of one run. The load's actors read the stage at each step and acknowledge each change once.
+/// The shared state of one run.
 #[derive(Debug, Default)]
 pub struct Control {
     stage: AtomicU64,
-    /// Actors that have acknowledged the present stage.
-    acknowledged: AtomicU64,
     ended: AtomicBool,
     phases: Mutex<Vec<(&'static str, u64)>>,
-    /// Compile jobs begun.
-    pub jobs_started: AtomicU64,
-    /// Compile jobs finished.
-    pub jobs_finished: AtomicU64,
+    /// Files compiled.
+    compiled: AtomicU64,
     /// Times that a request of the load had to wait.
     pub waits: AtomicU64,
     /// The sum of these waits, in nanoseconds.
@@ -45,7 +41,7 @@ impl Control {
 
     /// The present stage.
     pub fn stage(&self) -> Stage {
-        // Acquire: pairs with the release in `enter`, so an acknowledgement counts for the stage that was read.
+        // Acquire: pairs with the release in `enter`.
         match self.stage.load(Ordering::Acquire) {
             0 => Stage::Loaded,
             1 => Stage::Rested,
@@ -53,22 +49,10 @@ impl Control {
         }
     }
 
-    /// Enters `stage` and resets the count of acknowledgements.
+    /// Enters `stage`.
     pub fn enter(&self, stage: Stage) {
-        self.acknowledged.store(0, Ordering::Relaxed);
-        // Release: pairs with the acquire in `stage`; no actor acknowledges before the count is 0.
+        // Release: pairs with the acquire in `stage`.
         self.stage.store(stage as u64, Ordering::Release);
-    }
-
-    /// Acknowledges the present stage: the caller has done what it requires.
-    pub fn acknowledge(&self) {
-        // Release: pairs with the acquire in `acknowledged`: if the count is seen, the memory is given back.
-        self.acknowledged.fetch_add(1, Ordering::Release);
-    }
-
-    /// How many actors have acknowledged the present stage.
-    pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Acquire)
     }
 
     /// Ends the run.
@@ -97,6 +81,16 @@ impl Control {
     }
 
     // The counters below are sums for the report and publish nothing: Relaxed.
+
+    /// Counts files that the load has compiled.
+    pub fn count_compiled(&self, files: u64) {
+        self.compiled.fetch_add(files, Ordering::Relaxed);
+    }
+
+    /// Files compiled so far.
+    pub fn compiled(&self) -> u64 {
+        self.compiled.load(Ordering::Relaxed)
+    }
 
     /// Counts a wait of the load of `time` nanoseconds.
     pub fn count_wait(&self, time: u64) {

@@ -2,12 +2,11 @@
 
 use alloc::vec::Vec;
 
-use dirigible_frames::FRAMES_PER_BLOCK;
 use spin::Mutex;
 
 use crate::{
     control::{Control, Stage},
-    machine::{NoMemory, PassMachine, Space},
+    operator::{NoMemory, Operator},
     timeline::{PassPlan, PassResult, TargetsHash, Test, Timeline, What},
     tuning::{
         QUICK_PAUSE_FULL, QUICK_PAUSE_SHORT, QUICK_THP_GROUP, QUICK_WRITE_BLOCKS,
@@ -16,16 +15,14 @@ use crate::{
 };
 use dirigible::schedule::{Actor, Next, time::MILLISECOND};
 
-/// Interval at which it checks whether the load has acknowledged a stage.
+/// Interval at which it checks whether all programs have ended.
 const LOOK: u64 = 10 * MILLISECOND;
 
 /// Runs the phases of a [`Timeline`].
-pub struct Director<'a, M: PassMachine> {
+pub struct Director<'a, M: Operator> {
     machine: &'a M,
     control: &'a Control,
     timeline: &'a Timeline,
-    /// Actors that must acknowledge when the load ends.
-    actors: u64,
     next: usize,
     doing: Doing<M::Block>,
 }
@@ -36,8 +33,6 @@ enum Doing<B> {
     Passing(Pass<B>),
     /// Waits for the load to end.
     EndingLoad,
-    /// Waits until everything is given back.
-    Ending,
 }
 
 /// A pass under way.
@@ -48,18 +43,16 @@ struct Pass<B> {
     weighed: u64,
     result: PassResult,
     held: Vec<B>,
-    space: Option<Space>,
     without_gain: u64,
 }
 
-impl<'a, M: PassMachine> Director<'a, M> {
-    /// The director of a run whose load has `actors` actors.
-    pub fn new(machine: &'a M, control: &'a Control, timeline: &'a Timeline, actors: u64) -> Self {
+impl<'a, M: Operator> Director<'a, M> {
+    /// The director of a run on `machine`.
+    pub fn new(machine: &'a M, control: &'a Control, timeline: &'a Timeline) -> Self {
         Self {
             machine,
             control,
             timeline,
-            actors,
             next: 0,
             doing: Doing::Waiting,
         }
@@ -87,7 +80,6 @@ impl<'a, M: PassMachine> Director<'a, M> {
                     weighed: now,
                     result,
                     held,
-                    space: None,
                     without_gain: 0,
                 });
             }
@@ -97,20 +89,17 @@ impl<'a, M: PassMachine> Director<'a, M> {
             }
             What::End => {
                 self.control.enter(Stage::Over);
-                self.doing = Doing::Ending;
+                self.control.end();
+                return Next::Done;
             }
         }
         Next::At(now)
-    }
-
-    fn all_acknowledged(&self) -> bool {
-        self.control.acknowledged() >= self.actors
     }
 }
 
 impl<B> Pass<B> {
     /// Adds the time since the last call to the averages.
-    fn weigh<M: PassMachine<Block = B>>(&mut self, machine: &M, now: u64) {
+    fn weigh<M: Operator<Block = B>>(&mut self, machine: &M, now: u64) {
         let time = now.saturating_sub(self.weighed) as u128;
         self.result.balloon_time += machine.balloon_actual() as u128 * time;
         self.result.target_time += machine.balloon_target() as u128 * time;
@@ -118,7 +107,7 @@ impl<B> Pass<B> {
     }
 
     /// One piece of the pass. Returns when the next one is due, or `None` when the pass is over.
-    fn go_on<M: PassMachine<Block = B>>(&mut self, machine: &M, now: u64) -> Option<u64> {
+    fn go_on<M: Operator<Block = B>>(&mut self, machine: &M, now: u64) -> Option<u64> {
         self.weigh(machine, now);
         match self.plan.test {
             Test::Probe { count, period } => {
@@ -159,21 +148,9 @@ impl<B> Pass<B> {
                 if now >= self.start + limit || self.result.attempts >= goal {
                     return None;
                 }
-                let space = match self.space {
-                    Some(space) => space,
-                    None => {
-                        let Ok(space) = machine.create_space() else {
-                            return Some(now + STALL);
-                        };
-                        *self.space.insert(space)
-                    }
-                };
                 for _ in 0..QUICK_THP_GROUP.min(goal - self.result.attempts) {
                     self.result.attempts += 1;
-                    let page = self.result.attempts * FRAMES_PER_BLOCK as u64;
-                    if let Ok(pages) = machine.fault(space, page, true)
-                        && pages > 1
-                    {
+                    if machine.huge_fault(self.result.attempts) {
                         self.result.allocated += 1;
                     }
                 }
@@ -182,7 +159,7 @@ impl<B> Pass<B> {
         }
     }
 
-    fn attempt<M: PassMachine<Block = B>>(&mut self, machine: &M) -> bool {
+    fn attempt<M: Operator<Block = B>>(&mut self, machine: &M) -> bool {
         self.result.attempts += 1;
         match machine.attempt() {
             Ok(block) => {
@@ -195,19 +172,17 @@ impl<B> Pass<B> {
         }
     }
 
-    fn finish<M: PassMachine<Block = B>>(mut self, machine: &M, now: u64) {
+    fn finish<M: Operator<Block = B>>(mut self, machine: &M, now: u64) {
         self.result.length = now - self.start;
         machine.end_pass(&self.plan, &self.result);
         for block in self.held.drain(..) {
             machine.release(block);
         }
-        if let Some(space) = self.space.take() {
-            machine.exit(space);
-        }
+        machine.end_faults();
     }
 }
 
-impl<M: PassMachine> Actor for Director<'_, M> {
+impl<M: Operator> Actor for Director<'_, M> {
     fn step(&mut self, now: u64) -> Next {
         match core::mem::replace(&mut self.doing, Doing::Waiting) {
             Doing::Waiting => self.begin_phase(now),
@@ -221,15 +196,10 @@ impl<M: PassMachine> Actor for Director<'_, M> {
                     Next::At(now)
                 }
             },
-            Doing::EndingLoad if self.all_acknowledged() => {
-                self.machine.drop_filler();
-                self.machine.rest_watermarks();
-                self.control.log_phase("filler-dropped", now);
+            Doing::EndingLoad if self.machine.kill_load() => {
+                self.machine.clean_up();
+                self.control.log_phase("cleaned", now);
                 Next::At(now)
-            }
-            Doing::Ending if self.all_acknowledged() => {
-                self.control.end();
-                Next::Done
             }
             unfinished => {
                 self.doing = unfinished;
@@ -240,14 +210,14 @@ impl<M: PassMachine> Actor for Director<'_, M> {
 }
 
 /// Sets the balloon's targets at their times.
-pub struct Targets<'a, M: PassMachine> {
+pub struct Targets<'a, M: Operator> {
     machine: &'a M,
     timeline: &'a Timeline,
     next: usize,
     hash: &'a Mutex<TargetsHash>,
 }
 
-impl<'a, M: PassMachine> Targets<'a, M> {
+impl<'a, M: Operator> Targets<'a, M> {
     /// Sets the targets of `timeline` and adds each to `hash`.
     pub fn new(machine: &'a M, timeline: &'a Timeline, hash: &'a Mutex<TargetsHash>) -> Self {
         Self {
@@ -259,7 +229,7 @@ impl<'a, M: PassMachine> Targets<'a, M> {
     }
 }
 
-impl<M: PassMachine> Actor for Targets<'_, M> {
+impl<M: Operator> Actor for Targets<'_, M> {
     fn step(&mut self, now: u64) -> Next {
         while let Some(&(time, frames)) = self.timeline.targets.get(self.next) {
             if time > now {

@@ -6,21 +6,23 @@ use dirigible::MemoryManager;
 use dirigible_balloon::{BalloonDriver, BalloonStats, Held};
 use dirigible_frames::PageTables;
 
-use crate::{content::ContentLog, filler::Filler};
+use crate::{content::ContentLog, system::Parts};
 
-/// Makes the filler give everything back, and shuts the manager down: the balloon gives its frames back, and the books
-/// of all parts are verified. Nothing else may run meanwhile. Afterwards `managed` frames must be free.
+/// Takes the disk down and drops all pages of files, and shuts the manager down: the balloon gives its frames back, and
+/// the books of all parts are verified. Nothing else may run meanwhile. Afterwards `managed` frames must be free.
 ///
 /// # Errors
 ///
 /// Describes the first book that does not balance.
 pub(crate) fn give_all_back<P: PageTables>(
     manager: &MemoryManager<'_, P>,
-    filler: &Filler<'_, P>,
+    parts: &Parts<'_, P>,
     balloon: &dyn BalloonDriver,
     managed: u64,
 ) -> Result<(), String> {
-    filler.drop_all();
+    parts.files.unmount().map_err(|error| format!("files: {error}"))?;
+    parts.cache.forget(0..parts.cache.blocks());
+    parts.cache.audit().map_err(|error| format!("page cache: {error}"))?;
     let (stats, held) = (balloon.stats(), balloon.held());
     if !balances(&stats, &held) {
         return Err(format!(
@@ -29,8 +31,8 @@ pub(crate) fn give_all_back<P: PageTables>(
         ));
     }
     manager.shutdown(0).map_err(|error| format!("{error}"))?;
-    if filler.held() != 0 {
-        return Err(format!("{} frames are left with the filler", filler.held()));
+    if parts.cache.counts().pages != 0 {
+        return Err(format!("{} frames are left in the page cache", parts.cache.counts().pages));
     }
     let free = manager.frames().free_frames();
     if free != managed {

@@ -13,17 +13,19 @@ use spin::Mutex;
 
 use crate::{
     balloon::{BalloonMeans, MeasuredWorker},
+    calls::Failure,
     control::Control,
     director::{Director, Targets},
+    operations::Operations,
     ending,
-    filler::FillerLoad,
-    load,
     mover::{Mover, MoverParts},
     params::{Column, Params},
+    processes::{MAX_PROGRAMS, Processes},
+    programs::Program,
     report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
     system::System,
     timeline::{TargetsHash, Timeline, mem_total_frames},
-    tuning::{ColumnPolicy, LoadTuning},
+    tuning::ColumnPolicy,
 };
 use dirigible::{
     MemoryManager,
@@ -36,38 +38,43 @@ use dirigible::{
 pub const PAGING: OwnerId = OwnerId::new(1).unwrap();
 /// The owner id of the balloon.
 pub const BALLOON: OwnerId = OwnerId::new(2).unwrap();
-/// The owner id of the filler.
-pub const FILLER: OwnerId = OwnerId::new(3).unwrap();
-/// More address spaces than jobs can ever have.
-pub const SPACES: usize = 64;
+/// The owner id of pages of files.
+pub const FILES: OwnerId = OwnerId::new(3).unwrap();
+/// More address spaces than there can be programs, the operator's among them.
+pub const SPACES: usize = MAX_PROGRAMS + 8;
+
+/// What an experiment runs on.
+pub struct Stage<'e, 'a, 'm, P: PageTables> {
+    /// The machine.
+    pub system: &'e System<'a, P>,
+    /// The programs on it.
+    pub processes: &'e Processes<'e, 'a, P>,
+    /// Their operator.
+    pub operations: &'e Operations<'e, 'a, P>,
+    /// What the director tells the others.
+    pub control: &'e Control,
+    /// The machine's memory manager.
+    pub manager: &'e MemoryManager<'m, P>,
+}
 
 /// A column under way.
 pub struct Experiment<'e, 'a, 'm, P: PageTables> {
     column: Column,
     params: &'e Params,
-    system: &'e System<'a, P>,
-    manager: &'e MemoryManager<'m, P>,
+    on: Stage<'e, 'a, 'm, P>,
     timeline: Timeline,
-    control: Control,
     hash: Mutex<TargetsHash>,
     means: BalloonMeans,
 }
 
 impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
-    /// The `column` of the run `params` on `system`, whose memory is `manager`'s.
-    pub fn new(
-        column: Column,
-        params: &'e Params,
-        system: &'e System<'a, P>,
-        manager: &'e MemoryManager<'m, P>,
-    ) -> Self {
+    /// The `column` of the run `params`.
+    pub fn new(column: Column, params: &'e Params, on: Stage<'e, 'a, 'm, P>) -> Self {
         Self {
             column,
             params,
-            system,
-            manager,
+            on,
             timeline: Timeline::new(params),
-            control: Control::new(),
             hash: Mutex::new(TargetsHash::default()),
             means: BalloonMeans::default(),
         }
@@ -80,42 +87,39 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
 
     /// What the director tells the others: all engines run until [`Control::ended`].
     pub fn control(&self) -> &Control {
-        &self.control
+        self.on.control
     }
 
-    /// The load's actors, the filler's among them: they all answer the director.
-    pub fn load(&self) -> Vec<Box<dyn Actor + '_>> {
-        let mut actors: Vec<Box<dyn Actor + '_>> = Vec::new();
-        if self.params.filler {
-            let filler = self.system.parts().filler;
-            let tuning = LoadTuning::new(self.params).filler;
-            let seed = self.params.seed;
-            actors.push(Box::new(FillerLoad::new(
-                filler,
-                &self.control,
-                tuning,
-                seed,
-            )));
-        }
-        actors.extend(load::actors(self.system, &self.control, self.params));
-        actors
+    /// Begins the load: the first program waits for its engine then.
+    ///
+    /// # Errors
+    ///
+    /// There is no place for it.
+    pub fn begin(&self) -> Result<(), Failure> {
+        self.on.processes.begin(&Program::Main).map(|_| ())
     }
 
-    /// The director of a run with so many actors of load.
-    pub fn director(&self, load: usize) -> Director<'_, System<'a, P>> {
-        Director::new(self.system, &self.control, &self.timeline, load as u64)
+    /// Makes `engine` run the programs that begin on CPU `cpu` of those that have engines.
+    pub fn accept_programs<'p>(&'p self, engine: &mut Engine<'p>, cpu: usize) {
+        let processes = self.on.processes;
+        engine.accept_from(move || processes.arrive(cpu));
+    }
+
+    /// The director.
+    pub fn director(&self) -> Director<'_, Operations<'e, 'a, P>> {
+        Director::new(self.on.operations, self.on.control, &self.timeline)
     }
 
     /// Sets the balloon's targets; for a machine that is its own host. Otherwise whoever is the host keeps to
     /// [`timeline`](Self::timeline), and knows the hash of what it set.
-    pub fn targets(&self) -> Targets<'_, System<'a, P>> {
-        Targets::new(self.system, &self.timeline, &self.hash)
+    pub fn targets(&self) -> Targets<'_, Operations<'e, 'a, P>> {
+        Targets::new(self.on.operations, &self.timeline, &self.hash)
     }
 
     /// The balloon's worker: `worker`, and what the experiment measures at it.
     pub fn balloon_worker<'w>(&'w self, worker: BalloonWorker<'w>) -> MeasuredWorker<'w> {
-        let balloon = self.system.parts().balloon;
-        MeasuredWorker::new(worker, balloon, &self.control, &self.means)
+        let balloon = self.on.system.parts().balloon;
+        MeasuredWorker::new(worker, balloon, self.on.control, &self.means)
     }
 
     /// Moves every frame of the full balloon `moves` times; `None` where there is nothing to move.
@@ -126,24 +130,24 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             return None;
         }
         let parts = MoverParts {
-            balloon: self.system.parts().balloon,
+            balloon: self.on.system.parts().balloon,
             owner: BALLOON,
-            mobility: self.manager.mobility(),
-            memory: self.system.parts().memory,
-            control: &self.control,
+            mobility: self.on.manager.mobility(),
+            memory: self.on.system.parts().memory,
+            control: self.on.control,
         };
         Some(Mover::new(parts, full, moves))
     }
 
     /// Background compaction.
     pub fn kcompactd(&self) -> Kcompactd<'m, 'm, P> {
-        self.manager.kcompactd()
+        self.on.manager.kcompactd()
     }
 
     /// Runs the engine that the director is in until the run has ended, and tells how far it has come.
     pub fn lead(&self, engine: &mut Engine<'_>, clock: &dyn Clock, observer: &mut dyn Observer) {
         let mut next = 0;
-        engine.run(clock, self.control.ended(), |now, _| {
+        engine.run(clock, self.on.control.ended(), |now, _| {
             if now >= next {
                 next = now + time::SECOND;
                 observer.progress(self.progress(now));
@@ -154,7 +158,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// How far the run has come at `now`.
     pub fn progress(&self, now: u64) -> Progress {
         Progress {
-            phase: self.control.phase(),
+            phase: self.on.control.phase(),
             now_ms: now / time::MILLISECOND,
             end_ms: self.timeline.end() / time::MILLISECOND,
         }
@@ -163,7 +167,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// Waits until nothing is under way any more, a bounded time. To be called when all engines have ended, before the
     /// [`report`](Self::report): the counts of a move that the host has not answered do not add up.
     pub fn settle(&self) {
-        self.manager.settle();
+        self.on.manager.settle();
     }
 
     /// What the guest knows when all engines have ended: everything but `host`. `balloon` and `largest` (frames) are
@@ -175,15 +179,15 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         largest: u64,
         device_errors: u64,
     ) -> ColumnReport {
-        let parts = self.system.parts();
+        let parts = self.on.system.parts();
         let events = parts.frames.events();
         let of = |event| events.get(event);
         let (balloon_mean, target_mean) = self.means.means();
         let (messages, moved) = (of(Event::BalloonMigrateMessages), of(Event::BalloonMigrate));
         let pages_moved = of(Event::PgmigrateSuccess);
-        let (passes, _) = self.system.passes();
+        let (passes, _) = self.on.system.passes();
         let huge_pages = passes.iter().map(|pass| pass.allocated).sum();
-        let control = &self.control;
+        let control = self.on.control;
         // All engines have ended: Relaxed.
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ColumnReport {
@@ -216,8 +220,6 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
                 jobs_finished: count(&control.jobs_finished),
                 waits: count(&control.waits),
                 waited_ms: count(&control.waited) / time::MILLISECOND,
-                filler_taken: parts.filler.taken(),
-                filler_given: parts.filler.given(),
             },
         }
     }
@@ -233,9 +235,9 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         balloon: &dyn BalloonDriver,
         report: &mut ColumnReport,
     ) -> Result<(), String> {
-        let parts = self.system.parts();
+        let parts = self.on.system.parts();
         let managed = mem_total_frames(self.params);
-        let balanced = ending::give_all_back(self.manager, parts.filler, balloon, managed);
+        let balanced = ending::give_all_back(self.on.manager, parts, balloon, managed);
         report.content_errors = parts.contents.errors();
         report.pages_checked = parts.contents.checked_whole();
         balanced.and_then(|()| ending::content_verdict(parts.contents))

@@ -1,23 +1,22 @@
-//! The real machine: allocator, compaction, paging, filler and balloon behind the two traits of
-//! [`machine`](crate::machine).
+//! The real machine: allocator, compaction, paging, files and balloon.
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use dirigible_frames::{
     AllocRequest, FrameAllocator, FrameClass, Order, PageTables, Pfn, Watermarks,
 };
+use dirigible_files::FileStore;
+use dirigible_pagecache::PageCache;
 use dirigible_paging::{
     Fault, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
 };
+use dirigible_reclaim::Reclaimer;
 use spin::Mutex;
 
 use crate::{
     balloon::BalloonControl,
     content::{ContentLog, Pattern, When},
-    filler::Filler,
-    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
+    operator::{Check, NoMemory},
     passes::{Ended, PassBook, Sizes},
     report::{AttemptHost, PassReport},
     stalls::Stalls,
@@ -25,8 +24,6 @@ use crate::{
     user::UserMemory,
 };
 
-/// Key of kernel memory in its patterns.
-const KERNEL: u64 = 0x6e72_6b00_0000_0000;
 /// Key of the probe's huge pages.
 const PROBE: u64 = 0x7072_6f00_0000_0000;
 
@@ -46,8 +43,12 @@ pub struct Parts<'a, P: PageTables> {
     pub paging: &'a Paging<'a, P>,
     /// The allocation slow path.
     pub memory: &'a SlowPath<'a, P>,
-    /// The filler, also where it is switched off.
-    pub filler: &'a Filler<'a, P>,
+    /// Pages of files.
+    pub cache: &'a PageCache<'a, P>,
+    /// Files.
+    pub files: &'a FileStore<'a, P>,
+    /// Reclaim.
+    pub reclaim: &'a Reclaimer<'a, P>,
     /// How programs access their pages where the hardware walks the page tables. `None`: the platform reads and writes
     /// the frames directly.
     pub user: Option<&'a dyn UserMemory>,
@@ -65,8 +66,6 @@ pub struct Parts<'a, P: PageTables> {
 pub struct System<'a, P: PageTables> {
     pub(crate) parts: Parts<'a, P>,
     rested: Watermarks,
-    serial: AtomicU64,
-    kernel: AtomicU64,
     passes: Mutex<PassBook>,
 }
 
@@ -88,7 +87,7 @@ impl<P: PageTables> MoveObserver for MoveChecks<'_, P> {
         for offset in 0..order.frames() as u64 {
             let (page, frame) = (page.get() + offset, frame.plus(offset));
             let pattern = Pattern::new(u64::from(space.get()), page);
-            let note = (When::Moved, "job", page);
+            let note = (When::Moved, "program", page);
             self.contents
                 .check_whole(self.platform, frame, pattern, note);
         }
@@ -102,8 +101,6 @@ impl<'a, P: PageTables> System<'a, P> {
         Self {
             parts,
             rested,
-            serial: AtomicU64::new(0),
-            kernel: AtomicU64::new(0),
             passes,
         }
     }
@@ -123,7 +120,7 @@ impl<'a, P: PageTables> System<'a, P> {
         self.parts.memory.alloc(request).map_err(|_| NoMemory)
     }
 
-    fn check_frame(
+    pub(crate) fn check_frame(
         &self,
         frame: Pfn,
         pattern: Pattern,
@@ -146,9 +143,8 @@ impl<'a, P: PageTables> System<'a, P> {
         let audit = self.parts.paging.audit().unwrap_or_default();
         Sizes {
             anonymous: audit.frames(),
-            // Relaxed: a count for the report.
-            kernel: self.kernel.load(Ordering::Relaxed) + audit.tables,
-            filler: self.parts.filler.held(),
+            kernel: kernel_frames(self.parts.frames, self.parts.balloon.actual()),
+            files: self.parts.cache.counts().pages,
             balloon: self.parts.balloon.actual(),
         }
     }
@@ -158,7 +154,7 @@ impl<P: PageTables> System<'_, P> {
     /// Serves a page fault. A new page is filled with its pattern before it is mapped.
     pub(crate) fn serve_fault(
         &self,
-        space: Space,
+        space: SpaceId,
         page: u64,
         huge: bool,
     ) -> Result<Fault, NoMemory> {
@@ -179,94 +175,46 @@ impl<P: PageTables> System<'_, P> {
                 pattern_of(space, page + offset).write(platform, frame.plus(offset));
             }
         };
-        let (space, page) = (SpaceId::new(space.0), Page::new(page));
+        let page = Page::new(page);
         let fault = paging.fault_filled(space, page, kind, memory, fill);
         fault.map_err(|_| NoMemory)
     }
 }
 
-pub(crate) fn pattern_of(space: Space, page: u64) -> Pattern {
+pub(crate) fn pattern_of(space: SpaceId, page: u64) -> Pattern {
     Pattern::new(u64::from(space.0), page)
 }
 
-impl<P: PageTables> LoadMemory for System<'_, P> {
-    fn create_space(&self) -> Result<Space, NoMemory> {
-        let made = self.parts.paging.create_space(self.parts.memory);
-        made.map(|space| Space(space.get())).map_err(|_| NoMemory)
+impl<P: PageTables> System<'_, P> {
+    /// Makes `page` of `space` present and fills new pages with their pattern. With `huge` the aligned 512 pages from
+    /// `page` on may be mapped as one huge page; gives whether they are.
+    pub(crate) fn fault(&self, space: SpaceId, page: u64, huge: bool) -> Result<bool, NoMemory> {
+        match self.parts.user {
+            Some(user) => self.store_first_line(user, space, page, huge),
+            None => Ok(self.serve_fault(space, page, huge)?.huge),
+        }
     }
 
-    fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
-        let huge = match self.parts.user {
-            Some(user) => self.store_first_line(user, space, page, huge)?,
-            None => self.serve_fault(space, page, huge)?.huge,
-        };
-        Ok(if huge { Order::HUGE.frames() as u64 } else { 1 })
-    }
-
-    fn reuse(&self, space: Space, page: u64, draw: u32) {
-        self.check(space, page..page + 1, Check::Four(draw));
-    }
-
-    fn check(&self, space: Space, pages: Range<u64>, check: Check) {
+    /// Checks the pages of the range that are present.
+    pub(crate) fn check(&self, space: SpaceId, pages: Range<u64>, check: Check) {
         for page in pages {
-            let note = (When::Used, "job", page);
+            let note = (When::Used, "program", page);
             if let Some(user) = self.parts.user {
                 self.check_loaded(user, space, page, check);
                 continue;
             }
             self.parts
                 .paging
-                .access(SpaceId::new(space.0), Page::new(page), false, |frame| {
+                .access(space, Page::new(page), false, |frame| {
                     self.check_frame(frame, pattern_of(space, page), check, note);
                 });
         }
     }
 
-    fn give_back(&self, space: Space, pages: Range<u64>) {
+    /// Gives back the pages of the range that are present.
+    pub(crate) fn give_back(&self, space: SpaceId, pages: Range<u64>) {
         let pages = Page::new(pages.start)..Page::new(pages.end);
-        self.parts.paging.unmap(SpaceId::new(space.0), pages);
-    }
-
-    fn exit(&self, space: Space) {
-        self.parts.paging.destroy_space(SpaceId::new(space.0));
-    }
-
-    fn kernel_alloc(&self, request: KernelRequest) -> Result<KernelMemory, NoMemory> {
-        let class = if request.reclaimable {
-            FrameClass::Reclaimable
-        } else {
-            FrameClass::Unmovable
-        };
-        let first = self.alloc(AllocRequest::new(request.order, class))?;
-        let frames = request.order.frames() as u64;
-        // Relaxed, here and below: numbers that only have to be unique, and a count for the report.
-        let serial = self.serial.fetch_add(frames, Ordering::Relaxed);
-        self.kernel.fetch_add(frames, Ordering::Relaxed);
-        for offset in 0..frames {
-            let pattern = Pattern::new(KERNEL, serial + offset);
-            pattern.write(self.parts.platform, first.plus(offset));
-        }
-        Ok(KernelMemory {
-            request,
-            first,
-            serial,
-        })
-    }
-
-    fn kernel_free(&self, memory: KernelMemory, check: Check) {
-        let KernelMemory {
-            request,
-            first,
-            serial,
-        } = memory;
-        let frames = request.order.frames() as u64;
-        for offset in 0..frames {
-            let pattern = Pattern::new(KERNEL, serial + offset);
-            let note = (When::Ended, "kernel", serial + offset);
-            self.check_frame(first.plus(offset), pattern, check, note);
-        }
-        self.kernel.fetch_sub(frames, Ordering::Relaxed);
-        self.parts.memory.free(first, request.order);
+        self.parts.paging.unmap(space, pages);
     }
 }
 
@@ -274,10 +222,9 @@ impl<P: PageTables> LoadMemory for System<'_, P> {
 #[derive(Debug)]
 pub struct ProbeBlock(Pfn);
 
-impl<P: PageTables> PassMachine for System<'_, P> {
-    type Block = ProbeBlock;
-
-    fn attempt(&self) -> Result<ProbeBlock, NoMemory> {
+impl<P: PageTables> System<'_, P> {
+    /// One attempt of the probe.
+    pub(crate) fn attempt(&self) -> Result<ProbeBlock, NoMemory> {
         let Parts {
             platform,
             frames,
@@ -299,7 +246,8 @@ impl<P: PageTables> PassMachine for System<'_, P> {
         Ok(ProbeBlock(first))
     }
 
-    fn release(&self, ProbeBlock(first): ProbeBlock) {
+    /// Gives back the huge page of an attempt.
+    pub(crate) fn release(&self, ProbeBlock(first): ProbeBlock) {
         let Parts {
             platform,
             contents,
@@ -317,34 +265,19 @@ impl<P: PageTables> PassMachine for System<'_, P> {
         memory.free(first, Order::HUGE);
     }
 
-    fn set_balloon_target(&self, frames: u64) {
-        self.parts.balloon.set_target(frames);
-    }
-
-    fn balloon_target(&self) -> u64 {
-        self.parts.balloon.target()
-    }
-
-    fn balloon_actual(&self) -> u64 {
-        self.parts.balloon.actual()
-    }
-
-    fn drop_filler(&self) {
-        self.parts.filler.drop_all();
-    }
-
-    fn rest_watermarks(&self) {
+    /// Sets the watermarks of a machine at rest.
+    pub(crate) fn rest_watermarks(&self) {
         for zone in self.parts.frames.zones() {
             self.parts.frames.set_watermarks(zone, self.rested);
         }
     }
 
-    fn begin_pass(&self, pass: &PassPlan) {
-        let balloon = self.balloon_actual();
+    pub(crate) fn begin_pass(&self, pass: &PassPlan) {
+        let balloon = self.parts.balloon.actual();
         self.passes.lock().begin(pass, self.parts.frames, balloon);
     }
 
-    fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
+    pub(crate) fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
         let sizes = self.sizes();
         self.passes
             .lock()

@@ -5,7 +5,7 @@ use dirigible_paging::{Page, SpaceId};
 
 use crate::{
     content::{LINES, When, four_lines},
-    machine::{Check, NoMemory, Space},
+    operator::{Check, NoMemory},
     system::{System, pattern_of},
 };
 
@@ -51,13 +51,13 @@ impl<P: PageTables> System<'_, P> {
     pub(crate) fn store_first_line(
         &self,
         user: &dyn UserMemory,
-        space: Space,
+        space: SpaceId,
         page: u64,
         huge: bool,
     ) -> Result<bool, NoMemory> {
         let mut served = None;
         let word = pattern_of(space, page).word(0);
-        let (id, number) = (SpaceId::new(space.0), Page::new(page));
+        let (id, number) = (space, Page::new(page));
         let done = user.store(id, number, word, &mut || {
             let fault = self.serve_fault(space, page, huge);
             served = fault.ok();
@@ -77,12 +77,12 @@ impl<P: PageTables> System<'_, P> {
     pub(crate) fn check_loaded(
         &self,
         user: &dyn UserMemory,
-        space: Space,
+        space: SpaceId,
         page: u64,
         check: Check,
     ) {
         let pattern = pattern_of(space, page);
-        let (id, number) = (SpaceId::new(space.0), Page::new(page));
+        let (id, number) = (space, Page::new(page));
         let fault = &mut || self.is_there(id, number);
         let contents = self.parts.contents;
         let wrong = match check {
@@ -102,7 +102,7 @@ impl<P: PageTables> System<'_, P> {
         if let Some(wrong) = wrong {
             // Its present frame: it may have been moved since.
             let frame = self.parts.paging.translate(id, number).unwrap_or_default();
-            contents.record(frame, wrong, (When::Used, "job", page));
+            contents.record(frame, wrong, (When::Used, "program", page));
         }
     }
 
