@@ -34,6 +34,23 @@ const HOST_ANSWER: u64 = 30_000;
 const HOST_ANSWER_FRAME: u64 = 500;
 /// Dropping a clean page of the page cache: isolate, unlink, free.
 const RECLAIM_FRAME: u64 = 300;
+/// Looking at one frame: its state word, its page-table entry or its links, half of them not in the cache.
+const SCAN_FRAME: u64 = 50;
+/// Copying 4 KiB between a file's page and a program, both mostly in the cache: at about 14 GB/s.
+const COPY_FRAME: u64 = 300;
+/// A request to a disk: the block layer's work, the notification (an exit, as for [`HOST_REQUEST`]) and the share of an
+/// interrupt.
+const DISK_REQUEST: u64 = 2_000;
+/// One frame of it: descriptor, and its page's locks and marks on both ways.
+const DISK_REQUEST_FRAME: u64 = 50;
+/// How many requests a disk works on at a time; more wait inside it. The least that drives of today have.
+pub const DISK_DEPTH: usize = 32;
+/// What a disk needs for a request beside the transfer, with others at the same time: 100 µs, a virtual disk on flash
+/// memory.
+const DISK_LATENCY: u64 = 100_000;
+/// What a disk needs to transfer 1024 bytes, one request after the other: about 500 MB/s, a SATA drive or the usual
+/// quota of a cloud's disk.
+const DISK_TRANSFER_KIB: u64 = 2_048;
 /// One look at something that is not ready yet: what [`Platform::relax`](dirigible_frames::Platform::relax) lets pass.
 pub const RELAX: u64 = 10_000;
 
@@ -49,6 +66,9 @@ pub const fn price(cost: Cost) -> u64 {
         Cost::ExamineBlock => EXAMINE_BLOCK,
         Cost::HostRequest(frames) => HOST_REQUEST + HOST_REQUEST_FRAME * frames as u64,
         Cost::Reclaim(frames) => RECLAIM_FRAME * frames as u64,
+        Cost::Scan(frames) => SCAN_FRAME * frames as u64,
+        Cost::CopyFrame(frames) => COPY_FRAME * frames as u64,
+        Cost::DiskRequest(frames) => DISK_REQUEST + DISK_REQUEST_FRAME * frames as u64,
         _ => 0,
     }
 }
@@ -57,6 +77,26 @@ pub const fn price(cost: Cost) -> u64 {
 #[inline]
 pub const fn host_answer(frames: usize) -> u64 {
     HOST_ANSWER + HOST_ANSWER_FRAME * frames as u64
+}
+
+/// How long after a disk has begun a request its transfer can begin, at `speed` thousandths (not 0) of the usual speed.
+///
+/// A disk begins up to [`DISK_DEPTH`] requests at a time, in the order in which they come. The transfer follows when
+/// those of all requests begun before are over, and takes [`disk_transfer`]; then the request is answered.
+#[inline]
+pub const fn disk_latency(speed: u32) -> u64 {
+    scaled(DISK_LATENCY, speed)
+}
+
+/// How long a disk transfers `bytes` bytes, at `speed` thousandths (not 0) of the usual speed.
+#[inline]
+pub const fn disk_transfer(bytes: u64, speed: u32) -> u64 {
+    scaled(bytes.saturating_mul(DISK_TRANSFER_KIB) / 1024, speed)
+}
+
+/// `ns` at `speed` thousandths of the speed.
+const fn scaled(ns: u64, speed: u32) -> u64 {
+    ns.saturating_mul(1000) / speed as u64
 }
 
 #[cfg(test)]
@@ -69,5 +109,15 @@ mod tests {
         assert!(host_answer(256) < 256 * host_answer(1));
         assert_eq!(price(Cost::MoveFrame(512)), 512 * price(Cost::MoveFrame(1)));
         assert_eq!(price(Cost::Isolate(0)), 0);
+    }
+
+    #[test]
+    fn a_slow_disk_takes_longer_for_all_of_a_request() {
+        assert_eq!(disk_latency(1000), 100_000);
+        assert_eq!(disk_latency(100), 10 * disk_latency(1000));
+        assert_eq!(disk_transfer(4096, 1000), 8_192);
+        assert_eq!(disk_transfer(4096, 100), 81_920);
+        assert!(disk_transfer(u64::MAX, 1) > u64::MAX / 2);
+        assert!(disk_latency(u32::MAX) < 100);
     }
 }

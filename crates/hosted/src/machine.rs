@@ -11,6 +11,8 @@ use crate::{
     devices::{
         balloon_host::HostBalloon,
         balloon_options::{BalloonOptions, BalloonOptionsError},
+        disk_host::HostDisk,
+        disk_options::{DiskOptions, DiskOptionsError},
         interrupt::Event,
         runner::DeviceThread,
     },
@@ -60,6 +62,9 @@ pub enum MachineError {
     /// A balloon device.
     #[error(transparent)]
     Balloon(#[from] BalloonOptionsError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskOptionsError),
     /// A device's thread could not be started.
     #[error("the thread of a device does not start: {0}")]
     Thread(#[source] io::Error),
@@ -73,6 +78,7 @@ pub struct MachineBuilder {
     mode: Mode,
     backing: Backing,
     balloons: Vec<BalloonOptions>,
+    disks: Vec<DiskOptions>,
 }
 
 /// How guest memory lies.
@@ -91,6 +97,7 @@ impl MachineBuilder {
             mode: Mode::Deterministic,
             backing: Backing::BasePages,
             balloons: Vec::new(),
+            disks: Vec::new(),
         }
     }
 
@@ -121,6 +128,12 @@ impl MachineBuilder {
     /// Adds a balloon device.
     pub fn balloon(mut self, options: BalloonOptions) -> Self {
         self.balloons.push(options);
+        self
+    }
+
+    /// Adds a disk.
+    pub fn disk(mut self, options: DiskOptions) -> Self {
+        self.disks.push(options);
         self
     }
 
@@ -159,18 +172,32 @@ impl MachineBuilder {
                 HostBalloon::new(&ram, options, clock, interrupts, threaded)
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let disks = self
+            .disks
+            .into_iter()
+            .map(|options| {
+                let (clock, interrupts) = (Arc::clone(&clock), Arc::clone(&interrupts));
+                HostDisk::new(&ram, options, clock, interrupts, threaded)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         let mut threads = Vec::new();
         if threaded {
             for (index, balloon) in balloons.iter().enumerate() {
                 let thread = balloon.start(&format!("balloon{index}"));
                 threads.push(thread.map_err(MachineError::Thread)?);
             }
+            for (index, disk) in disks.iter().enumerate() {
+                let thread = disk.start(&format!("disk{index}"));
+                threads.push(thread.map_err(MachineError::Thread)?);
+            }
         }
         let platform = HostedPlatform::new(ram, self.cpus, self.mode, clock, interrupts);
-        platform.set_dues(balloons.iter().map(HostBalloon::due).collect());
+        let dues = balloons.iter().map(HostBalloon::due);
+        platform.set_dues(dues.chain(disks.iter().map(HostDisk::due)).collect());
         Ok(HostedMachine {
             _threads: threads,
             balloons,
+            disks,
             platform,
         })
     }
@@ -183,6 +210,7 @@ pub struct HostedMachine {
     /// First, so that they end first.
     _threads: Vec<DeviceThread>,
     balloons: Vec<HostBalloon>,
+    disks: Vec<HostDisk>,
     platform: HostedPlatform,
 }
 
@@ -200,5 +228,10 @@ impl HostedMachine {
     /// Its balloon devices, in the order in which they were added.
     pub fn balloons(&self) -> &[HostBalloon] {
         &self.balloons
+    }
+
+    /// Its disks, in the order in which they were added.
+    pub fn disks(&self) -> &[HostDisk] {
+        &self.disks
     }
 }

@@ -189,6 +189,10 @@ impl ConfigSpace {
 pub(crate) trait DeviceModel: Send + 'static {
     /// The driver is ready: take over its queues.
     fn activate(&mut self, registers: &Registers);
+    /// Whether it takes a reset. One that does not goes on, and its status says so.
+    fn takes_reset(&self) -> bool {
+        true
+    }
     /// Forget the driver and all its requests.
     fn reset(&mut self);
     /// The driver announced buffers in queue `queue`. `true`: raise the queue interrupt.

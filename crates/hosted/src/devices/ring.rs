@@ -61,9 +61,20 @@ impl Ring {
         }
     }
 
-    /// Answers request `head`.
+    /// Answers request `head`, for which nothing was written.
     pub(crate) fn answer(&mut self, memory: &GuestMemoryMmap, head: u16) -> Result<(), BrokenRing> {
-        self.queue.add_used(memory, head, 0).map_err(|_| BrokenRing)
+        self.answer_with(memory, head, 0)
+    }
+
+    /// Answers request `head`, for which `length` bytes were written.
+    pub(crate) fn answer_with(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        length: u32,
+    ) -> Result<(), BrokenRing> {
+        let added = self.queue.add_used(memory, head, length);
+        added.map_err(|_| BrokenRing)
     }
 
     /// Answers with an id that no honest device would give.

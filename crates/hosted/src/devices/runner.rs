@@ -184,6 +184,9 @@ impl<D: DeviceModel> Backend for Runner<D> {
         if status.is_empty() {
             // Under the device's lock: when this returns, the device has stopped using the driver's memory.
             let mut device = self.device();
+            if !device.takes_reset() {
+                return;
+            }
             device.reset();
             self.due.store(device.due(), Ordering::Relaxed);
             registers.reset();
