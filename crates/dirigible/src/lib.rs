@@ -5,8 +5,8 @@
 //!
 //! - [`boot`]: zones, [`watermarks`], the place of the tables, the allocator itself;
 //! - [`MemoryManager`]: registration of owners, the slow path, reclaimers and notifiers, verification;
-//! - [`daemon`]s as steps that a kernel runs in threads and an executor polls: [`kcompactd`], the
-//!   [balloon's worker](balloon_worker);
+//! - [`daemon`]s as steps that a kernel runs in threads and an executor polls: [`kcompactd`],
+//!   [`kswapd`], the [balloon's worker](balloon_worker);
 //! - `schedule` (a feature; needs a heap): a queue that runs daemons and programs in virtual or real time.
 //!
 //! ```
@@ -56,6 +56,7 @@ pub mod boot;
 pub mod chain;
 pub mod daemon;
 pub mod kcompactd;
+pub mod kswapd;
 mod manager;
 pub mod memory_map;
 mod parts;

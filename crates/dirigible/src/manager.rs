@@ -10,11 +10,13 @@ use dirigible_paging::{
     OutOfMemory, OutOfMemoryNotifier, PageSource, Paging, Reclaim, SlowPath, SlowPathConfig,
     StallObserver,
 };
+use dirigible_reclaim::Reclaimer;
 
 use crate::{
     balloon_worker::{BalloonWorker, BalloonWorkerConfig, Drain},
     chain::Full,
     kcompactd::{Kcompactd, KcompactdConfig},
+    kswapd::{Kswapd, KswapdConfig},
     parts::{Notifier, Part, Parts, Spaces},
     room::{NoRoom, Room},
 };
@@ -28,6 +30,8 @@ pub struct ManagerConfig {
     pub slow_path: SlowPathConfig,
     /// Background compaction.
     pub kcompactd: KcompactdConfig,
+    /// Background reclaim.
+    pub kswapd: KswapdConfig,
     /// The balloon's worker.
     pub balloon_worker: BalloonWorkerConfig,
     /// How long [`shutdown`](MemoryManager::shutdown) waits for what is under way, in nanoseconds. Default 2 s.
@@ -40,6 +44,7 @@ impl Default for ManagerConfig {
             compaction: CompactionConfig::default(),
             slow_path: SlowPathConfig::default(),
             kcompactd: KcompactdConfig::default(),
+            kswapd: KswapdConfig::default(),
             balloon_worker: BalloonWorkerConfig::default(),
             shutdown_ns: 2_000_000_000,
         }
@@ -298,6 +303,12 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
     /// Background compaction, to be run as one daemon.
     pub fn kcompactd(&self) -> Kcompactd<'a, 'a, P> {
         Kcompactd::new(self.mobility, self.config.kcompactd)
+    }
+
+    /// Background reclaim by `reclaimer`, to be run as one daemon. The reclaimer is [added](Self::add_reclaimer) too, so
+    /// that requests reclaim, and wake the daemon.
+    pub fn kswapd<'r>(&self, reclaimer: &'r Reclaimer<'a, P>) -> Kswapd<'r, 'a, P> {
+        Kswapd::new(reclaimer, self.config.kswapd)
     }
 
     /// The worker of a registered balloon, to be run as one daemon; the balloon gets its frames from here.

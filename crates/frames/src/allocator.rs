@@ -134,6 +134,12 @@ impl<'m> FrameAllocator<'m> {
         (self.record(block).info.load(Ordering::Relaxed) & info_word::RESERVED_MASK) as u16
     }
 
+    /// How many blocks its tables have room for, those that can be added later among them: each block's number is
+    /// smaller.
+    pub fn block_capacity(&self) -> usize {
+        self.records.len()
+    }
+
     /// How many processors it was made for.
     pub fn cpu_count(&self) -> usize {
         self.cpus.len()
@@ -222,9 +228,14 @@ impl<'m> FrameAllocator<'m> {
     }
 
     /// Adds `more` to the tally of `block` in one atomic step, with wrap-around, so that it can also subtract; gives
-    /// the tally before. The block is not filed anew: [`set_block_tally`](Self::set_block_tally) does that.
+    /// the tally before. The block is not filed anew: [`refile_block`](Self::refile_block) does that, and
+    /// [`set_block_tally`](Self::set_block_tally).
     pub fn add_to_block_tally(&self, block: BlockId, more: u64) -> u64 {
         // Relaxed: a hint; nothing depends on it.
         self.record(block).tally.fetch_add(more, Ordering::Relaxed)
+    }
+    /// Files `block` by the cost that its tally stands for now.
+    pub fn refile_block(&self, block: BlockId) {
+        self.refile_by_cost(block);
     }
 }

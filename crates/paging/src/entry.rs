@@ -106,6 +106,11 @@ impl Entry {
         Self(self.0 | Self::ACCESSED | if write { Self::DIRTY } else { 0 })
     }
 
+    /// The same mapping, not accessed.
+    pub(crate) const fn aged(self) -> Self {
+        Self(self.0 & !Self::ACCESSED)
+    }
+
     /// The migration entry that replaces this mapping.
     pub(crate) const fn to_migration(self) -> Self {
         Self((self.0 & !Self::PRESENT) | Self::MIGRATION)

@@ -102,6 +102,7 @@ mod access;
 mod audit;
 mod entry;
 mod fault;
+mod harvest;
 mod lifetime;
 mod migrate;
 mod page;
@@ -116,6 +117,7 @@ mod unmap;
 
 pub use audit::{Audit, AuditError};
 pub use fault::{Fault, FaultError, FaultKind};
+pub use harvest::Harvest;
 pub use lifetime::SpaceError;
 pub use page::Page;
 pub use paging::{Mapping, MoveObserver, Paging, Usage};

@@ -4,7 +4,7 @@ use crate::source::{
     NoNotifier, OutOfMemory, OutOfMemoryNotifier, PageSource, Reclaim, StallObserver,
 };
 use dirigible_frames::{
-    AllocError, AllocRequest, BalloonPlacement, Cost, Event, Fallback, FrameAllocator, Order, Pfn,
+    AllocError, AllocRequest, BalloonPlacement, Event, Fallback, FrameAllocator, Order, Pfn,
     Platform, Watermark,
 };
 use dirigible_mobility::{CompactResult, Mobility, evacuates};
@@ -23,7 +23,7 @@ const LOOK_NS: u64 = 100;
 pub struct SlowPathConfig {
     /// Frames that one call of reclaim is asked for, for a base page or for the balloon.
     pub batch: usize,
-    /// Frames that one call of reclaim is asked for, for a huge page.
+    /// Frames that one call of reclaim is asked for at most, for a huge page: no more than compaction lacks.
     pub huge_batch: usize,
     /// Frames asked of reclaim so that a block can be evacuated into them.
     pub evacuate_batch: usize,
@@ -71,7 +71,12 @@ impl Default for SlowPathConfig {
 ///   evacuated and converted; reclaim, for as long as it frees something; the whole-block reserve. Then, for runs of at
 ///   most 8 frames: the frames that compaction holds until it has moved others; and at last the
 ///   [notifier](OutOfMemoryNotifier), a balloon. The balloon is last, as its frames were promised to the host.
-/// - *Huge pages:* a free block, a block captured by compaction, and both again after one large reclaim.
+/// - *Huge pages:* a free block, a block captured by compaction, and both again after one large reclaim, if compaction may
+///   have failed for want of room: no zone had twice a huge page above its low watermark. With that much free, more would
+///   not help.
+///
+/// Whoever is not served at once wakes background reclaim. It looks at free memory itself as well, so requests that are
+/// served do not.
 ///
 /// Each means is tried a bounded number of times. So every request ends, with frames or with [`OutOfMemory`], whatever
 /// other CPUs do.
@@ -143,6 +148,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             if taken == out.len() {
                 break;
             }
+            self.reclaim.wake();
             if matches!(how, BalloonPlacement::Unmovable) {
                 // One frame is allocated as for any unmovable request, which makes room for more.
                 let request = AllocRequest::unmovable().with_watermark(mark);
@@ -314,7 +320,6 @@ impl<'a, P: Platform> SlowPath<'a, P> {
 
     /// Serves a request for a huge page, whose first attempt failed.
     fn alloc_huge(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
-        let mut stalled = false;
         for attempt in 0..2 {
             if attempt > 0
                 && let Ok(frame) = self.frames.alloc(self.platform.cpu(), request)
@@ -327,17 +332,31 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             if let CompactResult::Captured(frame) = result {
                 return Ok(frame);
             }
-            if attempt == 0 && self.reclaim(self.config.huge_batch, Order::HUGE, &mut stalled) == 0
-            {
-                break;
+            if attempt == 0 {
+                let missing = self.missing_room().min(self.config.huge_batch);
+                if missing == 0 || self.reclaim(missing, Order::HUGE, &mut false) == 0 {
+                    break;
+                }
             }
         }
         self.failed()
     }
 
+    /// Frames that the zone that lacks fewest lacks for compaction: it needs a block above the min watermark, and as much
+    /// again is for those who allocate meanwhile. Reclaim on behalf of a huge page ends at the same mark.
+    fn missing_room(&self) -> usize {
+        let room = 2 * Order::HUGE.frames() as u64;
+        let missing = self.frames.zones().map(|zone| {
+            let mark = self.frames.watermarks(zone).low.saturating_add(room);
+            mark.saturating_sub(self.frames.zone_free_frames(zone))
+        });
+        missing.min().unwrap_or(0) as usize
+    }
+
     /// Serves a request whose first attempt failed for `why`, and notifies the observer.
     #[cold]
     fn stall(&self, request: AllocRequest, why: AllocError) -> Result<Pfn, OutOfMemory> {
+        self.reclaim.wake();
         let watch = self
             .observer
             .map(|observer| (observer, self.platform.now()));
@@ -353,7 +372,7 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         got
     }
 
-    /// Reclaims `frames` frames, charges the cost and counts the events.
+    /// Reclaims `frames` frames and counts the events. Who reclaims charges the cost.
     fn reclaim(&self, frames: usize, order: Order, stalled: &mut bool) -> usize {
         let cpu = self.platform.cpu();
         if !core::mem::replace(stalled, true) {
@@ -363,7 +382,6 @@ impl<'a, P: Platform> SlowPath<'a, P> {
         self.frames
             .events()
             .add(cpu, Event::PgReclaimed, freed as u64);
-        self.platform.charge(Cost::Reclaim(freed as u32));
         freed
     }
 

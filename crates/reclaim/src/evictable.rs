@@ -2,7 +2,7 @@
 
 use dirigible_frames::Pfn;
 
-use crate::generations::Stamp;
+use crate::stamp::Stamp;
 
 /// Why an owner keeps a frame that reclaim wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

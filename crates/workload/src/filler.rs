@@ -309,7 +309,10 @@ impl<'a, P: PageTables> Filler<'a, P> {
 
 impl<P: PageTables> Reclaim for Filler<'_, P> {
     fn reclaim(&self, frames: usize, _: Order) -> usize {
-        self.give_back(frames, false)
+        let freed = self.give_back(frames, false);
+        self.platform
+            .charge(dirigible_frames::Cost::Reclaim(freed as u32));
+        freed
     }
 }
 

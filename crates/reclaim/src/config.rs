@@ -1,0 +1,57 @@
+//! The constants of reclaim.
+
+/// How much is done at a time, and when it is left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReclaimConfig {
+    /// Frames that are looked at together. Default 32.
+    pub cluster: u64,
+    /// Objects that a shrinker is offered at a time. Default 128.
+    pub slab_batch: u64,
+    /// Below this priority background reclaim is in trouble: it writes dirty frames itself. Default 10; the first
+    /// priority is 12, the last 0.
+    pub write_priority: u8,
+    /// The longest that a request waits for writes to end, in nanoseconds. Default 100 ms.
+    pub throttle_ns: u64,
+    /// How often such a request looks, at most: a virtual clock may stand still. Default 10,000.
+    pub throttle_looks: u32,
+}
+
+impl Default for ReclaimConfig {
+    fn default() -> Self {
+        Self {
+            cluster: 32,
+            slab_batch: 128,
+            write_priority: 10,
+            throttle_ns: 100_000_000,
+            throttle_looks: 10_000,
+        }
+    }
+}
+
+/// How background reclaim works.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KswapdConfig {
+    /// Time between two looks at free memory, in nanoseconds. Default 1 ms: a look is a few loads, and memory may go from
+    /// the low to the min watermark in some milliseconds.
+    pub tick_ns: u64,
+    /// Frames that one step looks at. Default 256.
+    pub piece: u64,
+    /// The pause after a pass in trouble, in nanoseconds. Default 100 ms.
+    pub pause_ns: u64,
+    /// Rounds through all priorities without a frame freed after which it gives up. Default 16.
+    pub rounds: u32,
+    /// Frames that a pass or several must free for the next one to begin at the first priority again. Default 32.
+    pub progress: u64,
+}
+
+impl Default for KswapdConfig {
+    fn default() -> Self {
+        Self {
+            tick_ns: 1_000_000,
+            piece: 256,
+            pause_ns: 100_000_000,
+            rounds: 16,
+            progress: 32,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Reclaim on behalf of one request, which waits for it.
+
+use dirigible_frames::{Event, Order, Platform, Reclaim, sync::Ordering};
+
+use crate::{Reclaimer, Who, hand::Effort};
+
+/// The priority of the first pass.
+pub(crate) const FIRST_PRIORITY: u8 = 12;
+/// Requests of a larger order ask for room to compact in.
+const COSTLY: u8 = 3;
+
+impl<P: Platform> Reclaim for Reclaimer<'_, P> {
+    /// Passes at priorities 12 to 0, until `frames` frames are free (frames of objects count): so it looks at no more
+    /// than twice the frames that there are, and some. For orders above 3 it ends as soon as a zone has twice the request
+    /// above its low watermark: compaction has room then. Gives 0 at once to who is inside of reclaim already.
+    fn reclaim(&self, frames: usize, order: Order) -> usize {
+        let Some(_inside) = self.enter() else {
+            return 0;
+        };
+        let goal = frames as u64;
+        let (mut freed, mut throttled) = (0, false);
+        for priority in (0..=FIRST_PRIORITY).rev() {
+            if freed >= goal || self.has_room(order) {
+                break;
+            }
+            let (pass, objects) = self.pass(Effort {
+                who: Who::Direct,
+                priority,
+                goal: goal - freed,
+            });
+            freed += pass.freed + objects;
+            if freed == 0 && !throttled && pass.writeback * 2 > pass.scanned {
+                throttled = true;
+                self.throttle();
+            }
+        }
+        if freed > 0 {
+            // Relaxed: a number on its own.
+            self.successes.fetch_add(1, Ordering::Relaxed);
+        }
+        freed as usize
+    }
+
+    fn wake(&self) {
+        self.want_background();
+    }
+}
+
+impl<P: Platform> Reclaimer<'_, P> {
+    /// Whether compaction has room for a request of `order`.
+    fn has_room(&self, order: Order) -> bool {
+        let frames = self.generations.frames();
+        order.get() > COSTLY
+            && frames.zones().any(|zone| {
+                let enough = frames.watermarks(zone).low + 2 * order.frames() as u64;
+                frames.zone_free_frames(zone) >= enough
+            })
+    }
+
+    /// Most of what was looked at is being written: waits until some of it has been.
+    fn throttle(&self) {
+        let events = self.generations.frames().events();
+        events.add(self.platform.cpu(), Event::ReclaimThrottled, 1);
+        let before = self.under_writeback();
+        let until = self.platform.now().saturating_add(self.config.throttle_ns);
+        for _ in 0..self.config.throttle_looks {
+            self.platform.relax();
+            let now = self.under_writeback();
+            // A cluster, or all.
+            if now == 0 || now + self.config.cluster <= before || self.platform.now() >= until {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Background reclaim, a bounded piece at a time.
+
+use dirigible_frames::{Event, FRAMES_PER_BLOCK, Platform, ZoneId, sync::Ordering};
+
+use crate::{
+    KswapdConfig, Reclaimer, Who,
+    direct::FIRST_PRIORITY,
+    hand::{Effort, Pass},
+};
+
+/// Background reclaim never gets to priority 0.
+const LAST_PRIORITY: u8 = 1;
+
+/// Keeps memory free in all zones.
+///
+/// It begins when a zone has less than its low watermark free, or when somebody wakes it ([`Reclaim::wake`]) and a zone
+/// is below its goal; it ends when all zones have reached their goals: the high watermark and a gap, and room for
+/// compaction to empty a block. It never works for more than that: what a larger request lacks then is not memory.
+///
+/// A *pass* looks at a share of all frames; passes that free too little are followed by one at a lower priority, with a
+/// larger share, down to 1: a *round*. After 16 rounds in which nothing was freed it gives up, until a request has
+/// reclaimed something, or somebody has freed something.
+///
+/// [`Reclaim::wake`]: dirigible_frames::Reclaim::wake
+pub struct Kswapd<'r, 'a, P> {
+    reclaimer: &'r Reclaimer<'a, P>,
+    config: KswapdConfig,
+    /// The round under way.
+    round: Option<Round>,
+    /// Rounds in a row in which nothing was freed.
+    vain: u32,
+    /// What there was when it gave up.
+    hopeless: Option<Hopeless>,
+}
+
+/// A round under way.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    priority: u8,
+    /// Frames that the pass still looks at.
+    left: u64,
+    /// All frames, when the pass began.
+    size: u64,
+    pass: Pass,
+    /// Frames that the round has freed in earlier passes, and with objects.
+    freed: u64,
+    scanned: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Hopeless {
+    successes: u64,
+    free: u64,
+}
+
+impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
+    /// Background reclaim by `reclaimer`. There is one of it.
+    pub fn new(reclaimer: &'r Reclaimer<'a, P>, config: KswapdConfig) -> Self {
+        Self {
+            reclaimer,
+            config,
+            round: None,
+            vain: 0,
+            hopeless: None,
+        }
+    }
+
+    /// Whether it works at the moment, and will go on in the next step.
+    pub fn is_running(&self) -> bool {
+        self.round.is_some()
+    }
+
+    /// Whether it has given up for now.
+    pub fn has_given_up(&self) -> bool {
+        self.hopeless.is_some()
+    }
+
+    /// Looks whether there is work, or does a bounded piece of it. Gives when to come again, on the same clock as `now`.
+    /// Never waits.
+    pub fn step(&mut self, now: u64) -> u64 {
+        let later = now.saturating_add(self.config.tick_ns);
+        let Some(round) = self.round.take().or_else(|| self.begin()) else {
+            return later;
+        };
+        if self.is_balanced() {
+            self.vain = 0;
+            return later;
+        }
+        // A step inside of reclaim by the same caller: later.
+        let Some(_inside) = self.reclaimer.enter() else {
+            self.round = Some(round);
+            return later;
+        };
+        self.work(round, now)
+    }
+
+    /// The first round, if one is wanted.
+    fn begin(&mut self) -> Option<Round> {
+        // Relaxed: a hint. It is cleared before free memory is looked at.
+        let wanted = &self.reclaimer.wanted;
+        let woken = wanted.load(Ordering::Relaxed) && wanted.swap(false, Ordering::Relaxed);
+        let begins = self.any_zone(|low, _, free| free < low) || woken && !self.is_balanced();
+        if !begins || !self.has_hope() {
+            return None;
+        }
+        let frames = self.reclaimer.generations.frames();
+        let cpu = self.reclaimer.platform.cpu();
+        frames.events().add(cpu, Event::KswapdWake, 1);
+        Some(self.round())
+    }
+
+    fn round(&self) -> Round {
+        let mut round = Round {
+            priority: FIRST_PRIORITY,
+            left: 0,
+            size: 0,
+            pass: Pass::default(),
+            freed: 0,
+            scanned: 0,
+        };
+        self.begin_pass(&mut round);
+        round
+    }
+
+    fn begin_pass(&self, round: &mut Round) {
+        round.size = self.reclaimer.generations.size();
+        round.left = self.reclaimer.share(round.priority);
+        round.pass = Pass::default();
+    }
+
+    /// A piece of the pass under way.
+    fn work(&mut self, mut round: Round, now: u64) -> u64 {
+        let piece = self.config.piece.clamp(1, round.left.max(1));
+        let scanned = round.pass.scanned;
+        let effort = Effort {
+            who: Who::Kswapd,
+            priority: round.priority,
+            goal: u64::MAX,
+        };
+        self.reclaimer
+            .look(effort, piece.min(round.left), &mut round.pass);
+        let looked_at = round.pass.scanned - scanned;
+        round.left = round.left.saturating_sub(looked_at);
+        if looked_at > 0 && round.left > 0 {
+            self.round = Some(round);
+            return now;
+        }
+        self.end_pass(round, now)
+    }
+
+    fn end_pass(&mut self, mut round: Round, now: u64) -> u64 {
+        let (pass, priority) = (round.pass, round.priority);
+        self.reclaimer.write_what_was_met(&pass);
+        let objects = self
+            .reclaimer
+            .shrink_slabs(Who::Kswapd, priority, pass.scanned, round.size);
+        round.freed += pass.freed + objects;
+        round.scanned += pass.scanned;
+        let in_trouble = round.scanned > 0 && priority < self.reclaimer.config.write_priority;
+        if round.freed >= self.config.progress {
+            self.vain = 0;
+            self.round = Some(self.round());
+            return now;
+        }
+        if priority > LAST_PRIORITY {
+            round.priority -= 1;
+            self.begin_pass(&mut round);
+            self.round = Some(round);
+        } else {
+            self.vain = if round.freed == 0 { self.vain + 1 } else { 0 };
+            if self.vain >= self.config.rounds {
+                self.give_up();
+                return now.saturating_add(self.config.tick_ns);
+            }
+            self.round = Some(self.round());
+        }
+        if in_trouble { self.pause(now) } else { now }
+    }
+
+    /// When to go on after a pass in trouble: writes take time. Not while a zone is below its min watermark, where
+    /// requests wait.
+    fn pause(&self, now: u64) -> u64 {
+        let frames = self.reclaimer.generations.frames();
+        if self.any_zone(|_, min, free| free < min) {
+            let cpu = self.reclaimer.platform.cpu();
+            frames.events().add(cpu, Event::KswapdSkipWait, 1);
+            return now;
+        }
+        now.saturating_add(self.config.pause_ns)
+    }
+
+    fn give_up(&mut self) {
+        self.vain = 0;
+        self.hopeless = Some(Hopeless {
+            // Relaxed: a number on its own.
+            successes: self.reclaimer.successes.load(Ordering::Relaxed),
+            free: self.reclaimer.generations.frames().free_frames(),
+        });
+    }
+
+    /// Whether there is reason to begin (again).
+    fn has_hope(&mut self) -> bool {
+        let Some(hopeless) = &mut self.hopeless else {
+            return true;
+        };
+        let successes = self.reclaimer.successes.load(Ordering::Relaxed);
+        let free = self.reclaimer.generations.frames().free_frames();
+        if successes == hopeless.successes && free <= hopeless.free {
+            // What is taken now and freed later is something freed.
+            hopeless.free = free;
+            return false;
+        }
+        self.hopeless = None;
+        true
+    }
+
+    fn is_balanced(&self) -> bool {
+        let frames = self.reclaimer.generations.frames();
+        frames
+            .zones()
+            .all(|zone| frames.zone_free_frames(zone) >= self.goal(zone))
+    }
+
+    /// What a zone should have free.
+    fn goal(&self, zone: ZoneId) -> u64 {
+        let frames = self.reclaimer.generations.frames();
+        let (marks, managed) = (frames.watermarks(zone), frames.zone_managed(zone));
+        let gap = marks.low.min(managed / 100);
+        // A block that is emptied takes as much of the zone for a while; of a small zone that would be too much.
+        let block = (FRAMES_PER_BLOCK as u64).min(managed / 16);
+        (marks.high + gap).max(marks.low + block)
+    }
+
+    /// Whether `test` is true of any zone's low and min watermark and its free frames.
+    fn any_zone(&self, test: impl Fn(u64, u64, u64) -> bool) -> bool {
+        let frames = self.reclaimer.generations.frames();
+        frames.zones().any(|zone| {
+            let marks = frames.watermarks(zone);
+            test(marks.low, marks.min, frames.zone_free_frames(zone))
+        })
+    }
+}

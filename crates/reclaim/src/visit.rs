@@ -1,0 +1,290 @@
+//! What becomes of one frame that the clock hand meets.
+
+use dirigible_frames::{Event, FrameFlags, FrameInfo, FrameState, Marks, Pfn, Platform};
+
+use crate::{
+    Evictable, Generations, Kept, ReclaimConfig, Who,
+    generations::generation,
+    hand::{Effort, Pass},
+};
+
+/// What a frame's marks say of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// Being written: freed as soon as that is over.
+    Writeback,
+    /// Used more than once: made young.
+    Activate,
+    /// Somebody has it in hand.
+    InUse,
+    /// Used once: kept for a generation.
+    Keep,
+    /// Dirty, and not to be written by who reclaims.
+    Immediate,
+    /// Dirty: reclaim itself begins to write it.
+    Write,
+    /// Clean and not in use.
+    Drop,
+}
+
+/// Marks that say that the frame was used.
+const USED: FrameFlags = FrameFlags::ACTIVE.union(FrameFlags::REFERENCED);
+
+/// Whether who reclaims begins to write dirty frames itself: never a request, whose stack is deep and whose disk
+/// requests would be in no order; background reclaim when it is in trouble.
+pub(crate) fn writes(config: &ReclaimConfig, effort: &Effort) -> bool {
+    effort.who == Who::Kswapd && effort.priority < config.write_priority
+}
+
+fn fate(info: &FrameInfo, writes: bool) -> Fate {
+    let has = |mark| info.flags.contains(mark);
+    if has(FrameFlags::WRITEBACK) {
+        Fate::Writeback
+    } else if has(FrameFlags::ACTIVE) {
+        Fate::Activate
+    } else if info.state != FrameState::Listed
+        || info.refcount > 0
+        || info
+            .flags
+            .intersects(FrameFlags::LOCKED.union(FrameFlags::PINNED))
+    {
+        Fate::InUse
+    } else if has(FrameFlags::REFERENCED) {
+        Fate::Keep
+    } else if has(FrameFlags::DIRTY) {
+        if writes { Fate::Write } else { Fate::Immediate }
+    } else {
+        Fate::Drop
+    }
+}
+
+/// What a visit needs.
+pub(crate) struct Visitor<'v, 'a, P> {
+    pub generations: &'v Generations<'a>,
+    pub platform: &'v P,
+    pub config: &'v ReclaimConfig,
+    pub effort: Effort,
+    /// The oldest sequence as it was when the walk of the block began.
+    pub sequence: u32,
+}
+
+impl<P: Platform> Visitor<'_, '_, P> {
+    /// The number of the oldest generation.
+    pub fn oldest(&self) -> u8 {
+        generation(self.sequence)
+    }
+
+    fn next(&self) -> u8 {
+        generation(self.sequence.wrapping_add(1))
+    }
+
+    fn youngest(&self) -> u8 {
+        generation(self.sequence.wrapping_add(3))
+    }
+
+    /// Looks at a frame of the oldest generation, whose owner is `owner`. Whatever it finds, the frame is in another
+    /// generation afterwards, or in none: so the oldest becomes empty. A frame that was dropped is to be freed.
+    pub fn visit(&self, frame: Pfn, owner: Option<&dyn Evictable>, pass: &mut Pass) -> bool {
+        let oldest = self.oldest();
+        let writes = writes(self.config, &self.effort);
+        let mut seen = Fate::InUse;
+        // One step: what is decided is true of the frame as it is at that moment.
+        let before = self.generations.change(frame, |info| {
+            if info.generation != oldest {
+                return None;
+            }
+            seen = fate(info, writes);
+            if owner.is_none() && matches!(seen, Fate::Write | Fate::Drop) {
+                seen = Fate::InUse;
+            }
+            let (generation, flags) = match seen {
+                Fate::Writeback | Fate::Immediate => {
+                    (self.next(), info.flags.union(FrameFlags::RECLAIM))
+                }
+                Fate::Activate => (
+                    self.youngest(),
+                    info.flags.without(USED).without(FrameFlags::RECLAIM),
+                ),
+                Fate::InUse => (self.next(), info.flags),
+                Fate::Keep => (self.next(), info.flags.without(USED)),
+                // These are taken off the books first.
+                Fate::Write | Fate::Drop => (oldest, info.flags),
+            };
+            Some(Marks {
+                flags,
+                generation,
+                ..info.marks()
+            })
+        });
+        let Some(before) = before else {
+            // Somebody else has met it, or it has left.
+            return false;
+        };
+        pass.scanned += 1;
+        match seen {
+            Fate::Writeback => pass.writeback += 1,
+            Fate::Activate => pass.activated += 1,
+            Fate::Immediate => pass.immediate += 1,
+            Fate::InUse | Fate::Keep => {}
+            Fate::Write | Fate::Drop => {
+                let isolated = self.generations.frames().try_isolate(frame, before.owner);
+                let Some(owner) = owner.filter(|_| isolated.is_ok()) else {
+                    self.leave(frame, FrameFlags::EMPTY);
+                    return false;
+                };
+                if seen == Fate::Drop {
+                    return self.drop_clean(frame, owner, writes, pass);
+                }
+                self.write(frame, owner, pass);
+            }
+        }
+        false
+    }
+
+    /// Takes a frame off its owner's books; gives whether it is to be freed.
+    fn drop_clean(&self, frame: Pfn, owner: &dyn Evictable, writes: bool, pass: &mut Pass) -> bool {
+        match owner.drop_clean(frame, self.generations.evictions.now()) {
+            Ok(()) => {
+                self.generations.evictions.advance(1);
+                self.generations.remove(frame);
+                return true;
+            }
+            Err(Kept::InUse) => self.leave(frame, FrameFlags::EMPTY),
+            Err(Kept::Writeback) => {
+                pass.writeback += 1;
+                self.leave(frame, FrameFlags::RECLAIM);
+            }
+            // It became dirty between the look and the isolation. Background reclaim in trouble meets it again soon.
+            Err(Kept::Dirty) => {
+                if !writes {
+                    pass.immediate += 1;
+                }
+                self.leave(frame, FrameFlags::RECLAIM);
+            }
+        }
+        owner.put_back(frame);
+        false
+    }
+
+    fn write(&self, frame: Pfn, owner: &dyn Evictable, pass: &mut Pass) {
+        let begun = owner.begin_write(frame);
+        if begun == 0 {
+            // No room for the request: the flusher writes it when there is.
+            pass.unwritten += 1;
+        } else {
+            pass.written += begun as u64;
+            pass.writeback += 1;
+        }
+        self.leave(frame, FrameFlags::RECLAIM);
+        owner.put_back(frame);
+    }
+
+    /// Makes a frame that stays a little younger.
+    fn leave(&self, frame: Pfn, mark: FrameFlags) {
+        let (oldest, next) = (self.oldest(), self.next());
+        self.generations.change(frame, |info| {
+            (info.generation == oldest).then(|| Marks {
+                flags: info.flags.union(mark),
+                generation: next,
+                ..info.marks()
+            })
+        });
+    }
+
+    /// Counts what a part of a pass has done.
+    pub fn count(&self, before: &Pass, after: &Pass) {
+        let (cpu, events) = (self.platform.cpu(), self.generations.frames().events());
+        let (scan, steal) = match self.effort.who {
+            Who::Kswapd => (Event::PgScanKswapd, Event::PgStealKswapd),
+            Who::Direct | Who::Operator => (Event::PgScanDirect, Event::PgStealDirect),
+        };
+        let counts = [
+            (scan, before.scanned, after.scanned),
+            (steal, before.freed, after.freed),
+            (Event::PgActivate, before.activated, after.activated),
+            (Event::VmscanImmediate, before.immediate, after.immediate),
+            (Event::VmscanWrite, before.written, after.written),
+        ];
+        for (event, before, after) in counts {
+            if after > before {
+                events.add(cpu, event, after - before);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use dirigible_frames::{FrameClass, Order, OwnerId};
+
+    fn info(flags: FrameFlags) -> FrameInfo {
+        FrameInfo {
+            state: FrameState::Listed,
+            class: FrameClass::Movable,
+            order: Order::BASE,
+            owner: OwnerId::new(1).unwrap(),
+            flags,
+            refcount: 0,
+            generation: 1,
+            word: 0,
+        }
+    }
+
+    #[test]
+    fn marks_decide_in_this_order() {
+        const DIRTY: FrameFlags = FrameFlags::DIRTY;
+        let table = [
+            (FrameFlags::EMPTY, Fate::Drop, Fate::Drop),
+            (FrameFlags::RECLAIM, Fate::Drop, Fate::Drop),
+            (FrameFlags::WORKINGSET, Fate::Drop, Fate::Drop),
+            (DIRTY, Fate::Immediate, Fate::Write),
+            (FrameFlags::REFERENCED, Fate::Keep, Fate::Keep),
+            (DIRTY.union(FrameFlags::REFERENCED), Fate::Keep, Fate::Keep),
+            (USED, Fate::Activate, Fate::Activate),
+            (
+                DIRTY.union(FrameFlags::ACTIVE),
+                Fate::Activate,
+                Fate::Activate,
+            ),
+            (FrameFlags::LOCKED, Fate::InUse, Fate::InUse),
+            (FrameFlags::PINNED, Fate::InUse, Fate::InUse),
+            (
+                FrameFlags::WRITEBACK.union(FrameFlags::ACTIVE),
+                Fate::Writeback,
+                Fate::Writeback,
+            ),
+        ];
+        for (flags, direct, in_trouble) in table {
+            assert_eq!(fate(&info(flags), false), direct, "{flags:?}");
+            assert_eq!(fate(&info(flags), true), in_trouble, "{flags:?}");
+        }
+        let used = FrameInfo {
+            refcount: 1,
+            ..info(FrameFlags::EMPTY)
+        };
+        assert_eq!(fate(&used, true), Fate::InUse);
+        let isolated = FrameInfo {
+            state: FrameState::Isolated,
+            ..info(FrameFlags::EMPTY)
+        };
+        assert_eq!(fate(&isolated, true), Fate::InUse);
+    }
+
+    /// Direct reclaim never writes; background reclaim only below priority 10.
+    #[test]
+    fn pitfall_76_only_background_reclaim_in_trouble_writes() {
+        let config = ReclaimConfig::default();
+        for priority in 0..=12 {
+            for who in [Who::Direct, Who::Operator, Who::Kswapd] {
+                let effort = Effort {
+                    who,
+                    priority,
+                    goal: 32,
+                };
+                let expected = who == Who::Kswapd && priority < 10;
+                assert_eq!(writes(&config, &effort), expected, "{effort:?}");
+            }
+        }
+    }
+}
