@@ -1,0 +1,408 @@
+//! A machine for tests: memory is a vector of atomic words, and the page cache a map over a disk in memory, which can fail.
+#![allow(dead_code)]
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use dirigible_files::{FileStore, Geometry, MountError, Parts, StoreConfig};
+use dirigible_frames::{
+    AllocRequest, Config, CpuId, FrameAllocator, FrameContents, Order, OutOfMemory, PageSource,
+    Pfn, Platform, Watermarks, ZoneConfig,
+};
+use dirigible_pagecache::{BlockPages, CacheError};
+
+/// First frame of memory.
+const BASE: u64 = 1024;
+pub const WORDS: usize = 512;
+const CPUS: u16 = 2;
+
+thread_local! {
+    static CPU: Cell<u16> = const { Cell::new(0) };
+}
+
+/// Makes the calling thread CPU `number`.
+pub fn run_on(number: u16) {
+    assert!(number < CPUS);
+    CPU.set(number);
+}
+
+pub struct Memory {
+    words: Vec<AtomicU64>,
+    pub relaxed: AtomicU64,
+}
+
+impl Memory {
+    fn word(&self, frame: Pfn, index: usize) -> &AtomicU64 {
+        assert!(index < WORDS);
+        &self.words[(frame.get() - BASE) as usize * WORDS + index]
+    }
+}
+
+impl Platform for Memory {
+    fn cpu(&self) -> CpuId {
+        CpuId::new(CPU.get())
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+    fn relax(&self) {
+        let before = self.relaxed.fetch_add(1, Ordering::Relaxed);
+        assert!(before < 1 << 32, "somebody waits for ever");
+        std::thread::yield_now();
+    }
+}
+
+impl FrameContents for Memory {
+    fn read_word(&self, frame: Pfn, index: usize) -> u64 {
+        self.word(frame, index).load(Ordering::Relaxed)
+    }
+    fn write_word(&self, frame: Pfn, index: usize, value: u64) {
+        self.word(frame, index).store(value, Ordering::Relaxed);
+    }
+    fn copy_frames(&self, _from: Pfn, _to: Pfn, _count: usize) {
+        unreachable!("nothing is copied")
+    }
+    fn zero_frames(&self, _first: Pfn, _count: usize) {
+        unreachable!("nothing is cleared")
+    }
+}
+
+type Pressure = Mutex<Option<Box<dyn Fn() + Send>>>;
+
+/// Frames that are free, as long as the ration lasts; then it calls who can free some.
+pub struct Source {
+    frames: &'static FrameAllocator<'static>,
+    memory: &'static Memory,
+    /// Allocations that succeed before one fails.
+    pub left: AtomicUsize,
+    /// Called at each allocation, as reclaim would be: it may come back to the store.
+    pub pressure: Pressure,
+}
+
+impl PageSource for Source {
+    fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
+        if let Some(pressure) = &*self.pressure.lock().unwrap() {
+            pressure();
+        }
+        let take = |left: usize| left.checked_sub(1);
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .map_err(|_| OutOfMemory)?;
+        self.frames
+            .alloc(self.memory.cpu(), request)
+            .map_err(|_| OutOfMemory)
+    }
+    fn free(&self, frame: Pfn, order: Order) {
+        self.frames.free(self.memory.cpu(), frame, order).unwrap();
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Page {
+    frame: Pfn,
+    dirty: bool,
+}
+
+/// The page cache, and the disk behind it.
+pub struct Pages {
+    frames: &'static FrameAllocator<'static>,
+    memory: &'static Memory,
+    source: &'static Source,
+    cache: Mutex<BTreeMap<u64, Page>>,
+    pub disk: Mutex<Vec<[u64; WORDS]>>,
+    /// Blocks that cannot be read.
+    pub bad: Mutex<BTreeSet<u64>>,
+    /// Page operations that succeed before each one fails.
+    pub left: AtomicUsize,
+    pub reads: AtomicU64,
+    pub operations: AtomicU64,
+    /// Whether each operation lets others run.
+    pub yields: AtomicBool,
+}
+
+impl Pages {
+    fn begin(&self, block: u64) -> Result<(), CacheError> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        if self.yields.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        if block >= self.blocks() {
+            return Err(CacheError::Beyond { block });
+        }
+        let take = |left: usize| left.checked_sub(1);
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .map_err(|_| CacheError::Io { block })?;
+        Ok(())
+    }
+
+    fn fetch(&self, block: u64, whole: bool) -> Result<Page, CacheError> {
+        if let Some(page) = self.cache.lock().unwrap().get(&block) {
+            return Ok(*page);
+        }
+        if !whole && self.bad.lock().unwrap().contains(&block) {
+            return Err(CacheError::Io { block });
+        }
+        let frame = self
+            .source
+            .alloc(AllocRequest::movable())
+            .map_err(|_| CacheError::OutOfMemory)?;
+        let mut cache = self.cache.lock().unwrap();
+        if let Some(page) = cache.get(&block) {
+            self.source.free(frame, Order::BASE);
+            return Ok(*page);
+        }
+        self.reads.fetch_add(u64::from(!whole), Ordering::Relaxed);
+        let words = self.disk.lock().unwrap()[block as usize];
+        for (index, word) in words.into_iter().enumerate() {
+            let word = if whole { 0xdead } else { word };
+            self.memory.write_word(frame, index, word);
+        }
+        let page = Page {
+            frame,
+            dirty: false,
+        };
+        cache.insert(block, page);
+        Ok(page)
+    }
+
+    fn write_back(&self, block: u64, page: &mut Page) {
+        let words = std::array::from_fn(|index| self.memory.read_word(page.frame, index));
+        self.disk.lock().unwrap()[block as usize] = words;
+        page.dirty = false;
+    }
+
+    /// Drops each `nth` page, written first.
+    pub fn evict(&self, nth: usize) {
+        let mut cache = self.cache.lock().unwrap();
+        let blocks: Vec<_> = cache.keys().copied().step_by(nth.max(1)).collect();
+        for block in blocks {
+            let mut page = cache.remove(&block).unwrap();
+            if page.dirty {
+                self.write_back(block, &mut page);
+            }
+            self.source.free(page.frame, Order::BASE);
+        }
+    }
+
+    /// Changes a word of a block on the disk and drops the block from the cache.
+    pub fn damage(&self, block: u64, change: impl FnOnce(&mut [u64; WORDS])) {
+        self.evict(1);
+        change(&mut self.disk.lock().unwrap()[block as usize]);
+    }
+
+    pub fn cached(&self) -> usize {
+        self.cache.lock().unwrap().len()
+    }
+
+    /// No operation fails any more.
+    pub fn heal(&self) {
+        self.left.store(usize::MAX, Ordering::Relaxed);
+        self.source.left.store(usize::MAX, Ordering::Relaxed);
+        self.bad.lock().unwrap().clear();
+    }
+}
+
+impl BlockPages for Pages {
+    fn blocks(&self) -> u64 {
+        self.disk.lock().unwrap().len() as u64
+    }
+
+    fn read(
+        &self,
+        block: u64,
+        ahead: Range<u64>,
+        with: &mut dyn FnMut(Pfn),
+    ) -> Result<(), CacheError> {
+        self.begin(block)?;
+        assert!(ahead.is_empty() || ahead.start == block + 1 && ahead.end <= self.blocks());
+        with(self.fetch(block, false)?.frame);
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        block: u64,
+        whole: bool,
+        change: &mut dyn FnMut(Pfn),
+    ) -> Result<(), CacheError> {
+        self.begin(block)?;
+        let page = self.fetch(block, whole)?;
+        change(page.frame);
+        if let Some(page) = self.cache.lock().unwrap().get_mut(&block) {
+            page.dirty = true;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, blocks: Range<u64>) -> u64 {
+        let mut cache = self.cache.lock().unwrap();
+        let blocks: Vec<_> = cache.range(blocks).map(|(block, _)| *block).collect();
+        for block in &blocks {
+            let page = cache.remove(block).unwrap();
+            self.source.free(page.frame, Order::BASE);
+            // Its contents are no longer wanted: whoever reads them finds that out.
+            self.disk.lock().unwrap()[*block as usize] = [0xf0f0; WORDS];
+        }
+        blocks.len() as u64
+    }
+
+    fn drop_clean(&self, blocks: Range<u64>) -> u64 {
+        // Called from inside of an allocation too: does not wait.
+        let Ok(mut cache) = self.cache.try_lock() else {
+            return 0;
+        };
+        let clean: Vec<_> = cache
+            .range(blocks)
+            .filter(|(_, page)| !page.dirty)
+            .map(|(block, _)| *block)
+            .collect();
+        for block in &clean {
+            let page = cache.remove(block).unwrap();
+            self.source.free(page.frame, Order::BASE);
+        }
+        clean.len() as u64
+    }
+
+    fn sync(&self, blocks: Range<u64>) -> Result<(), CacheError> {
+        assert!(blocks.end <= self.blocks());
+        let mut cache = self.cache.lock().unwrap();
+        for (&block, page) in cache.range_mut(blocks) {
+            if page.dirty {
+                self.begin(block)?;
+                self.write_back(block, page);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub type Store = FileStore<'static, Memory>;
+
+/// Leaked, as its parts refer to each other.
+pub struct World {
+    pub frames: &'static FrameAllocator<'static>,
+    pub memory: &'static Memory,
+    pub source: &'static Source,
+    pub pages: &'static Pages,
+}
+
+fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+/// A machine of `memory` blocks of 2 MiB with a disk of `disk` blocks of 4 KiB.
+pub fn world(memory: u64, disk: usize) -> World {
+    let range = Pfn::new(BASE)..Pfn::new(BASE + memory * 512);
+    let layout = Config {
+        zones: &[ZoneConfig {
+            name: "test",
+            ranges: &[range],
+            watermarks: Watermarks::default(),
+            reserve_blocks: 0,
+        }],
+        cpus: CPUS,
+        ..Config::default()
+    };
+    let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
+    let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
+    let words = (0..memory as usize * 512 * WORDS).map(|_| AtomicU64::new(0));
+    let memory = leak(Memory {
+        words: words.collect(),
+        relaxed: AtomicU64::new(0),
+    });
+    let source = leak(Source {
+        frames,
+        memory,
+        left: AtomicUsize::new(usize::MAX),
+        pressure: Mutex::new(None),
+    });
+    let pages = leak(Pages {
+        frames,
+        memory,
+        source,
+        cache: Mutex::default(),
+        disk: Mutex::new(vec![[0xabad_1dea; WORDS]; disk]),
+        bad: Mutex::default(),
+        left: AtomicUsize::new(usize::MAX),
+        reads: AtomicU64::new(0),
+        operations: AtomicU64::new(0),
+        yields: AtomicBool::new(false),
+    });
+    World {
+        frames,
+        memory,
+        source,
+        pages,
+    }
+}
+
+pub const CONFIG: StoreConfig = StoreConfig {
+    inode_chains: 64,
+    name_chains: 64,
+};
+
+impl World {
+    pub fn parts(&self) -> Parts<'static, Memory> {
+        Parts {
+            frames: self.frames,
+            platform: self.memory,
+            source: self.source,
+            pages: self.pages,
+        }
+    }
+
+    pub fn format(&self, inodes: u32) -> Geometry {
+        FileStore::format(&self.parts(), inodes).unwrap()
+    }
+
+    pub fn mount(&self) -> Result<Store, MountError> {
+        FileStore::mount(self.parts(), CONFIG)
+    }
+
+    /// A new store.
+    pub fn store(&self, inodes: u32) -> Store {
+        self.format(inodes);
+        self.mount().unwrap()
+    }
+
+    /// What page `page` of a file holds that was written with `mark`.
+    fn word(mark: u64, page: u64, index: usize) -> u64 {
+        mark << 32 | page << 16 | index as u64
+    }
+
+    pub fn fill(&self, mark: u64) -> impl FnMut(u64, Pfn) + '_ {
+        move |page, frame| {
+            for index in [0, 1, 255, 511] {
+                let word = Self::word(mark, page, index);
+                self.memory.write_word(frame, index, word);
+            }
+        }
+    }
+
+    /// The mark that the page in `frame` was written with.
+    pub fn mark(&self, page: u64, frame: Pfn) -> u64 {
+        let mark = self.memory.read_word(frame, 0) >> 32;
+        for index in [0, 1, 255, 511] {
+            let found = self.memory.read_word(frame, index);
+            assert_eq!(
+                found,
+                Self::word(mark, page, index),
+                "page {page} word {index}"
+            );
+        }
+        mark
+    }
+
+    /// The frames that nobody but the cache has: after the store has ended there are no others.
+    pub fn check_frames(&self) {
+        self.frames.verify().unwrap();
+        self.frames.drain_cpu_caches();
+        let counts = self.frames.class_frames();
+        assert_eq!(counts.unmovable, 0, "a frame of inodes or names was lost");
+        assert_eq!(counts.movable, self.pages.cached() as u64);
+    }
+}
