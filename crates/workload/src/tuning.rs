@@ -205,11 +205,11 @@ pub const TREE_SOURCES: u64 = 46;
 /// Headers of a tree.
 pub const TREE_HEADERS: u64 = 200;
 /// Headers that a directory includes.
-pub const TREE_INCLUDED: u64 = 16;
-/// Directories whose objects are linked together.
-pub const TREE_LINKED: u32 = 32;
+pub const TREE_INCLUDED: u64 = 28;
+/// Directories whose objects are linked together: each tree is linked every three minutes or so.
+pub const TREE_LINKED: u32 = 8;
 /// Pages of the file that a link writes.
-pub const TREE_IMAGE: u64 = 4 * MIB;
+pub const TREE_IMAGE: u64 = 3 * MIB;
 /// Time in which a tree is unpacked or copied: 16 MiB a second.
 pub const TREE_COPY_TIME: u64 = 16 * SECOND;
 /// Trees that are copied at the same time, at most.

@@ -91,7 +91,8 @@ impl LoadPlan {
         let jobs = LoadTuning::new(params).jobs;
         let scaled = |count: u64| {
             let scale = params.memory_frames() as u128 * u128::from(params.load_scale);
-            (u128::from(count) * scale / (u128::from(REFERENCE_FRAMES) * 1000)) as u64
+            let reference = u128::from(REFERENCE_FRAMES) * 1000;
+            ((u128::from(count) * scale + reference / 2) / reference) as u64
         };
         let pace = match params.profile {
             Profile::Paper => 1,
