@@ -26,6 +26,7 @@ use dirigible_workload::{
     report::{ColumnRun, Observer},
     stalls::Stalls,
     system::{MoveChecks, Parts, System},
+    timeline::column_mem_total_frames,
     tuning::{ColumnPolicy, rested_watermarks},
 };
 use thiserror::Error;
@@ -111,6 +112,7 @@ pub fn run_column_moving(
     observer: &mut dyn Observer,
 ) -> Result<ColumnRun, RunError> {
     params.check()?;
+    params.check_column(column)?;
     let started = Instant::now();
     let (mode, cpus) = match params.threads {
         0 => (Mode::Deterministic, 1),
@@ -122,8 +124,18 @@ pub fn run_column_moving(
         .balloon(balloon_options(params))
         .build()?;
     let policy = ColumnPolicy::new(column, params);
+    // The column `smaller` runs without what the balloon holds in the others.
+    let mut left = column_mem_total_frames(column, params);
     let ranges = machine.ram().layout().managed().iter();
-    let map: Vec<_> = ranges.map(MapEntry::usable).collect();
+    let ranges = ranges.map(|range| {
+        let frames = left.min(range.end.get() - range.start.get());
+        left -= frames;
+        range.start..range.start.plus(frames)
+    });
+    let map: Vec<_> = ranges
+        .filter(|range| !range.is_empty())
+        .map(|range| MapEntry::usable(&range))
+        .collect();
     let memory = machine
         .ram()
         .table_memory()
@@ -196,7 +208,7 @@ fn run_on<'a>(
     manager.add_reclaimer(&filler)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);
     manager.add_observer(&stalls)?;
-    let full = params.balloon_frames();
+    let full = params.column_balloon_frames(column);
     let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);
     let parts = Parts {
         platform,

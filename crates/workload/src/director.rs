@@ -78,7 +78,7 @@ impl<'a, M: PassMachine> Director<'a, M> {
         match phase.what {
             What::Wait => {}
             What::Pass(plan) => {
-                self.machine.begin_pass(&plan);
+                self.machine.begin_pass(&plan, now);
                 let held = Vec::with_capacity(plan.test.asked() as usize);
                 let result = PassResult::default();
                 self.doing = Doing::Passing(Pass {
@@ -120,6 +120,7 @@ impl<B> Pass<B> {
     /// One piece of the pass. Returns when the next one is due, or `None` when the pass is over.
     fn go_on<M: PassMachine<Block = B>>(&mut self, machine: &M, now: u64) -> Option<u64> {
         self.weigh(machine, now);
+        machine.sample_pass(now);
         match self.plan.test {
             Test::Probe { count, period } => {
                 if self.result.attempts < count {
@@ -171,11 +172,11 @@ impl<B> Pass<B> {
                 for _ in 0..QUICK_THP_GROUP.min(goal - self.result.attempts) {
                     self.result.attempts += 1;
                     let page = self.result.attempts * FRAMES_PER_BLOCK as u64;
-                    if let Ok(pages) = machine.fault(space, page, true)
-                        && pages > 1
-                    {
-                        self.result.allocated += 1;
-                    }
+                    let got = machine
+                        .fault(space, page, true)
+                        .is_ok_and(|pages| pages > 1);
+                    machine.faulted(now, got);
+                    self.result.allocated += u64::from(got);
                 }
                 Some(now + QUICK_PAUSE_FULL)
             }

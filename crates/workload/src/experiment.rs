@@ -22,7 +22,7 @@ use crate::{
     params::{Column, Params},
     report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
     system::System,
-    timeline::{TargetsHash, Timeline, mem_total_frames},
+    timeline::{TargetsHash, Timeline, column_mem_total_frames},
     tuning::{ColumnPolicy, LoadTuning},
 };
 use dirigible::{
@@ -66,7 +66,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             params,
             system,
             manager,
-            timeline: Timeline::new(params),
+            timeline: Timeline::of_column(column, params),
             control: Control::new(),
             hash: Mutex::new(TargetsHash::default()),
             means: BalloonMeans::default(),
@@ -120,7 +120,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
 
     /// Moves every frame of the full balloon `moves` times; `None` where there is nothing to move.
     pub fn mover(&self, moves: u64) -> Option<Mover<'_, 'm, P>> {
-        let full = self.params.balloon_frames();
+        let full = self.params.column_balloon_frames(self.column);
         let movable = ColumnPolicy::new(self.column, self.params).balloon_movable;
         if moves == 0 || full == 0 || !movable {
             return None;
@@ -189,7 +189,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         ColumnReport {
             name: self.column.name().into(),
             policy: policy.report(),
-            mem_total_mib: Tenths::mib_of_frames(mem_total_frames(self.params)),
+            mem_total_mib: Tenths::mib_of_frames(column_mem_total_frames(self.column, self.params)),
             elapsed_ms: parts.platform.now() / time::MILLISECOND,
             passes,
             vmstat: VmStat::since(&[0; Event::COUNT], &events.snapshot()),
@@ -218,6 +218,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
                 waited_ms: count(&control.waited) / time::MILLISECOND,
                 filler_taken: parts.filler.taken(),
                 filler_given: parts.filler.given(),
+                compiled: control.compiled(),
             },
         }
     }
@@ -234,7 +235,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         report: &mut ColumnReport,
     ) -> Result<(), String> {
         let parts = self.system.parts();
-        let managed = mem_total_frames(self.params);
+        let managed = column_mem_total_frames(self.column, self.params);
         let balanced = ending::give_all_back(self.manager, parts.filler, balloon, managed);
         report.content_errors = parts.contents.errors();
         report.pages_checked = parts.contents.checked_whole();

@@ -1,7 +1,7 @@
 //! Compile jobs: memory is allocated in pieces, partly given back, used again, and all of it given back at the end.
 //!
 //! A job draws its whole plan from its own random stream, independent of which requests succeed. If a request fails,
-//! the job waits and repeats the same request. So the jobs of all columns, and of the twin, make the same requests in
+//! the job waits and repeats the same request. So the jobs of all columns make the same requests in
 //! the same order.
 
 use alloc::vec::Vec;
@@ -245,6 +245,7 @@ impl<'a, M: LoadMemory> CompileJob<'a, M> {
             }
             self.memory.exit(space);
             self.control.jobs_finished.fetch_add(1, Ordering::Relaxed);
+            self.control.count_compiled();
         }
         self.held = 0;
         for (_, memory) in self.kernel.drain(..) {

@@ -9,7 +9,7 @@ use crate::{
 use dirigible::schedule::Actor;
 
 /// The actors of the load of `params` on `memory`. All begin at time 0, and each acknowledges each stage once. The
-/// filler is not among them: it belongs to the real machine.
+/// filler is not among them: it belongs to the machine.
 pub fn actors<'a, M: LoadMemory>(
     memory: &'a M,
     control: &'a Control,

@@ -1,8 +1,7 @@
 //! What the experiment needs of a machine: memory for the load, blocks for the probe, a balloon.
 //!
-//! Two types implement the traits: [`System`](crate::system::System), the real machine, and
-//! [`Counts`](crate::twin::Counts), the counts-only twin. Compile jobs, kernel memory and the passes are written once,
-//! against these traits, so both machines see the same requests.
+//! [`System`](crate::system::System), the real machine, implements the traits. Compile jobs, kernel memory and the
+//! passes are written against them, so tests can put another machine in its place.
 
 use core::ops::Range;
 
@@ -32,7 +31,7 @@ pub struct KernelRequest {
 pub struct KernelMemory {
     /// The request that it serves.
     pub request: KernelRequest,
-    /// The first frame; without meaning in the twin.
+    /// The first frame.
     pub first: Pfn,
     /// Number of the contents: selects their pattern.
     pub serial: u64,
@@ -117,8 +116,14 @@ pub trait PassMachine: LoadMemory {
     /// Sets the watermarks of a machine at rest.
     fn rest_watermarks(&self);
 
-    /// Called before a pass begins.
-    fn begin_pass(&self, pass: &PassPlan);
+    /// Called before a pass begins, at `now`.
+    fn begin_pass(&self, pass: &PassPlan, now: u64);
+
+    /// Called many times in a second while a pass is under way.
+    fn sample_pass(&self, now: u64);
+
+    /// Called after each fault of the THP test: when it was begun, and whether it got a huge page.
+    fn faulted(&self, at: u64, got: bool);
 
     /// Called when a pass has ended, while its huge pages are still held.
     fn end_pass(&self, pass: &PassPlan, result: &PassResult);

@@ -290,7 +290,7 @@ impl<P: PageTables> PassMachine for System<'_, P> {
         let cost = platform.now() - start;
         let host_cost = host_clock.nanoseconds() - host_start;
         let ended = Ended::of(got.is_ok(), &before, &Ended::events(frames));
-        self.passes.lock().attempted(ended, cost, host_cost);
+        self.passes.lock().attempted(start, ended, cost, host_cost);
         let first = got?;
         for offset in 0..Order::HUGE.frames() as u64 {
             let frame = first.plus(offset);
@@ -339,9 +339,20 @@ impl<P: PageTables> PassMachine for System<'_, P> {
         }
     }
 
-    fn begin_pass(&self, pass: &PassPlan) {
+    fn begin_pass(&self, pass: &PassPlan, now: u64) {
         let balloon = self.balloon_actual();
-        self.passes.lock().begin(pass, self.parts.frames, balloon);
+        let mut passes = self.passes.lock();
+        passes.begin(pass, self.parts.frames, balloon, now);
+    }
+
+    fn sample_pass(&self, now: u64) {
+        let balloon = self.balloon_actual();
+        let mut passes = self.passes.lock();
+        passes.sample(now, self.parts.frames, balloon);
+    }
+
+    fn faulted(&self, at: u64, got: bool) {
+        self.passes.lock().tried(at, got);
     }
 
     fn end_pass(&self, pass: &PassPlan, result: &PassResult) {

@@ -1,4 +1,4 @@
-//! The constants of the experiment, and the policies of the three columns.
+//! The constants of the experiment, and the policies of the columns.
 //!
 //! Sizes are given for a guest of 4 GiB and scale with its memory; sizes of the load are also multiplied by the load
 //! scale. Times are those of the profile `paper`; the profile `quick` divides the load's times by [`QUICK_PACE`].
@@ -296,7 +296,8 @@ impl ColumnPolicy {
                 ..off
             },
             Column::Movable => off,
-            Column::Steered => {
+            // All sizes are those of the full guest, in `smaller` too.
+            Column::Steered | Column::Smaller => {
                 let scaled = |blocks: u64| {
                     (blocks * params.memory_frames())
                         .div_ceil(REFERENCE_FRAMES)
@@ -362,6 +363,13 @@ mod tests {
         };
         assert_eq!(made_movable, movable);
         assert_ne!(pinned, movable);
+    }
+
+    #[test]
+    fn smaller_is_steered_in_another_guest() {
+        let params = Params::new(Profile::Paper);
+        let of = |column| ColumnPolicy::new(column, &params);
+        assert_eq!(of(Column::Smaller), of(Column::Steered));
     }
 
     #[test]
