@@ -28,7 +28,8 @@ pub enum Command {
     /// Boots a guest in this process, on real memory and real virtqueues, or with `--machine qemu` a guest kernel in a
     /// virtual machine; loads it, moves its balloon and tries to allocate nearly all of its memory as huge pages: twice
     /// under load and once at rest. Each column is one policy under the same load: `pinned` (balloon pages cannot be
-    /// moved), `movable` (they can, nothing else differs) and `steered` (they can, and all of dirigible is on).
+    /// moved), `movable` (they can, nothing else differs) and `steered` (they can, and all of dirigible is on). On demand
+    /// there is `smaller`: `steered` in a guest that never had the memory that the balloon holds in the others.
     StressHighalloc(Box<StressHighalloc>),
     /// How fast a balloon grows and shrinks in a virtual machine
     ///
@@ -119,6 +120,9 @@ pub struct StressHighalloc {
         default_value = "pinned,movable,steered"
     )]
     pub columns: Vec<Column>,
+    /// Size of the guest's disk; by default twice its memory
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub disk: Option<Size>,
     /// The machine to run on
     #[arg(long, value_enum, default_value = "hosted")]
     pub machine: Machine,
@@ -151,6 +155,14 @@ pub struct StressHighalloc {
         help_heading = "Variants of the experiment"
     )]
     pub watermark_scale: Scale,
+    /// Multiplies the disk's speed: 0.1 is a disk ten times slower
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        default_value = "1",
+        help_heading = "Variants of the experiment"
+    )]
+    pub disk_speed: Scale,
     /// Does not keep memory full: memory that the load does not use stays free
     #[arg(long, help_heading = "Variants of the experiment")]
     pub no_filler: bool,

@@ -1,10 +1,7 @@
 //! Faults, which make a result invalid, and warnings, which make columns hard to compare.
 
-use dirigible_workload::report::{ColumnReport, Report};
+use dirigible_workload::report::{ColumnReport, MOST_SHORTFALL, Report};
 
-/// The largest difference of the balloon's mean size to its mean target, as a part of it: with a larger one, a better
-/// score may be due to a smaller balloon.
-const BALLOON_DEVIATION: f64 = 0.05;
 /// The largest difference of the load of two columns, as a part of it.
 const LOAD_DEVIATION: f64 = 0.02;
 
@@ -78,17 +75,15 @@ fn broken_identities(column: &ColumnReport) -> Vec<String> {
 fn warnings(report: &Report) -> Vec<String> {
     let mut warnings = Vec::new();
     for column in &report.columns {
-        for pass in &column.passes {
-            let (mean, target) = (
-                pass.balloon_mean_mib.value(),
-                pass.balloon_target_mean_mib.value(),
-            );
-            if (mean - target).abs() > BALLOON_DEVIATION * target {
-                warnings.push(format!(
-                    "{}, {}: the balloon's mean of {mean:.1} MiB is more than 5 % off the mean target of {target:.1} MiB",
-                    column.name, pass.name
-                ));
-            }
+        for pass in column.passes.iter().filter(|pass| pass.disqualified) {
+            warnings.push(format!(
+                "{}, {}: DISQUALIFIED: the balloon held {} MiB of {}, {} % too little (more than {MOST_SHORTFALL} %)",
+                column.name,
+                pass.name,
+                pass.balloon_mean_mib,
+                pass.balloon_target_mean_mib,
+                pass.balloon_shortfall
+            ));
         }
     }
     let Some((first, others)) = report.columns.split_first() else {
@@ -103,12 +98,6 @@ fn warnings(report: &Report) -> Vec<String> {
                     pass.name, other.name, first.name
                 ));
             }
-        }
-        if other.targets_hash != first.targets_hash {
-            warnings.push(format!(
-                "the balloon's targets differ: {} in {}, {} in {}",
-                first.targets_hash, first.name, other.targets_hash, other.name
-            ));
         }
     }
     warnings
@@ -147,25 +136,25 @@ mod tests {
     #[test]
     fn pitfall_92_a_small_balloon_or_load_is_told() {
         let mut report = fixture::report(1);
-        let change = |pass: &mut PassReport, balloon: f64, load: f64| {
-            pass.balloon_mean_mib =
-                Tenths::from_value(pass.balloon_target_mean_mib.value() * balloon);
+        let change = |pass: &mut PassReport, shortfall: f64, load: f64| {
+            pass.balloon_shortfall = Tenths::from_value(shortfall);
+            pass.disqualified = pass.balloon_shortfall > MOST_SHORTFALL;
             pass.load_mib = Tenths::from_value(pass.load_mib.value() * load);
         };
-        change(&mut report.columns[1].passes[0], 0.96, 0.985);
+        change(&mut report.columns[1].passes[0], 2.0, 0.985);
         assert_eq!(warnings(&report), [""; 0]);
-        change(&mut report.columns[1].passes[0], 0.94, 0.97);
-        report.columns[2].targets_hash = "other".into();
+        change(&mut report.columns[1].passes[0], 2.1, 0.97);
         let warnings = warnings(&report);
         assert!(
-            warnings[0].contains("movable, pass1: the balloon's mean of"),
+            warnings[0].contains(
+                "movable, pass1: DISQUALIFIED: the balloon held 382.2 MiB of 383.0, 2.1 %"
+            ),
             "{warnings:?}"
         );
         assert!(
             warnings[1].contains("pass1: movable holds a load of"),
             "{warnings:?}"
         );
-        assert!(warnings[2].contains("targets differ"), "{warnings:?}");
-        assert_eq!(warnings.len(), 3);
+        assert_eq!(warnings.len(), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! The child's side: runs one column, or the twin, and prints its report.
+//! The child's side: runs one column and prints its report.
 //!
 //! The task is the first line of standard input, which the parent then keeps open: when it is closed the parent has
 //! ended, and this process exits. Progress goes to standard error, a line each; other lines there are error messages.
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     failure::Failure,
-    plan::{ChildTask, Part, Place},
+    plan::{ChildTask, Place},
 };
 
 /// What a line of progress begins with.
@@ -47,16 +47,11 @@ pub fn run() -> Result<(), Failure> {
 fn run_task(task: &ChildTask) -> Result<Vec<u8>, Failure> {
     let params = &task.params;
     let lines = &mut Lines::default();
-    let column = match &task.part {
-        Part::Twin => return json(&dirigible_workload::twin::run_twin(params)),
-        Part::Column(column, Place::Hosted) => {
-            dirigible_hosted::run::run_column(*column, params, lines)
-                .map_err(|error| error.to_string())
-        }
-        Part::Column(column, Place::Qemu(machine)) => {
-            dirigible_qemu::run_column(*column, params, machine, 0, lines)
-                .map_err(|error| error.to_string())
-        }
+    let column = match &task.place {
+        Place::Hosted => dirigible_hosted::run::run_column(task.column, params, lines)
+            .map_err(|error| error.to_string()),
+        Place::Qemu(machine) => dirigible_qemu::run_column(task.column, params, machine, 0, lines)
+            .map_err(|error| error.to_string()),
     };
     json(&column.map_err(Failure::Run)?)
 }

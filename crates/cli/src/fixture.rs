@@ -1,34 +1,35 @@
 //! An invented report without faults, for tests.
 
 use dirigible_workload::{
+    attainable::set_attainable,
     params::{Params, Profile},
     report::{
-        AttemptHost, BlockCensus, ColumnHost, ColumnReport, FailureCauses, HostFacts, HostReport,
-        LoadReport, MemoryState, PassReport, Policy, Report, Residency, SCHEMA, Spread,
-        StallFigures, StallReport, TenThousandths, Tenths, TwinPass, TwinReport, TypeState, VmStat,
+        AttemptHost, Attempts, BlockCensus, ColumnHost, ColumnReport, Compiled, FailureCauses,
+        HostFacts, HostReport, LoadReport, MemoryState, PassReport, Policy, Report, Residency,
+        SCHEMA, Spread, StallFigures, StallReport, TenThousandths, Tenths, TypeState, VmStat,
     },
+    timeline::{Phase, Timeline, What},
 };
 
 /// A report of three columns and three passes; `seed` shifts the scores a little.
 pub fn report(seed: u64) -> Report {
+    let parameters = Params {
+        seed,
+        disk: 8 << 30,
+        ..Params::new(Profile::Paper)
+    };
+    let timeline = Timeline::new(&parameters);
     let mut columns = vec![
-        column("pinned", 900 + seed, 40),
-        column("movable", 1640 + seed, 25),
-        column("steered", 1700 - seed, 0),
+        column("pinned", &timeline, 900 + seed, 40),
+        column("movable", &timeline, 1640 + seed, 25),
+        column("steered", &timeline, 1700 - seed, 0),
     ];
-    for column in &mut columns {
-        column
-            .set_attainable(&twin())
-            .expect("the fixture's twin has the same targets and passes");
-    }
+    set_attainable(&parameters, &mut columns).expect("the columns ran by the plan");
     let hosts = columns.iter().map(|column| host(&column.name)).collect();
     Report {
         schema: SCHEMA,
         machine: "hosted".into(),
-        parameters: Params {
-            seed,
-            ..Params::new(Profile::Paper)
-        },
+        parameters,
         columns,
         host: Some(HostReport {
             facts: HostFacts {
@@ -42,28 +43,11 @@ pub fn report(seed: u64) -> Report {
     }
 }
 
-/// The fixture's twin.
-pub fn twin() -> TwinReport {
-    let pass = |name: &str, attainable| TwinPass {
-        name: name.into(),
-        asked: 1930,
-        attainable,
-    };
-    TwinReport {
-        targets_hash: "c0ffee0123456789".into(),
-        passes: vec![
-            pass("pass1", 1720),
-            pass("pass2", 1400),
-            pass("rested", 1930),
-        ],
-    }
-}
-
-fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
+fn column(name: &str, timeline: &Timeline, score: u64, hybrids: u64) -> ColumnReport {
     let passes = vec![
-        pass("pass1", score, hybrids),
-        pass("pass2", score - 300, hybrids),
-        pass("rested", score + 200, hybrids / 5),
+        pass("pass1", timeline, score, hybrids),
+        pass("pass2", timeline, score - 300, hybrids),
+        pass("rested", timeline, score + 200, hybrids / 5),
     ];
     let steered = name == "steered";
     let moved = if name == "pinned" { 0 } else { 140_000 };
@@ -113,7 +97,7 @@ fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
         balloon_lock_refusals: 0,
         pages_moved: 700_000 + moved,
         moved_per_huge_page: Tenths::ratio(700_000 + moved, 3 * score - 100),
-        targets_hash: "c0ffee0123456789".into(),
+        targets_hash: timeline.targets_hash().text(),
         balloon_mean_mib: Tenths::ratio(505, 1),
         balloon_target_mean_mib: Tenths::ratio(512, 1),
         balloon_max_mib: Tenths::ratio(1024, 1),
@@ -141,7 +125,19 @@ fn column(name: &str, score: u64, hybrids: u64) -> ColumnReport {
             waited_ms: 8_200,
             filler_taken: 3_000_000,
             filler_given: 2_900_000,
+            compiled: vec![
+                compiled("warm-up", 160, 300_000),
+                compiled("pass1", 31, 241_250),
+            ],
         },
+    }
+}
+
+fn compiled(phase: &str, files: u64, ms: u64) -> Compiled {
+    Compiled {
+        phase: phase.into(),
+        files,
+        ms,
     }
 }
 
@@ -166,9 +162,18 @@ fn host(name: &str) -> ColumnHost {
     }
 }
 
-fn pass(name: &str, allocated: u64, hybrids: u64) -> PassReport {
+fn pass(name: &str, timeline: &Timeline, allocated: u64, hybrids: u64) -> PassReport {
+    let begins = |phase: &&Phase| phase.name == name && matches!(phase.what, What::Pass(_));
+    let start = timeline
+        .phases
+        .iter()
+        .find(begins)
+        .map_or(0, |phase| phase.at);
+    let mut attempted = Attempts::default();
+    (0..1930).for_each(|k| attempted.push(k * 125, k < allocated));
     PassReport {
         name: name.into(),
+        start_ms: start / 1_000_000,
         asked: 1930,
         attempts: 1930,
         allocated,
@@ -177,6 +182,8 @@ fn pass(name: &str, allocated: u64, hybrids: u64) -> PassReport {
         percent_attainable: Tenths::default(),
         balloon_mean_mib: Tenths::ratio(3822, 10),
         balloon_target_mean_mib: Tenths::ratio(383, 1),
+        balloon_shortfall: Tenths::ratio(2, 10),
+        disqualified: false,
         load_mib: Tenths::ratio(1300, 1),
         load_anonymous_mib: Tenths::ratio(1130, 1),
         load_kernel_mib: Tenths::ratio(170, 1),
@@ -192,6 +199,8 @@ fn pass(name: &str, allocated: u64, hybrids: u64) -> PassReport {
             ..memory(hybrids)
         },
         attempt_cost_ns: spread(450_000),
+        attempted,
+        unmovable: vec![30_000; 242],
         got_free: 100,
         got_compaction: allocated - 300,
         got_reclaim: 200,

@@ -1,6 +1,6 @@
 //! The line above the table, which describes the run.
 
-use dirigible_workload::params::InflatePlacement;
+use dirigible_workload::params::{InflatePlacement, default_disk};
 
 use crate::{
     plan::{Place, RunPlan},
@@ -33,6 +33,9 @@ impl RunPlan {
             params.profile.name(),
             Size(params.memory),
         );
+        if params.disk_bytes() != default_disk(params.memory) {
+            line += &format!("; disk {}", Size(params.disk_bytes()));
+        }
         if params.inflate != InflatePlacement::FillHoles {
             line += &format!("; inflate {}", params.inflate.name());
         }
@@ -46,6 +49,7 @@ impl RunPlan {
         for (what, thousandths) in [
             ("load", params.load_scale),
             ("watermarks", params.watermark_scale),
+            ("disk speed", params.disk_speed),
             ("times", params.time_scale),
         ] {
             if thousandths != 1000 {
@@ -93,6 +97,10 @@ mod tests {
         insta::assert_snapshot!(
             headline("--balloon 0 --host-answer 20ms --deflate-on-oom", 1),
             @"hosted machine, profile paper, seed 1; memory 4G; no balloon; deflates on out of memory; the host answers after 20ms"
+        );
+        insta::assert_snapshot!(
+            headline("--balloon 0 --disk 16G --disk-speed 0.1", 1),
+            @"hosted machine, profile paper, seed 1; memory 4G; no balloon; disk 16G; disk speed x 0.1"
         );
         insta::assert_snapshot!(
             headline("--balloon 0 --inflate whole-blocks", 1),

@@ -47,6 +47,9 @@ pub fn column() -> impl TypedValueParser<Value = Column> {
         Column::Pinned => "Balloon pages cannot be moved",
         Column::Movable => "Balloon pages can be moved, nothing else differs from `pinned`",
         Column::Steered => "Everything on: what a user of dirigible gets",
+        Column::Smaller => {
+            "`steered` in a guest that never had the balloon's memory; only with --schedule held"
+        }
     })
 }
 

@@ -4,7 +4,10 @@ use std::fs;
 
 use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
 use dirigible_workload::{
-    params::{Column, MAX_HOST_ANSWER, MAX_SCHEDULE, MAX_THREADS, Params},
+    params::{
+        Column, MAX_DISK, MAX_HOST_ANSWER, MAX_SCHEDULE, MAX_THREADS, Params, default_disk,
+        least_disk,
+    },
     protocol::APPARATUS,
 };
 use serde::{Deserialize, Serialize};
@@ -43,32 +46,21 @@ impl Place {
     }
 }
 
-/// What a child process does.
+/// What a child process does: a column of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ChildTask {
     /// The run that it is a part of.
     pub params: Params,
-    /// Which part.
-    pub part: Part,
-}
-
-/// A part of a run that has a process of its own.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// A column, and where it runs.
-    Column(Column, Place),
-    /// The counts-only twin, which has no machine.
-    Twin,
+    /// Which column.
+    pub column: Column,
+    /// Where it runs.
+    pub place: Place,
 }
 
 impl ChildTask {
-    /// The part's name in messages.
+    /// The column's name in messages.
     pub const fn name(&self) -> &'static str {
-        match self.part {
-            Part::Column(column, _) => column.name(),
-            Part::Twin => "twin",
-        }
+        self.column.name()
     }
 }
 
@@ -172,6 +164,22 @@ pub fn check_step(step: Size, balloon: Size) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// The guest's disk: what was asked for, or twice the memory.
+fn check_disk(asked: Option<Size>, memory: Size) -> Result<Size, String> {
+    let disk = asked.unwrap_or(Size(default_disk(memory.0)));
+    whole_frames("--disk", disk)?;
+    let (least, most) = (Size(least_disk(memory.0)), Size(MAX_DISK));
+    if disk < least {
+        return Err(format!(
+            "--disk {disk}: too small for the files of a guest with --memory {memory}: at least {least}"
+        ));
+    }
+    if disk > most {
+        return Err(format!("--disk {disk}: at most {most}"));
+    }
+    Ok(disk)
 }
 
 fn whole_frames(flag: &str, size: Size) -> Result<(), String> {
@@ -283,7 +291,10 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
             return Err(format!("--columns: {} is named twice", column.name()));
         }
     }
+    let disk = check_disk(args.disk, memory)?;
     let params = Params {
+        disk: disk.0,
+        disk_speed: args.disk_speed.thousandths,
         seed: args.seed,
         memory: memory.0,
         balloon: balloon.0,
@@ -304,6 +315,10 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
     };
     // The experiment has limits that the flags one by one do not show.
     params.check().map_err(|error| error.to_string())?;
+    for &column in &args.columns {
+        let refused = |error| format!("--columns {}: {error}", column.name());
+        params.check_column(column).map_err(refused)?;
+    }
     Ok(params)
 }
 
@@ -411,6 +426,21 @@ pub(crate) mod tests {
             ),
             ("--host-answer 1001ms", "--host-answer 1001ms: at most 1s"),
             (
+                "--disk 2G",
+                "--disk 2G: too small for the files of a guest with --memory 4G: at least 4G",
+            ),
+            ("--disk 5000", "--disk 5000: not a whole number of frames"),
+            ("--disk 0", "--disk 0: too small"),
+            ("--disk 17T", "--disk 17T: at most 16T"),
+            (
+                "--columns steered,smaller",
+                "--columns smaller: the column smaller needs the schedule held",
+            ),
+            (
+                "--columns smaller --schedule held --memory 128M --balloon 96M --step 32M",
+                "--columns smaller: the column smaller has 33554432 bytes",
+            ),
+            (
                 "--columns pinned,pinned",
                 "--columns: pinned is named twice",
             ),
@@ -441,6 +471,11 @@ pub(crate) mod tests {
             (params.period_ms, params.load_scale, params.filler),
             (60_000, 1000, true)
         );
+        assert_eq!((params.disk, params.disk_speed), (8 << 30, 1000));
+        let slow = checked("--disk 4G --disk-speed 0.1").unwrap();
+        assert_eq!((slow.disk, slow.disk_speed), (4 << 30, 100));
+        assert_eq!(checked("--memory 2G").unwrap().disk, 4 << 30);
+        assert!(checked("--columns smaller --schedule held").is_ok());
         assert_eq!(checked("--profile quick").unwrap().period_ms, 5000);
         assert_eq!(
             checked("--profile quick --period 2m").unwrap().period_ms,

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use dirigible_workload::{
+    attainable::set_attainable,
     params::Params,
-    report::{ColumnRun, HostReport, Report, SCHEMA, TwinReport},
+    report::{ColumnRun, HostReport, Report, SCHEMA},
 };
 use serde_json::{Map, Value};
 
@@ -14,7 +15,7 @@ use crate::{
     children::run_all,
     failure::Failure,
     json_file::JsonFile,
-    plan::{self, ChildTask, Host, Part, Place, RunPlan},
+    plan::{self, ChildTask, Host, Place, RunPlan},
     print,
     progress::Bars,
     show, summary,
@@ -44,7 +45,7 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
         let mut bars = Bars::new(&tasks);
         run_all(&tasks, at_once, |news| bars.update(news))?
     };
-    let mut reports = assemble(args.machine, &tasks, &outputs)?;
+    let mut reports = assemble(args, &tasks, &outputs)?;
     for report in &mut reports {
         match &mut report.host {
             host if args.no_host => *host = None,
@@ -68,20 +69,17 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
     }
 }
 
-/// What the children do: seed after seed, the columns and then the twin.
+/// What the children do: seed after seed, the columns.
 fn tasks(args: &StressHighalloc, plan: &RunPlan) -> Vec<ChildTask> {
     let of_seed = |run: u64| {
         let params = Params {
             seed: plan.params.seed + run,
             ..plan.params.clone()
         };
-        let columns = args.columns.iter();
-        let parts = columns
-            .map(|&column| Part::Column(column, plan.place.clone()))
-            .chain([Part::Twin]);
-        parts.map(move |part| ChildTask {
+        args.columns.iter().map(move |&column| ChildTask {
             params: params.clone(),
-            part,
+            column,
+            place: plan.place.clone(),
         })
     };
     (0..args.runs).flat_map(of_seed).collect()
@@ -89,30 +87,29 @@ fn tasks(args: &StressHighalloc, plan: &RunPlan) -> Vec<ChildTask> {
 
 /// One report for each seed, from what the children printed.
 fn assemble(
-    machine: Machine,
+    args: &StressHighalloc,
     tasks: &[ChildTask],
     outputs: &[Vec<u8>],
 ) -> Result<Vec<Report>, Failure> {
-    let mut reports = Vec::new();
-    let mut columns: Vec<ColumnRun> = Vec::new();
-    for (task, output) in tasks.iter().zip(outputs) {
-        let unreadable = |error: serde_json::Error| {
-            Failure::Run(format!(
-                "{}: its report cannot be read: {error}",
-                task.name()
-            ))
+    let columns = args.columns.len().max(1);
+    let seeds = tasks.chunks(columns).zip(outputs.chunks(columns));
+    let of_tasks = |(tasks, outputs): (&[ChildTask], &[Vec<u8>])| {
+        let read = |(task, output): (&ChildTask, &Vec<u8>)| -> Result<ColumnRun, Failure> {
+            serde_json::from_slice(output).map_err(|error| {
+                let name = task.name();
+                Failure::Run(format!("{name}: its report cannot be read: {error}"))
+            })
         };
-        if let Part::Column(..) = task.part {
-            columns.push(serde_json::from_slice(output).map_err(unreadable)?);
-            continue;
-        }
-        let twin: TwinReport = serde_json::from_slice(output).map_err(unreadable)?;
-        for column in &mut columns {
-            column.report.set_attainable(&twin).map_err(Failure::Run)?;
-        }
-        reports.push(of_seed(machine, &task.params, std::mem::take(&mut columns)));
-    }
-    Ok(reports)
+        let runs: Vec<ColumnRun> = tasks
+            .iter()
+            .zip(outputs)
+            .map(read)
+            .collect::<Result<_, _>>()?;
+        let mut report = of_seed(args.machine, &tasks[0].params, runs);
+        set_attainable(&report.parameters, &mut report.columns).map_err(Failure::Run)?;
+        Ok(report)
+    };
+    seeds.map(of_tasks).collect()
 }
 
 fn of_seed(machine: Machine, params: &Params, runs: Vec<ColumnRun>) -> Report {
@@ -223,7 +220,7 @@ mod tests {
         let text = json_text(&[fixture::report(1)]).unwrap();
         let read: Report = serde_json::from_str(&text).unwrap();
         assert!(read == fixture::report(1));
-        let start = "{\n  \"schema\": 2,\n  \"machine\": \"hosted\",\n  \"parameters\": {\n    \"profile\": \"paper\",";
+        let start = "{\n  \"schema\": 3,\n  \"machine\": \"hosted\",\n  \"parameters\": {\n    \"profile\": \"paper\",";
         assert!(text.starts_with(start), "{text}");
     }
 
@@ -242,26 +239,19 @@ mod tests {
     }
 
     #[test]
-    fn a_run_has_its_columns_and_the_twin() {
+    fn a_run_has_its_columns() {
         let tasks = tasks(&args(), &plan());
         let names: Vec<_> = tasks
             .iter()
             .map(|task| (task.params.seed, task.name()))
             .collect();
-        let of = |seed| {
-            [
-                (seed, "pinned"),
-                (seed, "movable"),
-                (seed, "steered"),
-                (seed, "twin"),
-            ]
-        };
+        let of = |seed| [(seed, "pinned"), (seed, "movable"), (seed, "steered")];
         assert_eq!(names, [of(1), of(2)].concat());
     }
 
     #[test]
     fn reports_are_put_together_from_what_children_print() {
-        let tasks = &tasks(&args(), &plan())[..4];
+        let tasks = &tasks(&args(), &plan())[..3];
         let report = fixture::report(1);
         let hosts = report.host.clone().unwrap();
         let run = |column: &ColumnReport, host: &ColumnHost| {
@@ -276,23 +266,18 @@ mod tests {
         for (column, host) in report.columns.iter().zip(&hosts.columns) {
             outputs.push(run(column, host));
         }
-        outputs.push(serde_json::to_vec(&fixture::twin()).unwrap());
         let mut expected = report.clone();
         expected.host.as_mut().unwrap().wall_ms = 0;
-        assert!(assemble(Machine::Hosted, tasks, &outputs).unwrap() == [expected]);
+        assert!(assemble(&args(), tasks, &outputs).unwrap() == [expected]);
 
         // A column with other targets cannot be compared.
         let mut column = report.columns[1].clone();
         column.targets_hash = "other".into();
         outputs[1] = run(&column, &hosts.columns[1]);
-        let error = assemble(Machine::Hosted, tasks, &outputs)
-            .unwrap_err()
-            .to_string();
+        let error = assemble(&args(), tasks, &outputs).unwrap_err().to_string();
         assert!(error.contains("targets differ"), "{error}");
         outputs[1] = b"{}".to_vec();
-        let error = assemble(Machine::Hosted, tasks, &outputs)
-            .unwrap_err()
-            .to_string();
+        let error = assemble(&args(), tasks, &outputs).unwrap_err().to_string();
         assert!(
             error.contains("movable: its report cannot be read"),
             "{error}"

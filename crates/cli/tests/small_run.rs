@@ -50,7 +50,7 @@ fn pitfall_91_the_same_seed_gives_the_same_bytes() {
 fn the_report_holds_what_the_table_shows() {
     let (table, text) = json("", "report");
     let report: Value = serde_json::from_str(&text).expect("it is JSON");
-    assert_eq!(report["schema"], 2);
+    assert_eq!(report["schema"], 3);
     let columns = report["columns"].as_array().expect("there are columns");
     let names: Vec<_> = columns
         .iter()

@@ -89,7 +89,7 @@ pub fn caller(cpu: CpuId, number: Option<u32>) -> u64 {
     (program << 32) | (cpu.index() as u64 + 1)
 }
 
-/// A clock that stands still until the queue moves it: for the twin and for tests.
+/// A clock that stands still until the queue moves it: for tests.
 #[derive(Debug, Default)]
 pub struct FreeClock(AtomicU64);
 

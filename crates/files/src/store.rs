@@ -157,6 +157,16 @@ impl<P: FrameContents> FileStore<'_, P> {
     ///
     /// The first of the disk. The memory is given back in any case.
     pub fn unmount(self) -> Result<(), Error> {
+        self.give_all_back()
+    }
+
+    /// The same for a store that others still refer to: closes all files, writes everything and gives all memory back. It
+    /// can be used again afterwards, as one that was just mounted.
+    ///
+    /// # Errors
+    ///
+    /// As [`unmount`](Self::unmount).
+    pub fn give_all_back(&self) -> Result<(), Error> {
         self.give_up_memory();
         self.sync_all()
     }

@@ -66,8 +66,11 @@ fn run(info: &StartInfo) -> Result<(), String> {
             params,
             moves,
         } => {
-            params.check().map_err(|error| error.to_string())?;
-            let wanted = dirigible_workload::timeline::mem_total_frames(&params);
+            params
+                .check()
+                .and_then(|()| params.check_column(column))
+                .map_err(|error| error.to_string())?;
+            let wanted = dirigible_workload::timeline::column_mem_total_frames(column, &params);
             experiment::run(&bring_up(Some(wanted))?, column, &params, moves)
         }
         GuestTask::Tests { only } => suite::run(&bring_up(None)?, &only),

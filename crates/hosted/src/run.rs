@@ -9,30 +9,40 @@ use dirigible::{
     AddError, MemoryManager,
     boot::{BootError, BootPlan, Booted},
     chain::Full,
+    flusher::Flusher,
+    kswapd::Kswapd,
     memory_map::MapEntry,
     room::NoRoom,
     schedule::{Engine, NoStack, PROGRAM_STACK},
 };
 use dirigible_balloon::BalloonError;
+use dirigible_disk::{DiskConfig, SetUpError, VirtioDisk};
+use dirigible_files::Parts as StoreParts;
 use dirigible_frames::CpuId;
+use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
+use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer, RegisterError};
 use dirigible_workload::{
     balloon::MeasuredWorker,
     content::ContentLog,
     control::Control,
-    experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
-    filler::Filler,
+    disk::format_and_mount,
+    experiment::{BALLOON, Experiment, FILES, PAGING, SPACES, Stage},
+    operations::Operations,
     params::{Column, Params, ParamsError},
+    processes::Processes,
+    programs::LoadPlan,
     report::{ColumnRun, Observer},
     stalls::Stalls,
     system::{MoveChecks, Parts, System},
+    timeline::column_mem_total_frames,
     tuning::{ColumnPolicy, rested_watermarks},
 };
 use thiserror::Error;
 
 use crate::{
-    AnswerTime, BalloonOptions, BindError, HostedMachine, HostedPlatform, MachineBuilder,
-    MachineClock, MachineError, Mode, features,
+    AnswerTime, BalloonOptions, BindError, DiskOptions, HostDisk, HostedHal, HostedMachine,
+    HostedPlatform, InProcessTransport, MachineBuilder, MachineClock, MachineError, Mode, features,
 };
 use host::{SinceStart, measured};
 use port::{BalloonPort, Driver};
@@ -67,6 +77,15 @@ pub enum RunError {
     /// A thread got no CPU.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The disk could not be set up.
+    #[error(transparent)]
+    Disk(#[from] SetUpError),
+    /// The page cache or a shrinker could not be registered with reclaim.
+    #[error(transparent)]
+    Reclaim(#[from] RegisterError),
+    /// The disk could not be formatted.
+    #[error("{0}")]
+    Files(String),
     /// A program got no stack.
     #[error(transparent)]
     Stack(#[from] NoStack),
@@ -111,19 +130,32 @@ pub fn run_column_moving(
     observer: &mut dyn Observer,
 ) -> Result<ColumnRun, RunError> {
     params.check()?;
+    params.check_column(column)?;
+    params.check_column(column)?;
     let started = Instant::now();
     let (mode, cpus) = match params.threads {
         0 => (Mode::Deterministic, 1),
         threads => (Mode::Threads, threads as u16 + SERVICE_CPUS),
     };
-    let machine = MachineBuilder::new(params.memory)
+    let machine = MachineBuilder::new(params.column_memory(column))
         .cpus(cpus)
         .mode(mode)
         .balloon(balloon_options(params))
+        .disk(disk_options(params))
         .build()?;
     let policy = ColumnPolicy::new(column, params);
+    // The column `smaller` runs without what the balloon holds in the others.
+    let mut left = column_mem_total_frames(column, params);
     let ranges = machine.ram().layout().managed().iter();
-    let map: Vec<_> = ranges.map(MapEntry::usable).collect();
+    let ranges = ranges.map(|range| {
+        let frames = left.min(range.end.get() - range.start.get());
+        left -= frames;
+        range.start..range.start.plus(frames)
+    });
+    let map: Vec<_> = ranges
+        .filter(|range| !range.is_empty())
+        .map(|range| MapEntry::usable(&range))
+        .collect();
     let memory = machine
         .ram()
         .table_memory()
@@ -138,6 +170,15 @@ pub fn run_column_moving(
         started,
         observer,
     )
+}
+
+/// The disk.
+fn disk_options(params: &Params) -> DiskOptions {
+    DiskOptions {
+        bytes: params.disk_bytes(),
+        speed_thousandths: params.disk_speed,
+        ..DiskOptions::default()
+    }
 }
 
 /// The host's end of the balloon.
@@ -183,7 +224,6 @@ fn run_on<'a>(
 
     let contents = ContentLog::new();
     let move_checks = MoveChecks::new(platform, &contents);
-    let filler = Filler::new(frames, platform, FILLER, &contents);
     let paging = Paging::new(frames, platform, PAGING, SPACES).observed_by(&move_checks);
     let transport = host_balloon
         .transport()
@@ -192,18 +232,49 @@ fn run_on<'a>(
     let manager = MemoryManager::new_in(room, frames, platform, policy.manager())?;
     manager.register_paging(&paging)?;
     manager.register_balloon(&balloon)?;
-    manager.register(FILLER, &filler)?;
-    manager.add_reclaimer(&filler)?;
+    let transport = machine
+        .disks()
+        .first()
+        .and_then(HostDisk::transport)
+        .ok_or(RunError::Missing("disk"))?;
+    let disk: Disk<'_> = VirtioDisk::new(transport, platform, DiskConfig::default())?;
+    let generations = Generations::new(frames);
+    let reclaimer = Reclaimer::new(&generations, platform, ReclaimConfig::default());
+    let cache_parts = CacheParts {
+        frames,
+        platform,
+        owner: FILES,
+        disk: &disk,
+        memory: manager.memory(),
+        generations: &generations,
+    };
+    let cache = PageCache::new(cache_parts, CacheConfig::default()).observed_by(&move_checks);
+    manager.register(FILES, &cache)?;
+    reclaimer.register(FILES, &cache)?;
+    manager.add_reclaimer(&reclaimer)?;
+    let plan = LoadPlan::new(params);
+    let store_parts = StoreParts {
+        frames,
+        platform,
+        source: manager.memory(),
+        pages: &cache,
+    };
+    let files = format_and_mount(store_parts, &plan).map_err(RunError::Files)?;
+    let (inodes, names) = (files.inode_shrinker(), files.name_shrinker());
+    reclaimer.add_shrinker(&names)?;
+    reclaimer.add_shrinker(&inodes)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);
     manager.add_observer(&stalls)?;
-    let full = params.balloon_frames();
+    let full = params.column_balloon_frames(column);
     let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);
     let parts = Parts {
         platform,
         frames,
         paging: &paging,
         memory: manager.memory(),
-        filler: &filler,
+        cache: &cache,
+        files: &files,
+        reclaim: &reclaimer,
         user: None,
         balloon: &port,
         contents: &contents,
@@ -211,14 +282,32 @@ fn run_on<'a>(
         host_clock: &SinceStart(started),
     };
     let system = System::new(parts, rested_watermarks(params));
-    let experiment = Experiment::new(column, params, &system, &manager);
+    let control = Control::new();
+    let engines = params.threads.max(1);
+    let processes = Processes::new(&system, &control, plan, engines);
+    let operations = Operations::new(&system, &processes);
+    let on = Stage {
+        system: &system,
+        processes: &processes,
+        operations: &operations,
+        control: &control,
+        manager: &manager,
+    };
+    let experiment = Experiment::new(column, params, on);
+    experiment
+        .begin()
+        .map_err(|error| RunError::Files(error.to_string()))?;
     let worker = manager.balloon_worker(&balloon).with_line(&port);
     let worker = experiment.balloon_worker(worker);
     run_actors(
         (params, moves),
         machine,
         &experiment,
-        worker,
+        (
+            worker,
+            manager.kswapd(&reclaimer),
+            Flusher::new(&cache, platform.now()),
+        ),
         &port,
         observer,
     )?;
@@ -259,30 +348,39 @@ fn run_on<'a>(
     }
 }
 
+/// The daemons but kcompactd.
+type Daemons<'w, 'a> = (
+    MeasuredWorker<'w>,
+    Kswapd<'w, 'a, HostedPlatform>,
+    Flusher<'w, 'a, HostedPlatform>,
+);
+
+/// The driver over this machine's transport.
+type Disk<'a> = VirtioDisk<'a, HostedHal, InProcessTransport, HostedPlatform>;
+
 /// Runs all actors to the end: here, or with threads on some of their own. Those that may wait in the middle of a step,
 /// for the host or for what another program holds, are programs: the load's, the director and the mover.
 fn run_actors(
     (params, moves): (&Params, u64),
     machine: &HostedMachine,
     experiment: &Experiment<'_, '_, '_, HostedPlatform>,
-    worker: MeasuredWorker<'_>,
+    (worker, kswapd, flusher): Daemons<'_, '_>,
     port: &BalloonPort<'_>,
     observer: &mut dyn Observer,
 ) -> Result<(), NoStack> {
     let (platform, ended) = (machine.platform(), experiment.control().ended());
     let clock = MachineClock::new(platform);
-    let load = experiment.load();
     let mut here = Engine::new();
     here.add(0, experiment.targets());
-    here.add_program(0, Box::new(experiment.director(load.len())))?;
+    here.add_program(0, Box::new(experiment.director()))?;
     let kcompactd = experiment.kcompactd();
     let mover = experiment.mover(moves);
     if params.threads == 0 {
         here.add(0, worker);
         here.add(0, kcompactd);
-        for program in load {
-            here.add_program(0, program)?;
-        }
+        here.add(0, kswapd);
+        here.add(0, flusher);
+        experiment.accept_programs(&mut here, 0);
         if let Some(mover) = mover {
             here.add_program(0, Box::new(mover))?;
         }
@@ -292,14 +390,16 @@ fn run_actors(
     }
     let threads = params.threads;
     let mut engines: Vec<Engine<'_>> = (0..threads).map(|_| Engine::new()).collect();
-    for (number, program) in load.into_iter().enumerate() {
-        engines[number % threads].add_program(0, program)?;
+    for (cpu, engine) in engines.iter_mut().enumerate() {
+        experiment.accept_programs(engine, cpu);
     }
     // The director has the CPU after the load's.
     let mut service = (threads as u16 + 1..).map(CpuId::new);
     let (mut inflating, mut compacting) = (Engine::new(), Engine::new());
     inflating.add(0, worker);
     compacting.add(0, kcompactd);
+    compacting.add(0, kswapd);
+    compacting.add(0, flusher);
     if let Some(mover) = mover {
         compacting.add_program(0, Box::new(mover))?;
     }

@@ -42,9 +42,10 @@ pub fn run_column(
 ) -> Result<ColumnRun, RunError> {
     params
         .check()
+        .and_then(|()| params.check_column(column))
         .map_err(|error| RunError::before_start(error.into()))?;
     let shape = Shape {
-        memory: params.memory,
+        memory: params.column_memory(column),
         cpus: params.threads.max(1) as u64,
         touched: true,
         control: true,
@@ -75,7 +76,7 @@ fn follow(
     vm.hello()?;
     let start = wait_for_start(vm)?;
     let mut run = Run {
-        timeline: Timeline::new(params),
+        timeline: Timeline::of_column(column, params),
         start,
         next: 0,
         hash: TargetsHash::default(),

@@ -110,7 +110,7 @@ pub struct ContentError {
     pub wrong: Wrong,
     /// The check that found it.
     pub when: When,
-    /// The owner in words: a compile job (`job`), the filler, the kernel or the probe.
+    /// The owner in words: a program's memory (`program`), a `file`, a `pipe`, a `stack` in the kernel, or the probe.
     pub owner: &'static str,
     /// Its position at that owner.
     pub position: u64,

@@ -5,6 +5,12 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
 
+use crate::report::Compiled;
+use dirigible::schedule::time::MILLISECOND;
+
+/// The phase that ends the load.
+const KILL: &str = "kill";
+
 /// The stage of a run, as far as the load depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u64)]
@@ -17,14 +23,23 @@ pub enum Stage {
     Over = 2,
 }
 
+/// A phase that has begun.
+#[derive(Clone, Copy, Debug)]
+struct PhaseLog {
+    name: &'static str,
+    begun: u64,
+    /// Files that were compiled before it.
+    files: u64,
+}
+
 /// The shared state of one run.
 #[derive(Debug, Default)]
 pub struct Control {
     stage: AtomicU64,
     ended: AtomicBool,
-    phases: Mutex<Vec<(&'static str, u64)>>,
+    phases: Mutex<Vec<PhaseLog>>,
     /// Files compiled.
-    compiled: AtomicU64,
+    files: AtomicU64,
     /// Times that a request of the load had to wait.
     pub waits: AtomicU64,
     /// The sum of these waits, in nanoseconds.
@@ -67,34 +82,82 @@ impl Control {
 
     /// Records that phase `name` began at `time`.
     pub fn log_phase(&self, name: &'static str, time: u64) {
-        self.phases.lock().push((name, time));
+        let files = self.files.load(Ordering::Relaxed);
+        self.phases.lock().push(PhaseLog {
+            name,
+            begun: time,
+            files,
+        });
     }
 
     /// The phases that have begun, with their times.
     pub fn phases(&self) -> Vec<(&'static str, u64)> {
-        self.phases.lock().clone()
+        let phases = self.phases.lock();
+        phases
+            .iter()
+            .map(|phase| (phase.name, phase.begun))
+            .collect()
     }
 
     /// The phase that began last.
     pub fn phase(&self) -> &'static str {
-        self.phases.lock().last().map_or("boot", |&(name, _)| name)
+        self.phases.lock().last().map_or("boot", |phase| phase.name)
+    }
+
+    /// Files compiled in each phase that has ended; nothing is compiled in the last one.
+    pub fn compiled(&self) -> Vec<Compiled> {
+        let phases = self.phases.lock();
+        let lengths = phases.iter().zip(phases.iter().skip(1));
+        let of_phase = |(phase, next): (&PhaseLog, &PhaseLog)| Compiled {
+            phase: phase.name.into(),
+            files: next.files - phase.files,
+            ms: next.begun.saturating_sub(phase.begun) / MILLISECOND,
+        };
+        lengths
+            .take_while(|(phase, _)| phase.name != KILL)
+            .map(of_phase)
+            .collect()
     }
 
     // The counters below are sums for the report and publish nothing: Relaxed.
 
     /// Counts files that the load has compiled.
     pub fn count_compiled(&self, files: u64) {
-        self.compiled.fetch_add(files, Ordering::Relaxed);
-    }
-
-    /// Files compiled so far.
-    pub fn compiled(&self) -> u64 {
-        self.compiled.load(Ordering::Relaxed)
+        self.files.fetch_add(files, Ordering::Relaxed);
     }
 
     /// Counts a wait of the load of `time` nanoseconds.
     pub fn count_wait(&self, time: u64) {
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.waited.fetch_add(time, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_counted_to_the_phase_in_which_they_were_compiled() {
+        let control = Control::new();
+        let files = |count: u64| (0..count).for_each(|_| control.count_compiled());
+        control.log_phase("warm-up", 0);
+        files(5);
+        control.log_phase("pass1", 3_000 * MILLISECOND);
+        files(2);
+        control.log_phase("gap", 4_500 * MILLISECOND);
+        control.log_phase(KILL, 5_000 * MILLISECOND);
+        files(9);
+        control.log_phase("rested", 9_000 * MILLISECOND);
+        let compiled: Vec<_> = control
+            .compiled()
+            .into_iter()
+            .map(|phase| (phase.phase, phase.files, phase.ms))
+            .collect();
+        let expected = [("warm-up", 5, 3000), ("pass1", 2, 1500), ("gap", 0, 500)];
+        assert_eq!(
+            compiled,
+            expected.map(|(phase, files, ms)| (phase.into(), files, ms))
+        );
     }
 }

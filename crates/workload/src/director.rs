@@ -10,7 +10,7 @@ use crate::{
     timeline::{PassPlan, PassResult, TargetsHash, Test, Timeline, What},
     tuning::{
         QUICK_PAUSE_FULL, QUICK_PAUSE_SHORT, QUICK_THP_GROUP, QUICK_WRITE_BLOCKS,
-        QUICK_WRITES_WITHOUT_GAIN, STALL,
+        QUICK_WRITES_WITHOUT_GAIN,
     },
 };
 use dirigible::schedule::{Actor, Next, time::MILLISECOND};
@@ -71,7 +71,7 @@ impl<'a, M: Operator> Director<'a, M> {
         match phase.what {
             What::Wait => {}
             What::Pass(plan) => {
-                self.machine.begin_pass(&plan);
+                self.machine.begin_pass(&plan, now);
                 let held = Vec::with_capacity(plan.test.asked() as usize);
                 let result = PassResult::default();
                 self.doing = Doing::Passing(Pass {
@@ -109,6 +109,7 @@ impl<B> Pass<B> {
     /// One piece of the pass. Returns when the next one is due, or `None` when the pass is over.
     fn go_on<M: Operator<Block = B>>(&mut self, machine: &M, now: u64) -> Option<u64> {
         self.weigh(machine, now);
+        machine.sample_pass(now);
         match self.plan.test {
             Test::Probe { count, period } => {
                 if self.result.attempts < count {
@@ -150,9 +151,9 @@ impl<B> Pass<B> {
                 }
                 for _ in 0..QUICK_THP_GROUP.min(goal - self.result.attempts) {
                     self.result.attempts += 1;
-                    if machine.huge_fault(self.result.attempts) {
-                        self.result.allocated += 1;
-                    }
+                    let got = machine.huge_fault(self.result.attempts);
+                    machine.faulted(now, got);
+                    self.result.allocated += u64::from(got);
                 }
                 Some(now + QUICK_PAUSE_FULL)
             }

@@ -5,6 +5,7 @@ use alloc::{format, string::String};
 use dirigible::MemoryManager;
 use dirigible_balloon::{BalloonDriver, BalloonStats, Held};
 use dirigible_frames::PageTables;
+use dirigible_pagecache::BlockPages;
 
 use crate::{content::ContentLog, system::Parts};
 
@@ -20,9 +21,15 @@ pub(crate) fn give_all_back<P: PageTables>(
     balloon: &dyn BalloonDriver,
     managed: u64,
 ) -> Result<(), String> {
-    parts.files.unmount().map_err(|error| format!("files: {error}"))?;
+    parts
+        .files
+        .give_all_back()
+        .map_err(|error| format!("files: {error}"))?;
     parts.cache.forget(0..parts.cache.blocks());
-    parts.cache.audit().map_err(|error| format!("page cache: {error}"))?;
+    parts
+        .cache
+        .audit()
+        .map_err(|error| format!("page cache: {error}"))?;
     let (stats, held) = (balloon.stats(), balloon.held());
     if !balances(&stats, &held) {
         return Err(format!(
@@ -32,7 +39,10 @@ pub(crate) fn give_all_back<P: PageTables>(
     }
     manager.shutdown(0).map_err(|error| format!("{error}"))?;
     if parts.cache.counts().pages != 0 {
-        return Err(format!("{} frames are left in the page cache", parts.cache.counts().pages));
+        return Err(format!(
+            "{} frames are left in the page cache",
+            parts.cache.counts().pages
+        ));
     }
     let free = manager.frames().free_frames();
     if free != managed {

@@ -4,7 +4,7 @@
 //! for them, lets the engine with the director [`lead`](Experiment::lead), and takes the report. What differs from
 //! machine to machine (devices, threads, what the host measures) stays with the machine.
 
-use alloc::{boxed::Box, string::String, vec::Vec};
+use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::{BalloonDriver, BalloonStats};
@@ -16,22 +16,22 @@ use crate::{
     calls::Failure,
     control::Control,
     director::{Director, Targets},
-    operations::Operations,
     ending,
     mover::{Mover, MoverParts},
+    operations::Operations,
     params::{Column, Params},
     processes::{MAX_PROGRAMS, Processes},
     programs::Program,
     report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
     system::System,
-    timeline::{TargetsHash, Timeline, mem_total_frames},
+    timeline::{TargetsHash, Timeline, column_mem_total_frames},
     tuning::ColumnPolicy,
 };
 use dirigible::{
     MemoryManager,
     balloon_worker::BalloonWorker,
     kcompactd::Kcompactd,
-    schedule::{Actor, Clock, Engine, time},
+    schedule::{Clock, Engine, time},
 };
 
 /// The owner id of anonymous memory.
@@ -74,7 +74,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             column,
             params,
             on,
-            timeline: Timeline::new(params),
+            timeline: Timeline::of_column(column, params),
             hash: Mutex::new(TargetsHash::default()),
             means: BalloonMeans::default(),
         }
@@ -124,7 +124,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
 
     /// Moves every frame of the full balloon `moves` times; `None` where there is nothing to move.
     pub fn mover(&self, moves: u64) -> Option<Mover<'_, 'm, P>> {
-        let full = self.params.balloon_frames();
+        let full = self.params.column_balloon_frames(self.column);
         let movable = ColumnPolicy::new(self.column, self.params).balloon_movable;
         if moves == 0 || full == 0 || !movable {
             return None;
@@ -193,7 +193,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         ColumnReport {
             name: self.column.name().into(),
             policy: policy.report(),
-            mem_total_mib: Tenths::mib_of_frames(mem_total_frames(self.params)),
+            mem_total_mib: Tenths::mib_of_frames(column_mem_total_frames(self.column, self.params)),
             elapsed_ms: parts.platform.now() / time::MILLISECOND,
             passes,
             vmstat: VmStat::since(&[0; Event::COUNT], &events.snapshot()),
@@ -216,10 +216,9 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             device_errors,
             stalls: parts.stalls.report(),
             load: LoadReport {
-                jobs_started: count(&control.jobs_started),
-                jobs_finished: count(&control.jobs_finished),
                 waits: count(&control.waits),
                 waited_ms: count(&control.waited) / time::MILLISECOND,
+                compiled: control.compiled(),
             },
         }
     }
@@ -236,7 +235,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         report: &mut ColumnReport,
     ) -> Result<(), String> {
         let parts = self.on.system.parts();
-        let managed = mem_total_frames(self.params);
+        let managed = column_mem_total_frames(self.column, self.params);
         let balanced = ending::give_all_back(self.on.manager, parts, balloon, managed);
         report.content_errors = parts.contents.errors();
         report.pages_checked = parts.contents.checked_whole();

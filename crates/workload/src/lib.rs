@@ -9,8 +9,8 @@
 //! - The same as [`programs`] over the [`calls`] of any kernel, with files.
 //! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases
 //!   and makes the passes' attempts.
-//! - Two machines behind one pair of traits ([`machine`]): the real one ([`system`]) over the crates below, and the
-//!   counts-only [`twin`], which says what would be attainable if frames had no places.
+//! - The machine: the real one ([`system`]) over the crates below, behind the traits of [`machine`].
+//! - [`attainable`]: the reference, what could be had, computed when all columns have run.
 //! - [`mover`]: moves all of the balloon under load; [`stalls`]: how long
 //!   requests waited.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
@@ -29,7 +29,7 @@
 //!
 //! ```
 //! use dirigible_workload::params::{Params, Profile};
-//! use dirigible_workload::twin::run_twin;
+//! use dirigible_workload::timeline::Timeline;
 //!
 //! let params = Params {
 //!     memory: 128 << 20,
@@ -37,20 +37,23 @@
 //!     step: 8 << 20,
 //!     ..Params::new(Profile::Paper)
 //! };
-//! let twin = run_twin(&params);
-//! assert_eq!(twin.passes.len(), 3);
-//! assert!(twin.passes.iter().all(|pass| pass.attainable <= pass.asked));
+//! let timeline = Timeline::new(&params);
+//! let passes: Vec<_> = timeline.passes().map(|(pass, _)| pass.name).collect();
+//! assert_eq!(passes, ["pass1", "pass2", "rested"]);
+//! assert!(timeline.targets.iter().all(|&(_, frames)| frames <= params.balloon_frames()));
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod attainable;
 pub mod balloon;
 pub mod calls;
 pub mod content;
 pub mod control;
 pub mod director;
+pub mod disk;
 mod ending;
 pub mod experiment;
 pub mod histogram;

@@ -90,14 +90,22 @@ impl<P: PageTables> Operator for Operations<'_, '_, P> {
                 let _ = run(&Program::Delete { tree }, plan, &process);
             }
         }
-        let _ = parts.files.sync();
+        let _ = parts.files.sync_all();
         parts.reclaim.shrink_all();
         parts.cache.drop_all_clean();
         self.system.rest_watermarks();
     }
 
-    fn begin_pass(&self, pass: &PassPlan) {
-        self.system.begin_pass(pass);
+    fn begin_pass(&self, pass: &PassPlan, now: u64) {
+        self.system.begin_pass(pass, now);
+    }
+
+    fn sample_pass(&self, now: u64) {
+        self.system.sample_pass(now);
+    }
+
+    fn faulted(&self, at: u64, got: bool) {
+        self.system.faulted(at, got);
     }
 
     fn end_pass(&self, pass: &PassPlan, result: &PassResult) {

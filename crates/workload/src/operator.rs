@@ -50,8 +50,14 @@ pub trait Operator: Sync {
     /// watermarks of a machine at rest.
     fn clean_up(&self);
 
-    /// Called before a pass begins.
-    fn begin_pass(&self, pass: &PassPlan);
+    /// Called before a pass begins, at `now`.
+    fn begin_pass(&self, pass: &PassPlan, now: u64);
+
+    /// Called many times in a second while a pass is under way.
+    fn sample_pass(&self, now: u64);
+
+    /// Called after each fault of the THP test: when it was begun, and whether it got a huge page.
+    fn faulted(&self, at: u64, got: bool);
 
     /// Called when a pass has ended, while its huge pages are still held.
     fn end_pass(&self, pass: &PassPlan, result: &PassResult);

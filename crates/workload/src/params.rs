@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use dirigible::schedule::time::{MILLISECOND, SECOND};
 
-/// One run of the experiment: the same for all of its columns and for the twin.
+/// One run of the experiment: the same for all of its columns.
 ///
 /// The command parses its flags into this, sends it to the guest as it is, and prints it in the report under
 /// `parameters`.
@@ -32,6 +32,12 @@ pub struct Params {
     pub schedule: Schedule,
     /// Where the balloon takes its frames in column `steered`.
     pub inflate: InflatePlacement,
+    /// The guest's disk, in bytes; 0 for [`default_disk`].
+    #[serde(rename = "disk_bytes")]
+    pub disk: u64,
+    /// The disk's speed is multiplied by this many thousandths: 100 is a disk ten times slower.
+    #[serde(with = "factor")]
+    pub disk_speed: u32,
     /// Threads of load; 0 is the deterministic mode. In a virtual machine, the guest's CPUs.
     pub threads: usize,
     /// The load is multiplied by this many thousandths.
@@ -40,8 +46,6 @@ pub struct Params {
     /// The watermarks are multiplied by this many thousandths.
     #[serde(with = "factor")]
     pub watermark_scale: u32,
-    /// Whether the filler keeps memory full.
-    pub filler: bool,
     /// Warm-up, gaps, period and the time between two attempts are multiplied by this many thousandths; the load's pace
     /// is not. For tests: 1000 is the experiment.
     #[serde(with = "factor")]
@@ -83,10 +87,11 @@ impl Params {
             period_ms: profile.period_ms(),
             schedule: Schedule::Cycle,
             inflate: InflatePlacement::FillHoles,
+            disk: 0,
+            disk_speed: 1000,
             threads: 0,
             load_scale: 1000,
             watermark_scale: 1000,
-            filler: true,
             time_scale: 1000,
             deflate_on_oom: false,
             host_answer_ms: 0,
@@ -106,6 +111,31 @@ impl Params {
     /// One step in frames.
     pub const fn step_frames(&self) -> u64 {
         self.step / FRAME_SIZE as u64
+    }
+
+    /// The guest's disk in bytes.
+    pub const fn disk_bytes(&self) -> u64 {
+        match self.disk {
+            0 => default_disk(self.memory),
+            bytes => bytes,
+        }
+    }
+
+    /// Memory of the machine that `column` runs on, in bytes: the column `smaller` never had what the balloon holds in
+    /// the others.
+    pub const fn column_memory(&self, column: Column) -> u64 {
+        match column {
+            Column::Smaller => self.memory - self.balloon,
+            Column::Pinned | Column::Movable | Column::Steered => self.memory,
+        }
+    }
+
+    /// The balloon of `column` at its fullest, in frames.
+    pub const fn column_balloon_frames(&self, column: Column) -> u64 {
+        match column {
+            Column::Smaller => 0,
+            Column::Pinned | Column::Movable | Column::Steered => self.balloon_frames(),
+        }
     }
 
     /// Time between two steps, in nanoseconds.
@@ -134,6 +164,7 @@ impl Params {
             ("memory", self.memory),
             ("balloon", self.balloon),
             ("step", self.step),
+            ("disk", self.disk),
         ] {
             if bytes % frame != 0 {
                 return Err(ParamsError::NotWholeFrames { name, bytes });
@@ -156,6 +187,16 @@ impl Params {
                 bytes: self.step,
                 balloon: self.balloon,
             });
+        }
+        let disk = self.disk_bytes();
+        if disk < least_disk(self.memory) {
+            return Err(ParamsError::DiskTooSmall {
+                bytes: disk,
+                least: least_disk(self.memory),
+            });
+        }
+        if disk > MAX_DISK {
+            return Err(ParamsError::DiskTooLarge { bytes: disk });
         }
         if self.period_ms == 0 || self.period() > MAX_SCHEDULE {
             return Err(ParamsError::BadPeriod { ms: self.period_ms });
@@ -180,6 +221,7 @@ impl Params {
             ("load scale", self.load_scale),
             ("watermark scale", self.watermark_scale),
             ("time scale", self.time_scale),
+            ("disk speed", self.disk_speed),
         ] {
             if scale == 0 || scale > 100_000 {
                 return Err(ParamsError::BadScale {
@@ -190,7 +232,38 @@ impl Params {
         }
         Ok(())
     }
+
+    /// Whether `column` can be run of this, besides what [`check`](Self::check) demands of every column.
+    ///
+    /// # Errors
+    ///
+    /// The column `smaller` has a meaning only where the others' balloon is held, and needs enough memory without it.
+    pub fn check_column(&self, column: Column) -> Result<(), ParamsError> {
+        if column != Column::Smaller {
+            return Ok(());
+        }
+        if self.schedule != Schedule::Held {
+            return Err(ParamsError::SmallerNotHeld);
+        }
+        match self.memory.saturating_sub(self.balloon) {
+            bytes if bytes < MIN_MEMORY => Err(ParamsError::SmallerTooSmall { bytes }),
+            _ => Ok(()),
+        }
+    }
 }
+
+/// The disk of a guest of `memory` bytes, unless another is asked for: twice as large.
+pub const fn default_disk(memory: u64) -> u64 {
+    memory * 2
+}
+
+/// The smallest disk of a guest of `memory` bytes: the sources, their objects and swap come to less than its memory.
+pub const fn least_disk(memory: u64) -> u64 {
+    memory
+}
+
+/// The largest disk: its blocks of 4 KiB have 32-bit numbers.
+pub const MAX_DISK: u64 = 16 << 40;
 
 /// Less memory than this leaves no room for the load beside the reserved part.
 pub const MIN_MEMORY: u64 = 64 << 20;
@@ -234,6 +307,33 @@ pub enum ParamsError {
         bytes: u64,
         /// The guest.
         memory: u64,
+    },
+    /// A disk that does not hold what the load needs.
+    #[error("a disk of {bytes} bytes is too small: this guest needs at least {least}")]
+    DiskTooSmall {
+        /// The disk.
+        bytes: u64,
+        /// The least.
+        least: u64,
+    },
+    /// A disk that is too large.
+    #[error("a disk of {bytes} bytes is too large: at most {MAX_DISK}")]
+    DiskTooLarge {
+        /// The disk.
+        bytes: u64,
+    },
+    /// The column `smaller` with a balloon that moves.
+    #[error(
+        "the column smaller needs the schedule held: it is a guest that never had the memory that the others' balloon holds"
+    )]
+    SmallerNotHeld,
+    /// The column `smaller` with a balloon that leaves it too little.
+    #[error(
+        "the column smaller has {bytes} bytes, what the balloon leaves of the memory: the experiment needs at least {MIN_MEMORY}"
+    )]
+    SmallerTooSmall {
+        /// What the balloon leaves.
+        bytes: u64,
     },
     /// A step of nothing or of more than the balloon.
     #[error("a step of {bytes} bytes does not fit a balloon of {balloon} bytes")]
@@ -309,7 +409,14 @@ named! {
         Movable = "movable",
         /// Everything on: what a user gets.
         Steered = "steered",
+        /// `Steered` in a guest that never had the memory that the balloon holds in the others.
+        Smaller = "smaller",
     }
+}
+
+impl Column {
+    /// The columns of the experiment. [`Smaller`](Self::Smaller) is run on demand.
+    pub const DEFAULT: [Self; 3] = [Self::Pinned, Self::Movable, Self::Steered];
 }
 
 named! {
@@ -371,6 +478,49 @@ mod tests {
     }
 
     #[test]
+    fn the_smaller_guest_has_what_a_held_balloon_leaves() {
+        let cycle = Params::new(Profile::Paper);
+        let held = Params {
+            schedule: Schedule::Held,
+            ..cycle.clone()
+        };
+        assert_eq!(held.check_column(Column::Smaller), Ok(()));
+        assert_eq!(held.column_memory(Column::Smaller), 3 << 30);
+        assert_eq!(held.column_balloon_frames(Column::Smaller), 0);
+        assert_eq!(
+            cycle.check_column(Column::Smaller),
+            Err(ParamsError::SmallerNotHeld)
+        );
+        let tight = Params {
+            balloon: (4 << 30) - (32 << 20),
+            ..held
+        };
+        assert_eq!(
+            tight.check_column(Column::Smaller),
+            Err(ParamsError::SmallerTooSmall { bytes: 32 << 20 })
+        );
+        for column in Column::DEFAULT {
+            assert_eq!(cycle.check_column(column), Ok(()));
+            assert_eq!(tight.column_memory(column), 4 << 30);
+            assert_eq!(tight.column_balloon_frames(column), tight.balloon_frames());
+        }
+    }
+
+    #[test]
+    fn a_disk_is_twice_the_memory_unless_another_is_asked_for() {
+        let params = Params {
+            memory: 128 << 20,
+            ..Params::new(Profile::Paper)
+        };
+        assert_eq!(params.disk_bytes(), 256 << 20);
+        let other = Params {
+            disk: 1 << 30,
+            ..params
+        };
+        assert_eq!(other.disk_bytes(), 1 << 30);
+    }
+
+    #[test]
     fn parameters_survive_the_way_through_json() {
         for thousandths in [1, 3, 333, 700, 1000, 1125, 99_999, 100_000] {
             let params = Params {
@@ -378,6 +528,7 @@ mod tests {
                 load_scale: thousandths,
                 watermark_scale: 100_001 - thousandths,
                 time_scale: thousandths,
+                disk_speed: thousandths,
                 schedule: Schedule::Held,
                 inflate: InflatePlacement::WholeBlocks,
                 ..Params::new(Profile::Quick)
@@ -398,7 +549,7 @@ mod tests {
     #[test]
     fn bad_parameters_are_named() {
         let good = Params::new(Profile::Paper);
-        let bad: [(Params, &str); 12] = [
+        let bad: [(Params, &str); 15] = [
             (
                 Params {
                     memory: 0,
@@ -483,6 +634,27 @@ mod tests {
                     ..good.clone()
                 },
                 "load scale",
+            ),
+            (
+                Params {
+                    disk_speed: 0,
+                    ..good.clone()
+                },
+                "disk speed",
+            ),
+            (
+                Params {
+                    disk: 1 << 20,
+                    ..good.clone()
+                },
+                "disk of 1048576 bytes is too small",
+            ),
+            (
+                Params {
+                    disk: 32 << 40,
+                    ..good.clone()
+                },
+                "disk of 35184372088832 bytes is too large",
             ),
         ];
         for (params, text) in bad {

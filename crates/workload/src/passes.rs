@@ -2,12 +2,13 @@
 
 use alloc::{string::ToString, vec::Vec};
 
+use dirigible::schedule::time::{MILLISECOND, SECOND};
 use dirigible_frames::{BlockState, Event, FRAMES_PER_BLOCK, FrameAllocator, FrameState, Order};
 
 use crate::{
     report::{
-        AttemptHost, BlockCensus, FailureCauses, MemoryState, PassReport, Spread, Tenths,
-        TypeState, VmStat,
+        AttemptHost, BlockCensus, FailureCauses, MOST_SHORTFALL, MemoryState, PassReport, Spread,
+        Tenths, TypeState, VmStat,
     },
     timeline::{PassPlan, PassResult},
 };
@@ -49,6 +50,11 @@ impl Ended {
         ]
     }
 
+    /// Whether it got a huge page.
+    pub const fn got(self) -> bool {
+        matches!(self, Self::Free | Self::Compaction | Self::Reclaim)
+    }
+
     /// How an attempt between two readings ended. With several threads it is only a hint: others raise the same events.
     pub fn of(got: bool, before: &AttemptEvents, after: &AttemptEvents) -> Self {
         let [reclaimed, _, deferred, begun, aborted] =
@@ -65,15 +71,32 @@ impl Ended {
     }
 }
 
+/// What `actual` lacks of `target`, both summed up over time, in per cent of `target`.
+fn shortfall(actual: u128, target: u128) -> Tenths {
+    let lacking = target.saturating_sub(actual);
+    // Both parts lose their lowest bits together where they do not fit.
+    let shift = (u128::BITS - target.leading_zeros()).saturating_sub(56);
+    Tenths::percent((lacking >> shift) as u64, (target >> shift) as u64)
+}
+
+/// Frames of kernel memory, reclaimable or not, page tables included, without what is reserved at boot. Walks all
+/// blocks.
+pub(crate) fn kernel_frames(frames: &FrameAllocator<'_>, balloon: u64) -> u64 {
+    let classes = frames.class_frames();
+    // Where the balloon's frames cannot be moved, they are of class Unmovable and none is of class Balloon.
+    let pinned = if classes.balloon == 0 { balloon } else { 0 };
+    classes.unmovable.saturating_sub(pinned)
+}
+
 /// Memory in use, in frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
-    /// Of the compile jobs, and of the THP test.
+    /// Of the programs, and of the THP test.
     pub anonymous: u64,
     /// Kernel memory, page tables included.
     pub kernel: u64,
-    /// Of the filler.
-    pub filler: u64,
+    /// Of pages of files.
+    pub files: u64,
     /// Of the balloon.
     pub balloon: u64,
 }
@@ -92,6 +115,8 @@ pub struct PassBook {
 /// The pass under way.
 struct Open {
     report: PassReport,
+    /// When it began, in nanoseconds.
+    start: u64,
     events: [u64; Event::COUNT],
     costs: Vec<u64>,
     host_costs: Vec<u64>,
@@ -107,6 +132,7 @@ impl PassBook {
         let reserved = frames.blocks().map(is_reserved).collect();
         let now = Open {
             report: PassReport::default(),
+            start: 0,
             events: [0; Event::COUNT],
             costs: Vec::new(),
             host_costs: Vec::new(),
@@ -119,22 +145,53 @@ impl PassBook {
         }
     }
 
-    /// Records the beginning of a pass.
-    pub fn begin(&mut self, pass: &PassPlan, frames: &FrameAllocator<'_>, balloon: u64) {
+    /// Records the beginning of a pass at `start` (nanoseconds of the guest's clock), when the balloon holds `balloon`
+    /// frames.
+    pub fn begin(
+        &mut self,
+        pass: &PassPlan,
+        frames: &FrameAllocator<'_>,
+        balloon: u64,
+        start: u64,
+    ) {
         let before = self.look(frames, balloon);
         let now = &mut self.now;
         now.report = PassReport {
             name: pass.name.to_string(),
+            start_ms: start / MILLISECOND,
             before,
             ..PassReport::default()
         };
+        now.start = start;
         now.events = frames.events().snapshot();
         now.costs.clear();
         now.host_costs.clear();
     }
 
-    /// Records an attempt.
-    pub fn attempted(&mut self, ended: Ended, cost: u64, host_cost: u64) {
+    /// Samples the unmovable memory of the pass under way, once a second from its begin on; to be called at least as
+    /// often as that. Called more often it does nothing, and a call that is late stands for the seconds before it.
+    pub fn sample(&mut self, now: u64, frames: &FrameAllocator<'_>, balloon: u64) {
+        let begun = now.saturating_sub(self.now.start) / SECOND;
+        let samples = &mut self.now.report.unmovable;
+        let due = (begun + 1).saturating_sub(samples.len() as u64);
+        // A day: a clock that has jumped further is no clock of a run.
+        let due = due.min(86_400) as usize;
+        if due > 0 {
+            let kernel = kernel_frames(frames, balloon);
+            samples.extend(core::iter::repeat_n(kernel, due));
+        }
+    }
+
+    /// Records when an attempt was begun, and whether it got a huge page: for one that is a page fault, and so has no
+    /// [`Ended`].
+    pub fn tried(&mut self, at: u64, got: bool) {
+        let at_ms = at.saturating_sub(self.now.start) / MILLISECOND;
+        self.now.report.attempted.push(at_ms, got);
+    }
+
+    /// Records an attempt of the probe that was begun at `at` and took `cost`, on the host `host_cost` (nanoseconds).
+    pub fn attempted(&mut self, at: u64, ended: Ended, cost: u64, host_cost: u64) {
+        self.tried(at, ended.got());
         let Open {
             report,
             costs,
@@ -185,10 +242,12 @@ impl PassBook {
         report.percent_asked = Tenths::percent(result.allocated, report.asked);
         report.balloon_mean_mib = mean(result.balloon_time);
         report.balloon_target_mean_mib = mean(result.target_time);
+        report.balloon_shortfall = shortfall(result.balloon_time, result.target_time);
+        report.disqualified = report.balloon_shortfall > MOST_SHORTFALL;
         report.load_anonymous_mib = Tenths::mib_of_frames(anonymous);
         report.load_kernel_mib = Tenths::mib_of_frames(sizes.kernel);
         report.load_mib = Tenths::mib_of_frames(anonymous + sizes.kernel);
-        report.filler_mib = Tenths::mib_of_frames(sizes.filler);
+        report.files_mib = Tenths::mib_of_frames(sizes.files);
         report.hybrid_blocks = after.hybrid_blocks;
         report.after = after;
         report.attempt_cost_ns = Spread::of(&mut now.costs);
@@ -263,6 +322,25 @@ impl PassBook {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pitfall_92_a_shortfall_is_a_part_of_the_target() {
+        let of = |actual, target| shortfall(actual, target).to_string();
+        assert_eq!(of(0, 0), "0.0");
+        assert_eq!(of(980, 1000), "2.0");
+        assert_eq!(of(979, 1000), "2.1");
+        assert_eq!(
+            of(1001, 1000),
+            "0.0",
+            "a balloon that shrinks late lacks nothing"
+        );
+        assert_eq!(of(0, 1000), "100.0");
+        // 256 GiB in frames over a day in nanoseconds.
+        let day = (1u128 << 26) * 86_400_000_000_000;
+        assert_eq!(of(day / 2, day), "50.0");
+        assert!(shortfall(979, 1000) > MOST_SHORTFALL);
+        assert!(shortfall(980, 1000) <= MOST_SHORTFALL);
+    }
 
     #[test]
     fn the_end_of_an_attempt_is_told_by_its_events() {

@@ -19,7 +19,7 @@ use crate::{
 
 impl ColumnPolicy {
     /// How the experiment's allocator is booted, for `cpus` processors: from a map of
-    /// [`mem_total_frames`](crate::timeline::mem_total_frames) usable frames in all, with tables apart from them.
+    /// [`column_mem_total_frames`](crate::timeline::column_mem_total_frames) usable frames in all, with tables apart from them.
     pub fn boot(&self, params: &Params, cpus: u16) -> BootConfig<'static> {
         BootConfig {
             cpus,

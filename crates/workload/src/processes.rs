@@ -142,7 +142,9 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         }
         let mut table = self.table.lock();
         let cpus = self.arrivals.len();
-        let (place, cpu, pid) = table.add(parent, program, pipe, cpus).ok_or(Failure::TooMany)?;
+        let (place, cpu, pid) = table
+            .add(parent, program, pipe, cpus)
+            .ok_or(Failure::TooMany)?;
         self.killed[place].store(false, Ordering::Relaxed);
         if self.closed.load(Ordering::Relaxed) {
             // `kill_all` came in between: it may have passed this place already.
@@ -187,11 +189,17 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
     fn kill_largest(&self) -> bool {
         let spaces: Vec<_> = self.table.lock().spaces().collect();
         let paging = self.system.parts().paging;
-        let of = |space| paging.usage(space).map_or(0, |usage| usage.frames() + usage.tables);
+        let of = |space| {
+            paging
+                .usage(space)
+                .map_or(0, |usage| usage.frames() + usage.tables)
+        };
         if spaces.iter().any(|&(place, _)| self.is_killed(Some(place))) {
             return false;
         }
-        let largest = spaces.into_iter().max_by_key(|&(place, space)| (of(space), place));
+        let largest = spaces
+            .into_iter()
+            .max_by_key(|&(place, space)| (of(space), place));
         if let Some((place, _)) = largest {
             self.killed[place].store(true, Ordering::Relaxed);
         }

@@ -1,18 +1,20 @@
-//! What a run hands back: plain data, in the order in which the JSON report prints it (schema 2, `docs/json.md`).
+//! What a run hands back: plain data, in the order in which the JSON report prints it (schema 3, `docs/json.md`).
 //!
 //! Who fills what:
 //!
 //! - the engine of this crate fills a [`ColumnReport`], with `attainable` and `percent_attainable` left 0;
-//! - the twin fills a [`TwinReport`]; the command joins the two with [`ColumnReport::set_attainable`];
 //! - the machine adds what it measured on the host: a [`ColumnHost`] for the column, and the [`HostFacts`]. All three
 //!   are a [`ColumnRun`];
-//! - the command puts the runs of all columns together: a [`Report`].
+//! - the command puts the runs of all columns together, a [`Report`], and computes the reference from them
+//!   ([`attainable`](crate::attainable)).
 //!
 //! Everything outside `host` is a function of the parameters in deterministic mode. That is why fractions are
 //! integers of a fixed number of places ([`Decimal`]) and why nothing here is a hash map: the same run prints the same
 //! bytes.
 
+mod attempts;
 mod host;
+mod load;
 mod numbers;
 mod stalls;
 
@@ -20,14 +22,16 @@ use alloc::{string::String, vec::Vec};
 
 use serde::{Deserialize, Serialize};
 
+pub use attempts::{Attempt, Attempts};
 pub use host::{AttemptHost, ColumnHost, HostFacts, HostReport, Residency};
+pub use load::{Compiled, LoadReport};
 pub use numbers::{Decimal, Spread, TenThousandths, Tenths, VmStat};
 pub use stalls::{StallFigures, StallReport};
 
 use crate::params::Params;
 
 /// The number of the schema, raised when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// A run of one or more columns with one seed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -59,7 +63,7 @@ pub struct ColumnRun {
 /// One column: one policy under the load.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ColumnReport {
-    /// `pinned`, `movable` or `steered`.
+    /// `pinned`, `movable`, `steered` or `smaller`.
     pub name: String,
     /// The policies that make the column.
     pub policy: Policy,
@@ -94,8 +98,8 @@ pub struct ColumnReport {
     pub huge_pages: u64,
     /// `pages_moved / huge_pages`: the moves of the whole run.
     pub moved_per_huge_page: Tenths,
-    /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns and the
-    /// twin.
+    /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns but
+    /// `smaller`, whose balloon stays empty.
     pub targets_hash: String,
     /// The balloon's mean size from boot to the end of the load.
     pub balloon_mean_mib: Tenths,
@@ -111,32 +115,6 @@ pub struct ColumnReport {
     pub stalls: StallReport,
     /// What the load did.
     pub load: LoadReport,
-}
-
-impl ColumnReport {
-    /// Copies the attainable of each pass from the twin, which ran with the same seed.
-    ///
-    /// # Errors
-    ///
-    /// Names the pass that one of the two does not have, or says that the balloon's targets differ.
-    pub fn set_attainable(&mut self, twin: &TwinReport) -> Result<(), String> {
-        if self.targets_hash != twin.targets_hash {
-            return Err(alloc::format!(
-                "column {}: the balloon's targets differ from the twin's (hash {} against {})",
-                self.name,
-                self.targets_hash,
-                twin.targets_hash
-            ));
-        }
-        for pass in &mut self.passes {
-            let Some(known) = twin.passes.iter().find(|known| known.name == pass.name) else {
-                return Err(alloc::format!("the twin has no pass {}", pass.name));
-            };
-            pass.attainable = known.attainable;
-            pass.percent_attainable = Tenths::percent(pass.allocated, known.attainable);
-        }
-        Ok(())
-    }
 }
 
 /// The policies of a column: settings of one system.
@@ -163,13 +141,15 @@ pub struct Policy {
 pub struct PassReport {
     /// `pass1`, `pass2`, `rested`; the THP tests of profile `quick` end in `-thp`.
     pub name: String,
+    /// When it began, in milliseconds of the guest's clock.
+    pub start_ms: u64,
     /// Huge pages asked for.
     pub asked: u64,
     /// Attempts made: `asked` in profile `paper`, writes or ranges in profile `quick`.
     pub attempts: u64,
     /// Huge pages got.
     pub allocated: u64,
-    /// Huge pages that the twin got: the reference for all columns.
+    /// Huge pages that could be had: the reference for all columns ([`attainable`](crate::attainable)).
     pub attainable: u64,
     /// `100 * allocated / asked`.
     pub percent_asked: Tenths,
@@ -179,14 +159,19 @@ pub struct PassReport {
     pub balloon_mean_mib: Tenths,
     /// The mean of the balloon's targets over the pass.
     pub balloon_target_mean_mib: Tenths,
-    /// The load held at the end of the pass, without the filler: `load_anonymous_mib + load_kernel_mib`.
+    /// What the balloon's mean size lacks of the mean of its targets, in per cent of the latter; 0 if it lacks nothing.
+    pub balloon_shortfall: Tenths,
+    /// Whether the shortfall is above [`MOST_SHORTFALL`]: the column may have its huge pages from a balloon that did
+    /// not grow, so the row does not count.
+    pub disqualified: bool,
+    /// The load held at the end of the pass, without pages of files: `load_anonymous_mib + load_kernel_mib`.
     pub load_mib: Tenths,
     /// Anonymous memory of the jobs, their page tables not counted.
     pub load_anonymous_mib: Tenths,
     /// Unmovable and reclaimable memory, page tables included.
     pub load_kernel_mib: Tenths,
-    /// What the filler holds.
-    pub filler_mib: Tenths,
+    /// Pages of files.
+    pub files_mib: Tenths,
     /// Hybrid blocks at the end of the pass.
     pub hybrid_blocks: u64,
     /// Memory just before the pass.
@@ -195,6 +180,11 @@ pub struct PassReport {
     pub after: MemoryState,
     /// Cost of an attempt on the guest's clock.
     pub attempt_cost_ns: Spread,
+    /// When each attempt began, and whether it got a huge page.
+    pub attempted: Attempts,
+    /// Unmovable memory in frames, once a second from the pass's begin on: kernel memory, reclaimable or not, and page
+    /// tables, without the balloon and without what is reserved at boot.
+    pub unmovable: Vec<u64>,
     /// Attempts that got a free block at once.
     pub got_free: u64,
     /// Attempts that compaction served.
@@ -216,6 +206,9 @@ pub struct PassReport {
     /// vm events of the pass.
     pub vmstat: VmStat,
 }
+
+/// The largest shortfall of the balloon with which a pass counts, in per cent.
+pub const MOST_SHORTFALL: Tenths = Tenths::ratio(2, 1);
 
 /// Why attempts failed; the sum is `attempts - allocated` where one attempt asks for one page.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
@@ -281,43 +274,6 @@ pub struct BlockCensus {
     pub reserved: u64,
     /// Free frames in `kernel`, `hybrid` and `reserved` blocks: free memory that no huge page can use.
     pub stranded_free_frames: u64,
-}
-
-/// What the load did over the run.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct LoadReport {
-    /// Jobs begun.
-    pub jobs_started: u64,
-    /// Jobs that came to their end.
-    pub jobs_finished: u64,
-    /// Times that a job had to wait for memory.
-    pub waits: u64,
-    /// Time that jobs spent waiting, together, in milliseconds of the guest's clock.
-    pub waited_ms: u64,
-    /// Frames that the filler took.
-    pub filler_taken: u64,
-    /// Frames that the filler gave back.
-    pub filler_given: u64,
-}
-
-/// The counts-only twin: what the same requests would get if frames had no places.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct TwinReport {
-    /// The hash of the balloon's targets, see [`ColumnReport::targets_hash`].
-    pub targets_hash: String,
-    /// The passes, named as in the columns.
-    pub passes: Vec<TwinPass>,
-}
-
-/// One pass of the twin.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct TwinPass {
-    /// As in the columns.
-    pub name: String,
-    /// Huge pages asked for.
-    pub asked: u64,
-    /// Huge pages got.
-    pub attainable: u64,
 }
 
 /// Where a run stands, for a progress bar.

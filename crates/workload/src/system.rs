@@ -2,10 +2,8 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use dirigible_frames::{
-    AllocRequest, FrameAllocator, FrameClass, Order, PageTables, Pfn, Watermarks,
-};
 use dirigible_files::FileStore;
+use dirigible_frames::{AllocRequest, FrameAllocator, Order, PageTables, Pfn, Watermarks};
 use dirigible_pagecache::PageCache;
 use dirigible_paging::{
     Fault, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
@@ -17,7 +15,7 @@ use crate::{
     balloon::BalloonControl,
     content::{ContentLog, Pattern, When},
     operator::{Check, NoMemory},
-    passes::{Ended, PassBook, Sizes},
+    passes::{Ended, PassBook, Sizes, kernel_frames},
     report::{AttemptHost, PassReport},
     stalls::Stalls,
     timeline::{PassPlan, PassResult},
@@ -136,7 +134,7 @@ impl<'a, P: PageTables> System<'a, P> {
         }
     }
 
-    /// The memory of the load, the filler and the balloon.
+    /// The memory of the load, of files and of the balloon.
     fn sizes(&self) -> Sizes {
         // An estimate: in threaded mode the load goes on meanwhile. If the audit fails, it fails again at the end of
         // the run.
@@ -182,7 +180,7 @@ impl<P: PageTables> System<'_, P> {
 }
 
 pub(crate) fn pattern_of(space: SpaceId, page: u64) -> Pattern {
-    Pattern::new(u64::from(space.0), page)
+    Pattern::new(u64::from(space.get()), page)
 }
 
 impl<P: PageTables> System<'_, P> {
@@ -237,7 +235,7 @@ impl<P: PageTables> System<'_, P> {
         let cost = platform.now() - start;
         let host_cost = host_clock.nanoseconds() - host_start;
         let ended = Ended::of(got.is_ok(), &before, &Ended::events(frames));
-        self.passes.lock().attempted(ended, cost, host_cost);
+        self.passes.lock().attempted(start, ended, cost, host_cost);
         let first = got?;
         for offset in 0..Order::HUGE.frames() as u64 {
             let frame = first.plus(offset);
@@ -272,9 +270,20 @@ impl<P: PageTables> System<'_, P> {
         }
     }
 
-    pub(crate) fn begin_pass(&self, pass: &PassPlan) {
+    pub(crate) fn begin_pass(&self, pass: &PassPlan, now: u64) {
         let balloon = self.parts.balloon.actual();
-        self.passes.lock().begin(pass, self.parts.frames, balloon);
+        let mut passes = self.passes.lock();
+        passes.begin(pass, self.parts.frames, balloon, now);
+    }
+
+    pub(crate) fn sample_pass(&self, now: u64) {
+        let balloon = self.parts.balloon.actual();
+        let mut passes = self.passes.lock();
+        passes.sample(now, self.parts.frames, balloon);
+    }
+
+    pub(crate) fn faulted(&self, at: u64, got: bool) {
+        self.passes.lock().tried(at, got);
     }
 
     pub(crate) fn end_pass(&self, pass: &PassPlan, result: &PassResult) {

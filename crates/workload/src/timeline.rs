@@ -1,14 +1,14 @@
 //! The timeline of a run: its phases and the balloon's targets, both fixed before it begins.
 //!
 //! The timeline is a function of the parameters and the seed. A slow column cannot shift a phase or a target, so all
-//! columns and the twin have the same balloon schedule.
+//! columns have the same balloon schedule (`smaller` has the same phases and targets of 0).
 
 use alloc::vec::Vec;
 
 use dirigible_frames::{FRAME_SIZE, FRAMES_PER_BLOCK};
 
 use crate::{
-    params::{Params, Profile, Schedule},
+    params::{Column, Params, Profile, Schedule},
     rng::{Rng, Source},
     tuning::{
         HELD_FILL, PAPER_GAP, PAPER_SETTLE, PAPER_WARM_UP, PROBE_PERCENT, PROBE_PERIOD, QUICK_FILL,
@@ -36,6 +36,12 @@ pub const fn mem_total_frames(params: &Params) -> u64 {
         share.next_multiple_of(block)
     };
     frames - reserved
+}
+
+/// Frames that the allocator of `column` manages at boot. What is reserved comes from the full size in every column.
+pub const fn column_mem_total_frames(column: Column, params: &Params) -> u64 {
+    let less = params.memory - params.column_memory(column);
+    mem_total_frames(params).saturating_sub(less / FRAME_SIZE as u64)
 }
 
 /// How a pass requests huge pages.
@@ -105,7 +111,7 @@ pub enum What {
     Wait,
     /// A pass.
     Pass(PassPlan),
-    /// Ends the load, drops the filler, lowers the watermark.
+    /// Ends the load, deletes its files, drops the caches, lowers the watermark.
     Kill,
     /// Gives everything back.
     End,
@@ -139,6 +145,45 @@ impl Timeline {
             Profile::Paper => Self::paper(params),
             Profile::Quick => Self::quick(params),
         }
+    }
+
+    /// The plan for `column` of `params`: as for the others, but the balloon of the column `smaller` stays empty.
+    pub fn of_column(column: Column, params: &Params) -> Self {
+        let mut timeline = Self::new(params);
+        if column == Column::Smaller {
+            timeline.targets.iter_mut().for_each(|target| target.1 = 0);
+        }
+        timeline
+    }
+
+    /// The balloon's target at `time`, in frames.
+    pub fn target_at(&self, time: u64) -> u64 {
+        let set = self.targets.partition_point(|&(at, _)| at <= time);
+        set.checked_sub(1).map_or(0, |last| self.targets[last].1)
+    }
+
+    /// The hash of all targets, for comparison with those that a column was given.
+    pub fn targets_hash(&self) -> TargetsHash {
+        let mut hash = TargetsHash::default();
+        for &(time, frames) in &self.targets {
+            hash.add(time, frames);
+        }
+        hash
+    }
+
+    /// The passes, in order, each with whether the load has been killed before it.
+    pub fn passes(&self) -> impl Iterator<Item = (PassPlan, bool)> + '_ {
+        let mut rested = false;
+        self.phases
+            .iter()
+            .filter_map(move |phase| match phase.what {
+                What::Pass(plan) => Some((plan, rested)),
+                What::Kill => {
+                    rested = true;
+                    None
+                }
+                What::Wait | What::End => None,
+            })
     }
 
     /// When the run ends at the latest, if nothing is late.
@@ -493,6 +538,52 @@ mod tests {
                 };
                 let timeline = Timeline::new(&params);
                 assert!(timeline.targets.iter().all(|&(_, target)| target == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_smaller_guest_keeps_phases_ask_and_reserved_frames() {
+        let params = Params {
+            schedule: Schedule::Held,
+            ..paper(1)
+        };
+        let (full, smaller) = (
+            Timeline::new(&params),
+            Timeline::of_column(Column::Smaller, &params),
+        );
+        assert_eq!(full, Timeline::of_column(Column::Steered, &params));
+        assert_eq!(full.phases, smaller.phases);
+        assert_eq!(full.end(), smaller.end());
+        assert!(smaller.targets.iter().all(|&(_, target)| target == 0));
+        assert_ne!(full.targets_hash(), smaller.targets_hash());
+        // 3 GiB less the 32 MiB that 4 GiB reserve, not the 24 MiB of a guest of 3 GiB.
+        assert_eq!(
+            column_mem_total_frames(Column::Smaller, &params),
+            (3 << 18) - 8192
+        );
+        assert_eq!(
+            column_mem_total_frames(Column::Steered, &params),
+            mem_total_frames(&params)
+        );
+    }
+
+    #[test]
+    fn targets_hold_from_their_time_to_the_next() {
+        let mut timeline = Timeline::new(&paper(1));
+        timeline.targets = alloc::vec![(5, 100), (9, 0)];
+        let at: Vec<_> = [0, 4, 5, 8, 9, 100]
+            .map(|time| timeline.target_at(time))
+            .into();
+        assert_eq!(at, [0, 0, 100, 100, 0, 0]);
+    }
+
+    #[test]
+    fn passes_after_the_kill_are_at_rest() {
+        for profile in [Profile::Paper, Profile::Quick] {
+            let timeline = Timeline::new(&Params::new(profile));
+            for (plan, rested) in timeline.passes() {
+                assert_eq!(rested, plan.name.starts_with("rested"));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The constants of the experiment, and the policies of the three columns.
+//! The constants of the experiment, and the policies of the columns.
 //!
 //! Sizes are given for a guest of 4 GiB and scale with its memory; sizes of the load are also multiplied by the load
 //! scale. Times are those of the profile `paper`; the profile `quick` divides the load's times by [`QUICK_PACE`].
@@ -92,36 +92,6 @@ pub struct JobTuning {
     pub thp_jobs: u64,
     /// Such a job uses them for one piece in this many.
     pub thp_pieces: u64,
-    /// Requests for kernel memory that come with each piece, at most.
-    pub kernel_requests: u64,
-    /// How long that kernel memory lives.
-    pub kernel_life: (u64, u64),
-}
-
-/// A steady source of kernel memory.
-#[derive(Clone, Copy, Debug)]
-pub struct KernelTuning {
-    /// Reclaimable, else unmovable.
-    pub reclaimable: bool,
-    /// The mean level that it keeps up, in frames.
-    pub level: u64,
-    /// How long one allocation lives.
-    pub life: (u64, u64),
-    /// Time between two bursts of requests.
-    pub tick: u64,
-    /// One allocation in this many survives the end of the load; 0: all of them.
-    pub survivors: u64,
-}
-
-/// The filler.
-#[derive(Clone, Copy, Debug)]
-pub struct FillerTuning {
-    /// Frames taken at most in one tick.
-    pub fill: u64,
-    /// Touches in one tick. They select random frames, so some do not hit a frame of the filler.
-    pub touches: u64,
-    /// Time between two ticks.
-    pub tick: u64,
 }
 
 /// The load of a run, scaled.
@@ -129,12 +99,6 @@ pub struct FillerTuning {
 pub struct LoadTuning {
     /// Compile jobs.
     pub jobs: JobTuning,
-    /// Kernel memory that lives for minutes: unmovable and reclaimable.
-    pub long_kernel: [KernelTuning; 2],
-    /// Kernel memory that lives for seconds.
-    pub short_kernel: [KernelTuning; 2],
-    /// The filler.
-    pub filler: FillerTuning,
 }
 
 impl LoadTuning {
@@ -142,8 +106,6 @@ impl LoadTuning {
     pub fn new(params: &Params) -> Self {
         let memory = params.memory_frames() as u128;
         let load = params.load_scale as u128;
-        let by_memory =
-            |frames: u64| ((frames as u128 * memory / REFERENCE_FRAMES as u128) as u64).max(1);
         let by_load = |frames: u64| {
             ((frames as u128 * memory * load / (REFERENCE_FRAMES as u128 * 1000)) as u64).max(1)
         };
@@ -153,15 +115,6 @@ impl LoadTuning {
             Profile::Quick => QUICK_PACE,
         };
         let time = |(low, high): (u64, u64)| (low / pace, high / pace);
-        let kernel = |reclaimable, mib: u64, life, survivors| KernelTuning {
-            reclaimable,
-            level: by_load(mib * MIB),
-            life: time(life),
-            tick: 20 * MILLISECOND,
-            survivors,
-        };
-        let long = (60 * SECOND, 240 * SECOND);
-        let short = (SECOND, 6 * SECOND);
         Self {
             jobs: JobTuning {
                 jobs: match params.profile {
@@ -177,20 +130,6 @@ impl LoadTuning {
                 pause: time((100 * MILLISECOND, SECOND)),
                 thp_jobs: 6,
                 thp_pieces: 8,
-                kernel_requests: 8,
-                kernel_life: time((SECOND, 20 * SECOND)),
-            },
-            long_kernel: [kernel(false, 56, long, 0), kernel(true, 104, long, 8)],
-            short_kernel: [
-                kernel(false, 16, short, u64::MAX),
-                kernel(true, 16, short, u64::MAX),
-            ],
-            filler: FillerTuning {
-                // 64 MiB a second.
-                fill: by_memory(64 * MIB * pace / 100),
-                // 3,000 touches a second.
-                touches: by_memory(30 * pace),
-                tick: 10 * MILLISECOND,
             },
         }
     }
@@ -216,14 +155,6 @@ pub const TREE_COPY_TIME: u64 = 16 * SECOND;
 pub const TREE_COPIES: u32 = 2;
 /// From one directory that is listed to the next.
 pub const WALK_PAUSE: u64 = 100 * MILLISECOND;
-
-/// Orders of the requests for kernel memory: how many of 100 have order 0, 1 and 2.
-pub const KERNEL_ORDERS: [u64; 3] = [85, 10, 5];
-
-// --- reclaim ---
-
-/// Frames that the filler gives back for an order-0 or balloon request that found none.
-pub const RECLAIM_BASE: usize = 32;
 
 // --- the balloon ---
 
@@ -317,7 +248,8 @@ impl ColumnPolicy {
                 ..off
             },
             Column::Movable => off,
-            Column::Steered => {
+            // All sizes are those of the full guest, in `smaller` too.
+            Column::Steered | Column::Smaller => {
                 let scaled = |blocks: u64| {
                     (blocks * params.memory_frames())
                         .div_ceil(REFERENCE_FRAMES)
@@ -386,6 +318,13 @@ mod tests {
     }
 
     #[test]
+    fn smaller_is_steered_in_another_guest() {
+        let params = Params::new(Profile::Paper);
+        let of = |column| ColumnPolicy::new(column, &params);
+        assert_eq!(of(Column::Smaller), of(Column::Steered));
+    }
+
+    #[test]
     fn the_load_scales_with_memory() {
         let large = Params::new(Profile::Paper);
         let small = Params {
@@ -395,8 +334,6 @@ mod tests {
         let (large, small) = (LoadTuning::new(&large), LoadTuning::new(&small));
         assert_eq!(large.jobs.small, (2048, 16384));
         assert_eq!(small.jobs.small, (128, 1024));
-        assert_eq!(large.filler.fill, 163);
-        assert_eq!(small.filler.fill, 10);
         assert_eq!(large.jobs.piece, (16, 256));
     }
 

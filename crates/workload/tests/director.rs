@@ -1,4 +1,6 @@
-//! The rules of the passes, on the twin's totals, with a clock that each attempt advances.
+//! The rules of the passes, on a machine that keeps totals, with a clock that each attempt advances.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use core::{
     ops::Range,
@@ -6,14 +8,14 @@ use core::{
 };
 
 use dirigible::schedule::{Clock, Engine, FreeClock, time::MILLISECOND};
+use dirigible_frames::Pfn;
 use dirigible_workload::{
     control::Control,
     director::{Director, Targets},
     load,
     machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
     params::{Params, Profile},
-    timeline::{PassPlan, PassResult, TargetsHash, Timeline},
-    twin::Counts,
+    timeline::{PassPlan, PassResult, TargetsHash, Timeline, mem_total_frames},
 };
 use spin::Mutex;
 
@@ -28,13 +30,36 @@ enum Did {
     RestWatermarks(u64),
 }
 
-/// The twin's machine, which records all calls and whose attempts take time.
+/// A machine that keeps totals only and records all calls, and whose attempts take time.
 struct Watched<'c> {
-    counts: Counts,
+    totals: Mutex<Totals>,
     clock: &'c FreeClock,
     cost: u64,
     held: AtomicU64,
     log: Mutex<Vec<Did>>,
+}
+
+/// What a [`Watched`] holds, in frames.
+#[derive(Default)]
+struct Totals {
+    memory: u64,
+    target: u64,
+    blocks: u64,
+    kernel: u64,
+    spaces: BTreeMap<u32, BTreeSet<u64>>,
+    samples: u64,
+}
+
+impl Totals {
+    fn anonymous(&self) -> u64 {
+        self.spaces.values().map(|pages| pages.len() as u64).sum()
+    }
+
+    /// Whether `frames` more can be had.
+    fn has(&self, frames: u64) -> Result<(), NoMemory> {
+        let used = self.blocks * 512 + self.kernel + self.anonymous() + self.target;
+        (used + frames <= self.memory).then_some(()).ok_or(NoMemory)
+    }
 }
 
 impl Watched<'_> {
@@ -49,28 +74,49 @@ impl Watched<'_> {
 
 impl LoadMemory for Watched<'_> {
     fn create_space(&self) -> Result<Space, NoMemory> {
-        self.counts.create_space()
+        let mut totals = self.totals.lock();
+        let space = (0..).find(|id| !totals.spaces.contains_key(id)).unwrap();
+        totals.spaces.insert(space, BTreeSet::new());
+        Ok(Space(space))
     }
     fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
-        self.counts.fault(space, page, huge)
+        let mut totals = self.totals.lock();
+        if totals.spaces[&space.0].contains(&page) {
+            return Ok(1);
+        }
+        let pages = if huge && totals.has(512).is_ok() {
+            512
+        } else {
+            1
+        };
+        totals.has(pages)?;
+        let of_space = totals.spaces.get_mut(&space.0).expect("it was created");
+        of_space.extend(page..page + pages);
+        Ok(pages)
     }
-    fn reuse(&self, space: Space, page: u64, draw: u32) {
-        self.counts.reuse(space, page, draw);
-    }
-    fn check(&self, space: Space, pages: Range<u64>, check: Check) {
-        self.counts.check(space, pages, check);
-    }
+    fn reuse(&self, _: Space, _: u64, _: u32) {}
+    fn check(&self, _: Space, _: Range<u64>, _: Check) {}
     fn give_back(&self, space: Space, pages: Range<u64>) {
-        self.counts.give_back(space, pages);
+        let mut totals = self.totals.lock();
+        let of_space = totals.spaces.get_mut(&space.0).expect("it was created");
+        of_space.retain(|page| !pages.contains(page));
     }
     fn exit(&self, space: Space) {
-        self.counts.exit(space);
+        self.totals.lock().spaces.remove(&space.0);
     }
     fn kernel_alloc(&self, request: KernelRequest) -> Result<KernelMemory, NoMemory> {
-        self.counts.kernel_alloc(request)
+        let mut totals = self.totals.lock();
+        let frames = request.order.frames() as u64;
+        totals.has(frames)?;
+        totals.kernel += frames;
+        Ok(KernelMemory {
+            request,
+            first: Pfn::new(0),
+            serial: 0,
+        })
     }
-    fn kernel_free(&self, memory: KernelMemory, check: Check) {
-        self.counts.kernel_free(memory, check);
+    fn kernel_free(&self, memory: KernelMemory, _: Check) {
+        self.totals.lock().kernel -= memory.request.order.frames() as u64;
     }
 }
 
@@ -78,7 +124,12 @@ impl PassMachine for Watched<'_> {
     type Block = ();
 
     fn attempt(&self) -> Result<(), NoMemory> {
-        let got = self.counts.attempt();
+        let got = {
+            let mut totals = self.totals.lock();
+            let got = totals.has(512);
+            totals.blocks += u64::from(got.is_ok());
+            got
+        };
         self.note(Did::Attempt(self.ms(), got.is_ok()));
         let until = self.clock.now() + self.cost;
         self.clock
@@ -90,25 +141,25 @@ impl PassMachine for Watched<'_> {
     fn release(&self, (): ()) {
         self.note(Did::Release);
         self.held.fetch_sub(1, Ordering::Relaxed);
-        self.counts.release(());
+        self.totals.lock().blocks -= 1;
     }
     fn set_balloon_target(&self, frames: u64) {
-        self.counts.set_balloon_target(frames);
+        self.totals.lock().target = frames;
     }
     fn balloon_target(&self) -> u64 {
-        self.counts.balloon_target()
+        self.totals.lock().target
     }
     fn balloon_actual(&self) -> u64 {
-        self.counts.balloon_actual()
+        self.balloon_target()
     }
     fn drop_filler(&self) {
         self.note(Did::DropFiller(self.ms()));
     }
     fn rest_watermarks(&self) {
         self.note(Did::RestWatermarks(self.ms()));
-        self.counts.rest_watermarks();
     }
-    fn begin_pass(&self, pass: &PassPlan) {
+    fn begin_pass(&self, pass: &PassPlan, now: u64) {
+        assert_eq!(now, self.clock.now());
         assert_eq!(
             self.held.load(Ordering::Relaxed),
             0,
@@ -117,6 +168,10 @@ impl PassMachine for Watched<'_> {
         );
         self.note(Did::Begin(pass.name, self.ms()));
     }
+    fn sample_pass(&self, _: u64) {
+        self.totals.lock().samples += 1;
+    }
+    fn faulted(&self, _: u64, _: bool) {}
     fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
         // The THP test holds its pages in an address space.
         let expected = if pass.name.ends_with("-thp") {
@@ -149,7 +204,10 @@ type Record = (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64));
 fn run(params: &Params, cost: u64) -> Record {
     let clock = FreeClock::default();
     let watched = Watched {
-        counts: Counts::new(params),
+        totals: Mutex::new(Totals {
+            memory: mem_total_frames(params),
+            ..Totals::default()
+        }),
         clock: &clock,
         cost,
         held: AtomicU64::new(0),
@@ -170,7 +228,9 @@ fn run(params: &Params, cost: u64) -> Record {
     }
     engine.run(&clock, control.ended(), |_, _| {});
     drop(engine);
-    let held = watched.counts.held();
+    let totals = watched.totals.into_inner();
+    assert!(totals.samples >= 3, "every pass is sampled");
+    let held = (totals.anonymous(), totals.kernel);
     (watched.log.into_inner(), control.phases(), held)
 }
 

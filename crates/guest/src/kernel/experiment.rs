@@ -68,7 +68,7 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
     manager.add_reclaimer(&filler).map_err(text)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);
     manager.add_observer(&stalls).map_err(text)?;
-    let port = BalloonPort::new(&balloon, line, params.balloon_frames());
+    let port = BalloonPort::new(&balloon, line, params.column_balloon_frames(column));
     let parts = Parts {
         platform,
         frames,

@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use dirigible_files::{FileError, Inode};
-use dirigible_frames::{Cost, PageTables, Platform};
+use dirigible_files::{Error, InodeId, Kind};
+use dirigible_frames::{Cost, PageTables};
 
 use super::process::Process;
 use crate::{
@@ -19,10 +19,10 @@ const KEY: u64 = 0x6669_6c65_0000_0000;
 
 /// The open files of a process.
 #[derive(Default)]
-pub(super) struct OpenFiles(Vec<Option<Inode>>);
+pub(super) struct OpenFiles(Vec<Option<InodeId>>);
 
 impl OpenFiles {
-    fn add(&mut self, inode: Inode) -> File {
+    fn add(&mut self, inode: InodeId) -> File {
         let place = self.0.iter().position(Option::is_none).unwrap_or_else(|| {
             self.0.push(None);
             self.0.len() - 1
@@ -31,7 +31,7 @@ impl OpenFiles {
         File(place as u32)
     }
 
-    fn get(&self, file: File) -> Result<Inode, Failure> {
+    fn get(&self, file: File) -> Result<InodeId, Failure> {
         let open = self.0.get(file.0 as usize).copied().flatten();
         open.ok_or(Failure::NotFound)
     }
@@ -39,17 +39,19 @@ impl OpenFiles {
 
 impl<P: PageTables> Process<'_, '_, '_, P> {
     /// What a failure of the file store means for the program.
-    fn failure(&self, error: FileError) -> Failure {
+    fn failure(&self, error: Error) -> Failure {
         match error {
-            FileError::NoMemory => self.processes.failed(),
-            FileError::NoSpace | FileError::NoInodes => Failure::NoSpace,
-            FileError::Exists | FileError::NotEmpty => Failure::Exists,
-            FileError::NotFound | FileError::NotDirectory | FileError::IsDirectory => Failure::NotFound,
+            Error::NoMemory => self.processes.failed(),
+            Error::NoSpace | Error::NoInodes => Failure::NoSpace,
+            Error::Exists | Error::NotEmpty => Failure::Exists,
+            Error::NotFound | Error::NotDirectory | Error::IsDirectory | Error::NotOpen => {
+                Failure::NotFound
+            }
             _ => Failure::Io,
         }
     }
 
-    fn done<T>(&self, done: Result<T, FileError>) -> Result<T, Failure> {
+    fn done<T>(&self, done: Result<T, Error>) -> Result<T, Failure> {
         let done = done.map_err(|error| self.failure(error))?;
         self.processes.served();
         Ok(done)
@@ -131,7 +133,12 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
     }
 
     pub(super) fn close_file(&self, file: File) {
-        let slot = self.open.borrow_mut().0.get_mut(file.0 as usize).and_then(Option::take);
+        let slot = self
+            .open
+            .borrow_mut()
+            .0
+            .get_mut(file.0 as usize)
+            .and_then(Option::take);
         if let Some(inode) = slot {
             // A deleted file's blocks are freed now; if the disk does not let that happen, they are lost to it.
             let _ = self.processes.system.parts().files.close(inode);
@@ -150,7 +157,8 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
 
     pub(super) fn make_folder(&self, path: &str) -> Result<(), Failure> {
         self.enter()?;
-        self.done(self.processes.system.parts().files.make_directory(path))
+        self.done(self.processes.system.parts().files.make_directory(path))?;
+        Ok(())
     }
 
     pub(super) fn remove_folder(&self, path: &str) -> Result<(), Failure> {
@@ -164,6 +172,12 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
         with: &mut dyn FnMut(&str, bool),
     ) -> Result<(), Failure> {
         self.enter()?;
-        self.done(self.processes.system.parts().files.list(path, with))
+        let files = self.processes.system.parts().files;
+        self.done(files.list(path, &mut |entry| {
+            // A name that is no text is none of the load's.
+            if let Ok(name) = core::str::from_utf8(entry.name()) {
+                with(name, entry.kind == Kind::Directory);
+            }
+        }))
     }
 }

@@ -24,7 +24,11 @@ pub(super) struct Areas {
 impl Areas {
     pub fn map(&mut self, pages: u64, huge: bool) -> u64 {
         let end = self.end.max(HUGE);
-        let first = if huge { end.next_multiple_of(HUGE) } else { end };
+        let first = if huge {
+            end.next_multiple_of(HUGE)
+        } else {
+            end
+        };
         self.end = first + pages;
         if huge {
             self.huge.push(first..self.end);
@@ -33,7 +37,8 @@ impl Areas {
     }
 
     pub fn unmap(&mut self, pages: &Range<u64>) {
-        self.huge.retain(|area| area.start < pages.start || pages.end < area.end);
+        self.huge
+            .retain(|area| area.start < pages.start || pages.end < area.end);
     }
 
     /// Whether the 2 MiB from `page` on are one huge page at best.

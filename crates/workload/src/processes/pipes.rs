@@ -94,7 +94,9 @@ impl Pipes {
             .memory
             .alloc(AllocRequest::unmovable())
             .map_err(|_| Failure::NoMemory)?;
-        let number = self.with(end, true, |pipe| pipe.written).unwrap_or_default();
+        let number = self
+            .with(end, true, |pipe| pipe.written)
+            .unwrap_or_default();
         Pattern::new(KEY ^ key, number).write(parts.platform, frame);
         let stored = self.with(end, true, |pipe| {
             if pipe.reader {

@@ -3,15 +3,10 @@
 use alloc::vec::Vec;
 use core::{cell::RefCell, ops::Range};
 
-use dirigible_frames::{AllocRequest, FrameClass, Order, PageTables, Pfn, Platform};
+use dirigible_frames::{AllocRequest, FrameClass, Order, PageTables, Pfn};
 use dirigible_paging::{PageSource, SpaceId};
 
-use super::{
-    NAP, Processes,
-    files::OpenFiles,
-    memory::Areas,
-    pipes::Look,
-};
+use super::{NAP, Processes, files::OpenFiles, memory::Areas, pipes::Look};
 use crate::{
     calls::{Calls, Check, Ended, Failure, File, Pid, PipeEnd},
     content::{Pattern, When},
@@ -50,7 +45,10 @@ impl<'p, 'e, 'a, P: PageTables> Process<'p, 'e, 'a, P> {
     ) -> Result<Self, Failure> {
         let parts = processes.system.parts();
         let request = AllocRequest::new(STACK, FrameClass::Unmovable);
-        let stack = parts.memory.alloc(request).map_err(|_| processes.failed())?;
+        let stack = parts
+            .memory
+            .alloc(request)
+            .map_err(|_| processes.failed())?;
         let space = match parts.paging.create_space(parts.memory) {
             Ok(space) => space,
             Err(_) => {

@@ -133,7 +133,9 @@ impl Table {
             entry.pid == pid && entry.parent.is_some_and(|(place, _)| place == parent)
         };
         let mut places = self.places.iter_mut();
-        let child = places.find(|entry| entry.as_ref().is_some_and(is_it)).ok_or(())?;
+        let child = places
+            .find(|entry| entry.as_ref().is_some_and(is_it))
+            .ok_or(())?;
         match child.as_ref().map(|entry| entry.state) {
             Some(State::Ended(ended)) => {
                 *child = None;
@@ -168,7 +170,9 @@ impl Table {
     /// How many programs have not ended.
     pub fn alive(&self) -> usize {
         let entries = self.places.iter().flatten();
-        entries.filter(|entry| !matches!(entry.state, State::Ended(_))).count()
+        entries
+            .filter(|entry| !matches!(entry.state, State::Ended(_)))
+            .count()
     }
 
     fn is(&self, place: usize, pid: Pid) -> bool {
