@@ -49,7 +49,7 @@ pub fn run_column(
         cpus: params.threads.max(1) as u64,
         touched: true,
         control: true,
-        disk: false,
+        disk_bytes: 0,
     };
     let task = GuestTask::Column {
         column,

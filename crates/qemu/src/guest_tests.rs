@@ -16,6 +16,8 @@ use crate::{
 /// Memory of this guest in bytes: enough to have some above 4 GiB, behind the hole in which devices have their
 /// registers.
 const MEMORY: u64 = 3 << 30;
+/// Its disk in bytes. The tests write all of it.
+const DISK: u64 = 32 << 20;
 
 /// A test that has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,7 +56,7 @@ pub fn guest_tests(
         cpus: DEFAULT_CPUS,
         touched: false,
         control: true,
-        disk: true,
+        disk_bytes: DISK,
     };
     let task = GuestTask::Tests { only: only.into() };
     let result = Vm::start(machine, shape, &task, "tests").and_then(|mut vm| {

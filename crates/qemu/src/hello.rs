@@ -31,7 +31,7 @@ pub fn hello(machine: &QemuMachine) -> Result<Hello, RunError> {
         cpus: 1,
         touched: false,
         control: false,
-        disk: false,
+        disk_bytes: 0,
     };
     let mut vm = Vm::start(machine, shape, &GuestTask::Hello, "hello")?;
     let started = vm.started();

@@ -108,7 +108,7 @@ pub fn balloon_speed(
         cpus: params.cpus,
         touched: false,
         control: true,
-        disk: false,
+        disk_bytes: 0,
     };
     let task = GuestTask::Balloon {
         batch: params.batch,

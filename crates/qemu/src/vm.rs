@@ -12,7 +12,7 @@ use dirigible_frames::FRAME_SIZE;
 use dirigible_workload::protocol::{EXIT_WELL, GuestTask, Message, exit_status};
 
 use crate::{
-    command_line::{self, DISK, DISK_BYTES, SOCKET, Shape},
+    command_line::{self, DISK, SOCKET, Shape},
     diagnosis::{kind, lines_of_panic, of_status, unexpected},
     error::{Cause, RunError},
     limits::Limits,
@@ -83,9 +83,10 @@ impl<'m> Vm<'m> {
         let folder = PrivateDir::new().map_err(host("no directory for QEMU's files"))?;
         let log = folder.path().join("serial.log");
         let log = Log::new(&log).map_err(host("no file for the serial port's output"))?;
-        if shape.disk {
+        if shape.disk_bytes > 0 {
+            // Sparse: it takes what the guest writes.
             File::create_new(folder.path().join(DISK))
-                .and_then(|file| file.set_len(DISK_BYTES))
+                .and_then(|file| file.set_len(shape.disk_bytes))
                 .map_err(host("no file for the guest's disk"))?;
         }
         let task = serde_json::to_string(task).map_err(|error| Cause::Host {
@@ -127,7 +128,7 @@ impl<'m> Vm<'m> {
         let process = &mut self.process;
         let alive = || process.ended().is_none();
         let mut qmp = Qmp::connect(&folder.path().join(SOCKET), limits.answer, alive)?;
-        if !self.shape.disk {
+        if self.shape.disk_bytes == 0 {
             self.folder = None;
         }
         let gib = self.shape.ram().div_ceil(1 << 30);
@@ -136,6 +137,8 @@ impl<'m> Vm<'m> {
             false => Duration::ZERO,
         };
         qmp.greet(limits.answer + touching)?;
+        // A QEMU that greets has opened its disk.
+        self.folder = None;
         self.qmp = Some(qmp);
         Ok(())
     }

@@ -5,16 +5,18 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
-use core::{mem::MaybeUninit, ops::Range};
+use core::{fmt::Display, mem::MaybeUninit, ops::Range};
 
 use arrayvec::ArrayVec;
 use dirigible::{
     boot::{BootConfig, BootPlan, Booted, Tables},
     memory_map::MapEntry,
 };
+use dirigible_disk::{DiskConfig, VirtioDisk};
 use dirigible_frames::Pfn;
 use dirigible_workload::protocol::Message;
 use thiserror::Error;
+use virtio_drivers::transport::DeviceType;
 
 use super::{
     arch::{
@@ -25,12 +27,20 @@ use super::{
         start_info::StartInfo,
     },
     console::send,
+    hal::GuestHal,
     memory::{Layout, MAX_REGIONS, TooLittle},
     platform::GuestPlatform,
+    transport::{self, LineTransport},
 };
 
 /// Heap before it is known how much memory the task leaves to the kernel.
 const FIRST_HEAP: u64 = 8 << 20;
+
+/// The driver of a disk over PCI.
+///
+/// The kernel's interrupt handler takes its line down, and wakes the CPUs that wait in `relax`: whoever waits for a
+/// request looks again. No more is to be done for an interrupt.
+pub type Disk = VirtioDisk<'static, GuestHal, LineTransport, GuestPlatform>;
 
 /// Why the machine did not come up.
 #[derive(Debug, Error)]
@@ -149,6 +159,22 @@ impl Guest {
         let memory = alloc::vec![MaybeUninit::uninit(); plan.bytes()].leak();
         plan.boot(memory, &GuestPlatform)
             .map_err(|error| error.to_string())
+    }
+
+    /// The machine's first disk, set up anew; `None` if it has none. There is one driver of it at a time: drop the
+    /// former first.
+    ///
+    /// # Errors
+    ///
+    /// There is one that cannot be used.
+    pub fn disk(&self, config: DiskConfig) -> Result<Option<Disk>, String> {
+        let unusable = |error: &dyn Display| alloc::format!("the disk cannot be used: {error}");
+        let Some(found) = transport::find(DeviceType::Block).next() else {
+            return Ok(None);
+        };
+        let transport = found.map_err(|error| unusable(&error))?;
+        let disk = Disk::new(transport, &GuestPlatform, config);
+        disk.map(Some).map_err(|error| unusable(&error))
     }
 
     /// What follows from the managed memory, with tables apart from it.
