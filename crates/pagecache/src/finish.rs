@@ -122,26 +122,9 @@ impl<P: FrameContents> PageCache<'_, P> {
         self.failed.remove(block);
         self.generations.dirtied(frame, false);
         self.writeback.fetch_sub(1, Ordering::Relaxed);
-        let used = FrameFlags::ACTIVE.union(FrameFlags::ABANDONED);
-        let mut unwanted = false;
-        let done = self.frames.update_marks(frame, |info| {
-            unwanted = info.flags.contains(FrameFlags::RECLAIM)
-                && !info.flags.intersects(used)
-                && info.refcount == 0;
-            let ended = FrameFlags::WRITEBACK.union(FrameFlags::RECLAIM);
-            let locked = if unwanted {
-                FrameFlags::LOCKED
-            } else {
-                FrameFlags::EMPTY
-            };
-            Some(Marks {
-                flags: info.flags.without(ended).union(locked),
-                ..info.marks()
-            })
-        });
-        if let (true, Ok(info)) = (unwanted, done) {
-            self.remove_locked(block, frame, info.flags, Slot::ABSENT);
-        }
+        // Reclaim may want it now that it is clean.
+        self.generations.written(frame);
+        self.frames.clear_flags(frame, FrameFlags::WRITEBACK);
     }
 
     /// A page is not being written any more, and gets `marks` (`DIRTY` among them) instead.

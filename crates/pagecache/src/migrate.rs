@@ -1,18 +1,11 @@
 //! Moving pages to other frames.
 
-use dirigible_frames::{Cost, FrameContents, FrameFlags, FrameState, Marks, Order, Pfn};
+use dirigible_frames::{Cost, FrameContents, FrameFlags, FrameState, Order, Pfn};
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 
 use crate::cache::PageCache;
 use crate::removing::DETACHED;
 use crate::slot::Slot;
-
-/// What goes with the contents.
-const CARRIED: FrameFlags = FrameFlags::DIRTY
-    .union(FrameFlags::REFERENCED)
-    .union(FrameFlags::ACTIVE)
-    .union(FrameFlags::RECLAIM)
-    .union(FrameFlags::WORKINGSET);
 
 impl<P: FrameContents> MovableOwner for PageCache<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
@@ -47,17 +40,18 @@ impl<P: FrameContents> PageCache<'_, P> {
         };
         // The frame is isolated, so its word does not change.
         let block = self.frames.owner_word(from);
-        let flags = (block < self.block_count())
-            .then(|| self.lock(block, from, FrameFlags::ABANDONED, true))
-            .flatten();
-        let Some(flags) = flags else {
+        let locked = block < self.block_count()
+            && self
+                .lock(block, from, FrameFlags::ABANDONED, true)
+                .is_some();
+        if !locked {
             let found = self.frames.flags(from);
             if found.contains(DETACHED) && !found.contains(FrameFlags::ABANDONED) {
                 self.must_transition(from, FrameState::Isolated, FrameState::Allocated);
                 return Outcome::Released;
             }
             return Outcome::Refused;
-        };
+        }
         // Locked, without references, and not being written: nobody changes the contents.
         self.platform.copy_frames(from, to, 1);
         self.platform.charge(Cost::MoveFrame(1));
@@ -65,13 +59,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             observer.moved(block, to);
         }
         self.frames.set_owner(to, self.owner, block);
-        let carried = FrameFlags::from_bits(flags.bits() & CARRIED.bits());
-        let _ = self.frames.update_marks(to, |info| {
-            Some(Marks {
-                flags: info.flags.union(carried),
-                ..info.marks()
-            })
-        });
+        // The marks go with it.
         self.generations.moved(from, to);
         self.set_slot(block, slot);
         // Who finds `from` in the slot it looked at before sees it locked or allocated, and looks again.

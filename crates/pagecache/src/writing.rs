@@ -141,16 +141,16 @@ impl<P: FrameContents> PageCache<'_, P> {
         let end = blocks.end.min(self.block_count());
         self.begin_writes(blocks.start, end);
         self.wait_for_writes(blocks.start, end);
-        let mut at = blocks.start;
+        let (mut at, mut result) = (blocks.start, Ok(()));
         while let Some(block) = self.failed.next(at, end) {
             self.begin_writes(block, block + 1);
             self.wait_for_writes(block, block + 1);
-            if self.failed.contains(block) {
-                return Err(CacheError::Io { block });
+            if self.failed.contains(block) && result.is_ok() {
+                result = Err(CacheError::Io { block });
             }
             at = block + 1;
         }
-        Ok(())
+        result
     }
 
     /// Begins to write each page of `at..end` that is dirty; waits for room, and for those who use a page.

@@ -13,7 +13,7 @@ use dirigible_mobility::{CompactionConfig, Mobility, MovableOwner, MovePair, Out
 use dirigible_pagecache::{
     BlockPages, CacheAudit, CacheConfig, CacheError, CacheParts, MoveObserver, PageCache,
 };
-use dirigible_reclaim::{Evictable, Generations, Kept, Stamp};
+use dirigible_reclaim::{Evictable, Generations, Kept, Stamp, Tally};
 
 pub mod disk;
 pub mod machine;
@@ -70,6 +70,7 @@ pub struct World {
     pub source: &'static Source,
     pub cache: &'static Cache,
     pub notes: &'static Notes,
+    pub generations: &'static Generations<'static>,
 }
 
 /// How a world is made.
@@ -129,13 +130,14 @@ pub fn build(how: Build) -> World {
         machine,
         empty: AtomicBool::new(false),
     });
+    let generations = leak(Generations::new(frames));
     let parts = CacheParts {
         frames,
         platform: machine,
         owner: OWNER,
         disk,
         memory: source,
-        generations: leak(Generations::new(frames)),
+        generations,
     };
     let cache = leak(PageCache::new(parts, how.config).observed_by(notes));
     mobility.register(OWNER, cache).unwrap();
@@ -147,6 +149,7 @@ pub fn build(how: Build) -> World {
         source,
         cache,
         notes,
+        generations,
     }
 }
 
@@ -260,6 +263,19 @@ impl World {
         assert_eq!((audit.held, audit.locked), (0, 0), "{audit:?}");
         self.frames.verify().unwrap();
         self.mobility.verify().unwrap();
+        let ages = self.generations.verify().unwrap();
+        let listed = audit.counts.pages - audit.reading;
+        assert_eq!(
+            ages.sizes.iter().sum::<u64>(),
+            listed,
+            "pages without an age"
+        );
+        let unwritten = self
+            .frames
+            .blocks()
+            .map(|block| Tally::from_bits(self.frames.block_tally(block)).dirty() as u64);
+        let counts = audit.counts;
+        assert_eq!(unwritten.sum::<u64>(), counts.dirty + counts.writeback);
         audit
     }
 
