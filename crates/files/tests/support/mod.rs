@@ -119,6 +119,8 @@ pub struct Pages {
     pub left: AtomicUsize,
     pub reads: AtomicU64,
     pub operations: AtomicU64,
+    /// Blocks that are neither tables nor files of this store are not written.
+    pub guard: Mutex<Option<Geometry>>,
     /// Whether each operation lets others run.
     pub yields: AtomicBool,
 }
@@ -139,34 +141,44 @@ impl Pages {
         Ok(())
     }
 
-    fn fetch(&self, block: u64, whole: bool) -> Result<Page, CacheError> {
-        if let Some(page) = self.cache.lock().unwrap().get(&block) {
-            return Ok(*page);
+    /// Calls `with` with the page of `block`, which nobody drops meanwhile.
+    fn with(
+        &self,
+        block: u64,
+        whole: bool,
+        dirty: bool,
+        with: &mut dyn FnMut(Pfn),
+    ) -> Result<(), CacheError> {
+        let mut spare = None;
+        loop {
+            let mut cache = self.cache.lock().unwrap();
+            if let Some(page) = cache.get_mut(&block) {
+                page.dirty |= dirty;
+                with(page.frame);
+                break;
+            }
+            if !whole && self.bad.lock().unwrap().contains(&block) {
+                return Err(CacheError::Io { block });
+            }
+            let Some(frame) = spare.take() else {
+                drop(cache);
+                let frame = self.source.alloc(AllocRequest::movable());
+                spare = Some(frame.map_err(|_| CacheError::OutOfMemory)?);
+                continue;
+            };
+            self.reads.fetch_add(u64::from(!whole), Ordering::Relaxed);
+            let words = self.disk.lock().unwrap()[block as usize];
+            for (index, word) in words.into_iter().enumerate() {
+                let word = if whole { 0xdead } else { word };
+                self.memory.write_word(frame, index, word);
+            }
+            let dirty = false;
+            cache.insert(block, Page { frame, dirty });
         }
-        if !whole && self.bad.lock().unwrap().contains(&block) {
-            return Err(CacheError::Io { block });
-        }
-        let frame = self
-            .source
-            .alloc(AllocRequest::movable())
-            .map_err(|_| CacheError::OutOfMemory)?;
-        let mut cache = self.cache.lock().unwrap();
-        if let Some(page) = cache.get(&block) {
+        if let Some(frame) = spare {
             self.source.free(frame, Order::BASE);
-            return Ok(*page);
         }
-        self.reads.fetch_add(u64::from(!whole), Ordering::Relaxed);
-        let words = self.disk.lock().unwrap()[block as usize];
-        for (index, word) in words.into_iter().enumerate() {
-            let word = if whole { 0xdead } else { word };
-            self.memory.write_word(frame, index, word);
-        }
-        let page = Page {
-            frame,
-            dirty: false,
-        };
-        cache.insert(block, page);
-        Ok(page)
+        Ok(())
     }
 
     fn write_back(&self, block: u64, page: &mut Page) {
@@ -219,8 +231,7 @@ impl BlockPages for Pages {
     ) -> Result<(), CacheError> {
         self.begin(block)?;
         assert!(ahead.is_empty() || ahead.start == block + 1 && ahead.end <= self.blocks());
-        with(self.fetch(block, false)?.frame);
-        Ok(())
+        self.with(block, false, false, with)
     }
 
     fn write(
@@ -230,12 +241,12 @@ impl BlockPages for Pages {
         change: &mut dyn FnMut(Pfn),
     ) -> Result<(), CacheError> {
         self.begin(block)?;
-        let page = self.fetch(block, whole)?;
-        change(page.frame);
-        if let Some(page) = self.cache.lock().unwrap().get_mut(&block) {
-            page.dirty = true;
+        if let Some(geometry) = &*self.guard.lock().unwrap() {
+            let data = geometry.data();
+            let tables = !whole && block >= 1 && block < data.end;
+            assert!(tables || data.contains(&block), "block {block} is written");
         }
-        Ok(())
+        self.with(block, whole, true, change)
     }
 
     fn forget(&self, blocks: Range<u64>) -> u64 {
@@ -330,6 +341,7 @@ pub fn world(memory: u64, disk: usize) -> World {
         left: AtomicUsize::new(usize::MAX),
         reads: AtomicU64::new(0),
         operations: AtomicU64::new(0),
+        guard: Mutex::default(),
         yields: AtomicBool::new(false),
     });
     World {
