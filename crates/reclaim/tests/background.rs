@@ -235,8 +235,8 @@ fn pitfall_60_background_reclaim_comes_to_an_end_from_any_amount() {
     }
 }
 
-/// Every block has a frame that cannot move, and huge pages are asked for without end: background reclaim frees what
-/// its goal says, and no more for all the requests.
+/// Huge pages are asked for without end, and never had: background reclaim frees what its goal says, and no more for all
+/// the requests.
 #[test]
 fn pitfall_61_huge_pages_that_cannot_be_had_reclaim_no_more_than_the_goal() {
     let w = short_of_memory(6000, 150);
