@@ -13,6 +13,7 @@ use dirigible_frames::{
 use dirigible_reclaim::{Age, Evictable, Generations, Kept, ReclaimConfig, Reclaimer, Stamp};
 use shuttle::{
     Runner,
+    rand::Rng,
     scheduler::{PctScheduler, RandomScheduler},
     thread,
 };
@@ -262,6 +263,10 @@ fn additions_against_a_walk() {
         let removed = w.owner.add(Age::New);
         w.owner.add(Age::Young);
         let adder = on_cpu(1, move || {
+            // Somewhere in the middle of the walk, which looks at 512 words, not always at its beginning.
+            for _ in 0..shuttle::rand::thread_rng().gen_range(0..600) {
+                thread::yield_now();
+            }
             w.owner.add(Age::New);
             w.owner.add(Age::Young);
             let out = w
@@ -274,6 +279,25 @@ fn additions_against_a_walk() {
         });
         w.reclaim(2);
         adder.join().unwrap();
+    });
+}
+
+/// A page behind the hand becomes one of the oldest while the hand is in its block: its bit is set again.
+#[test]
+fn a_written_page_against_a_walk() {
+    explore(|w| {
+        let written = w.owner.add(Age::Young);
+        let marked = w.frames.set_flags(written, FrameFlags::RECLAIM);
+        assert!(marked);
+        w.owner.add(Age::New);
+        let writer = on_cpu(1, move || {
+            for _ in 0..shuttle::rand::thread_rng().gen_range(0..600) {
+                thread::yield_now();
+            }
+            w.generations.written(written);
+        });
+        w.reclaim(2);
+        writer.join().unwrap();
     });
 }
 
