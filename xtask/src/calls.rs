@@ -23,6 +23,8 @@ const TYPES: [(&str, &[&str]); 5] = [
             "FrameContents",
             "PageTables",
             "Interrupts",
+            "PageSource",
+            "Reclaim",
         ],
     ),
     ("mobility", &["Mobility", "MovableOwner"]),
@@ -41,8 +43,6 @@ const TYPES: [(&str, &[&str]); 5] = [
         &[
             "Paging",
             "SlowPath",
-            "PageSource",
-            "Reclaim",
             "OutOfMemoryNotifier",
             "StallObserver",
             "MoveObserver",

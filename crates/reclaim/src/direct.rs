@@ -10,8 +10,8 @@ pub(crate) const FIRST_PRIORITY: u8 = 12;
 const COSTLY: u8 = 3;
 
 impl<P: Platform> Reclaim for Reclaimer<'_, P> {
-    /// Passes at priorities 12 to 0, until `frames` frames are free (frames of objects count): so it looks at no more
-    /// than twice the frames that there are, and some. For orders above 3 it ends as soon as a zone has twice the request
+    /// Passes at priorities 12 to 0, until `frames` frames are free (frames of objects count): so it looks at each
+    /// frame five times at most, and at some more. What nobody uses, and is clean, is found. For orders above 3 it ends as soon as a zone has twice the request
     /// above its low watermark: compaction has room then. Gives 0 at once to who is inside of reclaim already.
     fn reclaim(&self, frames: usize, order: Order) -> usize {
         let Some(_inside) = self.enter() else {
@@ -27,6 +27,7 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
                 who: Who::Direct,
                 priority,
                 goal: goal - freed,
+                order,
             });
             freed += pass.freed + objects;
             if freed == 0 && !throttled && pass.writeback * 2 > pass.scanned {
@@ -48,7 +49,7 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
 
 impl<P: Platform> Reclaimer<'_, P> {
     /// Whether compaction has room for a request of `order`.
-    fn has_room(&self, order: Order) -> bool {
+    pub(crate) fn has_room(&self, order: Order) -> bool {
         let frames = self.generations.frames();
         order.get() > COSTLY
             && frames.zones().any(|zone| {

@@ -1,7 +1,7 @@
 //! The clock hand: which block is looked at next.
 
 use dirigible_frames::{
-    BLOCK_SHIFT, BlockId, Cost, FRAMES_PER_BLOCK, FreeError, OwnerId, Pfn, Platform,
+    BLOCK_SHIFT, BlockId, Cost, FRAMES_PER_BLOCK, FreeError, Order, OwnerId, Pfn, Platform,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -15,6 +15,8 @@ pub(crate) struct Effort {
     pub priority: u8,
     /// Frames to be freed at most, roughly.
     pub goal: u64,
+    /// What they are for.
+    pub order: Order,
 }
 
 /// What a pass has come to.

@@ -1,6 +1,6 @@
 //! Background reclaim, a bounded piece at a time.
 
-use dirigible_frames::{Event, FRAMES_PER_BLOCK, Platform, ZoneId, sync::Ordering};
+use dirigible_frames::{Event, FRAMES_PER_BLOCK, Order, Platform, ZoneId, sync::Ordering};
 
 use crate::{
     KswapdConfig, Reclaimer, Who,
@@ -136,6 +136,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             who: Who::Kswapd,
             priority: round.priority,
             goal: u64::MAX,
+            order: Order::BASE,
         };
         self.reclaimer
             .look(effort, piece.min(round.left), &mut round.pass);

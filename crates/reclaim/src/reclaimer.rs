@@ -138,16 +138,20 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
         sum
     }
 
-    /// How many frames a pass at `priority` looks at.
+    /// How many frames a pass at `priority` looks at. The last pass of a request looks at each generation once, however
+    /// many frames it meets again.
     pub(crate) fn share(&self, priority: u8) -> u64 {
         let size = self.generations.size();
-        (size >> priority).max(self.config.cluster.min(size))
+        match priority {
+            0 => 4 * size,
+            _ => (size >> priority).max(self.config.cluster.min(size)),
+        }
     }
 
-    /// Looks at up to `budget` frames.
+    /// Looks at up to `budget` frames, until enough is free.
     pub(crate) fn look(&self, effort: Effort, budget: u64, pass: &mut Pass) {
         let end = pass.scanned + budget;
-        while pass.scanned < end && pass.freed < effort.goal {
+        while pass.scanned < end && pass.freed < effort.goal && !self.has_room(effort.order) {
             let cluster = self.config.cluster.max(1).min(end - pass.scanned);
             if self.walk(effort, cluster, pass) == 0 {
                 break;

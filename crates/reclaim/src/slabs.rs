@@ -51,7 +51,7 @@ fn share(objects: u64, priority: u8, scanned: u64, size: u64) -> u64 {
     let wide = if size == 0 {
         2 * (u128::from(objects) >> priority)
     } else {
-        2 * u128::from(scanned) * u128::from(objects) / (u128::from(size) + 1)
+        u128::from(scanned).saturating_mul(2 * u128::from(objects)) / (u128::from(size) + 1)
     };
     u64::try_from(wide).unwrap_or(u64::MAX)
 }

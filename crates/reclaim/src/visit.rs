@@ -281,6 +281,7 @@ mod tests {
                     who,
                     priority,
                     goal: 32,
+                    order: Order::BASE,
                 };
                 let expected = who == Who::Kswapd && priority < 10;
                 assert_eq!(writes(&config, &effort), expected, "{effort:?}");
