@@ -10,7 +10,8 @@
 //! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases
 //!   and makes the passes' attempts.
 //! - The machine: the real one ([`system`]) over the crates below, behind the traits of [`machine`].
-//! - [`attainable`]: the reference, what could be had, computed when all columns have run.
+//! - [`attainable`]: the reference, what could be had, computed when all columns have run; [`series`]: the table of the
+//!   2012 patch series.
 //! - [`mover`]: moves all of the balloon under load; [`stalls`]: how long
 //!   requests waited.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
@@ -68,6 +69,7 @@ pub mod programs;
 pub mod protocol;
 pub mod report;
 pub mod rng;
+pub mod series;
 pub mod stalls;
 pub mod system;
 pub mod timeline;

@@ -19,7 +19,7 @@ use std::{
 
 use dirigible_workload::{
     protocol::{EXIT_FAILED, EXIT_WELL, GuestTask, Message, exit_status},
-    report::ColumnReport,
+    report::{ColumnReport, PassReport},
 };
 
 const SCENARIO: &str = "DIRIGIBLE_STAND_IN";
@@ -269,9 +269,22 @@ impl Guest {
             end_ms: 1000,
         };
         say(&progress(1));
+        let passes = [
+            "pass1",
+            "pass1-thp",
+            "pass2",
+            "pass2-thp",
+            "rested",
+            "rested-thp",
+        ]
+        .map(|name| PassReport {
+            name: name.into(),
+            ..PassReport::default()
+        });
         let report = |name: &str| {
             let report = Box::new(ColumnReport {
                 name: name.into(),
+                passes: passes.to_vec(),
                 ..ColumnReport::default()
             });
             Message::Column {
