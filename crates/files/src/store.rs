@@ -77,6 +77,8 @@ pub struct Usage {
 
 /// A store of files on a disk.
 ///
+/// A store that is dropped without [`unmount`](Self::unmount) leaves the frames of its inodes and names allocated.
+///
 /// All operations may be called from several programs and CPUs at once. They wait for pages, for memory and for each other
 /// by letting others run (`Platform::relax`): the caller holds no lock that others spin on.
 ///
@@ -179,11 +181,5 @@ impl<P: FrameContents> FileStore<'_, P> {
         self.names.clear();
         self.inodes.slab().shrink();
         self.names.slab().shrink();
-    }
-}
-
-impl<P: FrameContents> Drop for FileStore<'_, P> {
-    fn drop(&mut self) {
-        self.give_up_memory();
     }
 }

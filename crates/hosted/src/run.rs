@@ -18,7 +18,7 @@ use dirigible::{
 use dirigible_balloon::BalloonError;
 use dirigible_disk::{DiskConfig, SetUpError, VirtioDisk};
 use dirigible_files::Parts as StoreParts;
-use dirigible_frames::CpuId;
+use dirigible_frames::{CpuId, Platform};
 use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
 use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer, RegisterError};

@@ -6,9 +6,9 @@ use dirigible_reclaim::Generations;
 
 /// Is told of each page that has moved: for checks of contents.
 pub trait MoveObserver: Sync {
-    /// The contents of `block` have been copied to `frame`, which takes the place of another. Nobody uses either frame
+    /// The contents of `block` have been copied from `from` to `to`, which takes its place. Nobody uses either frame
     /// during the call.
-    fn moved(&self, block: u64, frame: Pfn);
+    fn moved(&self, block: u64, from: Pfn, to: Pfn);
 }
 
 /// What a page cache stands on.

@@ -56,7 +56,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         self.platform.copy_frames(from, to, 1);
         self.platform.charge(Cost::MoveFrame(1));
         if let Some(observer) = self.observer {
-            observer.moved(block, to);
+            observer.moved(block, from, to);
         }
         self.frames.set_owner(to, self.owner, block);
         // The marks go with it.

@@ -13,7 +13,7 @@ use spin::Mutex;
 
 use crate::{
     balloon::BalloonControl,
-    content::{ContentLog, Pattern, When},
+    content::{ContentLog, LINES, Pattern, When, Wrong},
     operator::{Check, NoMemory},
     passes::{Ended, PassBook, Sizes, kernel_frames},
     report::{AttemptHost, PassReport},
@@ -88,6 +88,22 @@ impl<P: PageTables> MoveObserver for MoveChecks<'_, P> {
             let note = (When::Moved, "program", page);
             self.contents
                 .check_whole(self.platform, frame, pattern, note);
+        }
+    }
+}
+
+impl<P: PageTables> dirigible_pagecache::MoveObserver for MoveChecks<'_, P> {
+    /// The copy has what the original still has. What a file should hold is compared when a program reads it.
+    fn moved(&self, block: u64, from: Pfn, to: Pfn) {
+        let (mut original, mut copy) = ([0; LINES], [0; LINES]);
+        self.platform.read_lines(from, &mut original);
+        self.platform.read_lines(to, &mut copy);
+        self.contents.count_whole();
+        let wrong = (0..LINES).find(|&line| original[line] != copy[line]);
+        if let Some(line) = wrong {
+            let found = copy[line];
+            let note = (When::Moved, "file", block);
+            self.contents.record(to, Wrong { line, found }, note);
         }
     }
 }

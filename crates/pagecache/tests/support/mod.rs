@@ -54,7 +54,7 @@ impl PageSource for Source {
 pub struct Notes(pub Mutex<Vec<(u64, Pfn)>>);
 
 impl MoveObserver for Notes {
-    fn moved(&self, block: u64, frame: Pfn) {
+    fn moved(&self, block: u64, _: Pfn, frame: Pfn) {
         self.0.lock().unwrap().push((block, frame));
     }
 }
