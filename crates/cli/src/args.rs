@@ -58,11 +58,13 @@ Examples:
   dirigible stress-highalloc
       The experiment: a 4 GiB guest, a balloon of 1 GiB that moves 256 MiB each minute, all three columns.
   dirigible stress-highalloc --schedule held --runs 10 --json held.json
-      Ten seeds with the balloon held full; median and range in the table, every run in the file.
+      Ten seeds with the balloon held full; median and range on the screen, every run in the file.
   dirigible stress-highalloc --balloon 0 --columns pinned,movable
       The control: without a balloon the two must score the same.
+  dirigible stress-highalloc --schedule held --columns steered,smaller
+      A full balloon against a guest that never had the balloon's memory.
   dirigible stress-highalloc --memory 1G --balloon 256M --step 64M --profile quick
-      A small and quick run.
+      A small and quick run; --full adds all figures.
   dirigible stress-highalloc --machine qemu --profile quick
       In virtual machines, one after another, in real time (docs/qemu.md).
 
@@ -133,6 +135,9 @@ pub struct StressHighalloc {
     /// Where the balloon takes its frames in the column `steered`
     #[arg(long, alias = "placement", value_parser = names::inflate(), default_value = "fill-holes")]
     pub inflate: InflatePlacement,
+    /// Prints all figures: the table of the 2012 patch series in its order, all counters, each pass, memory before it
+    #[arg(long)]
+    pub full: bool,
     /// Writes everything to FILE as JSON, `-` for standard output (docs/json.md describes it)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! Faults, which make a result invalid, and warnings, which make columns hard to compare.
 
-use dirigible_workload::report::{ColumnReport, MOST_SHORTFALL, Report};
+use dirigible_workload::report::{ColumnReport, MOST_SHORTFALL, PassReport, Report};
 
 /// The largest difference of the load of two columns, as a part of it.
 const LOAD_DEVIATION: f64 = 0.02;
@@ -27,6 +27,48 @@ pub fn remarks(reports: &[Report]) -> Vec<String> {
         .iter()
         .flat_map(|report| -> Vec<String> { of_run(report) })
         .collect()
+}
+
+/// What must not be overlooked: faults, and rows that do not count.
+pub fn verdicts(reports: &[Report]) -> Vec<String> {
+    let seed = |report: &Report| match reports.len() {
+        1 => String::new(),
+        _ => format!("seed {}, ", report.parameters.seed),
+    };
+    let mut verdicts: Vec<String> = reports
+        .iter()
+        .flat_map(|report| {
+            let prefix = seed(report);
+            let told = move |fault| format!("FAULT: {prefix}{fault}");
+            faults(report).into_iter().map(told)
+        })
+        .collect();
+    let disqualified: Vec<String> = reports
+        .iter()
+        .flat_map(|report| {
+            let prefix = seed(report);
+            let short = move |(column, pass): (&ColumnReport, &PassReport)| {
+                let (name, pass, short) = (&column.name, &pass.name, pass.balloon_shortfall);
+                format!("{prefix}{name}, {pass} ({short} %)")
+            };
+            disqualified(report).map(short)
+        })
+        .collect();
+    if !disqualified.is_empty() {
+        verdicts.push(format!(
+            "DISQUALIFIED (!): {}: the balloon was more than {MOST_SHORTFALL} % short of its target, so the row does not count",
+            disqualified.join("; ")
+        ));
+    }
+    verdicts
+}
+
+/// The passes that do not count.
+fn disqualified(report: &Report) -> impl Iterator<Item = (&ColumnReport, &PassReport)> {
+    report.columns.iter().flat_map(|column| {
+        let passes = column.passes.iter().filter(|pass| pass.disqualified);
+        passes.map(move |pass| (column, pass))
+    })
 }
 
 /// The faults of a run: with any, it has failed.
@@ -74,9 +116,8 @@ fn broken_identities(column: &ColumnReport) -> Vec<String> {
 /// The warnings of a run.
 fn warnings(report: &Report) -> Vec<String> {
     let mut warnings = Vec::new();
-    for column in &report.columns {
-        for pass in column.passes.iter().filter(|pass| pass.disqualified) {
-            warnings.push(format!(
+    for (column, pass) in disqualified(report) {
+        warnings.push(format!(
                 "{}, {}: DISQUALIFIED: the balloon held {} MiB of {}, {} % too little (more than {MOST_SHORTFALL} %)",
                 column.name,
                 pass.name,
@@ -84,7 +125,6 @@ fn warnings(report: &Report) -> Vec<String> {
                 pass.balloon_target_mean_mib,
                 pass.balloon_shortfall
             ));
-        }
     }
     let Some((first, others)) = report.columns.split_first() else {
         return warnings;
@@ -105,7 +145,7 @@ fn warnings(report: &Report) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use dirigible_workload::report::{PassReport, Tenths, VmStat};
+    use dirigible_workload::report::{Tenths, VmStat};
 
     use super::*;
     use crate::fixture;

@@ -2,7 +2,7 @@
 //! measure or test one thing each ([`guest_hello`], [`guest_test`], [`balloon_speed`], [`balloon_moves`]).
 //!
 //! Each column runs in a process of its own: [`children`] starts them, [`mod@column`] is what they run. [`stress`]
-//! joins what they print into one report, [`show`] prints it as a table, and [`json_file`] writes it as JSON.
+//! joins what they print into one report, [`screen`] prints the result, [`show`] all figures, and [`json_file`] writes it as JSON.
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ mod plan;
 mod print;
 mod progress;
 mod qemu_args;
+mod screen;
 mod show;
 mod stress;
 mod summary;

@@ -18,7 +18,7 @@ use crate::{
     plan::{self, ChildTask, Host, Place, RunPlan},
     print,
     progress::Bars,
-    show, summary,
+    screen, show, summary,
 };
 
 /// Runs the experiment.
@@ -53,7 +53,11 @@ pub fn run(args: &StressHighalloc) -> Result<(), Failure> {
             None => {}
         }
     }
-    let text = show::text(&plan.headline(args.runs), &reports);
+    let headline = plan.headline(args.runs);
+    let text = match args.full {
+        true => show::text(&headline, &reports),
+        false => screen::text(&headline, &reports),
+    };
     let stdout_taken = json.as_ref().is_some_and(JsonFile::is_stdout);
     print::whole(&text, stdout_taken)?;
     if let Some(file) = &mut json {

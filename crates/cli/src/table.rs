@@ -6,6 +6,8 @@ use std::fmt;
 #[derive(Clone, Debug)]
 pub struct Table {
     head: Vec<String>,
+    /// The least width of the labels.
+    labels: usize,
     rows: Vec<Row>,
 }
 
@@ -20,8 +22,20 @@ impl Table {
     pub fn new(head: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             head: head.into_iter().map(Into::into).collect(),
+            labels: 24,
             rows: Vec::new(),
         }
+    }
+
+    /// The same, with labels no wider than they need.
+    pub fn with_narrow_labels(self) -> Self {
+        Self { labels: 0, ..self }
+    }
+
+    /// Adds the head as a row with a label.
+    pub fn head_row(&mut self, label: impl Into<String>) {
+        let head = self.head.clone();
+        self.row(label, head);
     }
 
     /// Adds a row.
@@ -38,7 +52,7 @@ impl Table {
     }
 
     fn widths(&self) -> (usize, Vec<usize>) {
-        let mut label_width = 24;
+        let mut label_width = self.labels;
         let mut widths: Vec<usize> = self.head.iter().map(|cell| width(cell).max(5)).collect();
         for row in &self.rows {
             let Row::Figures { label, cells } = row else {

@@ -218,7 +218,11 @@ fn books_that_do_not_agree() {
 fn a_column_that_runs() {
     let stand_in = StandIn::new("well");
     let json = std::env::temp_dir().join(format!("dirigible-qemu-{}.json", std::process::id()));
-    let output = stand_in.run(&format!("{} --json {}", patient_column(), json.display()));
+    let output = stand_in.run(&format!(
+        "{} --full --json {}",
+        patient_column(),
+        json.display()
+    ));
     let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

@@ -48,7 +48,7 @@ fn pitfall_91_the_same_seed_gives_the_same_bytes() {
 
 #[test]
 fn the_report_holds_what_the_table_shows() {
-    let (table, text) = json("", "report");
+    let (table, text) = json("--full", "report");
     let report: Value = serde_json::from_str(&text).expect("it is JSON");
     assert_eq!(report["schema"], 3);
     let columns = report["columns"].as_array().expect("there are columns");
@@ -99,6 +99,7 @@ fn the_report_holds_what_the_table_shows() {
 #[test]
 fn pitfall_93_several_runs_show_median_and_range() {
     let (table, text) = json("--runs 3 --columns movable,steered --no-host", "runs");
+    assert!(table.lines().count() <= 24, "{table}");
     assert!(table.contains("seeds 1 to 3"), "{table}");
     assert!(table.contains('['), "{table}");
     let report: Value = serde_json::from_str(&text).expect("it is JSON");
@@ -121,7 +122,7 @@ fn pitfall_93_several_runs_show_median_and_range() {
 fn json_on_standard_output_is_nothing_but_json() {
     let (stdout, stderr) = run("--columns steered --no-host --json -");
     serde_json::from_str::<Value>(&stdout).expect("standard output is JSON");
-    assert!(stderr.contains("STRESS-HIGHALLOC"), "{stderr}");
+    assert!(stderr.contains("could be had"), "{stderr}");
 }
 
 /// Without a balloon there is nothing in which `pinned` and `movable` differ.
@@ -129,7 +130,7 @@ fn json_on_standard_output_is_nothing_but_json() {
 fn pitfall_94_without_a_balloon_pinned_scores_what_movable_scores() {
     let (table, text) = json("--balloon 0 --columns pinned,movable --no-host", "control");
     assert!(table.contains("no balloon"), "{table}");
-    assert!(!table.contains("balloon_inflate"), "{table}");
+    assert!(!table.contains("DISQUALIFIED"), "{table}");
     let report: Value = serde_json::from_str(&text).expect("it is JSON");
     let passes = |column: usize| report["columns"][column]["passes"].as_array().unwrap();
     for (pinned, movable) in passes(0).iter().zip(passes(1)) {
