@@ -12,6 +12,6 @@ fn main() {
     let t = std::time::Instant::now();
     let run = run_column(column, &params, &mut ());
     println!("{:?}", t.elapsed());
-    match run { Ok(r) => { let r = r.report; for p in &r.passes { println!("{} asked {} got {} {:?} files {} kernel {} anon {} free {} failed {:?} got_free {} comp {} recl {} moved {}", p.name, p.asked, p.allocated, p.percent_asked, p.files_mib, p.load_kernel_mib, p.load_anonymous_mib, p.after.free_frames, p.failed, p.got_free, p.got_compaction, p.got_reclaim, p.moved_direct+p.moved_background); } for (n, c) in &r.vmstat.0 { print!("{n} {c}; "); } println!("\n{:?} errors {} balloon mean {} target {}", r.load, r.content_errors, r.balloon_mean_mib, r.balloon_target_mean_mib); }
+    match run { Ok(r) => { let r = r.report; for p in &r.passes { println!("{} asked {} got {} {:?} files {} kernel {} anon {} free {} failed {:?} got_free {} comp {} recl {} moved {} before: hybrid {} free {} freeblk {} census {:?}", p.name, p.asked, p.allocated, p.percent_asked, p.files_mib, p.load_kernel_mib, p.load_anonymous_mib, p.after.free_frames, p.failed, p.got_free, p.got_compaction, p.got_reclaim, p.moved_direct+p.moved_background, p.before.hybrid_blocks, p.before.free_frames, p.before.free_blocks, p.before.census); } for (n, c) in &r.vmstat.0 { print!("{n} {c}; "); } println!("\n{:?} errors {} balloon mean {} target {}", r.load, r.content_errors, r.balloon_mean_mib, r.balloon_target_mean_mib); }
       Err(e) => println!("ERR {e}") }
 }

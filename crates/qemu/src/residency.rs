@@ -54,12 +54,8 @@ pub(crate) fn mib(bytes: u64) -> Tenths {
     Tenths::ratio(bytes, 1 << 20)
 }
 
-/// Memory that a guest may keep free, in bytes: its high watermark and its reserve. Without the filler, all of its
-/// memory.
+/// Memory that a guest full of files keeps free, in bytes: its high watermark and its reserve.
 pub(crate) fn spare(column: Column, params: &Params) -> u64 {
-    if !params.filler {
-        return params.memory;
-    }
     let reserve =
         u64::from(ColumnPolicy::new(column, params).reserve_high) * FRAMES_PER_BLOCK as u64;
     (tuning::watermarks(params).high + reserve) * FRAME_SIZE as u64
