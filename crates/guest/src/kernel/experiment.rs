@@ -13,15 +13,26 @@ use core::{
 use dirigible::{
     MemoryManager,
     boot::Booted,
+    flusher::Flusher,
+    kswapd::Kswapd,
     schedule::{Clock, Current, Engine, PROGRAM_STACK, time},
 };
+use dirigible_disk::DiskConfig;
+use dirigible_files::Parts as StoreParts;
+use dirigible_frames::Platform;
+use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
+use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer};
 use dirigible_workload::{
     balloon::MeasuredWorker,
     content::ContentLog,
-    experiment::{BALLOON, Experiment, FILLER, PAGING, SPACES},
-    filler::Filler,
+    control::Control,
+    disk::format_and_mount,
+    experiment::{BALLOON, Experiment, FILES, PAGING, SPACES, Stage},
+    operations::Operations,
     params::{Column, Params},
+    processes::Processes,
+    programs::LoadPlan,
     protocol::Message,
     report::{Observer, Progress},
     stalls::Stalls,
@@ -52,7 +63,6 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
 
     let contents = ContentLog::new();
     let move_checks = MoveChecks::new(platform, &contents);
-    let filler = Filler::new(frames, platform, FILLER, &contents);
     let paging = Paging::new(frames, platform, PAGING, SPACES)
         .observed_by(&move_checks)
         .with_kernel_half(guest.kernel_root);
@@ -64,8 +74,33 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
     let manager = MemoryManager::new_in(room, frames, platform, policy.manager()).map_err(text)?;
     manager.register_paging(&paging).map_err(text)?;
     manager.register_balloon(&balloon).map_err(text)?;
-    manager.register(FILLER, &filler).map_err(text)?;
-    manager.add_reclaimer(&filler).map_err(text)?;
+    let disk = guest.disk(DiskConfig::default())?;
+    let disk = disk.ok_or("the machine has no disk: start it with -device virtio-blk-pci")?;
+    let generations = Generations::new(frames);
+    let reclaimer = Reclaimer::new(&generations, platform, ReclaimConfig::default());
+    let cache_parts = CacheParts {
+        frames,
+        platform,
+        owner: FILES,
+        disk: &disk,
+        memory: manager.memory(),
+        generations: &generations,
+    };
+    let cache = PageCache::new(cache_parts, CacheConfig::default()).observed_by(&move_checks);
+    manager.register(FILES, &cache).map_err(text)?;
+    reclaimer.register(FILES, &cache).map_err(text)?;
+    manager.add_reclaimer(&reclaimer).map_err(text)?;
+    let plan = LoadPlan::new(params);
+    let store_parts = StoreParts {
+        frames,
+        platform,
+        source: manager.memory(),
+        pages: &cache,
+    };
+    let files = format_and_mount(store_parts, &plan)?;
+    let (inodes, names) = (files.inode_shrinker(), files.name_shrinker());
+    reclaimer.add_shrinker(&names).map_err(text)?;
+    reclaimer.add_shrinker(&inodes).map_err(text)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);
     manager.add_observer(&stalls).map_err(text)?;
     let port = BalloonPort::new(&balloon, line, params.column_balloon_frames(column));
@@ -74,7 +109,9 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         frames,
         paging: &paging,
         memory: manager.memory(),
-        filler: &filler,
+        cache: &cache,
+        files: &files,
+        reclaim: &reclaimer,
         user: Some(&programs),
         balloon: &port,
         contents: &contents,
@@ -82,10 +119,23 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         host_clock: &MachineClock,
     };
     let system = System::new(parts, rested_watermarks(params));
-    let experiment = Experiment::new(column, params, &system, &manager);
+    let control = Control::new();
+    let processes = Processes::new(&system, &control, plan, usize::from(guest.cpus));
+    let operations = Operations::new(&system, &processes);
+    let on = Stage {
+        system: &system,
+        processes: &processes,
+        operations: &operations,
+        control: &control,
+        manager: &manager,
+    };
+    let experiment = Experiment::new(column, params, on);
+    experiment.begin().map_err(text)?;
     let worker = manager.balloon_worker(&balloon).with_line(&port);
     let worker = experiment.balloon_worker(worker);
-    run_actors(guest, &experiment, worker, moves)?;
+    let flusher = Flusher::new(&cache, platform.now());
+    let daemons = (worker, manager.kswapd(&reclaimer), flusher);
+    run_actors(guest, &experiment, daemons, moves)?;
 
     experiment.settle();
     let mut report = experiment.report(&policy, balloon.stats(), port.largest(), 0);
@@ -101,29 +151,34 @@ fn text(error: impl Display) -> String {
     error.to_string()
 }
 
+/// The daemons but kcompactd.
+type Daemons<'w, 'a> = (
+    MeasuredWorker<'w>,
+    Kswapd<'w, 'a, GuestPlatform>,
+    Flusher<'w, 'a, GuestPlatform>,
+);
+
 /// Runs all actors to the end: the director and what serves it on the first CPU, the load's programs spread over all.
 fn run_actors(
     guest: &Guest,
     experiment: &Experiment<'_, '_, '_, GuestPlatform>,
-    worker: MeasuredWorker<'_>,
+    (worker, kswapd, flusher): Daemons<'_, '_>,
     moves: u64,
 ) -> Result<(), String> {
     let cpus = usize::from(guest.cpus);
-    let load = experiment.load();
     let mut engines: Vec<Engine<'_>> = (0..cpus).map(|_| Engine::new()).collect();
     engines[0]
-        .add_program(0, Box::new(experiment.director(load.len())))
+        .add_program(0, Box::new(experiment.director()))
         .map_err(text)?;
     engines[0].add(0, worker);
     engines[0].add(0, experiment.kcompactd());
+    engines[0].add(0, kswapd);
+    engines[0].add(0, flusher);
     if let Some(mover) = experiment.mover(moves) {
         engines[0].add_program(0, Box::new(mover)).map_err(text)?;
     }
-    for (number, program) in load.into_iter().enumerate() {
-        // The last CPU first: the first one has other duties.
-        engines[cpus - 1 - number % cpus]
-            .add_program(0, program)
-            .map_err(text)?;
+    for (cpu, engine) in engines.iter_mut().enumerate() {
+        experiment.accept_programs(engine, cpu);
     }
     let engines: Vec<Mutex<Engine<'_>>> = engines.into_iter().map(Mutex::new).collect();
     let ended = experiment.control().ended();
