@@ -43,21 +43,22 @@ pub fn verdicts(reports: &[Report]) -> Vec<String> {
             faults(report).into_iter().map(told)
         })
         .collect();
-    let disqualified: Vec<String> = reports
-        .iter()
-        .flat_map(|report| {
-            let prefix = seed(report);
-            let short = move |(column, pass): (&ColumnReport, &PassReport)| {
-                let (name, pass, short) = (&column.name, &pass.name, pass.balloon_shortfall);
-                format!("{prefix}{name}, {pass} ({short} %)")
-            };
-            disqualified(report).map(short)
-        })
-        .collect();
-    if !disqualified.is_empty() {
+    let all: Vec<_> = reports.iter().flat_map(disqualified).collect();
+    let most = all.iter().map(|(_, pass)| pass.balloon_shortfall).max();
+    if let Some(most) = most {
+        let named = |(column, pass): &(&ColumnReport, &PassReport)| {
+            format!("{}, {}", column.name, pass.name)
+        };
+        let which = match reports.len() {
+            1 if all.len() <= 2 => all.iter().map(named).collect::<Vec<_>>().join("; "),
+            _ => {
+                let columns = reports.iter().flat_map(|report| &report.columns);
+                let passes: usize = columns.map(|column| column.passes.len()).sum();
+                format!("{} of {passes} results, named by --full", all.len())
+            }
+        };
         verdicts.push(format!(
-            "DISQUALIFIED (!): {}: the balloon was more than {MOST_SHORTFALL} % short of its target, so the row does not count",
-            disqualified.join("; ")
+            "DISQUALIFIED (!): {which}: the balloon was more than {MOST_SHORTFALL} % short of its target (up to {most} %)"
         ));
     }
     verdicts

@@ -74,7 +74,7 @@ impl<'a> Runs<'a> {
     }
 
     /// Adds a row of per cent, cut off to whole numbers and not rounded, with the difference to the first column in
-    /// brackets.
+    /// brackets, and a `!` where the pass does not count.
     pub fn percent_row(
         self,
         table: &mut Table,
@@ -82,6 +82,7 @@ impl<'a> Runs<'a> {
         figure: impl Fn(&'a PassReport) -> f64,
     ) {
         let values = self.of_pass(pass, figure);
+        let marks = self.of_pass(pass, |pass| f64::from(u8::from(pass.disqualified)));
         let Some(first) = values.first().and_then(|first| spread(first)) else {
             return;
         };
@@ -94,6 +95,9 @@ impl<'a> Runs<'a> {
                     let mut text = format!("{:.0}", median.floor());
                     if index > 0 {
                         text += &format!(" ({:.0})", median.floor() - first.median.floor());
+                    }
+                    if marks[index].contains(&1.0) {
+                        text += "!";
                     }
                     text + &range(min.floor(), max.floor(), 0)
                 }

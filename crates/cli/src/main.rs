@@ -26,6 +26,7 @@ mod print;
 mod progress;
 mod qemu_args;
 mod screen;
+mod series_table;
 mod show;
 mod stress;
 mod summary;

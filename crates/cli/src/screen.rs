@@ -26,11 +26,12 @@ pub fn text(headline: &str, reports: &[Report]) -> String {
     }
     table.row("", vec![]);
     costs(runs, &mut table);
-    let mut lines = folded(headline);
+    let mut lines = folded(headline, &[';', ',']);
+    // A folded headline takes the empty line's place.
+    if lines.lines().count() == 1 {
+        lines.push('\n');
+    }
     for (number, line) in table.to_string().lines().enumerate() {
-        if number == 0 {
-            lines.push('\n');
-        }
         // One line for all columns.
         if number == passes.len() + 1 {
             lines += &reference(runs);
@@ -39,16 +40,16 @@ pub fn text(headline: &str, reports: &[Report]) -> String {
     }
     lines += "All figures: --full. Everything as JSON: --json FILE. What they mean: docs/experiment.md\n";
     for verdict in checks::verdicts(reports) {
-        lines += &folded(&verdict);
+        lines += &folded(&verdict, &[' ']);
     }
     lines
 }
 
-/// `text` in lines of the screen's width, broken after semicolons and commas.
-fn folded(text: &str) -> String {
+/// `text` in lines of the screen's width, broken after one of these characters.
+fn folded(text: &str, after: &[char]) -> String {
     let mut lines = String::new();
     let mut width = 0;
-    for part in text.split_inclusive([';', ',']) {
+    for part in text.split_inclusive(after) {
         let length = part.chars().count();
         if width > 0 && width + length > WIDTH {
             lines.push('\n');
@@ -58,8 +59,9 @@ fn folded(text: &str) -> String {
         lines += part;
         width += part.chars().count();
     }
-    lines.push('\n');
-    lines
+    // No blank stands at the end of a line.
+    let trimmed: Vec<&str> = lines.lines().map(str::trim_end).collect();
+    trimmed.join("\n") + "\n"
 }
 
 /// A pass of each column: per cent of those asked for and of the attainable.

@@ -8,6 +8,7 @@ use crate::{
     args::Machine,
     checks,
     figures::{Runs, cell, pass_label},
+    series_table,
     table::Table,
 };
 
@@ -16,7 +17,8 @@ pub fn text(headline: &str, reports: &[Report]) -> String {
     let runs = Runs(reports);
     let mut table = Table::new(runs.column_names());
     let passes = 0..runs.pass_names().len();
-    series(runs, &mut table);
+    series_table::rows(runs, &mut table);
+    reference(runs, &mut table);
     events(runs, &mut table);
     for pass in passes.clone() {
         one_pass(runs, pass, &mut table);
@@ -27,27 +29,18 @@ pub fn text(headline: &str, reports: &[Report]) -> String {
     for pass in passes {
         text += &memory(runs, pass).to_string();
     }
+    text += &format!("\n{}", series_table::NOTE);
     let remarks = checks::remarks(reports);
-    if !remarks.is_empty() {
-        text += "\n";
-    }
     for remark in remarks {
         text += &format!("{remark}\n");
     }
     text
 }
 
-/// Huge pages got, in per cent of those asked for and of the attainable. The first rows are laid out as in the patch
-/// series of 2012 that made balloon pages movable in Linux.
-fn series(runs: Runs<'_>, table: &mut Table) {
+/// Huge pages got, in per cent of the attainable, and how many.
+fn reference(runs: Runs<'_>, table: &mut Table) {
     let passes = 0..runs.pass_names().len();
-    table.section("STRESS-HIGHALLOC: huge pages got, per cent of those asked for (difference to the first column)");
-    for pass in passes.clone() {
-        runs.percent_row(table, pass, |pass| pass.percent_asked.value());
-    }
-    table.section(
-        "Per cent of the attainable (what the same requests get where frames have no places)",
-    );
+    table.section("Per cent of the attainable (what the totals of memory allow: one reference for all columns)");
     for pass in passes.clone() {
         runs.percent_row(table, pass, |pass| pass.percent_attainable.value());
     }
@@ -86,6 +79,14 @@ fn one_pass(runs: Runs<'_>, pass: usize, table: &mut Table) {
         ("balloon, mean MiB", 1, |p| p.balloon_mean_mib.value()),
         ("balloon target, mean MiB", 1, |p| {
             p.balloon_target_mean_mib.value()
+        }),
+        ("balloon short of target, %", 1, |p| {
+            p.balloon_shortfall.value()
+        }),
+        ("unmovable at the end (U), MiB", 1, |p| {
+            p.unmovable
+                .last()
+                .map_or(0.0, |&frames| frames as f64 / 256.0)
         }),
         ("load at the end, MiB", 1, |p| p.load_mib.value()),
         ("  anonymous", 1, |p| p.load_anonymous_mib.value()),
@@ -242,6 +243,9 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
     runs.row(table, "time waited, s", 1, |c| {
         c.load.waited_ms as f64 / 1000.0
     });
+    runs.row(table, "files compiled", 0, |c| {
+        c.load.compiled_in_all().0 as f64
+    });
     runs.row(table, "frames the filler took", 0, |c| {
         c.load.filler_taken as f64
     });
@@ -278,9 +282,9 @@ fn stalls(runs: Runs<'_>, table: &mut Table) {
     });
 }
 
-/// The events that occurred, in the order of `/proc/vmstat`.
+/// The events that occurred: the counters of a modern kernel, in the order of `/proc/vmstat`.
 fn events(runs: Runs<'_>, table: &mut Table) {
-    table.section("vm events");
+    table.section("vm events of the whole run");
     let first = runs.0.first().and_then(|run| run.columns.first());
     for (name, _) in first.map_or(&[][..], |column| &column.vmstat.0) {
         let values = runs.of_columns(|column| Some(column.vmstat.get(name) as f64));
