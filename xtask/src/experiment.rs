@@ -43,8 +43,10 @@ const MATRIX: &[Cell] = &[
     variant("held-load-0.7", "--schedule held --load-scale 0.7"),
     variant("cycle-watermark-4", "--schedule cycle --watermark-scale 4"),
     variant("held-watermark-4", "--schedule held --watermark-scale 4"),
-    variant("cycle-no-filler", "--schedule cycle --no-filler"),
-    variant("held-no-filler", "--schedule held --no-filler"),
+    variant("cycle-disk-0.1", "--schedule cycle --disk-speed 0.1"),
+    variant("held-disk-0.1", "--schedule held --disk-speed 0.1"),
+    variant("cycle-disk-10", "--schedule cycle --disk-speed 10"),
+    variant("held-disk-10", "--schedule held --disk-speed 10"),
     variant(
         "cycle-whole-blocks",
         "--schedule cycle --inflate whole-blocks",

@@ -168,9 +168,6 @@ pub struct StressHighalloc {
         help_heading = "Variants of the experiment"
     )]
     pub disk_speed: Scale,
-    /// Does not keep memory full: memory that the load does not use stays free
-    #[arg(long, help_heading = "Variants of the experiment")]
-    pub no_filler: bool,
     /// Lets the balloon deflate before an allocation of the guest fails (VIRTIO_BALLOON_F_DEFLATE_ON_OOM): then its
     /// size does not follow the schedule alone
     #[arg(long, help_heading = "Variants of the experiment")]

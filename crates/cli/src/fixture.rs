@@ -119,12 +119,8 @@ fn column(name: &str, timeline: &Timeline, score: u64, hybrids: u64) -> ColumnRe
             min_failed: 0,
         },
         load: LoadReport {
-            jobs_started: 220,
-            jobs_finished: 212,
             waits: 31,
             waited_ms: 8_200,
-            filler_taken: 3_000_000,
-            filler_given: 2_900_000,
             compiled: vec![
                 compiled("warm-up", 160, 300_000),
                 compiled("pass1", 31, 241_250),
@@ -187,7 +183,7 @@ fn pass(name: &str, timeline: &Timeline, allocated: u64, hybrids: u64) -> PassRe
         load_mib: Tenths::ratio(1300, 1),
         load_anonymous_mib: Tenths::ratio(1130, 1),
         load_kernel_mib: Tenths::ratio(170, 1),
-        filler_mib: Tenths::ratio(120, 1),
+        files_mib: Tenths::ratio(120, 1),
         hybrid_blocks: hybrids,
         before: memory(hybrids + 3),
         after: MemoryState {

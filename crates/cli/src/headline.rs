@@ -56,9 +56,6 @@ impl RunPlan {
                 line += &format!("; {what} x {}", Scale { thousandths });
             }
         }
-        if !params.filler {
-            line += "; no filler";
-        }
         if params.deflate_on_oom {
             line += "; deflates on out of memory";
         }
@@ -91,8 +88,8 @@ mod tests {
             @"hosted machine, profile paper, seed 1; memory 4G; balloon 1G in steps of 256M, one each 60s, cycle"
         );
         insta::assert_snapshot!(
-            headline("--balloon 0 --no-filler --load-scale 0.7 --threads 2", 10),
-            @"hosted machine, profile paper, seeds 1 to 10; memory 4G; no balloon; 2 threads of load; load x 0.7; no filler"
+            headline("--balloon 0 --load-scale 0.7 --threads 2", 10),
+            @"hosted machine, profile paper, seeds 1 to 10; memory 4G; no balloon; 2 threads of load; load x 0.7"
         );
         insta::assert_snapshot!(
             headline("--balloon 0 --host-answer 20ms --deflate-on-oom", 1),

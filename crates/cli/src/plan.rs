@@ -307,7 +307,6 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
         threads,
         load_scale: args.load_scale.thousandths,
         watermark_scale: args.watermark_scale.thousandths,
-        filler: !args.no_filler,
         time_scale: args.time_scale.thousandths,
         deflate_on_oom: args.deflate_on_oom,
         host_answer_ms,
@@ -468,8 +467,8 @@ pub(crate) mod tests {
             (4 << 30, 1 << 30, 256 << 20)
         );
         assert_eq!(
-            (params.period_ms, params.load_scale, params.filler),
-            (60_000, 1000, true)
+            (params.period_ms, params.load_scale),
+            (60_000, 1000)
         );
         assert_eq!((params.disk, params.disk_speed), (8 << 30, 1000));
         let slow = checked("--disk 4G --disk-speed 0.1").unwrap();

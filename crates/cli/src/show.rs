@@ -91,7 +91,7 @@ fn one_pass(runs: Runs<'_>, pass: usize, table: &mut Table) {
         ("load at the end, MiB", 1, |p| p.load_mib.value()),
         ("  anonymous", 1, |p| p.load_anonymous_mib.value()),
         ("  kernel", 1, |p| p.load_kernel_mib.value()),
-        ("filler at the end, MiB", 1, |p| p.filler_mib.value()),
+        ("pages of files at the end, MiB", 1, |p| p.files_mib.value()),
         ("hybrid blocks before", 0, |p| p.before.hybrid_blocks as f64),
         ("hybrid blocks at the end", 0, |p| p.hybrid_blocks as f64),
         ("blocks at the end: huge pages", 0, |p| {
@@ -237,20 +237,12 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
         c.oom_deflated as f64
     });
     stalls(runs, table);
-    runs.row(table, "jobs started", 0, |c| c.load.jobs_started as f64);
-    runs.row(table, "jobs finished", 0, |c| c.load.jobs_finished as f64);
     runs.row(table, "waits for memory", 0, |c| c.load.waits as f64);
     runs.row(table, "time waited, s", 1, |c| {
         c.load.waited_ms as f64 / 1000.0
     });
     runs.row(table, "files compiled", 0, |c| {
         c.load.compiled_in_all().0 as f64
-    });
-    runs.row(table, "frames the filler took", 0, |c| {
-        c.load.filler_taken as f64
-    });
-    runs.row(table, "frames the filler gave back", 0, |c| {
-        c.load.filler_given as f64
     });
     if let [only] = runs.0 {
         let hashes = only

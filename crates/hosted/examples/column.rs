@@ -32,7 +32,6 @@ fn main() {
             load_scale: value("load=").unwrap_or(1000) as u32,
             watermark_scale: value("mark=").unwrap_or(1000) as u32,
             time_scale: value("time=").unwrap_or(1000) as u32,
-            filler: !has("nofiller"),
             schedule: if has("held") {
                 Schedule::Held
             } else {
@@ -73,7 +72,7 @@ fn main() {
                         p.balloon_target_mean_mib,
                         p.load_anonymous_mib,
                         p.load_kernel_mib,
-                        p.filler_mib,
+                        p.files_mib,
                         p.before.hybrid_blocks,
                         p.hybrid_blocks,
                         p.got_free,
