@@ -137,8 +137,6 @@ impl<'m> Vm<'m> {
             false => Duration::ZERO,
         };
         qmp.greet(limits.answer + touching)?;
-        // A QEMU that greets has opened its disk.
-        self.folder = None;
         self.qmp = Some(qmp);
         Ok(())
     }
