@@ -466,10 +466,7 @@ pub(crate) mod tests {
             (params.memory, params.balloon, params.step),
             (4 << 30, 1 << 30, 256 << 20)
         );
-        assert_eq!(
-            (params.period_ms, params.load_scale),
-            (60_000, 1000)
-        );
+        assert_eq!((params.period_ms, params.load_scale), (60_000, 1000));
         assert_eq!((params.disk, params.disk_speed), (8 << 30, 1000));
         let slow = checked("--disk 4G --disk-speed 0.1").unwrap();
         assert_eq!((slow.disk, slow.disk_speed), (4 << 30, 100));

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use dirigible_disk::{DiskRequest, SubmitError};
 use dirigible_frames::sync::Ordering;
-use dirigible_frames::{AllocRequest, Cost, FrameContents, FrameFlags, Pfn, Watermark};
+use dirigible_frames::{AllocRequest, FrameContents, FrameFlags, Pfn, Watermark};
 
 use crate::cache::PageCache;
 use crate::pages::CacheError;
@@ -133,8 +133,6 @@ impl<P: FrameContents> PageCache<'_, P> {
             block: run.block,
             frames: run.frames(),
         };
-        self.disk.submit(request)?;
-        self.platform.charge(Cost::DiskRequest(run.count as u32));
-        Ok(())
+        self.disk.submit(request)
     }
 }
