@@ -2,10 +2,10 @@
 //!
 //! The programs are those of `dirigible-workload`; each is a process. Three kinds of processes work together:
 //!
-//! - [`front`]: what the user starts. It begins the supervisor and waits for it, no more. When it dies, however it does,
-//!   the supervisor sees it and ends the load.
-//! - [`supervisor`]: begins the load's root program in a process group of its own, adopts whoever loses its parent, and at
-//!   the end kills all, waits for all, deletes the files and prints what was done.
+//! - [`front`]: what the user starts. It begins the supervisor and waits for it, no more. When it dies, however it
+//!   does, the supervisor sees it and ends the load.
+//! - [`supervisor`]: begins the load's root program in a process group of its own, adopts whoever loses its parent, and
+//!   at the end kills all, waits for all, deletes the files and prints what was done.
 //! - [`process`]: one program. It dies with its parent.
 //!
 //! They share their [`counters`]. Whatever they write, in [`memory`] and files, are patterns, and is compared.

@@ -44,8 +44,8 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn assert_nothing_is_left(directory: &Path) {
-    assert_eq!(processes(directory), [""; 0]);
-    assert_eq!(entries(directory), [Path::new(""); 0]);
+    assert_eq!(processes(directory), Vec::<String>::new());
+    assert_eq!(entries(directory), Vec::<PathBuf>::new());
 }
 
 /// Waits for something, a few seconds.
@@ -108,7 +108,8 @@ fn a_short_load_compiles_and_leaves_nothing() {
         "file_pages_read",
         "file_pages_written",
     ] {
-        assert!(count(name) > 1_000, "{report}");
+        // How much it is depends on how busy the machine is.
+        assert!(count(name) > 100, "{report}");
     }
     assert!((3_000..6_000).contains(&count("elapsed_ms")), "{report}");
     assert_eq!(count("memory_bytes"), 64 << 20);

@@ -120,7 +120,8 @@ impl<'f, R: 'f> Calls<'f, R> {
         }
     }
 
-    /// The time before which a call that waits need not be resumed ([`Current::wait_until`]); `None` when it named none.
+    /// The time before which a call that waits need not be resumed ([`Current::wait_until`]); `None` when it named
+    /// none.
     pub fn sleeps_until(&self, number: u32) -> Option<u64> {
         let running = self.running.get(number as usize)?.as_ref()?;
         running.sleeps_until

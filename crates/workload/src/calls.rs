@@ -82,8 +82,8 @@ pub trait Calls {
     /// The program is being killed, as in all other calls.
     fn sleep_until(&self, time: u64) -> Result<(), Failure>;
 
-    /// Begins `program` as a child, which gets `pipe` if there is one: the end is the child's from then on. It stays the
-    /// caller's when the call fails.
+    /// Begins `program` as a child, which gets `pipe` if there is one: the end is the child's from then on. It stays
+    /// the caller's when the call fails.
     ///
     /// # Errors
     ///
@@ -110,8 +110,9 @@ pub trait Calls {
 
     // --- memory ---
 
-    /// Reserves `pages` pages (at least one) of address space, aligned to 2 MiB if `huge`, and advises huge pages for them
-    /// if so. Gives the first page's number. Two calls may give neighbours, and one range may be unmapped in parts.
+    /// Reserves `pages` pages (at least one) of address space, aligned to 2 MiB if `huge`, and advises huge pages for
+    /// them if so. Gives the first page's number. Two calls may give neighbours, and one range may be unmapped in
+    /// parts.
     ///
     /// # Errors
     ///
@@ -214,8 +215,8 @@ pub trait Calls {
     /// There is none, or it is not empty; the disk.
     fn remove_directory(&self, path: &str) -> Result<(), Failure>;
 
-    /// Calls `with` with the name of each entry of a directory and whether it is a directory, in any order. `with` makes
-    /// no calls.
+    /// Calls `with` with the name of each entry of a directory and whether it is a directory, in any order. `with`
+    /// makes no calls.
     ///
     /// # Errors
     ///
@@ -231,16 +232,16 @@ pub trait Calls {
     /// No memory, or too many.
     fn pipe(&self) -> Result<(PipeEnd, PipeEnd), Failure>;
 
-    /// Writes up to `pages` pages (at least one) into a pipe; waits for room for the first. Gives how many it wrote. Page
-    /// `n` of all that goes through the pipe gets the pattern of (`key`, `n`).
+    /// Writes up to `pages` pages (at least one) into a pipe; waits for room for the first. Gives how many it wrote.
+    /// Page `n` of all that goes through the pipe gets the pattern of (`key`, `n`).
     ///
     /// # Errors
     ///
     /// Nobody reads any more; no memory: none was written.
     fn write_pipe(&self, end: PipeEnd, pages: u64, key: u64) -> Result<u64, Failure>;
 
-    /// Reads up to `pages` pages (at least one) from a pipe and compares them; waits for the first. Gives how many there
-    /// were; 0 when nobody writes any more.
+    /// Reads up to `pages` pages (at least one) from a pipe and compares them; waits for the first. Gives how many
+    /// there were; 0 when nobody writes any more.
     ///
     /// # Errors
     ///

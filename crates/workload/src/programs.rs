@@ -1,17 +1,17 @@
 //! The programs of the load: kernels are unpacked, copied and compiled, again and again, by processes.
 //!
-//! [`Program::Main`] makes the primary source [`tree`], has it copied, and begins a [`Program::Make`] in each tree as soon
-//! as it is there; each of them compiles its tree's directories one after the other, with a [`Program::Compile`] for
-//! each, that feeds a [`Program::Assemble`] through a pipe. [`Program::Walk`] lists all directories meanwhile.
+//! [`Program::Main`] makes the primary source [`tree`], has it copied, and begins a [`Program::Make`] in each tree as
+//! soon as it is there; each of them compiles its tree's directories one after the other, with a [`Program::Compile`]
+//! for each, that feeds a [`Program::Assemble`] through a pipe. [`Program::Walk`] lists all directories meanwhile.
 //!
 //! The programs are straight code over [`Calls`] and know nothing else of their kernel. [`run`] is all that a kernel
 //! needs; what it runs is the same on every one.
 //!
 //! # What they ask for
 //!
-//! Each program draws from a stream of its own, which follows from the seed and from what the program is, and never from
-//! what a call answers. So the same [`LoadPlan`] makes the same requests, whatever fails. A request that finds no memory
-//! waits and comes again, the same. A program that fails otherwise ends, and whoever began it begins it anew.
+//! Each program draws from a stream of its own, which follows from the seed and from what the program is, and never
+//! from what a call answers. So the same [`LoadPlan`] makes the same requests, whatever fails. A request that finds no
+//! memory waits and comes again, the same. A program that fails otherwise ends, and whoever began it begins it anew.
 
 mod assemble;
 mod compile;

@@ -91,9 +91,9 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Asks `source`, in each turn of a run, for programs to add; they begin at once. It is asked until it gives none, so
-    /// then the question should cost no more than a load. After the end of a run it is not asked. If there is no memory
-    /// for a stack, it is asked later.
+    /// Asks `source`, in each turn of a run, for programs to add; they begin at once. It is asked until it gives none,
+    /// so then the question should cost no more than a load. After the end of a run it is not asked. If there is no
+    /// memory for a stack, it is asked later.
     ///
     /// Among equals in time the lower number comes first, as ever; a new program gets the lowest number that is free.
     ///
@@ -167,8 +167,8 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs until `ended` is set (by an actor, here or in another thread) or no actor wants to go on. A program that
-    /// waits when the run ends goes on to the end of its step, one that sleeps is woken; after `ended` only such programs
-    /// run, and a sleep is a moment. What they wait for
+    /// waits when the run ends goes on to the end of its step, one that sleeps is woken; after `ended` only such
+    /// programs run, and a sleep is a moment. What they wait for
     /// must come from devices, from time or from each other: no plain actor and no new step helps them. Calls `observe`
     /// after each step with the time at which it began and the number of the actor.
     ///
