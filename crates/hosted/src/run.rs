@@ -27,7 +27,7 @@ use dirigible_workload::{
     content::ContentLog,
     control::Control,
     disk::format_and_mount,
-    experiment::{BALLOON, Experiment, FILES, PAGING, SPACES, Stage},
+    experiment::{BALLOON, Experiment, ExperimentParts, FILES, PAGING, SPACES},
     operations::Operations,
     params::{Column, Params, ParamsError},
     processes::Processes,
@@ -286,7 +286,7 @@ fn run_on<'a>(
     let engines = params.threads.max(1);
     let processes = Processes::new(&system, &control, plan, engines);
     let operations = Operations::new(&system, &processes);
-    let on = Stage {
+    let on = ExperimentParts {
         system: &system,
         processes: &processes,
         operations: &operations,

@@ -21,6 +21,8 @@ pub(crate) fn give_all_back<P: PageTables>(
     balloon: &dyn BalloonDriver,
     managed: u64,
 ) -> Result<(), String> {
+    let audit = parts.files.audit();
+    audit.map_err(|error| format!("files: {error}"))?;
     parts
         .files
         .give_all_back()
@@ -30,6 +32,8 @@ pub(crate) fn give_all_back<P: PageTables>(
         .cache
         .audit()
         .map_err(|error| format!("page cache: {error}"))?;
+    let generations = parts.reclaim.generations().verify();
+    generations.map_err(|error| format!("generations: {error}"))?;
     let (stats, held) = (balloon.stats(), balloon.held());
     if !balances(&stats, &held) {
         return Err(format!(

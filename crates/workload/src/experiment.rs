@@ -44,7 +44,7 @@ pub const FILES: OwnerId = OwnerId::new(3).unwrap();
 pub const SPACES: usize = MAX_PROGRAMS + 8;
 
 /// What an experiment runs on.
-pub struct Stage<'e, 'a, 'm, P: PageTables> {
+pub struct ExperimentParts<'e, 'a, 'm, P: PageTables> {
     /// The machine.
     pub system: &'e System<'a, P>,
     /// The programs on it.
@@ -61,7 +61,7 @@ pub struct Stage<'e, 'a, 'm, P: PageTables> {
 pub struct Experiment<'e, 'a, 'm, P: PageTables> {
     column: Column,
     params: &'e Params,
-    on: Stage<'e, 'a, 'm, P>,
+    on: ExperimentParts<'e, 'a, 'm, P>,
     timeline: Timeline,
     hash: Mutex<TargetsHash>,
     means: BalloonMeans,
@@ -69,7 +69,7 @@ pub struct Experiment<'e, 'a, 'm, P: PageTables> {
 
 impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// The `column` of the run `params`.
-    pub fn new(column: Column, params: &'e Params, on: Stage<'e, 'a, 'm, P>) -> Self {
+    pub fn new(column: Column, params: &'e Params, on: ExperimentParts<'e, 'a, 'm, P>) -> Self {
         Self {
             column,
             params,

@@ -6,18 +6,8 @@
 /// The source of load that draws from a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// The slot of compile jobs with this number.
-    Job(u32),
-    /// Long-lived kernel memory of the kind with this number.
-    LongKernel(u32),
-    /// Short-lived kernel memory of the kind with this number.
-    ShortKernel(u32),
-    /// The touches of the filler.
-    Touches,
     /// The phase of the balloon's schedule.
     Schedule,
-    /// Which kernel memory survives the end of the load.
-    DropCaches,
     /// The program of the load with this key.
     Program(u64),
 }
@@ -25,12 +15,7 @@ pub enum Source {
 impl Source {
     const fn number(self) -> u64 {
         match self {
-            Self::Job(n) => 0x100_0000 + n as u64,
-            Self::LongKernel(n) => 0x200_0000 + n as u64,
-            Self::ShortKernel(n) => 0x300_0000 + n as u64,
-            Self::Touches => 0x400_0000,
             Self::Schedule => 0x500_0000,
-            Self::DropCaches => 0x600_0000,
             Self::Program(key) => key,
         }
     }
@@ -104,9 +89,9 @@ mod tests {
             let mut rng = Rng::stream(seed, source);
             [rng.bits(), rng.bits(), rng.bits()]
         };
-        assert_eq!(first(1, Source::Job(0)), first(1, Source::Job(0)));
-        assert_ne!(first(1, Source::Job(0)), first(1, Source::Job(1)));
-        assert_ne!(first(1, Source::Job(0)), first(2, Source::Job(0)));
+        assert_eq!(first(1, Source::Program(0)), first(1, Source::Program(0)));
+        assert_ne!(first(1, Source::Program(0)), first(1, Source::Program(1)));
+        assert_ne!(first(1, Source::Program(0)), first(2, Source::Program(0)));
         assert_ne!(first(0, Source::Touches), first(0, Source::Schedule));
     }
 

@@ -28,7 +28,7 @@ use dirigible_workload::{
     content::ContentLog,
     control::Control,
     disk::format_and_mount,
-    experiment::{BALLOON, Experiment, FILES, PAGING, SPACES, Stage},
+    experiment::{BALLOON, Experiment, ExperimentParts, FILES, PAGING, SPACES},
     operations::Operations,
     params::{Column, Params},
     processes::Processes,
@@ -122,7 +122,7 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
     let control = Control::new();
     let processes = Processes::new(&system, &control, plan, usize::from(guest.cpus));
     let operations = Operations::new(&system, &processes);
-    let on = Stage {
+    let on = ExperimentParts {
         system: &system,
         processes: &processes,
         operations: &operations,
