@@ -1,23 +1,22 @@
 //! The rules of the passes, on a machine that keeps totals, with a clock that each attempt advances.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use core::{
-    ops::Range,
-    sync::atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use dirigible::schedule::{Clock, Engine, FreeClock, time::MILLISECOND};
-use dirigible_frames::Pfn;
 use dirigible_workload::{
     control::Control,
     director::{Director, Targets},
-    load,
-    machine::{Check, KernelMemory, KernelRequest, LoadMemory, NoMemory, PassMachine, Space},
+    operator::{NoMemory, Operator},
     params::{Params, Profile},
     timeline::{PassPlan, PassResult, TargetsHash, Timeline, mem_total_frames},
 };
 use spin::Mutex;
+
+/// How often the programs are asked to end before they have.
+const LOOKS: u64 = 5;
 
 /// What the director did, with times in milliseconds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,8 +25,9 @@ enum Did {
     Attempt(u64, bool),
     End(&'static str, PassResult, u64),
     Release,
-    DropFiller(u64),
-    RestWatermarks(u64),
+    EndFaults,
+    Kill(u64),
+    CleanUp(u64),
 }
 
 /// A machine that keeps totals only and records all calls, and whose attempts take time.
@@ -45,20 +45,21 @@ struct Totals {
     memory: u64,
     target: u64,
     blocks: u64,
-    kernel: u64,
-    spaces: BTreeMap<u32, BTreeSet<u64>>,
+    /// What the programs hold.
+    load: u64,
+    /// The huge pages of the THP test.
+    faults: BTreeSet<u64>,
+    looks: u64,
+    cleaned: bool,
     samples: u64,
 }
 
 impl Totals {
-    fn anonymous(&self) -> u64 {
-        self.spaces.values().map(|pages| pages.len() as u64).sum()
-    }
-
-    /// Whether `frames` more can be had.
-    fn has(&self, frames: u64) -> Result<(), NoMemory> {
-        let used = self.blocks * 512 + self.kernel + self.anonymous() + self.target;
-        (used + frames <= self.memory).then_some(()).ok_or(NoMemory)
+    /// Whether a huge page can be had.
+    fn has(&self) -> Result<(), NoMemory> {
+        let blocks = self.blocks + self.faults.len() as u64;
+        let used = blocks * 512 + self.load + self.target;
+        (used + 512 <= self.memory).then_some(()).ok_or(NoMemory)
     }
 }
 
@@ -72,68 +73,19 @@ impl Watched<'_> {
     }
 }
 
-impl LoadMemory for Watched<'_> {
-    fn create_space(&self) -> Result<Space, NoMemory> {
-        let mut totals = self.totals.lock();
-        let space = (0..).find(|id| !totals.spaces.contains_key(id)).unwrap();
-        totals.spaces.insert(space, BTreeSet::new());
-        Ok(Space(space))
-    }
-    fn fault(&self, space: Space, page: u64, huge: bool) -> Result<u64, NoMemory> {
-        let mut totals = self.totals.lock();
-        if totals.spaces[&space.0].contains(&page) {
-            return Ok(1);
-        }
-        let pages = if huge && totals.has(512).is_ok() {
-            512
-        } else {
-            1
-        };
-        totals.has(pages)?;
-        let of_space = totals.spaces.get_mut(&space.0).expect("it was created");
-        of_space.extend(page..page + pages);
-        Ok(pages)
-    }
-    fn reuse(&self, _: Space, _: u64, _: u32) {}
-    fn check(&self, _: Space, _: Range<u64>, _: Check) {}
-    fn give_back(&self, space: Space, pages: Range<u64>) {
-        let mut totals = self.totals.lock();
-        let of_space = totals.spaces.get_mut(&space.0).expect("it was created");
-        of_space.retain(|page| !pages.contains(page));
-    }
-    fn exit(&self, space: Space) {
-        self.totals.lock().spaces.remove(&space.0);
-    }
-    fn kernel_alloc(&self, request: KernelRequest) -> Result<KernelMemory, NoMemory> {
-        let mut totals = self.totals.lock();
-        let frames = request.order.frames() as u64;
-        totals.has(frames)?;
-        totals.kernel += frames;
-        Ok(KernelMemory {
-            request,
-            first: Pfn::new(0),
-            serial: 0,
-        })
-    }
-    fn kernel_free(&self, memory: KernelMemory, _: Check) {
-        self.totals.lock().kernel -= memory.request.order.frames() as u64;
-    }
-}
-
-impl PassMachine for Watched<'_> {
+impl Operator for Watched<'_> {
     type Block = ();
 
     fn attempt(&self) -> Result<(), NoMemory> {
         let got = {
             let mut totals = self.totals.lock();
-            let got = totals.has(512);
+            let got = totals.has();
             totals.blocks += u64::from(got.is_ok());
             got
         };
         self.note(Did::Attempt(self.ms(), got.is_ok()));
         let until = self.clock.now() + self.cost;
-        self.clock
-            .wait_until(until, &core::sync::atomic::AtomicBool::new(false));
+        self.clock.wait_until(until, &AtomicBool::new(false));
         self.held
             .fetch_add(u64::from(got.is_ok()), Ordering::Relaxed);
         got
@@ -142,6 +94,19 @@ impl PassMachine for Watched<'_> {
         self.note(Did::Release);
         self.held.fetch_sub(1, Ordering::Relaxed);
         self.totals.lock().blocks -= 1;
+    }
+    fn huge_fault(&self, range: u64) -> bool {
+        let mut totals = self.totals.lock();
+        let got = totals.has().is_ok();
+        assert!(
+            !got || totals.faults.insert(range),
+            "range {range} came twice"
+        );
+        got
+    }
+    fn end_faults(&self) {
+        self.note(Did::EndFaults);
+        self.totals.lock().faults.clear();
     }
     fn set_balloon_target(&self, frames: u64) {
         self.totals.lock().target = frames;
@@ -152,11 +117,22 @@ impl PassMachine for Watched<'_> {
     fn balloon_actual(&self) -> u64 {
         self.balloon_target()
     }
-    fn drop_filler(&self) {
-        self.note(Did::DropFiller(self.ms()));
+    fn kill_load(&self) -> bool {
+        self.note(Did::Kill(self.ms()));
+        let mut totals = self.totals.lock();
+        totals.looks += 1;
+        if totals.looks < LOOKS {
+            return false;
+        }
+        totals.load = 0;
+        true
     }
-    fn rest_watermarks(&self) {
-        self.note(Did::RestWatermarks(self.ms()));
+    fn clean_up(&self) {
+        self.note(Did::CleanUp(self.ms()));
+        let mut totals = self.totals.lock();
+        assert_eq!(totals.load, 0, "programs still have files open");
+        assert!(!totals.cleaned, "cleaned twice");
+        totals.cleaned = true;
     }
     fn begin_pass(&self, pass: &PassPlan, now: u64) {
         assert_eq!(now, self.clock.now());
@@ -166,24 +142,24 @@ impl PassMachine for Watched<'_> {
             "{} begins with leftovers",
             pass.name
         );
+        assert!(self.totals.lock().faults.is_empty(), "{}", pass.name);
         self.note(Did::Begin(pass.name, self.ms()));
     }
     fn sample_pass(&self, _: u64) {
         self.totals.lock().samples += 1;
     }
-    fn faulted(&self, _: u64, _: bool) {}
+    fn faulted(&self, at: u64, _: bool) {
+        assert_eq!(at, self.clock.now());
+    }
     fn end_pass(&self, pass: &PassPlan, result: &PassResult) {
+        let held = self.held.load(Ordering::Relaxed);
+        let faults = self.totals.lock().faults.len() as u64;
         // The THP test holds its pages in an address space.
-        let expected = if pass.name.ends_with("-thp") {
-            0
-        } else {
-            result.allocated
+        let expected = match pass.name.ends_with("-thp") {
+            true => (0, result.allocated),
+            false => (result.allocated, 0),
         };
-        assert_eq!(
-            self.held.load(Ordering::Relaxed),
-            expected,
-            "held to the end"
-        );
+        assert_eq!((held, faults), expected, "held to the end");
         self.note(Did::End(pass.name, *result, self.ms()));
     }
 }
@@ -197,15 +173,17 @@ fn params(profile: Profile) -> Params {
     }
 }
 
-/// The calls, the phases with their times, and the frames that the load holds at the end.
-type Record = (Vec<Did>, Vec<(&'static str, u64)>, (u64, u64));
+/// The calls, the phases with their times, and what is held at the end.
+type Record = (Vec<Did>, Vec<(&'static str, u64)>, Totals);
 
-/// Runs the whole experiment with attempts that take `cost` nanoseconds.
+/// Runs the whole experiment with attempts that take `cost` nanoseconds, while programs hold a quarter of the memory.
 fn run(params: &Params, cost: u64) -> Record {
     let clock = FreeClock::default();
+    let memory = mem_total_frames(params);
     let watched = Watched {
         totals: Mutex::new(Totals {
-            memory: mem_total_frames(params),
+            memory,
+            load: memory / 4,
             ..Totals::default()
         }),
         clock: &clock,
@@ -218,20 +196,12 @@ fn run(params: &Params, cost: u64) -> Record {
     let hash = Mutex::new(TargetsHash::default());
     let mut engine = Engine::new();
     engine.add(0, Targets::new(&watched, &timeline, &hash));
-    let load = load::actors(&watched, &control, params);
-    engine.add(
-        0,
-        Director::new(&watched, &control, &timeline, load.len() as u64),
-    );
-    for actor in load {
-        engine.add_boxed(0, actor);
-    }
+    engine.add(0, Director::new(&watched, &control, &timeline));
     engine.run(&clock, control.ended(), |_, _| {});
     drop(engine);
     let totals = watched.totals.into_inner();
     assert!(totals.samples >= 3, "every pass is sampled");
-    let held = (totals.anonymous(), totals.kernel);
-    (watched.log.into_inner(), control.phases(), held)
+    (watched.log.into_inner(), control.phases(), totals)
 }
 
 fn attempts(log: &[Did], pass: &str) -> Vec<u64> {
@@ -308,35 +278,37 @@ fn pitfall_88_a_pass_leaves_nothing_to_the_next() {
         }
     }
     assert_eq!(got, released);
-    assert_eq!(left, (0, 0), "the load gave everything back");
+    assert_eq!((left.blocks, left.load), (0, 0));
+    assert!(left.faults.is_empty());
+    let ended = log.iter().filter(|did| **did == Did::EndFaults).count();
+    assert_eq!(ended, 3, "after every pass");
 }
 
 #[test]
-fn pitfall_89_the_rested_pass_comes_after_kill_flush_and_watermark() {
+fn pitfall_89_the_rested_pass_comes_after_kill_and_clean_up() {
     let (log, phases, _) = run(&params(Profile::Paper), MILLISECOND);
     let names: Vec<_> = phases.iter().map(|&(name, _)| name).collect();
     assert_eq!(
         names,
         [
-            "warm-up",
-            "pass1",
-            "gap",
-            "pass2",
-            "settle",
-            "kill",
-            "filler-dropped",
-            "rested",
-            "end"
+            "warm-up", "pass1", "gap", "pass2", "settle", "kill", "cleaned", "rested", "end"
         ]
     );
     let place = |wanted: fn(&Did) -> bool| log.iter().position(wanted).unwrap();
     let rested = place(|did| matches!(did, Did::Begin("rested", _)));
-    assert!(place(|did| matches!(did, Did::DropFiller(_))) < rested);
-    assert!(place(|did| matches!(did, Did::RestWatermarks(_))) < rested);
+    let cleaned = place(|did| matches!(did, Did::CleanUp(_)));
+    assert!(cleaned < rested);
+    let kills = log.iter().filter(|did| matches!(did, Did::Kill(_)));
+    assert_eq!(kills.count() as u64, LOOKS, "until they had ended");
+    assert!(
+        log[cleaned..]
+            .iter()
+            .all(|did| !matches!(did, Did::Kill(_)))
+    );
     let at = |name| phases.iter().find(|phase| phase.0 == name).unwrap().1;
     assert!(
-        at("filler-dropped") < at("rested"),
-        "the load had ended in time"
+        at("cleaned") < at("rested"),
+        "the programs had ended in time"
     );
 }
 
