@@ -41,8 +41,9 @@ use dirigible_workload::{
 use thiserror::Error;
 
 use crate::{
-    AnswerTime, BalloonOptions, BindError, DiskOptions, HostDisk, HostedHal, HostedMachine,
-    HostedPlatform, InProcessTransport, MachineBuilder, MachineClock, MachineError, Mode, features,
+    AnswerTime, BalloonOptions, BindError, DiskCounters, DiskFaultPlan, DiskOptions, HostDisk,
+    HostedHal, HostedMachine, HostedPlatform, InProcessTransport, MachineBuilder, MachineClock,
+    MachineError, Mode, features,
 };
 use host::{SinceStart, measured};
 use port::{BalloonPort, Driver};
@@ -129,8 +130,37 @@ pub fn run_column_moving(
     moves: u64,
     observer: &mut dyn Observer,
 ) -> Result<ColumnRun, RunError> {
+    let (run, _) = run_column_on((column, params, moves), disk_options(params), observer)?;
+    Ok(run)
+}
+
+/// As [`run_column`], on a disk that misbehaves as `faults` say, and never on a larger one than `bytes`. Gives also what
+/// the disk counted. For tests of what becomes of the guest then.
+///
+/// # Errors
+///
+/// As [`run_column`]; and the disk cannot be used at all.
+pub fn run_column_on_bad_disk(
+    column: Column,
+    params: &Params,
+    (bytes, faults): (u64, Vec<DiskFaultPlan>),
+    observer: &mut dyn Observer,
+) -> Result<(ColumnRun, DiskCounters), RunError> {
+    let good = disk_options(params);
+    let disk = DiskOptions {
+        bytes: good.bytes.min(bytes),
+        faults,
+        ..good
+    };
+    run_column_on((column, params, 0), disk, observer)
+}
+
+fn run_column_on(
+    (column, params, moves): (Column, &Params, u64),
+    disk: DiskOptions,
+    observer: &mut dyn Observer,
+) -> Result<(ColumnRun, DiskCounters), RunError> {
     params.check()?;
-    params.check_column(column)?;
     params.check_column(column)?;
     let started = Instant::now();
     let (mode, cpus) = match params.threads {
@@ -141,7 +171,7 @@ pub fn run_column_moving(
         .cpus(cpus)
         .mode(mode)
         .balloon(balloon_options(params))
-        .disk(disk_options(params))
+        .disk(disk)
         .build()?;
     let policy = ColumnPolicy::new(column, params);
     // The column `smaller` runs without what the balloon holds in the others.
@@ -162,14 +192,16 @@ pub fn run_column_moving(
         .ok_or(RunError::Missing("memory for tables"))?;
     let booted =
         BootPlan::new(&map, policy.boot(params, cpus))?.boot(memory, machine.platform())?;
-    run_on(
+    let run = run_on(
         (column, params, moves),
         &policy,
         &machine,
         booted,
         started,
         observer,
-    )
+    )?;
+    let disk = machine.disks().first().map(HostDisk::counters);
+    Ok((run, disk.unwrap_or_default()))
 }
 
 /// The disk.

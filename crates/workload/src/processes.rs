@@ -12,6 +12,8 @@ mod memory;
 mod pipes;
 mod process;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use alloc::{boxed::Box, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -176,8 +178,11 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         if since == 0 {
             self.failing_since.store(now, Ordering::Relaxed);
         } else if now.saturating_sub(since) >= PATIENCE {
-            self.failing_since.store(0, Ordering::Relaxed);
-            if self.kill_largest() {
+            let again =
+                self.failing_since
+                    .compare_exchange(since, 0, Ordering::Relaxed, Ordering::Relaxed);
+            // Of several CPUs that see it one acts.
+            if again.is_ok() && self.kill_largest() {
                 let cpu = parts.platform.cpu();
                 parts.frames.events().add(cpu, Event::OomKill, 1);
             }
@@ -187,16 +192,20 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
 
     /// Kills the program with the most memory, unless one that is being killed has not ended yet.
     fn kill_largest(&self) -> bool {
-        let spaces: Vec<_> = self.table.lock().spaces().collect();
+        let spaces: Vec<_> = {
+            let table = self.table.lock();
+            // It may hold memory until it has ended, when it has no address space any more.
+            if table.running().any(|place| self.is_killed(Some(place))) {
+                return false;
+            }
+            table.spaces().collect()
+        };
         let paging = self.system.parts().paging;
         let of = |space| {
             paging
                 .usage(space)
                 .map_or(0, |usage| usage.frames() + usage.tables)
         };
-        if spaces.iter().any(|&(place, _)| self.is_killed(Some(place))) {
-            return false;
-        }
         let largest = spaces
             .into_iter()
             .max_by_key(|&(place, space)| (of(space), place));

@@ -28,7 +28,7 @@ const LOOK: u64 = 10 * time::MILLISECOND;
 pub struct Process<'p, 'e, 'a, P: PageTables> {
     pub(super) processes: &'p Processes<'e, 'a, P>,
     /// In the table; `None`: the operator's own.
-    place: Option<usize>,
+    pub(super) place: Option<usize>,
     stack: Pfn,
     pub(super) space: SpaceId,
     pub(super) areas: RefCell<Areas>,

@@ -104,6 +104,12 @@ impl Table {
         entries.filter_map(|(place, entry)| Some((place, entry.as_ref()?.space?)))
     }
 
+    /// The places of the programs that have begun and not ended.
+    pub fn running(&self) -> impl Iterator<Item = usize> {
+        let entries = self.places.iter().enumerate();
+        entries.filter_map(|(place, entry)| (entry.as_ref()?.state == State::Runs).then_some(place))
+    }
+
     /// The program in `place` has ended. Its place is free when its parent has asked, or if there is none.
     pub fn end(&mut self, place: usize, ended: Ended) {
         let parent = self.entry(place).and_then(|entry| {
