@@ -138,6 +138,8 @@ fn tight(deflate_on_oom: bool) -> ColumnReport {
         balloon: 96 << 20,
         step: 32 << 20,
         time_scale: 200,
+        // Pages of files make room first: it takes memory that only the balloon can give.
+        load_scale: 4000,
         schedule: Schedule::Held,
         deflate_on_oom,
         ..Params::new(Profile::Paper)

@@ -11,8 +11,9 @@ const COSTLY: u8 = 3;
 
 impl<P: Platform> Reclaim for Reclaimer<'_, P> {
     /// Passes at priorities 12 to 0, until `frames` frames are free (frames of objects count): so it looks at each
-    /// frame five times at most, and at some more. What nobody uses, and is clean, is found. For orders above 3 it ends as soon as a zone has twice the request
-    /// above its low watermark: compaction has room then. Gives 0 at once to who is inside of reclaim already.
+    /// frame five times at most, and at some more. What nobody uses, and is clean, is found. For orders above 3 it ends
+    /// as soon as a zone has twice the request above its low watermark: compaction has room then. Gives 0 at once to who
+    /// is inside of reclaim already.
     fn reclaim(&self, frames: usize, order: Order) -> usize {
         let Some(_inside) = self.enter() else {
             return 0;
@@ -30,7 +31,8 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
                 order,
             });
             freed += pass.freed + objects;
-            if freed == 0 && !throttled && pass.writeback * 2 > pass.scanned {
+            let unwritten = pass.writeback + pass.immediate;
+            if freed == 0 && !throttled && unwritten * 2 > pass.scanned {
                 throttled = true;
                 self.throttle();
             }
@@ -58,15 +60,16 @@ impl<P: Platform> Reclaimer<'_, P> {
             })
     }
 
-    /// Most of what was looked at is being written: waits until some of it has been.
+    /// Most of what was looked at is being written, or is to be written by the flusher, which has been woken: waits until
+    /// some of it has been.
     fn throttle(&self) {
         let events = self.generations.frames().events();
         events.add(self.platform.cpu(), Event::ReclaimThrottled, 1);
-        let before = self.under_writeback();
+        let before = self.unwritten();
         let until = self.platform.now().saturating_add(self.config.throttle_ns);
         for _ in 0..self.config.throttle_looks {
             self.platform.relax();
-            let now = self.under_writeback();
+            let now = self.unwritten();
             // A cluster, or all.
             if now == 0 || now + self.config.cluster <= before || self.platform.now() >= until {
                 break;

@@ -132,9 +132,12 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
     }
 
     /// Frames that are being written.
-    pub(crate) fn under_writeback(&self) -> u64 {
+    pub(crate) fn unwritten(&self) -> u64 {
         let mut sum = 0;
-        self.each_owner(|owner| sum += owner.dirty_and_writeback().1);
+        self.each_owner(|owner| {
+            let (dirty, writeback) = owner.dirty_and_writeback();
+            sum += dirty + writeback;
+        });
         sum
     }
 

@@ -92,12 +92,12 @@ mod tests {
         assert_eq!(first(1, Source::Program(0)), first(1, Source::Program(0)));
         assert_ne!(first(1, Source::Program(0)), first(1, Source::Program(1)));
         assert_ne!(first(1, Source::Program(0)), first(2, Source::Program(0)));
-        assert_ne!(first(0, Source::Touches), first(0, Source::Schedule));
+        assert_ne!(first(0, Source::Program(4)), first(0, Source::Schedule));
     }
 
     #[test]
     fn numbers_stay_in_range_and_reach_both_ends() {
-        let mut rng = Rng::stream(7, Source::Touches);
+        let mut rng = Rng::stream(7, Source::Program(4));
         let mut seen = [0u32; 5];
         for _ in 0..10_000 {
             seen[rng.range(3, 7) as usize - 3] += 1;
