@@ -12,6 +12,11 @@ const CRATES: &[&str] = &[
     "mobility",
     "balloon",
     "paging",
+    "disk",
+    "slab",
+    "reclaim",
+    "pagecache",
+    "files",
     "dirigible",
     "workload",
 ];

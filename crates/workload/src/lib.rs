@@ -2,16 +2,14 @@
 //!
 //! # What is here
 //!
-//! - [`params`] says what a run is asked to do, [`tuning`] holds every constant and the three policies, [`timeline`]
-//!   makes the plan of phases and balloon targets, [`report`] is what comes out.
-//! - The load: [`jobs`], [`kernel`] memory and the [`filler`], each drawing from a stream of its own ([`rng`]), all
-//!   pages carrying checked [`content`]s.
-//! - The same as [`programs`] over the [`calls`] of any kernel, with files.
+//! - [`params`] says what a run is asked to do, [`tuning`] holds every constant and the policies of the columns,
+//!   [`timeline`] makes the plan of phases and balloon targets, [`report`] is what comes out; [`attainable`] computes
+//!   the reference, [`series`] the rows of the 2012 table.
+//! - The load: [`programs`], which reach their kernel through [`calls`] alone, each drawing from a stream of its own
+//!   ([`rng`]), all pages carrying checked [`content`]s.
+//! - Our kernel for them: [`processes`], over the parts of a [`system`] and a [`disk`].
 //! - The run: [actors](dirigible::schedule) in a queue ordered by time; the [`director`] takes them through the phases
-//!   and makes the passes' attempts.
-//! - The machine: the real one ([`system`]) over the crates below, behind the traits of [`machine`].
-//! - [`attainable`]: the reference, what could be had, computed when all columns have run; [`series`]: the table of the
-//!   2012 patch series.
+//!   and makes the passes' attempts, with the means of an [`operator`]: [`operations`] on the real machine.
 //! - [`mover`]: moves all of the balloon under load; [`stalls`]: how long
 //!   requests waited.
 //! - [`protocol`]: what the command and a guest in a virtual machine say to each other.
