@@ -34,11 +34,12 @@ Usage: cargo xtask <task>
   bench [-- OPTIONS]      the allocator beside its peers, and what compaction's choice of a block costs; with options only the
                           former: `-- --only LIST` runs some of speed, latency, refused, aging, boot, metadata, for more see
                           docs/allocator-bench.md
-  soak [--seconds N] [--columns LIST] [--answer-ms LIST] [--schedule LIST] [--fresh] [--out DIR]
+  soak [--seconds N] [--columns LIST] [--answer-ms LIST] [--schedule LIST] [--hour] [--fresh]
+       [--out DIR]
                           two threads of load in real time, memory full, the columns steered and movable, the balloon held (or
                           cycle), the host answering after 0, 1 and 20 ms, and once a balloon that deflates when memory ends;
                           N + 15 seconds each (default 180): longest stalls, and what must be 0; into DIR (default
-                          target/soak); parts that this build has run already are not run again, --fresh runs them
+                          target/soak), or with --hour an hour of virtual time for each column and both schedules; parts that this build has run already are not run again, --fresh runs them
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
                           3), into DIR (default target/experiment); what is there already is not run again

@@ -18,6 +18,8 @@ use crate::step::{Step, cargo, root, target, timed};
 const QUICK_SECONDS: u64 = 256;
 /// The flags that all parts have in common.
 const FLAGS: &str = "stress-highalloc --threads 2 --profile quick --memory 1G --seed 1";
+/// The flags of a part that takes an hour of virtual time: memory is full for most of it.
+const HOUR: &str = "stress-highalloc --profile paper --memory 1G --seed 1 --time-scale 3";
 /// A longer stall of a base request is noted, and is no fault: the slow path waits for compaction for at most 200 ms,
 /// the rest may be due to busy CPUs of the host.
 const LONG_NS: u64 = 250_000_000;
@@ -30,6 +32,8 @@ struct Plan {
     schedules: Vec<&'static str>,
     answers_ms: Vec<u64>,
     fresh: bool,
+    /// An hour of virtual time for each column and both schedules, in place of real time.
+    hour: bool,
     out: PathBuf,
 }
 
@@ -41,12 +45,17 @@ impl Plan {
             schedules: vec!["held"],
             answers_ms: vec![0, 1, 20],
             fresh: false,
+            hour: false,
             out: target().join("soak"),
         };
         let mut words = words.iter();
         while let Some(&flag) = words.next() {
             if flag == "--fresh" {
                 plan.fresh = true;
+                continue;
+            }
+            if flag == "--hour" {
+                plan.hour = true;
                 continue;
             }
             let value = *words
@@ -77,6 +86,19 @@ impl Plan {
     /// on out-of-memory.
     fn parts(&self) -> Vec<Part> {
         let mut parts = Vec::new();
+        if self.hour {
+            for &column in &self.columns {
+                parts.extend(["held", "cycle"].map(|schedule| Part {
+                    column,
+                    schedule,
+                    answer_ms: 0,
+                    seconds: 3600,
+                    deflates: false,
+                    hour: true,
+                }));
+            }
+            return parts;
+        }
         for &column in &self.columns {
             for &schedule in &self.schedules {
                 parts.extend(self.answers_ms.iter().map(|&answer_ms| Part {
@@ -85,6 +107,7 @@ impl Plan {
                     answer_ms,
                     seconds: self.seconds,
                     deflates: false,
+                    hour: false,
                 }));
             }
         }
@@ -119,6 +142,8 @@ struct Part {
     seconds: u64,
     /// Whether the balloon deflates on out-of-memory. It is then so large that memory runs out.
     deflates: bool,
+    /// Whether its time is virtual.
+    hour: bool,
 }
 
 impl Part {
@@ -130,7 +155,11 @@ impl Part {
             answer_ms,
             seconds,
             deflates,
+            hour,
         } = self;
+        if *hour {
+            return format!("{column}-{schedule}-hour");
+        }
         let deflates = if *deflates { "-oom" } else { "" };
         format!("{column}-{schedule}-answer-{answer_ms}ms-{seconds}s{deflates}")
     }
@@ -142,6 +171,18 @@ impl Part {
 
     /// The command's flags, without the path of the report.
     fn flags(&self) -> String {
+        if self.hour {
+            let (
+                full,
+                Self {
+                    column, schedule, ..
+                },
+            ) = (self.balloon_mib(), self);
+            let step = full / 4;
+            return format!(
+                "{HOUR} --balloon {full}M --step {step}M --columns {column} --schedule {schedule}"
+            );
+        }
         let thousandths = (self.seconds * 1000 / QUICK_SECONDS).max(1);
         let mut flags = format!(
             "{FLAGS} --balloon {}M --step {}M --columns {} --schedule {} --time-scale {}.{:03} --host-answer {}ms",
@@ -496,6 +537,7 @@ mod tests {
     fn part(deflates: bool) -> Part {
         Part {
             deflates,
+            hour: false,
             ..Plan::parse(&[]).unwrap().parts()[0]
         }
     }
