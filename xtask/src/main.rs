@@ -39,7 +39,8 @@ Usage: cargo xtask <task>
                           two threads of load in real time, memory full, the columns steered and movable, the balloon held (or
                           cycle), the host answering after 0, 1 and 20 ms, and once a balloon that deflates when memory ends;
                           N + 15 seconds each (default 180): longest stalls, and what must be 0; into DIR (default
-                          target/soak), or with --hour an hour of virtual time for each column and both schedules; parts that this build has run already are not run again, --fresh runs them
+                          target/soak); --hour runs an hour of virtual time instead, each column and both schedules; parts
+                          that this build has run already are not run again, --fresh runs them
   experiment [--runs K] [--variant-runs K] [--out DIR] [--only NAME]
                           all figures of docs/experiment.md: both schedules and the variants, K seeds each (default 10 and
                           3), into DIR (default target/experiment); what is there already is not run again
