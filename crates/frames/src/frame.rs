@@ -51,6 +51,23 @@ impl FrameInfo {
     }
 }
 
+impl Descriptor<'_> {
+    /// What `word`, in state `state`, says of the frame.
+    #[inline(never)]
+    fn info(&self, word: Word, state: FrameState) -> FrameInfo {
+        FrameInfo {
+            state,
+            class: word.class(),
+            order: Order::new(word.order()).unwrap_or_default(),
+            owner: OwnerId::new(word.owner()).unwrap_or_default(),
+            flags: FrameFlags::from_bits(word.flags()),
+            refcount: word.refcount(),
+            generation: word.generation(),
+            word: self.owner.load(Ordering::Relaxed),
+        }
+    }
+}
+
 impl FrameAllocator<'_> {
     fn descriptor(&self, pfn: Pfn) -> Option<Descriptor<'_>> {
         self.frame_index(pfn).map(|frame| self.descriptor_at(frame))
@@ -84,16 +101,7 @@ impl FrameAllocator<'_> {
         let frame = self.frame_index(pfn)?;
         let descriptor = self.descriptor_at(frame);
         let word = descriptor.load();
-        Some(FrameInfo {
-            state: self.state_at(frame),
-            class: word.class(),
-            order: Order::new(word.order()).unwrap_or_default(),
-            owner: OwnerId::new(word.owner()).unwrap_or_default(),
-            flags: FrameFlags::from_bits(word.flags()),
-            refcount: word.refcount(),
-            generation: word.generation(),
-            word: descriptor.owner.load(Ordering::Relaxed),
-        })
+        Some(descriptor.info(word, self.state_at(frame)))
     }
 
     /// The owner of `pfn`, without the rest.
@@ -170,7 +178,7 @@ impl FrameAllocator<'_> {
 
     /// Counts an allocation, named by its first frame, in another class. Does nothing if nobody holds it.
     pub fn reclass(&self, pfn: Pfn, class: FrameClass) {
-        self.update_held(pfn, |word| Some(word.with_class(class)));
+        self.update_held(pfn, &|word| Some(word.with_class(class)));
     }
 
     /// The class of the allocation that `pfn` heads.
@@ -201,7 +209,7 @@ impl FrameAllocator<'_> {
     /// same allocation on two CPUs at once.
     pub fn set_flags(&self, pfn: Pfn, flags: FrameFlags) -> bool {
         let pins = flags.contains(FrameFlags::PINNED);
-        self.update_held(pfn, |word| {
+        self.update_held(pfn, &|word| {
             let stays = matches!(word.state(), FrameState::Allocated | FrameState::Listed);
             (!pins || stays).then(|| word.with_flags(word.flags() | flags.bits()))
         })
@@ -209,14 +217,15 @@ impl FrameAllocator<'_> {
 
     /// Removes marks; see [`set_flags`](Self::set_flags).
     pub fn clear_flags(&self, pfn: Pfn, flags: FrameFlags) {
-        self.update_held(pfn, |word| {
+        self.update_held(pfn, &|word| {
             Some(word.with_flags(word.flags() & !flags.bits()))
         });
     }
 
     /// Changes the word of an allocation that somebody holds, and the ledgers of its blocks if it counts in another
     /// class afterwards; gives whether it did.
-    fn update_held(&self, pfn: Pfn, change: impl Fn(Word) -> Option<Word>) -> bool {
+    #[inline(never)]
+    fn update_held(&self, pfn: Pfn, change: &dyn Fn(Word) -> Option<Word>) -> bool {
         let Some(frame) = self.frame_index(pfn) else {
             return false;
         };
@@ -276,35 +285,46 @@ impl FrameAllocator<'_> {
     /// # Errors
     ///
     /// The frame as it was when `change` gave `None`; nothing was changed. `None` if nobody holds it.
+    #[inline]
     pub fn update_marks(
         &self,
         pfn: Pfn,
         mut change: impl FnMut(&FrameInfo) -> Option<Marks>,
     ) -> Result<FrameInfo, Option<FrameInfo>> {
-        let descriptor = self.descriptor(pfn).ok_or(None)?;
-        let info = |word: Word| FrameInfo {
-            state: word.state(),
-            class: word.class(),
-            order: Order::new(word.order()).unwrap_or_default(),
-            owner: OwnerId::new(word.owner()).unwrap_or_default(),
-            flags: FrameFlags::from_bits(word.flags()),
-            refcount: word.refcount(),
-            generation: word.generation(),
-            word: descriptor.owner.load(Ordering::Relaxed),
-        };
+        let (info, changed) = self.try_update_marks(pfn, &mut change).ok_or(None)?;
+        match changed {
+            true => Ok(info),
+            false => Err(Some(info)),
+        }
+    }
+
+    /// The same; gives the frame as it was and whether it was changed. One copy for all changes.
+    #[inline(never)]
+    fn try_update_marks(
+        &self,
+        pfn: Pfn,
+        change: &mut dyn FnMut(&FrameInfo) -> Option<Marks>,
+    ) -> Option<(FrameInfo, bool)> {
+        let descriptor = self.descriptor(pfn)?;
         let pinned = FrameFlags::PINNED.bits();
-        descriptor
-            .update(|word| {
-                let marks = word.is_held().then(|| change(&info(word))).flatten()?;
-                let flags = marks.flags.bits() & !pinned | word.flags() & pinned;
-                Some(
-                    word.with_flags(flags)
-                        .with_refcount(marks.refcount.min(MAX_REFS))
-                        .with_generation(marks.generation & 7),
-                )
-            })
-            .map(info)
-            .map_err(|word| word.is_held().then(|| info(word)))
+        let mut seen = None;
+        let updated = descriptor.update(|word| {
+            if !word.is_held() {
+                seen = None;
+                return None;
+            }
+            let info = descriptor.info(word, word.state());
+            let marks = change(&info);
+            seen = Some(info);
+            let marks = marks?;
+            let flags = marks.flags.bits() & !pinned | word.flags() & pinned;
+            Some(
+                word.with_flags(flags)
+                    .with_refcount(marks.refcount.min(MAX_REFS))
+                    .with_generation(marks.generation & 7),
+            )
+        });
+        Some((seen?, updated.is_ok()))
     }
 
     /// The age of `pfn`, 0 to 7.

@@ -82,10 +82,15 @@ fn shortfall(actual: u128, target: u128) -> Tenths {
 /// Frames of kernel memory, reclaimable or not, page tables included, without what is reserved at boot. Walks all
 /// blocks.
 pub(crate) fn kernel_frames(frames: &FrameAllocator<'_>, balloon: u64) -> u64 {
-    let classes = frames.class_frames();
+    let (mut unmovable, mut movable_balloon) = (0, 0);
+    for block in frames.blocks() {
+        let ledger = frames.ledger(block);
+        unmovable += u64::from(ledger.unmovable()) - u64::from(frames.reserved_in(block));
+        movable_balloon += u64::from(ledger.balloon());
+    }
     // Where the balloon's frames cannot be moved, they are of class Unmovable and none is of class Balloon.
-    let pinned = if classes.balloon == 0 { balloon } else { 0 };
-    classes.unmovable.saturating_sub(pinned)
+    let pinned = if movable_balloon == 0 { balloon } else { 0 };
+    unmovable.saturating_sub(pinned)
 }
 
 /// Memory in use, in frames.

@@ -1,6 +1,7 @@
 //! Our kernel for the programs of the load: processes over address spaces, files and pipes.
 //!
-//! [`Processes`] keeps the table of all programs, [`Process`] answers the [`Calls`] of one. A program that is spawned
+//! [`Processes`] keeps the table of all programs, [`Process`] answers the
+//! [`Calls`](crate::calls::Calls) of one. A program that is spawned
 //! waits in the queue of a CPU until the engine of that CPU takes it ([`Processes::arrive`]); it runs there to its end,
 //! on a stack of its own.
 //!
