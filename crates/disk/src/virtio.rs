@@ -85,9 +85,10 @@ struct Core {
 /// # When the device fails
 ///
 /// A request that is not answered in time, or a device that says that it has failed, makes the driver reset the device.
-/// A confirmed reset ends all requests as [`DiskError::Lost`], and the device is set up anew, a few times in a row. A
-/// reset that is not confirmed ends them as [`DiskError::Abandoned`]. A device that answers as no honest one does is
-/// reset and left so: nothing that it says afterwards would be worth more.
+/// A confirmed reset ends all requests as [`DiskError::Lost`](crate::DiskError::Lost), and the device is set up anew, a
+/// few times in a row. A reset that is not confirmed ends them as
+/// [`DiskError::Abandoned`](crate::DiskError::Abandoned). A device that answers as no honest one does is reset and left
+/// so: nothing that it says afterwards would be worth more.
 ///
 /// Dropping the disk resets the device. Drop it when all requests have been taken: those in flight end, and nobody is
 /// told. If the device does not confirm the reset, the queue's memory and the transport are leaked.
