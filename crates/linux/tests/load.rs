@@ -154,7 +154,8 @@ fn begin(directory: &Path) -> Child {
 
 #[test]
 fn a_load_whose_front_is_killed_leaves_nothing() {
-    for signal in ["KILL", "TERM", "INT"] {
+    // Not INT: whoever runs the tests in the background may have it ignored, and children inherit that.
+    for signal in ["KILL", "TERM"] {
         let directory = directory("killed");
         let mut child = begin(&directory);
         let pid = child.id().to_string();
