@@ -12,7 +12,7 @@ use std::{
 use crate::step::root;
 
 /// The crates, and the types and traits whose calls the document lists.
-const TYPES: [(&str, &[&str]); 5] = [
+const TYPES: [(&str, &[&str]); 10] = [
     (
         "frames",
         &[
@@ -48,6 +48,23 @@ const TYPES: [(&str, &[&str]); 5] = [
             "MoveObserver",
         ],
     ),
+    ("disk", &["BlockDevice", "VirtioDisk"]),
+    ("slab", &["SlabCache"]),
+    (
+        "reclaim",
+        &[
+            "Generations",
+            "Reclaimer",
+            "Kswapd",
+            "Evictable",
+            "Shrinker",
+        ],
+    ),
+    (
+        "pagecache",
+        &["PageCache", "BlockPages", "Flusher", "MoveObserver"],
+    ),
+    ("files", &["FileStore"]),
     ("dirigible", &["BootPlan", "MemoryManager", "Daemon"]),
 ];
 
