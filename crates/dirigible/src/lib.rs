@@ -1,13 +1,18 @@
 //! A memory manager for guests that a kernel takes whole.
 //!
-//! It puts allocator, compaction, address spaces and balloon together, from a boot loader's [memory map](memory_map) to an
-//! orderly [`shutdown`](MemoryManager::shutdown):
+//! It puts allocator, compaction, reclaim, address spaces and balloon together, from a boot loader's
+//! [memory map](memory_map) to an orderly [`shutdown`](MemoryManager::shutdown):
 //!
 //! - [`boot`]: zones, [`watermarks`], the place of the tables, the allocator itself;
 //! - [`MemoryManager`]: registration of owners, the slow path, reclaimers and notifiers, verification;
-//! - [`daemon`]s as steps that a kernel runs in threads and an executor polls: [`kcompactd`],
-//!   [`kswapd`], the [balloon's worker](balloon_worker);
+//! - [`daemon`]s as steps that a kernel runs in threads and an executor polls: [`kcompactd`], [`kswapd`], the
+//!   [`flusher`] of a page cache, the [balloon's worker](balloon_worker);
 //! - `schedule` (a feature; needs a heap): a queue that runs daemons and programs in virtual or real time.
+//!
+//! A kernel with files makes `Generations` and a `Reclaimer` (of `dirigible-reclaim`) on the allocator, and its
+//! page cache (`dirigible-pagecache`) over these and a disk. It registers the cache as an owner
+//! ([`MemoryManager::register`]) and with the reclaimer, [adds](MemoryManager::add_reclaimer) the reclaimer, and
+//! runs the daemons [`kswapd`] and [`flusher`].
 //!
 //! ```
 //! use core::mem::MaybeUninit;

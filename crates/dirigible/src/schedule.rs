@@ -1,10 +1,10 @@
 //! Actors and the queue that runs them in the order of their times.
 //!
-//! Everything that happens in an experiment is a step of some actor: a job asks for memory, the balloon's target moves,
-//! the probe makes an attempt. On the deterministic machine one queue holds all actors, ordered by (time, number of the
-//! actor), and a virtual clock jumps from step to step; what the steps cost moves the clock on, and a step whose time
-//! has passed by then runs late. With threads each thread has a queue of its own over some of the actors, and the clock
-//! sleeps.
+//! Everything that happens in an experiment is a step of some actor: a program asks for memory, the balloon's
+//! target moves, the probe makes an attempt. On the deterministic machine one queue holds all actors, ordered by
+//! (time, number of the actor), and a virtual clock jumps from step to step; what the steps cost moves the clock
+//! on, and a step whose time has passed by then runs late. With threads each thread has a queue of its own over
+//! some of the actors, and the clock sleeps.
 //!
 //! Whatever has steps is an actor: a [daemon](crate::daemon), or a program of the load. One that waits for an event is
 //! called at its latest time.

@@ -12,6 +12,32 @@
 //!   the blocks that have frames of the oldest generation. For requests that found no memory it is a
 //!   [`Reclaim`](dirigible_frames::Reclaim).
 //! - [`Kswapd`] reclaims in the background, a bounded piece at a time.
+//!
+//! # The way of a frame
+//!
+//! A frame begins in the second oldest generation, or in the youngest ([`Age`]). Its first use marks it
+//! `REFERENCED`, the next one `ACTIVE`. When it has become one of the oldest, the clock hand meets it and does the
+//! first of these that fits:
+//!
+//! | the frame is | what becomes of it |
+//! |---|---|
+//! | being written | one generation younger, marked `RECLAIM` |
+//! | `ACTIVE` | the youngest generation |
+//! | isolated, referenced, locked or pinned | one generation younger |
+//! | `REFERENCED` | one generation younger, without the mark |
+//! | dirty | one generation younger, marked `RECLAIM`; in background reclaim that is in trouble it is also written |
+//! | else | isolated, dropped by its owner with a [`Stamp`], freed |
+//!
+//! So the oldest generation becomes empty, and then all become older by one, without a change to any frame. A frame
+//! with `RECLAIM` becomes one of the oldest as soon as it has been written. Contents that come back
+//! ([`Generations::refault`]) soon after their stamp begin young.
+//!
+//! # Passes
+//!
+//! A pass at priority *p* looks at the 2^-*p* part of all frames, and offers the shrinkers twice the same share of
+//! their objects. Requests go from priority 12 to 0 until they have what they lack; they never write, and wait a
+//! bounded time where most of what they meet is dirty or being written. Background reclaim goes from 12 to 1, and
+//! begins anew. A request that is made inside of reclaim does not reclaim.
 #![no_std]
 #![forbid(unsafe_code)]
 
