@@ -1,6 +1,9 @@
 //! What a run did.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -34,24 +37,28 @@ impl Report {
     }
 
     /// Prints it, as JSON or as text.
-    pub fn print(&self, json: bool) {
+    ///
+    /// # Errors
+    ///
+    /// The standard output is closed or full.
+    pub fn print(&self, json: bool) -> io::Result<()> {
+        let mut out = io::stdout().lock();
         if json {
-            // A map of numbers can always be printed.
-            if let Ok(text) = serde_json::to_string_pretty(self) {
-                println!("{text}");
-            }
-            return;
+            writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
+            return out.flush();
         }
         let seconds = self.elapsed_ms as f64 / 1000.0;
-        println!(
+        writeln!(
+            out,
             "load for {} MiB, seed {}, {seconds:.1} s",
             self.memory_bytes >> 20,
             self.seed
-        );
+        )?;
         for count in Count::ALL {
             let value = self.counts.get(count.name()).copied().unwrap_or(0);
             let rate = value as f64 / seconds.max(0.001);
-            println!("{value:>14}  {} ({rate:.1} a second)", count.about());
+            writeln!(out, "{value:>14}  {} ({rate:.1} a second)", count.about())?;
         }
+        out.flush()
     }
 }

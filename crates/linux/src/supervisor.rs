@@ -79,7 +79,9 @@ fn load(run: &Run) -> Result<u8, String> {
         eprintln!("error: the trees could not be deleted: {failure}");
     }
     let report = Report::new(run, elapsed, counters);
-    report.print(run.json);
+    report
+        .print(run.json)
+        .map_err(|error| format!("the report could not be printed: {error}"))?;
     let well = matches!(ended, End::Time) && deleted.is_ok() && counters.get(Count::Wrong) == 0;
     Ok(u8::from(!well))
 }

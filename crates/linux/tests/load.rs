@@ -278,3 +278,26 @@ fn what_cannot_be_done_is_said_clearly() {
     }
     assert_eq!(entries(&directory), [Path::new(&file)]);
 }
+
+#[test]
+fn a_report_that_cannot_be_printed_is_an_error_and_nothing_is_left() {
+    for json in [true, false] {
+        let directory = directory(&format!("unprinted-{json}"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dirigible-load"));
+        command.args(["--memory", "64M", "--seconds", "1", "--speed", "100"]);
+        if json {
+            command.arg("--json");
+        }
+        command.arg("--directory").arg(&directory);
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = command.stdout(full).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains("could not be printed"), "{errors}");
+        assert!(!errors.contains("panicked"), "{errors}");
+        assert_nothing_is_left(&directory);
+    }
+}
