@@ -122,7 +122,7 @@ pub struct StressHighalloc {
         default_value = "pinned,movable,steered"
     )]
     pub columns: Vec<Column>,
-    /// Size of the guest's disk; by default twice its memory
+    /// Size of the guest's disk; by default twice its memory, and more with a larger --load-scale
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub disk: Option<Size>,
     /// The machine to run on
@@ -144,7 +144,7 @@ pub struct StressHighalloc {
     /// Leaves out what is measured on the host (times, resident memory): then the same seed prints the same bytes
     #[arg(long)]
     pub no_host: bool,
-    /// Multiplies the load (number and size of jobs, kernel memory)
+    /// Multiplies the load (sizes of programs and of what they compile)
     #[arg(
         long,
         value_name = "FACTOR",

@@ -1,6 +1,9 @@
 //! Faults, which make a result invalid, and warnings, which make columns hard to compare.
 
-use dirigible_workload::report::{ColumnReport, MOST_SHORTFALL, PassReport, Report};
+use dirigible_workload::{
+    report::{ColumnReport, MOST_SHORTFALL, PassReport, Report},
+    timeline::Timeline,
+};
 
 /// The largest difference of the load of two columns, as a part of it.
 const LOAD_DEVIATION: f64 = 0.02;
@@ -82,6 +85,14 @@ pub fn column_faults(column: &ColumnReport) -> Vec<String> {
     let counts = [
         (column.content_errors, "content errors"),
         (column.device_errors, "device errors"),
+        (column.disk.read_errors, "blocks that could not be read"),
+        (column.disk.write_errors, "blocks that could not be written"),
+        (
+            column.disk.abandoned_frames,
+            "frames lost to a disk that cannot be stopped",
+        ),
+        (column.disk.lost_blocks, "blocks lost to the file store"),
+        (column.disk.lost_inodes, "inodes lost to the file store"),
     ];
     let counts = counts.iter().filter(|(count, _)| *count != 0);
     let counts = counts.map(|(count, what)| format!("{count} {what}"));
@@ -127,6 +138,15 @@ fn warnings(report: &Report) -> Vec<String> {
                 pass.balloon_shortfall
             ));
     }
+    for column in &report.columns {
+        for failure in &column.load.failures {
+            warnings.push(format!(
+                "{}: {} times the program `{}` gave up: {}",
+                column.name, failure.times, failure.program, failure.failure
+            ));
+        }
+    }
+    warnings.extend(late(report));
     let Some((first, others)) = report.columns.split_first() else {
         return warnings;
     };
@@ -142,6 +162,21 @@ fn warnings(report: &Report) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// The columns whose rested pass began late: cleaning up took longer than the plan has for it.
+fn late(report: &Report) -> Vec<String> {
+    let timeline = Timeline::new(&report.parameters);
+    let planned = timeline.phases.iter().find(|phase| phase.name == "rested");
+    let Some(planned) = planned.map(|phase| phase.at / 1_000_000) else {
+        return Vec::new();
+    };
+    let late = |column: &ColumnReport| {
+        let pass = column.passes.iter().find(|pass| pass.name == "rested")?;
+        let seconds = pass.start_ms.saturating_sub(planned) / 1000;
+        (seconds > 0).then(|| format!("{}: the rested pass began {seconds} s late", column.name))
+    };
+    report.columns.iter().filter_map(late).collect()
 }
 
 #[cfg(test)]

@@ -106,6 +106,23 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// Huge pages got, in per cent of those asked for: not rounded, as it is to be cut off.
+pub fn percent_asked(pass: &PassReport) -> f64 {
+    percent(pass.allocated, pass.asked)
+}
+
+/// Huge pages got, in per cent of the attainable, likewise.
+pub fn percent_attainable(pass: &PassReport) -> f64 {
+    percent(pass.allocated, pass.attainable)
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    match whole {
+        0 => 0.0,
+        _ => 100.0 * part as f64 / whole as f64,
+    }
+}
+
 /// The figure, or median and range of several.
 pub fn cell(values: &[f64], places: usize) -> String {
     match (values, spread(values)) {
@@ -160,6 +177,20 @@ mod tests {
         assert_eq!(cell(&[3.0, 3.0], 0), "3");
         assert_eq!(cell(&[1.0, 2.0], 0), "1.5 [1-2]");
         assert_eq!(cell(&[1.0, 2.0], 2), "1.50 [1.00-2.00]");
+    }
+
+    /// The series cuts per cent off. Rounded to tenths first, this would be 85.
+    #[test]
+    fn pitfall_82_per_cent_are_cut_off_and_not_rounded_before() {
+        let pass = PassReport {
+            allocated: 1653,
+            asked: 1945,
+            attainable: 1653,
+            ..PassReport::default()
+        };
+        assert_eq!(percent_asked(&pass).floor(), 84.0);
+        assert_eq!(percent_attainable(&pass).floor(), 100.0);
+        assert_eq!(percent_asked(&PassReport::default()), 0.0);
     }
 
     #[test]

@@ -4,9 +4,10 @@ use dirigible_workload::{
     attainable::set_attainable,
     params::{Params, Profile},
     report::{
-        AttemptHost, Attempts, BlockCensus, ColumnHost, ColumnReport, Compiled, FailureCauses,
-        HostFacts, HostReport, LoadReport, MemoryState, PassReport, Policy, Report, Residency,
-        SCHEMA, Spread, StallFigures, StallReport, TenThousandths, Tenths, TypeState, VmStat,
+        AttemptHost, Attempts, BlockCensus, ColumnHost, ColumnReport, Compiled, DiskReport,
+        FailureCauses, HostFacts, HostReport, LoadReport, MemoryState, PassReport, Policy, Report,
+        Residency, SCHEMA, Spread, StallFigures, StallReport, TenThousandths, Tenths, TypeState,
+        VmStat,
     },
     timeline::{Phase, Timeline, What},
 };
@@ -103,6 +104,7 @@ fn column(name: &str, timeline: &Timeline, score: u64, hybrids: u64) -> ColumnRe
         balloon_max_mib: Tenths::ratio(1024, 1),
         oom_deflated: 0,
         device_errors: 0,
+        disk: DiskReport::default(),
         stalls: StallReport {
             base: StallFigures {
                 count: 52_000,
@@ -119,6 +121,7 @@ fn column(name: &str, timeline: &Timeline, score: u64, hybrids: u64) -> ColumnRe
             min_failed: 0,
         },
         load: LoadReport {
+            failures: Vec::new(),
             waits: 31,
             waited_ms: 8_200,
             compiled: vec![

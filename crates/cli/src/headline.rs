@@ -33,7 +33,7 @@ impl RunPlan {
             params.profile.name(),
             Size(params.memory),
         );
-        if params.disk_bytes() != default_disk(params.memory) {
+        if params.disk_bytes() != default_disk(params.memory, params.load_scale) {
             line += &format!("; disk {}", Size(params.disk_bytes()));
         }
         if params.inflate != InflatePlacement::FillHoles {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{Machine, StressHighalloc},
-    units::{Period, Size},
+    units::{Period, Scale, Size},
 };
 
 /// A run that the command makes: what, and where.
@@ -166,14 +166,15 @@ pub fn check_step(step: Size, balloon: Size) -> Result<(), String> {
     Ok(())
 }
 
-/// The guest's disk: what was asked for, or twice the memory.
-fn check_disk(asked: Option<Size>, memory: Size) -> Result<Size, String> {
-    let disk = asked.unwrap_or(Size(default_disk(memory.0)));
+/// The guest's disk: what was asked for, or twice what the load needs.
+fn check_disk(asked: Option<Size>, memory: Size, load: Scale) -> Result<Size, String> {
+    let load = load.thousandths;
+    let disk = asked.unwrap_or(Size(default_disk(memory.0, load)));
     whole_frames("--disk", disk)?;
-    let (least, most) = (Size(least_disk(memory.0)), Size(MAX_DISK));
+    let (least, most) = (Size(least_disk(memory.0, load)), Size(MAX_DISK));
     if disk < least {
         return Err(format!(
-            "--disk {disk}: too small for the files of a guest with --memory {memory}: at least {least}"
+            "--disk {disk}: too small for the files of a guest with --memory {memory} under this load: at least {least}"
         ));
     }
     if disk > most {
@@ -291,7 +292,7 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
             return Err(format!("--columns: {} is named twice", column.name()));
         }
     }
-    let disk = check_disk(args.disk, memory)?;
+    let disk = check_disk(args.disk, memory, args.load_scale)?;
     let params = Params {
         disk: disk.0,
         disk_speed: args.disk_speed.thousandths,

@@ -7,7 +7,7 @@ use dirigible_workload::{
 
 use crate::{
     checks,
-    figures::{Runs, pass_label},
+    figures::{Runs, pass_label, percent_asked, percent_attainable},
     summary::{Spread, spread},
     table::Table,
 };
@@ -67,10 +67,7 @@ fn folded(text: &str, after: &[char]) -> String {
 /// A pass of each column: per cent of those asked for and of the attainable.
 fn got(runs: Runs<'_>, pass: usize) -> Vec<String> {
     let of = |figure: fn(&PassReport) -> f64| runs.of_pass(pass, figure);
-    let (asked, attainable) = (
-        of(|pass| pass.percent_asked.value()),
-        of(|pass| pass.percent_attainable.value()),
-    );
+    let (asked, attainable) = (of(percent_asked), of(percent_attainable));
     let disqualified = of(|pass| f64::from(u8::from(pass.disqualified)));
     let cells = asked.iter().zip(&attainable).zip(&disqualified);
     cells

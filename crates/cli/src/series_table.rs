@@ -6,7 +6,7 @@ use dirigible_workload::{
 };
 
 use crate::{
-    figures::{Runs, cell},
+    figures::{Runs, cell, percent_asked},
     table::Table,
 };
 
@@ -21,7 +21,7 @@ Page rescued immediate: always 0, in Linux too; the counter was proposed in 2012
 pub fn rows(runs: Runs<'_>, table: &mut Table) {
     table.section("STRESS-HIGHALLOC: huge pages got, per cent of those asked for (difference to the first column)");
     for pass in 0..runs.pass_names().len() {
-        runs.percent_row(table, pass, |pass| pass.percent_asked.value());
+        runs.percent_row(table, pass, percent_asked);
     }
     table.section("Duration, s");
     duration(runs, table);

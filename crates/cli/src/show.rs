@@ -7,7 +7,7 @@ use dirigible_workload::report::{
 use crate::{
     args::Machine,
     checks,
-    figures::{Runs, cell, pass_label},
+    figures::{Runs, cell, pass_label, percent_attainable},
     series_table,
     table::Table,
 };
@@ -42,7 +42,7 @@ fn reference(runs: Runs<'_>, table: &mut Table) {
     let passes = 0..runs.pass_names().len();
     table.section("Per cent of the attainable (what the totals of memory allow: one reference for all columns)");
     for pass in passes.clone() {
-        runs.percent_row(table, pass, |pass| pass.percent_attainable.value());
+        runs.percent_row(table, pass, percent_attainable);
     }
     table.section("Huge pages");
     for pass in passes {

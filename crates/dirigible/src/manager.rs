@@ -305,8 +305,8 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         Kcompactd::new(self.mobility, self.config.kcompactd)
     }
 
-    /// Background reclaim by `reclaimer`, to be run as one daemon. The reclaimer is [added](Self::add_reclaimer) too, so
-    /// that requests reclaim, and wake the daemon.
+    /// Background reclaim by `reclaimer`, to be run as one daemon. The caller
+    /// [adds](Self::add_reclaimer) the reclaimer too, so that requests reclaim, and wake the daemon.
     pub fn kswapd<'r>(&self, reclaimer: &'r Reclaimer<'a, P>) -> Kswapd<'r, 'a, P> {
         Kswapd::new(reclaimer, self.config.kswapd)
     }

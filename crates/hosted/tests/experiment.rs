@@ -35,7 +35,12 @@ fn every_column_ends_with_balanced_books_and_right_contents() {
             };
             let report = run(column, &params);
             assert_eq!((report.content_errors, report.device_errors), (0, 0));
-            assert!(report.pages_checked > 100, "{}", report.pages_checked);
+            // Whole pages that were moved; what programs read is compared in four lines.
+            let least = match schedule {
+                Schedule::Cycle => 300,
+                Schedule::Held => 3_000,
+            };
+            assert!(report.pages_checked > least, "{}", report.pages_checked);
             let names: Vec<_> = report
                 .passes
                 .iter()
@@ -261,15 +266,13 @@ fn threads_run_the_same_load_in_real_time() {
     for column in [Column::Movable, Column::Steered] {
         let params = Params {
             threads: 2,
-            time_scale: 40,
-            ..small(Profile::Paper)
+            ..small(Profile::Quick)
         };
         let moving = run_column_moving(column, &params, 2, &mut ()).expect("books balance");
         let report = moving.report;
         assert_eq!((report.content_errors, report.device_errors), (0, 0));
         assert!(report.balloon_max_mib.value() > 0.0);
-        // The run is too short for a whole compile; files are written all the same.
-        assert!(report.vmstat.get("nr_dirtied") > 0);
+        assert!(report.load.compiled_in_all().0 > 0);
         assert!(report.balloon_rounds > 0, "moved under load");
     }
 }

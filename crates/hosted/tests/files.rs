@@ -54,13 +54,18 @@ fn got_over(params: &Params, faults: Vec<DiskFaultPlan>) -> (ColumnReport, DiskC
     let (report, disk) =
         run_on(params, u64::MAX, faults).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!((report.content_errors, report.device_errors), (0, 0));
+    // In real time fewer pages are moved: those that programs read are compared all the same.
+    let least = if params.threads == 0 { 300 } else { 10 };
+    assert!(
+        report.pages_checked > least,
+        "{what}: {}",
+        report.pages_checked
+    );
     assert!(report.vmstat.get("nr_dirtied") > 1000, "{what}");
     assert!(disk.faults > 0, "{what}: {disk:?}");
     let wrong = disk.malformed + disk.out_of_range + disk.broken_rings + disk.host_errors;
     assert_eq!(wrong, 0, "{what}: {disk:?}");
-    // In real time the run is too short for a whole compile.
-    let compiled = report.load.compiled_in_all().0;
-    assert!(params.threads > 0 || compiled > 0, "{what}");
+    assert!(report.load.compiled_in_all().0 > 0, "{what}");
     (report, disk)
 }
 
@@ -160,10 +165,9 @@ fn the_guest_goes_on_when_the_disk_is_full() {
 fn threads_get_over_faults() {
     let params = Params {
         threads: 2,
-        ..Params {
-            time_scale: 40,
-            ..small()
-        }
+        profile: Profile::Quick,
+        period_ms: Profile::Quick.period_ms(),
+        ..small()
     };
     let reads = later(DiskFault::Error).on(DiskAccess::Read).every(20);
     let writes = later(DiskFault::Torn).on(DiskAccess::Write).every(20);
@@ -296,7 +300,7 @@ fn machine(bytes: u64) -> HostedMachine {
     MachineBuilder::new(32 << 20).disk(options).build().unwrap()
 }
 
-/// There is no daemon: whoever allocates writes pages itself, with the disk's driver and the page cache under it.
+/// A request never writes: it waits for the flusher, as a program does that tries again.
 #[test]
 fn reclaim_gets_on_when_all_memory_is_dirty_and_free_frames_are_at_min() {
     const FILES: u64 = 4;

@@ -10,7 +10,8 @@
 //!   is the reference: in profile `paper` all columns have the same attempts; in `quick` one that gets less makes other
 //!   ones.
 //! - In a test of the pool (profile `quick`) a write for several blocks ends at its first failure. There a failed
-//!   attempt counts as all blocks of a write: those that were not tried might have been got.
+//!   attempt counts as all blocks of the write that were not got before it: those that were not tried might have been
+//!   got.
 //! - The column `smaller` is compared with the same reference: what the large guest could have with the balloon at its
 //!   target.
 
@@ -51,10 +52,17 @@ impl Totals<'_> {
     /// Huge pages that these attempts get, of those that `test` asks for.
     fn follow(&self, test: Test, start_ms: u64, attempts: &Attempts) -> u64 {
         let mut got = 0;
+        // Blocks that the write under way has got: it ends with its last block or its first failure.
+        let mut written = 0;
         for attempt in attempts.iter() {
             let tries = match test {
-                Test::Pool { .. } if !attempt.got => QUICK_WRITE_BLOCKS,
+                Test::Pool { .. } if !attempt.got => QUICK_WRITE_BLOCKS - written,
                 Test::Pool { .. } | Test::Probe { .. } | Test::Thp { .. } => 1,
+            };
+            written = if attempt.got {
+                (written + 1) % QUICK_WRITE_BLOCKS
+            } else {
+                0
             };
             let most = self.blocks(start_ms, attempt.at_ms).min(test.asked());
             got = most.min(got + tries).max(got);

@@ -1,11 +1,14 @@
 //! The stage of a run, which the director sets and the load follows, and the counts that the load keeps.
 
-use alloc::vec::Vec;
+use alloc::{string::ToString, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use crate::report::Compiled;
+use crate::{
+    calls::Failure,
+    report::{Compiled, ProgramFailure},
+};
 use dirigible::schedule::time::MILLISECOND;
 
 /// The phase that ends the load.
@@ -40,6 +43,8 @@ pub struct Control {
     phases: Mutex<Vec<PhaseLog>>,
     /// Files compiled.
     files: AtomicU64,
+    /// Programs that gave up.
+    failures: Mutex<Vec<(&'static str, Failure, u64)>>,
     /// Times that a request of the load had to wait.
     pub waits: AtomicU64,
     /// The sum of these waits, in nanoseconds.
@@ -120,6 +125,29 @@ impl Control {
     }
 
     // The counters below are sums for the report and publish nothing: Relaxed.
+
+    /// Counts a program that gave up after a failure.
+    pub fn count_failure(&self, program: &'static str, failure: Failure) {
+        let mut failures = self.failures.lock();
+        let known = failures
+            .iter_mut()
+            .find(|(name, what, _)| (*name, *what) == (program, failure));
+        match known {
+            Some((.., times)) => *times += 1,
+            None => failures.push((program, failure, 1)),
+        }
+    }
+
+    /// The programs that gave up, by program and failure, in the order of the first of each.
+    pub fn failures(&self) -> Vec<ProgramFailure> {
+        let failures = self.failures.lock();
+        let report = |&(program, failure, times): &(&str, Failure, u64)| ProgramFailure {
+            program: program.to_string(),
+            failure: failure.to_string(),
+            times,
+        };
+        failures.iter().map(report).collect()
+    }
 
     /// Counts files that the load has compiled.
     pub fn count_compiled(&self, files: u64) {

@@ -33,6 +33,8 @@ enum Doing<B> {
     Passing(Pass<B>),
     /// Waits for the load to end.
     EndingLoad,
+    /// The load's files are deleted.
+    Cleaned,
 }
 
 /// A pass under way.
@@ -199,6 +201,10 @@ impl<M: Operator> Actor for Director<'_, M> {
             },
             Doing::EndingLoad if self.machine.kill_load() => {
                 self.machine.clean_up();
+                self.doing = Doing::Cleaned;
+                Next::At(now)
+            }
+            Doing::Cleaned => {
                 self.control.log_phase("cleaned", now);
                 Next::At(now)
             }

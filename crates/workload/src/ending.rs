@@ -4,6 +4,7 @@ use alloc::{format, string::String};
 
 use dirigible::MemoryManager;
 use dirigible_balloon::{BalloonDriver, BalloonStats, Held};
+use dirigible_files::{Error, Problem};
 use dirigible_frames::PageTables;
 use dirigible_pagecache::BlockPages;
 
@@ -50,14 +51,18 @@ pub(crate) fn give_all_back<P: PageTables>(
         return Err(format!("allocator: {free} of {managed} frames are free"));
     }
     written.map_err(|error| format!("all books balance, but the disk failed: {error}"))?;
-    // What a disk that fails did not read or write is missing on it: nothing follows from that.
-    let counts = parts.cache.counts();
-    if counts.read_errors + counts.write_errors > 0 {
-        return Ok(());
+    // Of what a disk that fails did not let be read nothing is known. All else must be right on it too.
+    match audited {
+        Err(Problem::Inode {
+            error: Error::Io { .. },
+            ..
+        })
+        | Err(Problem::Bitmap(Error::Io { .. }))
+        | Ok(_) => Ok(()),
+        Err(problem) => Err(format!(
+            "all books balance, but those on the disk do not: {problem}"
+        )),
     }
-    audited
-        .map(|_| ())
-        .map_err(|error| format!("all books balance, but those on the disk do not: {error}"))
 }
 
 /// Whether the host has the frames that it was given and has neither given back nor, in a reset of its device,

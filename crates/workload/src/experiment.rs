@@ -22,8 +22,10 @@ use crate::{
     params::{Column, Params},
     processes::{MAX_PROGRAMS, Processes},
     programs::Program,
-    report::{ColumnReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat},
-    system::System,
+    report::{
+        ColumnReport, DiskReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat,
+    },
+    system::{Parts, System},
     timeline::{TargetsHash, Timeline, column_mem_total_frames},
     tuning::ColumnPolicy,
 };
@@ -65,11 +67,14 @@ pub struct Experiment<'e, 'a, 'm, P: PageTables> {
     timeline: Timeline,
     hash: Mutex<TargetsHash>,
     means: BalloonMeans,
+    /// The events before the run: of formatting the disk, say.
+    before: [u64; Event::COUNT],
 }
 
 impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// The `column` of the run `params`.
     pub fn new(column: Column, params: &'e Params, on: ExperimentParts<'e, 'a, 'm, P>) -> Self {
+        let before = on.system.parts().frames.events().snapshot();
         Self {
             column,
             params,
@@ -77,6 +82,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             timeline: Timeline::of_column(column, params),
             hash: Mutex::new(TargetsHash::default()),
             means: BalloonMeans::default(),
+            before,
         }
     }
 
@@ -196,7 +202,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             mem_total_mib: Tenths::mib_of_frames(column_mem_total_frames(self.column, self.params)),
             elapsed_ms: parts.platform.now() / time::MILLISECOND,
             passes,
-            vmstat: VmStat::since(&[0; Event::COUNT], &events.snapshot()),
+            vmstat: VmStat::since(&self.before, &events.snapshot()),
             content_errors: parts.contents.errors(),
             pages_checked: parts.contents.checked_whole(),
             host_messages: messages,
@@ -214,10 +220,12 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             balloon_max_mib: Tenths::mib_of_frames(largest),
             oom_deflated: balloon.oom_deflated,
             device_errors,
+            disk: disk_report(parts),
             stalls: parts.stalls.report(),
             load: LoadReport {
                 waits: count(&control.waits),
                 waited_ms: count(&control.waited) / time::MILLISECOND,
+                failures: control.failures(),
                 compiled: control.compiled(),
             },
         }
@@ -240,5 +248,17 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         report.content_errors = parts.contents.errors();
         report.pages_checked = parts.contents.checked_whole();
         balanced.and_then(|()| ending::content_verdict(parts.contents))
+    }
+}
+
+/// What went wrong at the disk so far.
+fn disk_report<P: PageTables>(parts: &Parts<'_, P>) -> DiskReport {
+    let (counts, usage) = (parts.cache.counts(), parts.files.usage());
+    DiskReport {
+        read_errors: counts.read_errors,
+        write_errors: counts.write_errors,
+        abandoned_frames: counts.abandoned,
+        lost_blocks: usage.lost_blocks,
+        lost_inodes: usage.lost_inodes,
     }
 }

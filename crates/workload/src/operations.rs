@@ -5,6 +5,7 @@ use dirigible_paging::SpaceId;
 use spin::Mutex;
 
 use crate::{
+    calls::Failure,
     operator::{NoMemory, Operator},
     processes::Processes,
     programs::{Program, run},
@@ -83,14 +84,25 @@ impl<P: PageTables> Operator for Operations<'_, '_, P> {
 
     fn clean_up(&self) {
         let parts = self.system.parts();
-        if let Ok(process) = self.processes.operator() {
-            // What cannot be deleted stays until the disk is gone: the report of the disk's errors says why.
-            let plan = self.processes.plan();
-            for tree in 0..plan.trees {
-                let _ = run(&Program::Delete { tree }, plan, &process);
+        // The report names what could not be deleted or written: the rested passes ran with it.
+        let failed = |failure| {
+            self.processes
+                .count_failure(&Program::Delete { tree: 0 }, failure)
+        };
+        match self.processes.operator() {
+            Ok(process) => {
+                let plan = self.processes.plan();
+                for tree in 0..plan.trees {
+                    if let Err(failure) = run(&Program::Delete { tree }, plan, &process) {
+                        failed(failure);
+                    }
+                }
             }
+            Err(failure) => failed(failure),
         }
-        let _ = parts.files.sync_all();
+        if parts.files.sync_all().is_err() {
+            failed(Failure::Io);
+        }
         parts.reclaim.shrink_all();
         parts.cache.drop_all_clean();
         self.system.rest_watermarks();

@@ -116,7 +116,7 @@ impl Params {
     /// The guest's disk in bytes.
     pub const fn disk_bytes(&self) -> u64 {
         match self.disk {
-            0 => default_disk(self.memory),
+            0 => default_disk(self.memory, self.load_scale),
             bytes => bytes,
         }
     }
@@ -189,10 +189,10 @@ impl Params {
             });
         }
         let disk = self.disk_bytes();
-        if disk < least_disk(self.memory) {
+        if disk < least_disk(self.memory, self.load_scale) {
             return Err(ParamsError::DiskTooSmall {
                 bytes: disk,
-                least: least_disk(self.memory),
+                least: least_disk(self.memory, self.load_scale),
             });
         }
         if disk > MAX_DISK {
@@ -252,14 +252,25 @@ impl Params {
     }
 }
 
-/// The disk of a guest of `memory` bytes, unless another is asked for: twice as large.
-pub const fn default_disk(memory: u64) -> u64 {
-    memory * 2
+/// The disk of a guest of `memory` bytes under a load of `load_scale` thousandths, unless another is asked for: twice
+/// the smallest.
+pub const fn default_disk(memory: u64, load_scale: u32) -> u64 {
+    least_disk(memory, load_scale).saturating_mul(2)
 }
 
-/// The smallest disk of a guest of `memory` bytes: the sources, their objects and swap come to less than its memory.
-pub const fn least_disk(memory: u64) -> u64 {
-    memory
+/// The smallest disk of a guest of `memory` bytes under a load of `load_scale` thousandths: the sources are 5/8 of
+/// memory at load 1 and grow with it, and with their objects, images and what describes them they come to less than
+/// memory.
+pub const fn least_disk(memory: u64, load_scale: u32) -> u64 {
+    let scale = if load_scale > 1000 { load_scale } else { 1000 };
+    let bytes = memory as u128 * scale as u128 / 1000;
+    let frame = FRAME_SIZE as u128;
+    let bytes = bytes.div_ceil(frame) * frame;
+    if bytes > u64::MAX as u128 {
+        u64::MAX
+    } else {
+        bytes as u64
+    }
 }
 
 /// The largest disk: its blocks of 4 KiB have 32-bit numbers.

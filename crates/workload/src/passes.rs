@@ -15,7 +15,7 @@ use crate::{
 
 const BLOCK: u64 = FRAMES_PER_BLOCK as u64;
 
-/// How an attempt ended, derived from the events that it raised.
+/// How an attempt ended, derived from the events that were raised meanwhile: a hint where others run while it waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
     /// A block was free.
@@ -173,17 +173,16 @@ impl PassBook {
         now.host_costs.clear();
     }
 
-    /// Samples the unmovable memory of the pass under way, once a second from its begin on; to be called at least as
+    /// Samples what `unmovable` gives, the unmovable memory in frames, once a second from its begin on; to be called at least as
     /// often as that. Called more often it does nothing, and a call that is late stands for the seconds before it.
-    pub fn sample(&mut self, now: u64, frames: &FrameAllocator<'_>, balloon: u64) {
+    pub fn sample(&mut self, now: u64, unmovable: impl FnOnce() -> u64) {
         let begun = now.saturating_sub(self.now.start) / SECOND;
         let samples = &mut self.now.report.unmovable;
         let due = (begun + 1).saturating_sub(samples.len() as u64);
         // A day: a clock that has jumped further is no clock of a run.
         let due = due.min(86_400) as usize;
         if due > 0 {
-            let kernel = kernel_frames(frames, balloon);
-            samples.extend(core::iter::repeat_n(kernel, due));
+            samples.extend(core::iter::repeat_n(unmovable(), due));
         }
     }
 

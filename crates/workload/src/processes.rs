@@ -104,6 +104,7 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         Some(Box::new(Running {
             processes: self,
             place,
+            starved: false,
         }))
     }
 
@@ -127,6 +128,13 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
     /// There is no memory for it.
     pub fn operator(&self) -> Result<Process<'_, 'e, 'a, P>, Failure> {
         Process::new(self, None, None)
+    }
+
+    /// Counts a failure of `program`, unless it is that of being killed.
+    pub(crate) fn count_failure(&self, program: &Program, failure: Failure) {
+        if failure != Failure::Killed {
+            self.control.count_failure(program.name(), failure);
+        }
     }
 
     /// The plan of the load.
@@ -159,15 +167,15 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         Ok(pid)
     }
 
+    /// Whether the program in `place` is to end: it is being killed, or the run is over (another thread has panicked).
     fn is_killed(&self, place: Option<usize>) -> bool {
-        place.is_some_and(|place| self.killed[place].load(Ordering::Relaxed))
+        let over = || self.control.ended().load(Ordering::Acquire);
+        place.is_some_and(|place| self.killed[place].load(Ordering::Relaxed) || over())
     }
 
-    /// A request was served.
+    /// A request was served that had failed before: memory has not ended.
     fn served(&self) {
-        if self.failing_since.load(Ordering::Relaxed) != 0 {
-            self.failing_since.store(0, Ordering::Relaxed);
-        }
+        self.failing_since.store(0, Ordering::Relaxed);
     }
 
     /// A request of a program has found no memory, after everything was tried: the program waits and tries again. If
@@ -210,10 +218,16 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         let largest = spaces
             .into_iter()
             .max_by_key(|&(place, space)| (of(space), place));
-        if let Some((place, _)) = largest {
+        let Some((place, space)) = largest else {
+            return false;
+        };
+        // Under the lock: the program may have ended meanwhile, and another one have its place.
+        let table = self.table.lock();
+        let is_there = table.spaces().any(|found| found == (place, space));
+        if is_there {
             self.killed[place].store(true, Ordering::Relaxed);
         }
-        largest.is_some()
+        is_there
     }
 }
 
@@ -221,16 +235,24 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
 struct Running<'p, 'e, 'a, P: PageTables> {
     processes: &'p Processes<'e, 'a, P>,
     place: usize,
+    /// It has found no memory to begin with.
+    starved: bool,
 }
 
 impl<P: PageTables> Actor for Running<'_, '_, '_, P> {
     fn step(&mut self, now: u64) -> Next {
-        let Self { processes, place } = *self;
+        let Self {
+            processes,
+            place,
+            starved,
+        } = *self;
         let (program, pipe) = processes.table.lock().program(place);
         let process = match Process::new(processes, Some(place), pipe) {
             Ok(process) => process,
             Err(_) if !processes.is_killed(Some(place)) => {
                 // No memory to begin with: again later, as any other request.
+                self.starved = true;
+                processes.control.count_wait(STALL);
                 return Next::At(now + STALL);
             }
             Err(_) => {
@@ -241,9 +263,15 @@ impl<P: PageTables> Actor for Running<'_, '_, '_, P> {
                 return Next::Done;
             }
         };
+        if starved {
+            processes.served();
+        }
         let ended = match run(&program, &processes.plan, &process) {
             Ok(()) => Ended::Done,
-            Err(_) => Ended::Failed,
+            Err(failure) => {
+                processes.count_failure(&program, failure);
+                Ended::Failed
+            }
         };
         drop(process);
         processes.table.lock().end(place, ended);

@@ -84,6 +84,22 @@ pub enum Program {
     },
 }
 
+impl Program {
+    /// What it is called in reports.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Copy { .. } => "copy",
+            Self::Make { .. } => "make",
+            Self::Compile { .. } => "compile",
+            Self::Assemble { .. } => "assemble",
+            Self::Link { .. } => "link",
+            Self::Walk => "walk",
+            Self::Delete { .. } => "delete",
+        }
+    }
+}
+
 /// Runs `program` to its end.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use attempts::{Attempt, Attempts};
 pub use host::{AttemptHost, ColumnHost, HostFacts, HostReport, Residency};
-pub use load::{Compiled, LoadReport};
+pub use load::{Compiled, DiskReport, LoadReport, ProgramFailure};
 pub use numbers::{Decimal, Spread, TenThousandths, Tenths, VmStat};
 pub use stalls::{StallFigures, StallReport};
 
@@ -111,6 +111,8 @@ pub struct ColumnReport {
     pub oom_deflated: u64,
     /// Errors of the protocol that the device counted. Anything but 0 is a fault of ours.
     pub device_errors: u64,
+    /// What went wrong at the disk.
+    pub disk: DiskReport,
     /// How long allocations waited.
     pub stalls: StallReport,
     /// What the load did.

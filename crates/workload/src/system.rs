@@ -279,6 +279,13 @@ impl<P: PageTables> System<'_, P> {
         memory.free(first, Order::HUGE);
     }
 
+    /// Memory that nothing can make room of, in frames: kernel memory but the inodes and names that shrinkers give up.
+    fn unmovable(&self) -> u64 {
+        let usage = self.parts.files.usage();
+        let kernel = kernel_frames(self.parts.frames, self.parts.balloon.actual());
+        kernel.saturating_sub(usage.inode_frames + usage.name_frames)
+    }
+
     /// Sets the watermarks of a machine at rest.
     pub(crate) fn rest_watermarks(&self) {
         for zone in self.parts.frames.zones() {
@@ -293,9 +300,7 @@ impl<P: PageTables> System<'_, P> {
     }
 
     pub(crate) fn sample_pass(&self, now: u64) {
-        let balloon = self.parts.balloon.actual();
-        let mut passes = self.passes.lock();
-        passes.sample(now, self.parts.frames, balloon);
+        self.passes.lock().sample(now, || self.unmovable());
     }
 
     pub(crate) fn faulted(&self, at: u64, got: bool) {

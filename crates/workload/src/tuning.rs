@@ -6,7 +6,7 @@
 use dirigible_frames::{BalloonPlacement, Fallback, Placement, Watermarks};
 
 use crate::{
-    params::{Column, InflatePlacement, Params, Profile},
+    params::{Column, InflatePlacement, Params},
     report::Policy,
 };
 use dirigible::schedule::time::{MILLISECOND, SECOND};
@@ -71,69 +71,28 @@ pub const QUICK_PACE: u64 = 4;
 /// A request that found no memory is repeated after this time.
 pub const STALL: u64 = 100 * MILLISECOND;
 
-/// The compile jobs. Sizes in frames, times in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-pub struct JobTuning {
-    /// The number of slots: jobs that run at the same time.
-    pub jobs: u32,
-    /// Three of four jobs grow to a size between these.
-    pub small: (u64, u64),
-    /// The others grow to a size between these.
-    pub large: (u64, u64),
-    /// Memory is allocated in pieces between these.
-    pub piece: (u64, u64),
-    /// From the first piece to the last.
-    pub build: (u64, u64),
-    /// From the last piece to the end.
-    pub stay: (u64, u64),
-    /// From the end of a job to the beginning of the next.
-    pub pause: (u64, u64),
-    /// One job in this many uses huge pages.
-    pub thp_jobs: u64,
-    /// Such a job uses them for one piece in this many.
-    pub thp_pieces: u64,
-}
+// --- the load's programs: compiles, sizes in frames at the reference ---
 
-/// The load of a run, scaled.
-#[derive(Clone, Copy, Debug)]
-pub struct LoadTuning {
-    /// Compile jobs.
-    pub jobs: JobTuning,
-}
-
-impl LoadTuning {
-    /// The load for `params`.
-    pub fn new(params: &Params) -> Self {
-        let memory = params.memory_frames() as u128;
-        let load = params.load_scale as u128;
-        let by_load = |frames: u64| {
-            ((frames as u128 * memory * load / (REFERENCE_FRAMES as u128 * 1000)) as u64).max(1)
-        };
-        let both = |(low, high): (u64, u64)| (by_load(low), by_load(high));
-        let pace = match params.profile {
-            Profile::Paper => 1,
-            Profile::Quick => QUICK_PACE,
-        };
-        let time = |(low, high): (u64, u64)| (low / pace, high / pace);
-        Self {
-            jobs: JobTuning {
-                jobs: match params.profile {
-                    Profile::Paper => 10,
-                    Profile::Quick => 8,
-                },
-                small: both((8 * MIB, 64 * MIB)),
-                large: both((96 * MIB, 192 * MIB)),
-                // Pieces keep their size, unless the job itself is not much larger.
-                piece: (16.min(by_load(MIB)), MIB.min(by_load(8 * MIB))),
-                build: time((5 * SECOND, 30 * SECOND)),
-                stay: time((SECOND, 10 * SECOND)),
-                pause: time((100 * MILLISECOND, SECOND)),
-                thp_jobs: 6,
-                thp_pieces: 8,
-            },
-        }
-    }
-}
+/// Source trees in `paper`; in each of them one directory is compiled at a time.
+pub const PAPER_TREES: u32 = 10;
+/// The same in `quick`.
+pub const QUICK_TREES: u32 = 8;
+/// Three of four compiles grow to a size between these.
+pub const COMPILE_SMALL: (u64, u64) = (8 * MIB, 64 * MIB);
+/// The others grow to a size between these.
+pub const COMPILE_LARGE: (u64, u64) = (96 * MIB, 192 * MIB);
+/// Memory is mapped in pieces between these. They keep their size, unless a compile itself is not much larger.
+pub const COMPILE_PIECE: (u64, u64) = (16, MIB);
+/// From the first piece to the last.
+pub const COMPILE_BUILD: (u64, u64) = (5 * SECOND, 30 * SECOND);
+/// From the last piece to the end.
+pub const COMPILE_STAY: (u64, u64) = (SECOND, 10 * SECOND);
+/// From the end of a compile to the beginning of the next in the same tree.
+pub const COMPILE_PAUSE: (u64, u64) = (100 * MILLISECOND, SECOND);
+/// One compile in this many uses huge pages.
+pub const COMPILE_HUGE: u64 = 6;
+/// Such a compile uses them for one piece in this many.
+pub const COMPILE_HUGE_PIECES: u64 = 8;
 
 // --- the load's programs: source trees, sizes at the reference ---
 
@@ -302,6 +261,7 @@ impl ColumnPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::Profile;
 
     #[test]
     fn pinned_and_movable_differ_in_the_balloons_mobility_alone() {
@@ -322,19 +282,6 @@ mod tests {
         let params = Params::new(Profile::Paper);
         let of = |column| ColumnPolicy::new(column, &params);
         assert_eq!(of(Column::Smaller), of(Column::Steered));
-    }
-
-    #[test]
-    fn the_load_scales_with_memory() {
-        let large = Params::new(Profile::Paper);
-        let small = Params {
-            memory: 256 << 20,
-            ..large.clone()
-        };
-        let (large, small) = (LoadTuning::new(&large), LoadTuning::new(&small));
-        assert_eq!(large.jobs.small, (2048, 16384));
-        assert_eq!(small.jobs.small, (128, 1024));
-        assert_eq!(large.jobs.piece, (16, 256));
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
     /// What a failure of the file store means for the program.
     fn failure(&self, error: Error) -> Failure {
         match error {
-            Error::NoMemory => self.processes.failed(),
+            Error::NoMemory => self.starve(),
             Error::NoSpace | Error::NoInodes => Failure::NoSpace,
             Error::Exists | Error::NotEmpty => Failure::Exists,
             Error::NotFound | Error::NotDirectory | Error::IsDirectory | Error::NotOpen => {
@@ -53,7 +53,7 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
 
     fn done<T>(&self, done: Result<T, Error>) -> Result<T, Failure> {
         let done = done.map_err(|error| self.failure(error))?;
-        self.processes.served();
+        self.served();
         Ok(done)
     }
 

@@ -62,10 +62,10 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
             match system.fault(self.space, page, huge) {
                 Ok(true) => page += Order::HUGE.frames() as u64,
                 Ok(false) => page += 1,
-                Err(NoMemory) => return Err(self.processes.failed()),
+                Err(NoMemory) => return Err(self.starve()),
             }
         }
-        self.processes.served();
+        self.served();
         Ok(())
     }
 }

@@ -1,7 +1,10 @@
 //! One process: the calls of its program.
 
 use alloc::vec::Vec;
-use core::{cell::RefCell, ops::Range};
+use core::{
+    cell::{Cell, RefCell},
+    ops::Range,
+};
 
 use dirigible_frames::{AllocRequest, FrameClass, Order, PageTables, Pfn};
 use dirigible_paging::{PageSource, SpaceId};
@@ -35,6 +38,8 @@ pub struct Process<'p, 'e, 'a, P: PageTables> {
     pub(super) open: RefCell<OpenFiles>,
     inherited: Option<PipeEnd>,
     ends: RefCell<Vec<PipeEnd>>,
+    /// Its last request found no memory.
+    starved: Cell<bool>,
 }
 
 impl<'p, 'e, 'a, P: PageTables> Process<'p, 'e, 'a, P> {
@@ -71,6 +76,7 @@ impl<'p, 'e, 'a, P: PageTables> Process<'p, 'e, 'a, P> {
             open: RefCell::default(),
             inherited,
             ends: RefCell::new(inherited.into_iter().collect()),
+            starved: Cell::new(false),
         })
     }
 
@@ -79,6 +85,19 @@ impl<'p, 'e, 'a, P: PageTables> Process<'p, 'e, 'a, P> {
         match self.processes.is_killed(self.place) {
             true => Err(Failure::Killed),
             false => Ok(()),
+        }
+    }
+
+    /// A request has found no memory.
+    pub(super) fn starve(&self) -> Failure {
+        self.starved.set(true);
+        self.processes.failed()
+    }
+
+    /// A request was served. Only one that had failed before says that memory has not ended.
+    pub(super) fn served(&self) {
+        if self.starved.replace(false) {
+            self.processes.served();
         }
     }
 
@@ -260,11 +279,11 @@ impl<P: PageTables> Calls for Process<'_, '_, '_, P> {
                         match pipes.write(self.processes.system, end, key) {
                             Ok(()) => written += 1,
                             Err(_) if written > 0 => break,
-                            Err(Failure::NoMemory) => return Err(self.processes.failed()),
+                            Err(Failure::NoMemory) => return Err(self.starve()),
                             Err(failure) => return Err(failure),
                         }
                     }
-                    self.processes.served();
+                    self.served();
                     return Ok(written);
                 }
             }

@@ -652,6 +652,45 @@ fn a_program_is_killed_wherever_it_waits() {
     world.check(all(4));
 }
 
+/// A thread that panics ends the run: programs, which run until they are killed, must let its engines end.
+#[test]
+fn programs_end_when_the_run_is_over() {
+    let world = world(4, false);
+    let (_, program) = world.begin(None, None);
+    assert_eq!(program.enter(), Ok(()));
+    world.processes.control.end();
+    assert_eq!(program.enter(), Err(Failure::Killed));
+    assert_eq!(program.sleep_until(u64::MAX), Err(Failure::Killed));
+    world.end(program, Ended::Failed);
+    world.check(all(4));
+}
+
+/// What a program is served that was not short of memory says nothing about the others.
+#[test]
+fn who_is_always_served_does_not_hold_off_the_kill() {
+    let world = world(4, false);
+    let (_, small) = world.begin(None, None);
+    let (_, large) = world.begin(None, None);
+    let there = small.map(1, false).unwrap();
+    small.touch(there..there + 1).unwrap();
+    let first = large.map(300, false).unwrap();
+    large.touch(first..first + 300).unwrap();
+    take_memory(&large);
+    let more = large.map(1, false).unwrap();
+    let began = large.now();
+    while world.kills() == 0 {
+        assert_eq!(large.touch(more..more + 1), Err(Failure::NoMemory));
+        // A page that is there is touched again, and again.
+        assert_eq!(small.touch(there..there + 1), Ok(()));
+        small.sleep_until(small.now() + STALL).unwrap();
+        assert!(small.now() < began + 2 * PATIENCE);
+    }
+    assert_eq!(large.enter(), Err(Failure::Killed));
+    world.end(large, Ended::Failed);
+    world.end(small, Ended::Done);
+    world.check(all(4));
+}
+
 #[test]
 fn kill_all_ends_every_program_and_none_begins_any_more() {
     let world = world(4, false);
@@ -785,6 +824,7 @@ fn a_program_that_finds_no_memory_to_begin_begins_later() {
     let mut begins = Running {
         processes: world.processes,
         place,
+        starved: false,
     };
     for _ in 0..5 {
         let now = world.machine.now();
@@ -808,6 +848,7 @@ fn a_program_that_finds_no_memory_to_begin_begins_later() {
     let mut begins = Running {
         processes: world.processes,
         place,
+        starved: false,
     };
     assert!(matches!(begins.step(world.machine.now()), Next::At(_)));
     world.processes.killed[place].store(true, Ordering::Relaxed);

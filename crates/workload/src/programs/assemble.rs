@@ -25,6 +25,7 @@ pub(super) fn run(work: &mut Work<'_>, number: u32, unit: u32, round: u32) -> Re
             left = left.saturating_sub(read);
         }
         work.write(&object)?;
+        work.calls.count_compiled(1);
     }
     let rest = work.calls.read_pipe(end, 1, feed.key)?;
     work.calls.close_pipe(end);

@@ -64,9 +64,7 @@ pub(super) fn run(work: &mut Work<'_>, number: u32, unit: u32, round: u32) -> Re
     }
     assemble(work, &tree, number, unit, round)?;
     work.pace(draws.stay)?;
-    memory.finish(work)?;
-    work.calls.count_compiled(u64::from(plan.tree.sources));
-    Ok(())
+    memory.finish(work)
 }
 
 fn draw(work: &mut Work<'_>) -> Draws {

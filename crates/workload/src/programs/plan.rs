@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     params::{Params, Profile},
     tuning::{
-        LoadTuning, QUICK_PACE, REFERENCE_FRAMES, STALL, TREE_COPIES, TREE_COPY_TIME,
-        TREE_DIRECTORIES, TREE_HEADERS, TREE_IMAGE, TREE_INCLUDED, TREE_LINKED, TREE_SOURCES,
-        WALK_PAUSE,
+        COMPILE_BUILD, COMPILE_HUGE, COMPILE_HUGE_PIECES, COMPILE_LARGE, COMPILE_PAUSE,
+        COMPILE_PIECE, COMPILE_SMALL, COMPILE_STAY, PAPER_TREES, QUICK_PACE, QUICK_TREES,
+        REFERENCE_FRAMES, STALL, TREE_COPIES, TREE_COPY_TIME, TREE_DIRECTORIES, TREE_HEADERS,
+        TREE_IMAGE, TREE_INCLUDED, TREE_LINKED, TREE_SOURCES, WALK_PAUSE,
     },
 };
 
@@ -88,16 +89,24 @@ pub struct LinkPlan {
 impl LoadPlan {
     /// The load for `params`.
     pub fn new(params: &Params) -> Self {
-        let jobs = LoadTuning::new(params).jobs;
         let scaled = |count: u64| {
             let scale = params.memory_frames() as u128 * u128::from(params.load_scale);
-            let reference = u128::from(REFERENCE_FRAMES) * 1000;
-            ((u128::from(count) * scale + reference / 2) / reference) as u64
+            (u128::from(count) * scale / (u128::from(REFERENCE_FRAMES) * 1000)) as u64
         };
-        let pace = match params.profile {
-            Profile::Paper => 1,
-            Profile::Quick => QUICK_PACE,
+        let (pace, trees) = match params.profile {
+            Profile::Paper => (1, PAPER_TREES),
+            Profile::Quick => (QUICK_PACE, QUICK_TREES),
         };
+        let at_least = |frames: u64| scaled(frames).max(1);
+        let size = |(low, high): (u64, u64)| (at_least(low), at_least(high));
+        let time = |(low, high): (u64, u64)| (low / pace, high / pace);
+        let (small, large) = (size(COMPILE_SMALL), size(COMPILE_LARGE));
+        let (least, most) = COMPILE_PIECE;
+        let piece = (
+            least.min(at_least(most)),
+            most.min(at_least(COMPILE_SMALL.0)),
+        );
+        let build = time(COMPILE_BUILD);
         let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         // Directories shrink with memory, as the memory of their compiles does; their number only when each is at its
         // smallest.
@@ -108,7 +117,7 @@ impl LoadPlan {
         let half = |(low, high): (u64, u64)| ((low / 2).max(1), (high / 2).max(1));
         Self {
             seed: params.seed,
-            trees: jobs.jobs,
+            trees,
             copies: TREE_COPIES,
             tree: TreePlan {
                 directories: count(directories),
@@ -118,20 +127,20 @@ impl LoadPlan {
                 copy: TREE_COPY_TIME / pace,
             },
             compile: CompilePlan {
-                small: jobs.small,
-                large: jobs.large,
-                piece: jobs.piece,
-                build: jobs.build,
-                stay: jobs.stay,
-                pause: jobs.pause,
-                huge_programs: jobs.thp_jobs,
-                huge_pieces: jobs.thp_pieces,
+                small,
+                large,
+                piece,
+                build,
+                stay: time(COMPILE_STAY),
+                pause: time(COMPILE_PAUSE),
+                huge_programs: COMPILE_HUGE,
+                huge_pieces: COMPILE_HUGE_PIECES,
             },
             link: LinkPlan {
                 units: TREE_LINKED,
-                memory: half(jobs.large),
+                memory: half(large),
                 image: scaled(TREE_IMAGE).max(1),
-                build: jobs.build,
+                build,
             },
             walk_pause: WALK_PAUSE / pace,
             stall: STALL,
@@ -176,5 +185,24 @@ impl LoadPlan {
         } else {
             self.link.units
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_load_scales_with_memory() {
+        let params = Params::new(Profile::Paper);
+        let large = LoadPlan::new(&params);
+        let small = LoadPlan::new(&Params {
+            memory: 256 << 20,
+            ..params
+        });
+        assert_eq!(large.compile.small, (2048, 16384));
+        assert_eq!(small.compile.small, (128, 1024));
+        assert_eq!(large.compile.piece, (16, 256));
+        assert_eq!(large.trees, 10);
     }
 }
