@@ -173,8 +173,9 @@ fn check_disk(asked: Option<Size>, memory: Size, load: Scale) -> Result<Size, St
     whole_frames("--disk", disk)?;
     let (least, most) = (Size(least_disk(memory.0, load)), Size(MAX_DISK));
     if disk < least {
+        let under = if load > 1000 { " under this load" } else { "" };
         return Err(format!(
-            "--disk {disk}: too small for the files of a guest with --memory {memory} under this load: at least {least}"
+            "--disk {disk}: too small for the files of a guest with --memory {memory}{under}: at least {least}"
         ));
     }
     if disk > most {
@@ -435,6 +436,10 @@ pub(crate) mod tests {
             (
                 "--columns steered,smaller",
                 "--columns smaller: the column smaller needs the schedule held",
+            ),
+            (
+                "--load-scale 4 --disk 8G",
+                "--disk 8G: too small for the files of a guest with --memory 4G under this load: at least 16G",
             ),
             (
                 "--columns smaller --schedule held --memory 128M --balloon 96M --step 32M",

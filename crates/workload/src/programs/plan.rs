@@ -91,7 +91,8 @@ impl LoadPlan {
     pub fn new(params: &Params) -> Self {
         let scaled = |count: u64| {
             let scale = params.memory_frames() as u128 * u128::from(params.load_scale);
-            (u128::from(count) * scale / (u128::from(REFERENCE_FRAMES) * 1000)) as u64
+            let reference = u128::from(REFERENCE_FRAMES) * 1000;
+            ((u128::from(count) * scale + reference / 2) / reference) as u64
         };
         let (pace, trees) = match params.profile {
             Profile::Paper => (1, PAPER_TREES),
