@@ -195,7 +195,7 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         let short = self.shortened(held.inode, larger, written);
         match short.and_then(|short| held.set_record(&short).map(|()| short)) {
             Ok(short) => {
-                self.free_tail(held.inode, larger, &short);
+                self.free_tail(held.inode, larger, &short, &mut self.patience());
                 Ok(())
             }
             Err(error) => {
@@ -221,7 +221,7 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         }
         let short = self.shortened(inode, &record, pages)?;
         held.set_record(&short)?;
-        self.free_tail(inode, &record, &short);
+        self.free_tail(inode, &record, &short, &mut self.patience());
         Ok(())
     }
 
