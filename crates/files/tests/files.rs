@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use dirigible_files::{Error, InodeId, Kind};
 use dirigible_frames::Platform;
+use dirigible_reclaim::{Shrinker, Who};
 use support::{Store, World, world};
 
 /// The marks of all pages of an open file.
@@ -333,4 +334,62 @@ fn memory_that_never_comes_is_not_waited_for_for_ever() {
     let (usage, audit) = (store.usage(), store.audit().unwrap());
     assert_eq!((usage.lost_blocks, usage.lost_inodes), (7, 1));
     assert_eq!((audit.lost_blocks, audit.lost_inodes), (7, 1));
+}
+
+#[test]
+fn an_open_ends_at_once_whoever_has_the_file_locked() {
+    let w = world(4, 1000);
+    let store = w.store(100);
+    let a = store.create("/a").unwrap();
+    store.open("/a").unwrap();
+    let closed = |result| assert_eq!(result, Ok(()));
+    let mut fill = w.fill(1);
+    // Locked alone, and by somebody who reads.
+    store
+        .write(a, 0..2, &mut |page, frame| {
+            fill(page, frame);
+            if page == 1 {
+                closed(store.close_at_once(a));
+            }
+        })
+        .unwrap();
+    store.open("/a").unwrap();
+    store
+        .read(a, 0..1, &mut |_, _| closed(store.close_at_once(a)))
+        .unwrap();
+    assert_eq!(marks(&w, &store, a), [1, 1]);
+    assert_eq!(store.usage().open_inodes, 1);
+    closed(store.close_at_once(a));
+    assert_eq!(store.close_at_once(a), Err(Error::NotOpen));
+    assert_eq!(store.close(a), Err(Error::NotOpen));
+    assert_eq!(store.usage().open_inodes, 0);
+    store.remove("/a").unwrap();
+    store.audit().unwrap();
+    store.unmount().unwrap();
+    w.check_frames();
+}
+
+#[test]
+fn a_removed_file_that_is_closed_at_once_is_given_back_at_the_end() {
+    let w = world(4, 1000);
+    let store = w.store(100);
+    let before = store.usage();
+    let a = store.create("/a").unwrap();
+    store.write(a, 0..9, &mut w.fill(1)).unwrap();
+    store.remove("/a").unwrap();
+    store.close_at_once(a).unwrap();
+    assert_eq!(store.read(a, 0..1, &mut |_, _| ()), Err(Error::NotOpen));
+    store.inode_shrinker().shrink(1000, Who::Operator);
+    let audit = store.audit().unwrap();
+    assert_eq!((audit.removed, audit.lost_blocks), (1, 0));
+    store.give_all_back().unwrap();
+    let (after, audit) = (store.usage(), store.audit().unwrap());
+    assert_eq!(after.free_blocks, before.free_blocks - 1);
+    assert_eq!(after.free_inodes, before.free_inodes);
+    assert_eq!(
+        (audit.removed, audit.lost_blocks, audit.lost_inodes),
+        (0, 0, 0)
+    );
+    store.unmount().unwrap();
+    w.check_frames();
 }
