@@ -20,7 +20,7 @@ pub struct Audit {
     pub directories: u64,
     /// Pages of all of these, and of removed files.
     pub pages: u64,
-    /// Files that were removed and are still open.
+    /// Files that were removed and are still open, or were [closed at once](FileStore::close_at_once).
     pub removed: u64,
     /// Blocks in use that nothing refers to.
     pub lost_blocks: u64,

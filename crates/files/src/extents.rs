@@ -9,6 +9,7 @@ use dirigible_frames::FrameContents;
 
 use crate::{
     error::Error,
+    patience::Patience,
     record::{Extent, INLINE, InodeId, MORE, Record},
     store::FileStore,
 };
@@ -236,12 +237,13 @@ impl<P: FrameContents> FileStore<'_, P> {
 
     /// Gives back what `growth` took beyond what `record`, the inode as it is, has.
     pub(crate) fn abandon(&self, inode: InodeId, record: &Record, growth: &Growth) {
+        let patience = &mut self.patience();
         let surplus = record.size()..growth.pages;
-        self.free_runs(inode, &growth.record, surplus);
+        self.free_runs(inode, &growth.record, surplus, patience);
         if growth.record.more() != record.more()
             && let Some(block) = growth.record.more()
         {
-            self.free_blocks(block..block + 1);
+            self.free_run(block..block + 1, patience);
         }
     }
 
@@ -263,34 +265,51 @@ impl<P: FrameContents> FileStore<'_, P> {
     }
 
     /// Gives back the blocks that `before` has and `after` has no more. Blocks that cannot be given back are lost.
-    pub(crate) fn free_tail(&self, inode: InodeId, before: &Record, after: &Record) {
-        self.free_runs(inode, before, after.size()..before.size());
+    pub(crate) fn free_tail(
+        &self,
+        inode: InodeId,
+        before: &Record,
+        after: &Record,
+        patience: &mut Patience<'_, P>,
+    ) {
+        self.free_runs(inode, before, after.size()..before.size(), patience);
         if after.more().is_none()
             && let Some(block) = before.more()
         {
-            self.free_blocks(block..block + 1);
+            self.free_run(block..block + 1, patience);
         }
     }
 
-    fn free_runs(&self, inode: InodeId, record: &Record, pages: Range<u64>) {
-        let mut left = pages.end.saturating_sub(pages.start);
-        let freed = self.for_each_run(inode, record, pages, |_, blocks| {
-            left -= blocks.end - blocks.start;
-            self.free_blocks(blocks);
-            Ok(())
-        });
-        if freed.is_err() {
-            self.lose_blocks(left);
+    fn free_runs(
+        &self,
+        inode: InodeId,
+        record: &Record,
+        pages: Range<u64>,
+        patience: &mut Patience<'_, P>,
+    ) {
+        let mut at = pages.start;
+        loop {
+            let freed = self.for_each_run(inode, record, at..pages.end, |first, blocks| {
+                at = first + (blocks.end - blocks.start);
+                self.free_run(blocks, patience);
+                Ok(())
+            });
+            match freed {
+                Ok(()) => return,
+                Err(error) if patience.again(error) => {}
+                Err(_) => return self.lose_blocks(pages.end.saturating_sub(at)),
+            }
         }
     }
 
     /// Gives back blocks that nothing refers to.
     pub(crate) fn free_blocks(&self, blocks: Range<u64>) {
+        self.free_run(blocks, &mut self.patience());
+    }
+
+    fn free_run(&self, blocks: Range<u64>, patience: &mut Patience<'_, P>) {
         // First the pages: who is given the blocks next must not meet them.
         self.disk.pages.forget(blocks.clone());
-        let count = blocks.end - blocks.start;
-        if self.blocks.put(&self.disk, blocks).is_err() {
-            self.lose_blocks(count);
-        }
+        self.lose_blocks(self.blocks.put(&self.disk, blocks, patience));
     }
 }

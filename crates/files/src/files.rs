@@ -46,6 +46,17 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         Ok(())
     }
 
+    /// Ends an open without waiting for anybody: for a program that is unwound, while others that have something locked
+    /// may never run again. A removed file ends with its last open as well, but what it has is given back by
+    /// [`unmount`](Self::unmount) or [`give_all_back`](Self::give_all_back).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOpen`].
+    pub fn close_at_once(&self, inode: InodeId) -> Result<(), Error> {
+        self.inodes.close_at_once(inode).ok_or(Error::NotOpen)
+    }
+
     /// How many pages an open file has.
     ///
     /// # Errors
@@ -195,7 +206,7 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         let short = self.shortened(held.inode, larger, written);
         match short.and_then(|short| held.set_record(&short).map(|()| short)) {
             Ok(short) => {
-                self.free_tail(held.inode, larger, &short);
+                self.free_tail(held.inode, larger, &short, &mut self.patience());
                 Ok(())
             }
             Err(error) => {
@@ -221,7 +232,7 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         }
         let short = self.shortened(inode, &record, pages)?;
         held.set_record(&short)?;
-        self.free_tail(inode, &record, &short);
+        self.free_tail(inode, &record, &short, &mut self.patience());
         Ok(())
     }
 

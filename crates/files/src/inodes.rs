@@ -248,12 +248,29 @@ impl<'a, P: FrameContents> Inodes<'a, P> {
     /// Closes a locked inode once. Gives whether it was removed and is not open any more.
     pub fn close(&self, object: Object) -> bool {
         let mut table = self.table.lock();
+        self.close_in(&mut table, object) && self.control(object) & REMOVED != 0
+    }
+
+    /// Closes an inode once, whoever has it locked; `None` if it is not open. If it was removed it stays in memory, for
+    /// [`clear`](Self::clear).
+    pub fn close_at_once(&self, inode: InodeId) -> Option<()> {
+        let mut table = self.table.lock();
+        let object = self.find(&table, inode)?;
+        if self.cache.read(object, HOLDERS) as u32 == 0 {
+            return None;
+        }
+        self.close_in(&mut table, object);
+        Some(())
+    }
+
+    /// Gives whether it is not open any more.
+    fn close_in(&self, table: &mut Table, object: Object) -> bool {
         let holders = self.cache.read(object, HOLDERS);
         debug_assert_ne!(holders as u32, 0);
         self.cache.write(object, HOLDERS, holders - 1);
         let last = holders as u32 == 1;
         table.open -= u64::from(last);
-        last && self.control(object) & REMOVED != 0
+        last
     }
 
     /// A locked inode has no name from now on. Gives whether it is open, and so lives on.
@@ -291,7 +308,8 @@ impl<'a, P: FrameContents> Inodes<'a, P> {
         let mut table = self.table.lock();
         let taken = table.chains.sweep(&self.cache, objects, |object| {
             let control = self.control(object);
-            if control & ALONE != 0 || self.cache.read(object, HOLDERS) != 0 {
+            // A removed one that nobody closed in order has still to be freed.
+            if control & (ALONE | REMOVED) != 0 || self.cache.read(object, HOLDERS) != 0 {
                 return Verdict::Keep;
             }
             if control & USED != 0 && !all {
@@ -337,7 +355,7 @@ impl<'a, P: FrameContents> Inodes<'a, P> {
         }
     }
 
-    /// Calls `with` for each inode that is open and has no name. For a check at rest.
+    /// Calls `with` for each inode that has no name and is not freed. For a check at rest.
     pub fn for_each_removed(&self, mut with: impl FnMut(InodeId)) {
         let table = self.table.lock();
         table.chains.for_each(&self.cache, |object| {

@@ -23,8 +23,9 @@
 //! # Words
 //!
 //! An inode is *open* as often as it was opened and not closed. A *removed* inode has no name and lives until it is
-//! closed. Blocks and inodes that an operation could not give back, because the disk or memory failed it in the middle,
-//! are *lost*: nothing refers to them, and [`FileStore::audit`] counts them.
+//! closed. Blocks and inodes that an operation could not give back, because the disk failed it in the middle, are *lost*:
+//! nothing refers to them, and [`FileStore::audit`] counts them. Memory that is short is waited for, some seconds; if
+//! there is none then, they are lost too.
 //!
 //! # What it does not do
 //!
@@ -50,6 +51,7 @@ mod inodes;
 mod mount;
 mod names;
 mod path;
+mod patience;
 mod record;
 mod shrink;
 mod sleep;

@@ -13,6 +13,7 @@ use crate::{
     disk::Disk,
     error::Error,
     geometry::BLOCK_BITS,
+    patience::Patience,
     sleep::{SleepLock, Sleeping},
 };
 
@@ -131,34 +132,56 @@ impl Space {
         Ok(None)
     }
 
-    /// Clears bits that are set.
-    pub fn put<P: FrameContents>(&self, disk: &Disk<'_, P>, bits: Range<u64>) -> Result<(), Error> {
-        let _held = self.lock(disk);
-        let mut at = bits.start;
+    /// Clears bits that are set. Gives how many could not be cleared.
+    pub fn put<P: FrameContents>(
+        &self,
+        disk: &Disk<'_, P>,
+        bits: Range<u64>,
+        patience: &mut Patience<'_, P>,
+    ) -> u64 {
+        let (mut at, mut left) = (bits.start, 0);
         while at < bits.end {
             let index = at / BLOCK_BITS;
             let base = index * BLOCK_BITS;
             let end = bits.end.min(base + BLOCK_BITS);
             let run = (at - base) as usize..(end - base) as usize;
-            let were_set = disk.change(self.first + index, |platform, frame| {
-                let were_set = masks(run.clone())
-                    .all(|(word, mask)| platform.read_word(frame, word) & mask == mask);
-                if were_set {
-                    for (word, mask) in masks(run.clone()) {
-                        let value = platform.read_word(frame, word);
-                        platform.write_word(frame, word, value & !mask);
-                    }
-                }
-                were_set
-            })?;
-            if !were_set {
-                return Err(Error::Damaged {
-                    what: "what is freed was not in use",
-                });
+            // The lock is free while it is waited for memory: those who wait for it may be the ones to give some back.
+            if patience
+                .insist(|| self.clear_run(disk, index, run.clone()))
+                .is_err()
+            {
+                left += end - at;
             }
-            self.count(index, run.len() as i64);
             at = end;
         }
+        left
+    }
+
+    /// Clears bits of block `index` of the bitmap, which are set.
+    fn clear_run<P: FrameContents>(
+        &self,
+        disk: &Disk<'_, P>,
+        index: u64,
+        run: Range<usize>,
+    ) -> Result<(), Error> {
+        let _held = self.lock(disk);
+        let were_set = disk.change(self.first + index, |platform, frame| {
+            let were_set = masks(run.clone())
+                .all(|(word, mask)| platform.read_word(frame, word) & mask == mask);
+            if were_set {
+                for (word, mask) in masks(run.clone()) {
+                    let value = platform.read_word(frame, word);
+                    platform.write_word(frame, word, value & !mask);
+                }
+            }
+            were_set
+        })?;
+        if !were_set {
+            return Err(Error::Damaged {
+                what: "what is freed was not in use",
+            });
+        }
+        self.count(index, run.len() as i64);
         Ok(())
     }
 

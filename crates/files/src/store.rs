@@ -8,7 +8,7 @@ use dirigible_pagecache::BlockPages;
 
 use crate::{
     disk::Disk, error::Error, geometry::Geometry, inodes::Hold, inodes::Inodes, names::Names,
-    space::Space,
+    patience::Patience, space::Space,
 };
 
 /// What a store is put on.
@@ -102,7 +102,7 @@ pub struct FileStore<'a, P: FrameContents> {
     pub(crate) from_copy: bool,
 }
 
-impl<P: FrameContents> FileStore<'_, P> {
+impl<'a, P: FrameContents> FileStore<'a, P> {
     /// The sizes of the store.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -138,9 +138,14 @@ impl<P: FrameContents> FileStore<'_, P> {
         self.lost_blocks.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    pub(crate) fn lose_inode(&self) {
+    pub(crate) fn lose_inodes(&self, inodes: u64) {
         // Relaxed: a count for reports.
-        self.lost_inodes.fetch_add(1, Ordering::Relaxed);
+        self.lost_inodes.fetch_add(inodes, Ordering::Relaxed);
+    }
+
+    /// The patience of an operation that gives something back.
+    pub(crate) fn patience(&self) -> Patience<'a, P> {
+        Patience::new(self.disk.platform)
     }
 
     /// Writes everything to the disk and waits.

@@ -7,6 +7,7 @@ use crate::{
     error::Error,
     held::Held,
     inodes::Hold,
+    patience::Patience,
     record::{InodeId, Kind, Record},
     store::FileStore,
 };
@@ -45,11 +46,13 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         let made = match self.make_inode(inode, kind) {
             Ok(made) => made,
             Err(error) => {
-                self.free_number(inode);
+                self.free_number(inode, &mut self.patience());
                 return Err(error);
             }
         };
         if let Err(error) = self.add_entry(&directory, &name, inode, kind, look.room) {
+            // Memory may be waited for: nobody else waits with it who wants another name of the directory.
+            drop(directory);
             self.free_inode(made);
             return Err(error);
         }
@@ -92,25 +95,24 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         }
     }
 
-    fn free_number(&self, inode: InodeId) {
+    fn free_number(&self, inode: InodeId, patience: &mut Patience<'_, P>) {
         let number = u64::from(inode.get());
-        if self.numbers.put(&self.disk, number..number + 1).is_err() {
-            self.lose_inode();
-        }
+        self.lose_inodes(self.numbers.put(&self.disk, number..number + 1, patience));
     }
 
     /// Frees an inode that has no name and is locked alone, and its blocks. What cannot be freed is lost.
     pub(crate) fn free_inode(&self, held: Held<'_, 'a, P>) {
         let (inode, record) = (held.inode, held.record());
-        let freed = held.set_record(&Record::FREE);
+        let patience = &mut self.patience();
+        let freed = patience.insist(|| held.set_record(&Record::FREE));
         if freed.is_ok() {
-            self.free_tail(inode, &record, &Record::FREE);
+            self.free_tail(inode, &record, &Record::FREE, patience);
         }
         held.forget();
         match freed {
-            Ok(()) => self.free_number(inode),
+            Ok(()) => self.free_number(inode, patience),
             Err(_) => {
-                self.lose_inode();
+                self.lose_inodes(1);
                 self.lose_blocks(record.size() + u64::from(record.more().is_some()));
             }
         }
@@ -152,6 +154,8 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
             // find the name, and the number is not free yet.
             self.directories_removed.fetch_add(1, Ordering::Release);
         }
+        // Memory may be waited for: nobody else waits with it who wants another name of the directory.
+        drop(directory);
         if !self.inodes.remove_name(held.object()) {
             self.free_inode(held);
         }

@@ -5,6 +5,8 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use dirigible_files::{Error, InodeId, Kind};
+use dirigible_frames::Platform;
+use dirigible_reclaim::{Shrinker, Who};
 use support::{Store, World, world};
 
 /// The marks of all pages of an open file.
@@ -253,6 +255,141 @@ fn a_file_in_many_pieces() {
     store.remove("/a").unwrap();
     let audit = store.audit().unwrap();
     assert_eq!((audit.lost_blocks, audit.lost_inodes), (0, 0));
+    store.unmount().unwrap();
+    w.check_frames();
+}
+
+/// What an operation that wants memory does when there is little, and more comes while it waits.
+fn with_little_memory(w: &World, frames: usize, operation: impl Fn() -> Result<(), Error>) -> bool {
+    w.pages.evict(1);
+    w.source.left.store(frames, Ordering::Relaxed);
+    let result = operation();
+    w.pages.heal();
+    assert!(
+        matches!(result, Ok(()) | Err(Error::NoMemory)),
+        "{result:?}"
+    );
+    result.is_ok()
+}
+
+#[test]
+fn memory_that_is_short_is_waited_for_and_nothing_is_lost() {
+    let w = world(4, 3000);
+    let store = w.store(100);
+    w.memory.relief.store(1, Ordering::Relaxed);
+    let mut waits = 0;
+    for frames in (0..12).chain(0..12) {
+        let before = store.usage();
+        let (a, b) = (store.create("/a").unwrap(), store.create("/b").unwrap());
+        // Turn by turn: in so many pieces that there is a block of extents.
+        for page in 0..20 {
+            store.write(a, page..page + 1, &mut w.fill(page)).unwrap();
+            store.write(b, page..page + 1, &mut w.fill(page)).unwrap();
+        }
+        let begun = w.memory.now();
+        with_little_memory(&w, frames, || store.truncate(b, 3));
+        with_little_memory(&w, frames, || store.write(b, 3..9, &mut w.fill(1)));
+        with_little_memory(&w, frames, || store.create("/c").map(|_| ()));
+        // Closing and removing cannot fail once the name is gone.
+        store.remove("/a").unwrap();
+        assert!(with_little_memory(&w, frames, || store.close(a)));
+        store.close(b).unwrap();
+        let removed = (frames..frames + 20)
+            .any(|frames| with_little_memory(&w, frames, || store.remove("/b")));
+        assert!(removed);
+        waits += u64::from(w.memory.now() - begun > 1_000_000);
+        if let Ok((c, _)) = store.lookup("/c") {
+            store.close(c).unwrap();
+            store.remove("/c").unwrap();
+        }
+        let (after, audit) = (store.usage(), store.audit().unwrap());
+        assert_eq!((after.lost_blocks, after.lost_inodes), (0, 0), "{frames}");
+        assert_eq!((audit.lost_blocks, audit.lost_inodes), (0, 0), "{frames}");
+        assert_eq!(after.free_inodes, before.free_inodes);
+        // The root has a page from the first name on.
+        assert!(before.free_blocks - after.free_blocks <= 1);
+    }
+    assert!(waits > 0);
+    store.unmount().unwrap();
+    w.check_frames();
+}
+
+#[test]
+fn memory_that_never_comes_is_not_waited_for_for_ever() {
+    let w = world(4, 1000);
+    let store = w.store(100);
+    let a = store.create("/a").unwrap();
+    store.write(a, 0..7, &mut w.fill(1)).unwrap();
+    store.remove("/a").unwrap();
+    w.pages.evict(1);
+    w.source.left.store(0, Ordering::Relaxed);
+    let begun = w.memory.now();
+    store.close(a).unwrap();
+    let waited = w.memory.now() - begun;
+    assert!(
+        (1_000_000_000..20_000_000_000).contains(&waited),
+        "{waited}"
+    );
+    w.pages.heal();
+    let (usage, audit) = (store.usage(), store.audit().unwrap());
+    assert_eq!((usage.lost_blocks, usage.lost_inodes), (7, 1));
+    assert_eq!((audit.lost_blocks, audit.lost_inodes), (7, 1));
+}
+
+#[test]
+fn an_open_ends_at_once_whoever_has_the_file_locked() {
+    let w = world(4, 1000);
+    let store = w.store(100);
+    let a = store.create("/a").unwrap();
+    store.open("/a").unwrap();
+    let closed = |result| assert_eq!(result, Ok(()));
+    let mut fill = w.fill(1);
+    // Locked alone, and by somebody who reads.
+    store
+        .write(a, 0..2, &mut |page, frame| {
+            fill(page, frame);
+            if page == 1 {
+                closed(store.close_at_once(a));
+            }
+        })
+        .unwrap();
+    store.open("/a").unwrap();
+    store
+        .read(a, 0..1, &mut |_, _| closed(store.close_at_once(a)))
+        .unwrap();
+    assert_eq!(marks(&w, &store, a), [1, 1]);
+    assert_eq!(store.usage().open_inodes, 1);
+    closed(store.close_at_once(a));
+    assert_eq!(store.close_at_once(a), Err(Error::NotOpen));
+    assert_eq!(store.close(a), Err(Error::NotOpen));
+    assert_eq!(store.usage().open_inodes, 0);
+    store.remove("/a").unwrap();
+    store.audit().unwrap();
+    store.unmount().unwrap();
+    w.check_frames();
+}
+
+#[test]
+fn a_removed_file_that_is_closed_at_once_is_given_back_at_the_end() {
+    let w = world(4, 1000);
+    let store = w.store(100);
+    let before = store.usage();
+    let a = store.create("/a").unwrap();
+    store.write(a, 0..9, &mut w.fill(1)).unwrap();
+    store.remove("/a").unwrap();
+    store.close_at_once(a).unwrap();
+    assert_eq!(store.read(a, 0..1, &mut |_, _| ()), Err(Error::NotOpen));
+    store.inode_shrinker().shrink(1000, Who::Operator);
+    let audit = store.audit().unwrap();
+    assert_eq!((audit.removed, audit.lost_blocks), (1, 0));
+    store.give_all_back().unwrap();
+    let (after, audit) = (store.usage(), store.audit().unwrap());
+    assert_eq!(after.free_blocks, before.free_blocks - 1);
+    assert_eq!(after.free_inodes, before.free_inodes);
+    assert_eq!(
+        (audit.removed, audit.lost_blocks, audit.lost_inodes),
+        (0, 0, 0)
+    );
     store.unmount().unwrap();
     w.check_frames();
 }

@@ -435,21 +435,29 @@ proptest! {
     fn a_store_is_a_tree_of_files(
         disk in 60usize..400,
         inodes in 10u32..80,
+        relief in 0usize..3,
         steps in prop::collection::vec((step(), fault()), 1..120),
     ) {
         let w = world(2, disk);
+        w.memory.relief.store(relief, Ordering::Relaxed);
+        let mut disk_failed = false;
         let store = w.store(inodes);
         let mut run = Run { w, store: Some(store), model: Model::default() };
         run.model.directories.insert(String::new());
         for (step, fault) in steps {
             if let Some(pages) = fault.pages {
                 run.w.pages.left.store(pages.into(), Ordering::Relaxed);
+                disk_failed = true;
             }
             if let Some(frames) = fault.frames {
                 run.w.source.left.store(frames.into(), Ordering::Relaxed);
             }
             run.step(step);
             run.check();
+            if relief > 0 && !disk_failed {
+                let usage = run.store().usage();
+                prop_assert_eq!((usage.lost_blocks, usage.lost_inodes), (0, 0));
+            }
         }
         // Everything is still there after a remount, and can be removed.
         run.remount();

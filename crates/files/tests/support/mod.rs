@@ -1,104 +1,19 @@
-//! A machine for tests: memory is a vector of atomic words, and the page cache a map over a disk in memory, which can fail.
+//! A machine for tests whose page cache is a map over a disk in memory, which can fail.
 #![allow(dead_code)]
 
-use std::cell::Cell;
+#[path = "../../../slab/tests/support/mod.rs"]
+pub mod machine;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dirigible_files::{FileStore, Geometry, MountError, Parts, StoreConfig};
-use dirigible_frames::{
-    AllocRequest, Config, CpuId, FrameAllocator, FrameContents, Order, OutOfMemory, PageSource,
-    Pfn, Platform, Watermarks, ZoneConfig,
-};
+use dirigible_frames::{AllocRequest, FrameAllocator, FrameContents, Order, PageSource, Pfn};
 use dirigible_pagecache::{BlockPages, CacheError};
-
-/// First frame of memory.
-const BASE: u64 = 1024;
-pub const WORDS: usize = 512;
-const CPUS: u16 = 2;
-
-thread_local! {
-    static CPU: Cell<u16> = const { Cell::new(0) };
-}
-
-/// Makes the calling thread CPU `number`.
-pub fn run_on(number: u16) {
-    assert!(number < CPUS);
-    CPU.set(number);
-}
-
-pub struct Memory {
-    words: Vec<AtomicU64>,
-    pub relaxed: AtomicU64,
-}
-
-impl Memory {
-    fn word(&self, frame: Pfn, index: usize) -> &AtomicU64 {
-        assert!(index < WORDS);
-        &self.words[(frame.get() - BASE) as usize * WORDS + index]
-    }
-}
-
-impl Platform for Memory {
-    fn cpu(&self) -> CpuId {
-        CpuId::new(CPU.get())
-    }
-    fn now(&self) -> u64 {
-        0
-    }
-    fn relax(&self) {
-        let before = self.relaxed.fetch_add(1, Ordering::Relaxed);
-        assert!(before < 1 << 32, "somebody waits for ever");
-        std::thread::yield_now();
-    }
-}
-
-impl FrameContents for Memory {
-    fn read_word(&self, frame: Pfn, index: usize) -> u64 {
-        self.word(frame, index).load(Ordering::Relaxed)
-    }
-    fn write_word(&self, frame: Pfn, index: usize, value: u64) {
-        self.word(frame, index).store(value, Ordering::Relaxed);
-    }
-    fn copy_frames(&self, _from: Pfn, _to: Pfn, _count: usize) {
-        unreachable!("nothing is copied")
-    }
-    fn zero_frames(&self, _first: Pfn, _count: usize) {
-        unreachable!("nothing is cleared")
-    }
-}
-
-type Pressure = Mutex<Option<Box<dyn Fn() + Send>>>;
-
-/// Frames that are free, as long as the ration lasts; then it calls who can free some.
-pub struct Source {
-    frames: &'static FrameAllocator<'static>,
-    memory: &'static Memory,
-    /// Allocations that succeed before one fails.
-    pub left: AtomicUsize,
-    /// Called at each allocation, as reclaim would be: it may come back to the store.
-    pub pressure: Pressure,
-}
-
-impl PageSource for Source {
-    fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
-        if let Some(pressure) = &*self.pressure.lock().unwrap() {
-            pressure();
-        }
-        let take = |left: usize| left.checked_sub(1);
-        self.left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .map_err(|_| OutOfMemory)?;
-        self.frames
-            .alloc(self.memory.cpu(), request)
-            .map_err(|_| OutOfMemory)
-    }
-    fn free(&self, frame: Pfn, order: Order) {
-        self.frames.free(self.memory.cpu(), frame, order).unwrap();
-    }
-}
+pub use machine::WORDS;
+use machine::{Memory, Source, leak};
 
 #[derive(Clone, Copy)]
 struct Page {
@@ -108,7 +23,6 @@ struct Page {
 
 /// The page cache, and the disk behind it.
 pub struct Pages {
-    frames: &'static FrameAllocator<'static>,
     memory: &'static Memory,
     source: &'static Source,
     cache: Mutex<BTreeMap<u64, Page>>,
@@ -301,38 +215,14 @@ pub struct World {
     pub pages: &'static Pages,
 }
 
-fn leak<T>(value: T) -> &'static T {
-    Box::leak(Box::new(value))
-}
-
 /// A machine of `memory` blocks of 2 MiB with a disk of `disk` blocks of 4 KiB.
 pub fn world(memory: u64, disk: usize) -> World {
-    let range = Pfn::new(BASE)..Pfn::new(BASE + memory * 512);
-    let layout = Config {
-        zones: &[ZoneConfig {
-            name: "test",
-            ranges: &[range],
-            watermarks: Watermarks::default(),
-            reserve_blocks: 0,
-        }],
-        cpus: CPUS,
-        ..Config::default()
-    };
-    let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
-    let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
-    let words = (0..memory as usize * 512 * WORDS).map(|_| AtomicU64::new(0));
-    let memory = leak(Memory {
-        words: words.collect(),
-        relaxed: AtomicU64::new(0),
-    });
-    let source = leak(Source {
+    let machine::World {
         frames,
         memory,
-        left: AtomicUsize::new(usize::MAX),
-        pressure: Mutex::new(None),
-    });
+        source,
+    } = machine::machine(memory, usize::MAX);
     let pages = leak(Pages {
-        frames,
         memory,
         source,
         cache: Mutex::default(),

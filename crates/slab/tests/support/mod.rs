@@ -1,9 +1,10 @@
-//! A machine for tests: memory is a vector of atomic words, CPUs are threads.
+//! A machine for tests, of the file store too: memory is a vector of atomic words, CPUs are threads, and time passes when
+//! somebody waits.
 #![allow(dead_code)]
 
 use std::cell::Cell;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dirigible_frames::{
     AllocRequest, Config, CpuId, FrameAllocator, FrameContents, Order, OutOfMemory, PageSource,
@@ -12,8 +13,8 @@ use dirigible_frames::{
 
 /// First frame of memory.
 pub const BASE: u64 = 1024;
-const WORDS: usize = 512;
-const CPUS: u16 = 2;
+pub const WORDS: usize = 512;
+pub const CPUS: u16 = 4;
 
 thread_local! {
     static CPU: Cell<u16> = const { Cell::new(0) };
@@ -25,12 +26,19 @@ pub fn run_on(number: u16) {
     CPU.set(number);
 }
 
-pub struct Memory(Vec<AtomicU64>);
+pub struct Memory {
+    words: Vec<AtomicU64>,
+    clock: AtomicU64,
+    /// Frames that the source still gives.
+    left: &'static AtomicUsize,
+    /// Frames that it may give more after each sleep.
+    pub relief: AtomicUsize,
+}
 
 impl Memory {
     fn word(&self, frame: Pfn, index: usize) -> &AtomicU64 {
         assert!(index < WORDS);
-        &self.0[(frame.get() - BASE) as usize * WORDS + index]
+        &self.words[(frame.get() - BASE) as usize * WORDS + index]
     }
 }
 
@@ -39,9 +47,16 @@ impl Platform for Memory {
         CpuId::new(CPU.get())
     }
     fn now(&self) -> u64 {
-        0
+        self.clock.load(Ordering::Relaxed)
     }
     fn relax(&self) {
+        let before = self.clock.fetch_add(1000, Ordering::Relaxed);
+        assert!(before < 1 << 50, "somebody waits for ever");
+        std::thread::yield_now();
+    }
+    fn sleep_until(&self, time: u64) {
+        self.clock.fetch_max(time, Ordering::Relaxed);
+        give(self.left, self.relief.load(Ordering::Relaxed));
         std::thread::yield_now();
     }
 }
@@ -54,23 +69,36 @@ impl FrameContents for Memory {
         self.word(frame, index).store(value, Ordering::Relaxed);
     }
     fn copy_frames(&self, _from: Pfn, _to: Pfn, _count: usize) {
-        unreachable!("slabs are not copied")
+        unreachable!("nothing is copied")
     }
     fn zero_frames(&self, _first: Pfn, _count: usize) {
-        unreachable!("slabs are not cleared")
+        unreachable!("nothing is cleared")
     }
 }
+
+/// Adds to a ration, which may be without end.
+fn give(left: &AtomicUsize, frames: usize) {
+    let more = |left: usize| Some(left.saturating_add(frames));
+    let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+}
+
+type Pressure = RwLock<Option<Box<dyn Fn() + Send + Sync>>>;
 
 /// Frames that are free, as long as the ration lasts.
 pub struct Source {
     frames: &'static FrameAllocator<'static>,
     memory: &'static Memory,
     /// Frames that it still gives.
-    pub left: AtomicUsize,
+    pub left: &'static AtomicUsize,
+    /// Called at each allocation, as reclaim would be: it may come back to who allocates.
+    pub pressure: Pressure,
 }
 
 impl PageSource for Source {
     fn alloc(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
+        if let Some(pressure) = &*self.pressure.read().unwrap() {
+            pressure();
+        }
         let take = |left: usize| left.checked_sub(1);
         self.left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
@@ -80,8 +108,8 @@ impl PageSource for Source {
             .map_err(|_| OutOfMemory)
     }
     fn free(&self, frame: Pfn, order: Order) {
-        self.left.fetch_add(1, Ordering::Relaxed);
         self.frames.free(self.memory.cpu(), frame, order).unwrap();
+        give(self.left, 1);
     }
 }
 
@@ -92,13 +120,13 @@ pub struct World {
     pub source: &'static Source,
 }
 
-fn leak<T>(value: T) -> &'static T {
+pub fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
-/// A machine of 4 MiB whose source gives `ration` frames.
-pub fn world(ration: usize) -> World {
-    let range = Pfn::new(BASE)..Pfn::new(BASE + 1024);
+/// A machine of `blocks` blocks of 2 MiB whose source gives `ration` frames.
+pub fn machine(blocks: u64, ration: usize) -> World {
+    let range = Pfn::new(BASE)..Pfn::new(BASE + blocks * 512);
     let layout = Config {
         zones: &[ZoneConfig {
             name: "test",
@@ -111,16 +139,28 @@ pub fn world(ration: usize) -> World {
     };
     let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
     let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
-    let words = (0..1024 * WORDS).map(|_| AtomicU64::new(0xdead));
-    let memory = leak(Memory(words.collect()));
+    let words = (0..blocks as usize * 512 * WORDS).map(|_| AtomicU64::new(0xdead));
+    let left: &AtomicUsize = leak(AtomicUsize::new(ration));
+    let memory = leak(Memory {
+        words: words.collect(),
+        clock: AtomicU64::new(0),
+        left,
+        relief: AtomicUsize::new(0),
+    });
     let source = leak(Source {
         frames,
         memory,
-        left: AtomicUsize::new(ration),
+        left,
+        pressure: RwLock::new(None),
     });
     World {
         frames,
         memory,
         source,
     }
+}
+
+/// A machine of 4 MiB whose source gives `ration` frames.
+pub fn world(ration: usize) -> World {
+    machine(2, ration)
 }

@@ -1,0 +1,50 @@
+//! Trying again when memory is short: for what must be done, as the giving back of blocks, and could be done later.
+
+use dirigible_frames::Platform;
+
+use crate::error::Error;
+
+/// Nanoseconds from one attempt to the next.
+const NAP: u64 = 10_000_000;
+/// Nanoseconds after which it is given up.
+const LIMIT: u64 = 5_000_000_000;
+
+/// How long one operation waits for memory in all.
+pub(crate) struct Patience<'a, P> {
+    platform: &'a P,
+    /// When it ends; it begins with the first attempt that fails.
+    until: Option<u64>,
+}
+
+impl<'a, P: Platform> Patience<'a, P> {
+    pub fn new(platform: &'a P) -> Self {
+        Self {
+            platform,
+            until: None,
+        }
+    }
+
+    /// Whether what failed for `error` is to be tried again. Sleeps a while first: the caller holds no lock that others
+    /// spin on, and no lock of a bitmap.
+    pub fn again(&mut self, error: Error) -> bool {
+        if error != Error::NoMemory {
+            return false;
+        }
+        let now = self.platform.now();
+        if now >= *self.until.get_or_insert(now.saturating_add(LIMIT)) {
+            return false;
+        }
+        self.platform.sleep_until(now.saturating_add(NAP));
+        true
+    }
+
+    /// What `attempt` gives, which has changed nothing if there was no memory for it: it is made again then.
+    pub fn insist<R>(&mut self, mut attempt: impl FnMut() -> Result<R, Error>) -> Result<R, Error> {
+        loop {
+            match attempt() {
+                Err(error) if self.again(error) => {}
+                result => return result,
+            }
+        }
+    }
+}
