@@ -56,6 +56,14 @@ impl<P: FrameContents> PageCache<'_, P> {
 
     /// Begins to write the page of `block`, if it is dirty, with its dirty neighbours on the disk. Does not wait.
     pub(crate) fn begin_write_of(&self, block: u64) -> Begun {
+        // AcqRel, here and below: see `begin_writes`.
+        self.open_writes.fetch_add(1, Ordering::AcqRel);
+        let begun = self.try_write_of(block);
+        self.open_writes.fetch_sub(1, Ordering::AcqRel);
+        begun
+    }
+
+    fn try_write_of(&self, block: u64) -> Begun {
         let Some(place) = self.requests.take(true) else {
             return Begun::NoRoom;
         };
@@ -76,6 +84,10 @@ impl<P: FrameContents> PageCache<'_, P> {
         };
         self.requests.put(place);
         let failed = error != SubmitError::Busy;
+        if !failed {
+            // Before the pages are dirty again: see `begin_writes`.
+            self.refused.fetch_add(1, Ordering::AcqRel);
+        }
         for (block, frame) in run.pages() {
             if failed {
                 self.failed.insert(block);
@@ -154,16 +166,30 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Begins to write each page of `at..end` that is dirty; waits for room, and for those who use a page.
+    ///
+    /// A page that somebody else is writing is on its way with its contents as they are, for nobody changes it; but the
+    /// disk may still refuse that request, and nobody would write the page then. A refusal is counted before the page
+    /// is dirty again, and within an open write. So if no write was open before the page was looked at, none is open
+    /// after that, and none was refused in between, then the disk has taken the request; else the page is looked at
+    /// again. Who changes the page over and over does not hold this up: only refusals and writes that open do.
     fn begin_writes(&self, mut at: u64, end: u64) {
         while let Some(block) = self.unwritten.next(at, end) {
+            let refused = self.refused.load(Ordering::Acquire);
+            let open = self.open_writes.load(Ordering::Acquire) > 0;
             match self.begin_write_of(block) {
                 Begun::Pages(_) | Begun::Failed => {}
                 Begun::NoRoom => {
                     self.wait();
                     continue;
                 }
-                // Being written: with its contents as they are now, for nobody changes it.
-                Begun::Not if self.is_being_written(block) => {}
+                Begun::Not if self.is_being_written(block) => {
+                    while self.open_writes.load(Ordering::Acquire) > 0 {
+                        self.wait();
+                    }
+                    if open || self.refused.load(Ordering::Acquire) != refused {
+                        continue;
+                    }
+                }
                 Begun::Not if self.unwritten.contains(block) => {
                     self.wait();
                     continue;
