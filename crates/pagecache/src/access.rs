@@ -44,6 +44,7 @@ impl<P: FrameContents> BlockPages for PageCache<'_, P> {
                 }
                 // Nobody else touches the frame until it is listed.
                 change(frame);
+                self.will_be_dirty(block);
                 self.frames.set_flags(frame, FrameFlags::DIRTY);
                 self.add_age(frame);
                 self.became_dirty(block, frame);

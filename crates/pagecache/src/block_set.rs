@@ -8,7 +8,8 @@ const BITS: u64 = 64;
 
 /// A bit for each block, and a summary: a bit for each 64 of them that is set if any of these may be.
 ///
-/// Each block's bit is changed by one at a time (whoever holds the page); neighbours in a word change at any time.
+/// Each block's bit is set by whoever holds the page, perhaps several at a time, and cleared by who has it alone;
+/// neighbours in a word change at any time.
 pub(crate) struct BlockSet {
     words: Box<[AtomicU64]>,
     summary: Box<[AtomicU64]>,

@@ -27,6 +27,8 @@ impl<P: FrameContents> PageCache<'_, P> {
     /// Marks a page dirty that the caller has changed, and drops the caller's reference. After the change: whoever
     /// clears the mark to write the page must find it whole, and does so only without references.
     pub(crate) fn dirty_and_drop(&self, block: u64, frame: Pfn) {
+        // Under the reference and before the mark: a second writer who finds the mark may rely on it.
+        self.will_be_dirty(block);
         let mut was_dirty = false;
         let _ = self.frames.update_marks(frame, |info| {
             was_dirty = info.flags.contains(FrameFlags::DIRTY);
@@ -45,9 +47,15 @@ impl<P: FrameContents> PageCache<'_, P> {
         }
     }
 
+    /// Before the mark `DIRTY` is set on a page that the caller holds.
+    pub(crate) fn will_be_dirty(&self, block: u64) {
+        if !self.unwritten.contains(block) {
+            self.unwritten.insert(block);
+        }
+    }
+
     /// Counts a page that has the mark `DIRTY` since now, and that the caller holds.
     pub(crate) fn became_dirty(&self, block: u64, frame: Pfn) {
-        self.unwritten.insert(block);
         self.generations.dirtied(frame, true);
         self.count(Event::NrDirtied, 1);
         let dirty = self.dirty.fetch_add(1, Ordering::Relaxed) + 1;

@@ -488,6 +488,25 @@ fn a_sync_against_a_write_that_is_refused() {
     });
 }
 
+/// Two write parts of one page, which is clean: each of them syncs what it wrote, whoever of both marks the page.
+#[test]
+fn two_writers_who_sync() {
+    explore(|| {
+        let w = World::new();
+        w.read(BLOCK);
+        let write_and_sync = |w: World, index: usize| {
+            let word = &mut |frame| w.machine.write_word(frame, index, 70 + index as u64);
+            w.cache.write(BLOCK, false, word).unwrap();
+            w.cache.sync(0..BLOCKS).unwrap();
+            assert_eq!(w.on_disk(BLOCK)[index / 511], 70 + index as u64);
+        };
+        let other = w.spawn(1, move |w| write_and_sync(w, 511));
+        write_and_sync(w, 0);
+        other.join().unwrap();
+        w.check();
+    });
+}
+
 #[test]
 fn dirtying_against_the_end_of_a_write() {
     explore(|| {
