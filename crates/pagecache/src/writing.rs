@@ -162,7 +162,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         self.begin_writes(blocks.start, end);
         self.wait_for_writes(blocks.start, end);
         let (mut at, mut result) = (blocks.start, Ok(()));
-        while let Some(block) = self.failed.next(at, end) {
+        while let Some(block) = self.failed.next_of_all(at, end) {
             self.begin_writes(block, block + 1);
             self.wait_for_writes(block, block + 1);
             if self.failed.contains(block) && result.is_ok() {
@@ -181,7 +181,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     /// after that, and none was refused in between, then the disk has taken the request; else the page is looked at
     /// again. Who changes the page over and over does not hold this up: only refusals and writes that open do.
     fn begin_writes(&self, mut at: u64, end: u64) {
-        while let Some(block) = self.unwritten.next(at, end) {
+        while let Some(block) = self.unwritten.next_of_all(at, end) {
             let refused = self.refused.load(Ordering::Acquire);
             let open = self.open_writes.load(Ordering::Acquire) > 0;
             match self.begin_write_of(block) {
@@ -209,7 +209,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     fn wait_for_writes(&self, mut at: u64, end: u64) {
-        while let Some(block) = self.unwritten.next(at, end) {
+        while let Some(block) = self.unwritten.next_of_all(at, end) {
             while self.is_being_written(block) {
                 self.wait();
             }
