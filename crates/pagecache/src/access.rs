@@ -47,7 +47,7 @@ impl<P: FrameContents> BlockPages for PageCache<'_, P> {
                 self.will_be_dirty(block);
                 self.frames.set_flags(frame, FrameFlags::DIRTY);
                 self.add_age(frame);
-                self.became_dirty(block, frame);
+                self.became_dirty(frame);
                 self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
                 return Ok(());
             }

@@ -42,7 +42,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         });
         if !was_dirty {
             // Under the reference, so that nobody writes or drops the page in between.
-            self.became_dirty(block, frame);
+            self.became_dirty(frame);
             self.drop_reference(frame);
         }
     }
@@ -55,7 +55,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Counts a page that has the mark `DIRTY` since now, and that the caller holds.
-    pub(crate) fn became_dirty(&self, block: u64, frame: Pfn) {
+    pub(crate) fn became_dirty(&self, frame: Pfn) {
         self.generations.dirtied(frame, true);
         self.count(Event::NrDirtied, 1);
         let dirty = self.dirty.fetch_add(1, Ordering::Relaxed) + 1;

@@ -379,16 +379,29 @@ fn frames_of_a_device_that_cannot_be_stopped_are_never_used_again() {
     w.write_out(frame);
     w.disk.fail(DiskError::Abandoned);
     w.cache.poll();
-    assert!(w.has(60, FrameFlags::DIRTY.union(FrameFlags::ABANDONED)));
+    let lost = FrameFlags::ABANDONED.union(FrameFlags::PINNED);
+    assert!(w.has(60, FrameFlags::DIRTY.union(lost)));
+    // It was isolated when its write was abandoned, and then forgotten.
+    w.write(70, [7, 7]).unwrap();
+    let other = w.frame(70).unwrap();
+    w.write_out(other);
+    assert!(w.isolate(other));
+    w.disk.fail(DiskError::Abandoned);
+    w.cache.poll();
+    assert!(!w.has(70, FrameFlags::PINNED));
+    w.cache.put_back(other);
+    assert!(w.has(70, lost));
+    assert_eq!(w.cache.forget(70..71), 0);
+    assert_eq!(w.frames.state(other), FrameState::Allocated);
     assert_eq!(w.move_frame(frame), None);
     w.disk.set_auto(true);
     w.cache.sync(0..100).unwrap();
     assert_eq!(w.cache.drop_all_clean(), 1);
-    assert_eq!(w.evict(frame, 3), Err(Kept::InUse));
+    assert!(!w.isolate(frame), "nor isolated by reclaim");
     assert_eq!(w.read(60), Ok([6, 6]));
     assert_eq!(w.cache.forget(60..61), 0);
     w.check();
-    w.end(3);
+    w.end(4);
 }
 
 #[test]
