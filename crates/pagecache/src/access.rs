@@ -38,7 +38,7 @@ impl<P: FrameContents> BlockPages for PageCache<'_, P> {
                 let Some(frame) = self.new_frame(block)? else {
                     continue;
                 };
-                if !self.claim(block, frame) {
+                if !self.claim(block, frame, false) {
                     self.free(frame);
                     continue;
                 }

@@ -183,6 +183,21 @@ fn reclaim_takes_clean_pages_and_has_dirty_ones_written() {
 }
 
 #[test]
+fn contents_that_are_overwritten_do_not_come_back() {
+    let w = world();
+    for block in [1, 2] {
+        w.read(block).unwrap();
+        assert_eq!(w.evict(w.frame(block).unwrap(), 0), Ok(()));
+    }
+    w.write(1, [1, 1]).unwrap();
+    assert_eq!(w.event(Event::WorkingsetRefault), 0);
+    assert!(!w.has(1, FrameFlags::WORKINGSET));
+    w.read(2).unwrap();
+    assert_eq!(w.event(Event::WorkingsetRefault), 1);
+    w.end(0);
+}
+
+#[test]
 fn pages_move_with_their_marks() {
     let w = world();
     w.read(1).unwrap();
