@@ -38,15 +38,16 @@ impl<P: FrameContents> BlockPages for PageCache<'_, P> {
                 let Some(frame) = self.new_frame(block)? else {
                     continue;
                 };
-                if !self.claim(block, frame) {
+                if !self.claim(block, frame, false) {
                     self.free(frame);
                     continue;
                 }
                 // Nobody else touches the frame until it is listed.
                 change(frame);
+                self.will_be_dirty(block);
                 self.frames.set_flags(frame, FrameFlags::DIRTY);
                 self.add_age(frame);
-                self.became_dirty(block, frame);
+                self.became_dirty(frame);
                 self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
                 return Ok(());
             }

@@ -8,7 +8,11 @@ const BITS: u64 = 64;
 
 /// A bit for each block, and a summary: a bit for each 64 of them that is set if any of these may be.
 ///
-/// Each block's bit is changed by one at a time (whoever holds the page); neighbours in a word change at any time.
+/// The summary is a hint: while a member leaves, its bit may be clear for a moment though there are others.
+/// [`next`](Self::next) relies on it, [`next_of_all`](Self::next_of_all) does not.
+///
+/// Each block's bit is set by whoever holds the page, perhaps several at a time, and cleared by who has it alone;
+/// neighbours in a word change at any time.
 pub(crate) struct BlockSet {
     words: Box<[AtomicU64]>,
     summary: Box<[AtomicU64]>,
@@ -66,7 +70,25 @@ impl BlockSet {
         self.words[word].load(Ordering::Acquire) & bit != 0
     }
 
-    /// The first member in `block..end`. One that is inserted or removed meanwhile may or may not be found.
+    /// The first member in `block..end`, whatever the summary says: none is left out whose insertion has ended before.
+    /// Looks at each word of the range.
+    pub fn next_of_all(&self, block: u64, end: u64) -> Option<u64> {
+        let end = end.min(self.words.len() as u64 * BITS);
+        let mut from = block;
+        while from < end {
+            let (word, _) = place(from);
+            let bits = self.words[word].load(Ordering::Acquire) & (u64::MAX << (from % BITS));
+            if bits != 0 {
+                let found = word as u64 * BITS + u64::from(bits.trailing_zeros());
+                return (found < end).then_some(found);
+            }
+            from = (word as u64 + 1) * BITS;
+        }
+        None
+    }
+
+    /// The first member in `block..end`, or a later one. While others of its 64 are inserted or removed, a member may
+    /// be left out.
     pub fn next(&self, block: u64, end: u64) -> Option<u64> {
         if block >= end {
             return None;
@@ -94,16 +116,11 @@ impl BlockSet {
 
     /// Adds all members of `other`, as far as they do not change meanwhile.
     pub fn insert_all(&self, other: &Self) {
-        for at in 0..other.summary.len() {
-            let mut bits = other.summary[at].load(Ordering::Acquire);
-            while bits != 0 {
-                let word = at * BITS as usize + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                let members = other.words[word].load(Ordering::Acquire);
-                if members != 0 && self.words[word].fetch_or(members, Ordering::AcqRel) == 0 {
-                    let (at, bit) = place(word as u64);
-                    self.summary[at].fetch_or(bit, Ordering::AcqRel);
-                }
+        for (word, members) in other.words.iter().enumerate() {
+            let members = members.load(Ordering::Acquire);
+            if members != 0 && self.words[word].fetch_or(members, Ordering::AcqRel) == 0 {
+                let (at, bit) = place(word as u64);
+                self.summary[at].fetch_or(bit, Ordering::AcqRel);
             }
         }
     }
@@ -129,6 +146,11 @@ mod tests {
             if turn % 3 == 2 {
                 let near = tree.range(block..).next().copied();
                 assert_eq!(set.next(block, blocks), near);
+                assert_eq!(set.next_of_all(block, blocks), near);
+                assert_eq!(
+                    set.next_of_all(block, block + 100),
+                    near.filter(|&b| b < block + 100)
+                );
                 assert_eq!(
                     set.next(block, block + 100),
                     near.filter(|&b| b < block + 100)
@@ -159,11 +181,29 @@ mod tests {
         assert_eq!(copy.next(0, blocks), None);
     }
 
+    /// As it is for a moment while a member leaves.
+    #[test]
+    fn what_the_summary_leaves_out_is_found() {
+        let (set, copy) = (BlockSet::new(200), BlockSet::new(200));
+        set.insert(150);
+        set.summary[0].store(0, Ordering::Relaxed);
+        assert_eq!(set.next_of_all(3, 200), Some(150));
+        copy.insert_all(&set);
+        assert_eq!(copy.next(3, 200), Some(150));
+    }
+
     #[test]
     fn the_end_of_the_disk_is_the_end() {
         let set = BlockSet::new(65);
         set.insert(64);
-        assert_eq!(set.next(0, 65), Some(64));
+        assert_eq!(
+            (set.next(0, 65), set.next_of_all(0, 65)),
+            (Some(64), Some(64))
+        );
+        assert_eq!(
+            (set.next_of_all(0, 64), set.next_of_all(65, 500)),
+            (None, None)
+        );
         assert_eq!((set.next(0, 64), set.next(65, 65)), (None, None));
         assert_eq!(set.next(65, 500), None);
         assert_eq!(BlockSet::new(0).next(0, 0), None);

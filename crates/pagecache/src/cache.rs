@@ -39,6 +39,10 @@ pub struct PageCache<'a, P> {
     pub(crate) aged: BlockSet,
     /// Dirty pages whose last write failed.
     pub(crate) failed: BlockSet,
+    /// Writes that the disk had no room for, each counted before its pages are dirty again.
+    pub(crate) refused: AtomicU64,
+    /// Writes that have taken pages, perhaps, and that the disk has neither taken nor refused yet.
+    pub(crate) open_writes: AtomicU64,
     pub(crate) requests: Requests,
     pub(crate) streams: Streams,
     pub(crate) pages: AtomicU64,
@@ -92,6 +96,8 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             unwritten: BlockSet::new(blocks),
             aged: BlockSet::new(blocks),
             failed: BlockSet::new(blocks),
+            refused: AtomicU64::new(0),
+            open_writes: AtomicU64::new(0),
             requests: Requests::new(places),
             streams: Streams::new(),
             pages: AtomicU64::new(0),

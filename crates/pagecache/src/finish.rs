@@ -110,6 +110,10 @@ impl<P: FrameContents> PageCache<'_, P> {
                 for (block, frame) in run.pages() {
                     self.failed.insert(block);
                     self.unwrite(frame, marks);
+                    if error == DiskError::Abandoned {
+                        // After the mark: whoever has it isolated finds that, and pins it.
+                        self.frames.set_flags(frame, FrameFlags::PINNED);
+                    }
                 }
             }
         }

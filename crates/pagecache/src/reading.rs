@@ -24,7 +24,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         };
         // Nothing of ours is waited for by others yet: a place may take its time.
         let place = self.place_for_read();
-        if !self.claim(block, frame) {
+        if !self.claim(block, frame, true) {
             self.requests.put(place);
             self.free(frame);
             return Ok(());
@@ -52,8 +52,9 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Puts `frame`, which is `Allocated` and the caller's, into the slot of `block`; `false` if another is there.
-    /// From now on others wait until it is listed, or the slot is empty again.
-    pub(crate) fn claim(&self, block: u64, frame: Pfn) -> bool {
+    /// From now on others wait until it is listed, or the slot is empty again. If it is to be `read`, contents that
+    /// reclaim took come back: a refault.
+    pub(crate) fn claim(&self, block: u64, frame: Pfn, read: bool) -> bool {
         let Some(present) = Slot::present(frame) else {
             return false;
         };
@@ -64,10 +65,8 @@ impl<P: FrameContents> PageCache<'_, P> {
             }
             if self.swap_slot(block, slot, present) {
                 self.pages.fetch_add(1, Ordering::Relaxed);
-                if slot
-                    .stamp()
-                    .is_some_and(|stamp| self.generations.refault(stamp))
-                {
+                let stamp = slot.stamp().filter(|_| read);
+                if stamp.is_some_and(|stamp| self.generations.refault(self.platform.cpu(), stamp)) {
                     self.frames.set_flags(frame, FrameFlags::WORKINGSET);
                 }
                 return true;
@@ -93,7 +92,7 @@ impl<P: FrameContents> PageCache<'_, P> {
                 break;
             };
             self.frames.set_owner(frame, self.owner, next);
-            if !self.claim(next, frame) {
+            if !self.claim(next, frame, true) {
                 self.free(frame);
                 break;
             }

@@ -84,7 +84,18 @@ impl<P: FrameContents> PageCache<'_, P> {
     /// Frees `frame` if it is detached and listed. The frame may be anybody's by now: only what this call isolates
     /// itself, which must be this owner's, is looked at with consequences.
     pub(crate) fn reap(&self, frame: Pfn) {
-        while self.frames.flags(frame).contains(DETACHED) {
+        loop {
+            let flags = self.frames.flags(frame);
+            if !flags.contains(DETACHED) {
+                return;
+            }
+            // Pinned, perhaps, and never anybody else's.
+            if flags.contains(FrameFlags::ABANDONED) {
+                if self.take_listed(frame) {
+                    self.abandon(frame);
+                }
+                return;
+            }
             if self.frames.try_isolate(frame, self.owner).is_err() {
                 // Whoever has it isolated comes here when it puts it back.
                 return;
@@ -102,6 +113,10 @@ impl<P: FrameContents> PageCache<'_, P> {
     /// Puts an isolated frame back, or frees it if it was detached meanwhile.
     pub(crate) fn put_back_frame(&self, frame: Pfn) {
         self.must_transition(frame, FrameState::Isolated, FrameState::Listed);
+        // Nobody frees such a frame. It could not be pinned while it was isolated.
+        if self.frames.flags(frame).contains(FrameFlags::ABANDONED) {
+            self.frames.set_flags(frame, FrameFlags::PINNED);
+        }
         self.reap(frame);
     }
 

@@ -27,6 +27,8 @@ impl<P: FrameContents> PageCache<'_, P> {
     /// Marks a page dirty that the caller has changed, and drops the caller's reference. After the change: whoever
     /// clears the mark to write the page must find it whole, and does so only without references.
     pub(crate) fn dirty_and_drop(&self, block: u64, frame: Pfn) {
+        // Under the reference and before the mark: a second writer who finds the mark may rely on it.
+        self.will_be_dirty(block);
         let mut was_dirty = false;
         let _ = self.frames.update_marks(frame, |info| {
             was_dirty = info.flags.contains(FrameFlags::DIRTY);
@@ -40,14 +42,20 @@ impl<P: FrameContents> PageCache<'_, P> {
         });
         if !was_dirty {
             // Under the reference, so that nobody writes or drops the page in between.
-            self.became_dirty(block, frame);
+            self.became_dirty(frame);
             self.drop_reference(frame);
         }
     }
 
+    /// Before the mark `DIRTY` is set on a page that the caller holds.
+    pub(crate) fn will_be_dirty(&self, block: u64) {
+        if !self.unwritten.contains(block) {
+            self.unwritten.insert(block);
+        }
+    }
+
     /// Counts a page that has the mark `DIRTY` since now, and that the caller holds.
-    pub(crate) fn became_dirty(&self, block: u64, frame: Pfn) {
-        self.unwritten.insert(block);
+    pub(crate) fn became_dirty(&self, frame: Pfn) {
         self.generations.dirtied(frame, true);
         self.count(Event::NrDirtied, 1);
         let dirty = self.dirty.fetch_add(1, Ordering::Relaxed) + 1;
@@ -56,6 +64,14 @@ impl<P: FrameContents> PageCache<'_, P> {
 
     /// Begins to write the page of `block`, if it is dirty, with its dirty neighbours on the disk. Does not wait.
     pub(crate) fn begin_write_of(&self, block: u64) -> Begun {
+        // AcqRel, here and below: see `begin_writes`.
+        self.open_writes.fetch_add(1, Ordering::AcqRel);
+        let begun = self.try_write_of(block);
+        self.open_writes.fetch_sub(1, Ordering::AcqRel);
+        begun
+    }
+
+    fn try_write_of(&self, block: u64) -> Begun {
         let Some(place) = self.requests.take(true) else {
             return Begun::NoRoom;
         };
@@ -76,6 +92,10 @@ impl<P: FrameContents> PageCache<'_, P> {
         };
         self.requests.put(place);
         let failed = error != SubmitError::Busy;
+        if !failed {
+            // Before the pages are dirty again: see `begin_writes`.
+            self.refused.fetch_add(1, Ordering::AcqRel);
+        }
         for (block, frame) in run.pages() {
             if failed {
                 self.failed.insert(block);
@@ -142,7 +162,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         self.begin_writes(blocks.start, end);
         self.wait_for_writes(blocks.start, end);
         let (mut at, mut result) = (blocks.start, Ok(()));
-        while let Some(block) = self.failed.next(at, end) {
+        while let Some(block) = self.failed.next_of_all(at, end) {
             self.begin_writes(block, block + 1);
             self.wait_for_writes(block, block + 1);
             if self.failed.contains(block) && result.is_ok() {
@@ -154,16 +174,30 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Begins to write each page of `at..end` that is dirty; waits for room, and for those who use a page.
+    ///
+    /// A page that somebody else is writing is on its way with its contents as they are, for nobody changes it; but the
+    /// disk may still refuse that request, and nobody would write the page then. A refusal is counted before the page
+    /// is dirty again, and within an open write. So if no write was open before the page was looked at, none is open
+    /// after that, and none was refused in between, then the disk has taken the request; else the page is looked at
+    /// again. Who changes the page over and over does not hold this up: only refusals and writes that open do.
     fn begin_writes(&self, mut at: u64, end: u64) {
-        while let Some(block) = self.unwritten.next(at, end) {
+        while let Some(block) = self.unwritten.next_of_all(at, end) {
+            let refused = self.refused.load(Ordering::Acquire);
+            let open = self.open_writes.load(Ordering::Acquire) > 0;
             match self.begin_write_of(block) {
                 Begun::Pages(_) | Begun::Failed => {}
                 Begun::NoRoom => {
                     self.wait();
                     continue;
                 }
-                // Being written: with its contents as they are now, for nobody changes it.
-                Begun::Not if self.is_being_written(block) => {}
+                Begun::Not if self.is_being_written(block) => {
+                    while self.open_writes.load(Ordering::Acquire) > 0 {
+                        self.wait();
+                    }
+                    if open || self.refused.load(Ordering::Acquire) != refused {
+                        continue;
+                    }
+                }
                 Begun::Not if self.unwritten.contains(block) => {
                     self.wait();
                     continue;
@@ -175,7 +209,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     fn wait_for_writes(&self, mut at: u64, end: u64) {
-        while let Some(block) = self.unwritten.next(at, end) {
+        while let Some(block) = self.unwritten.next_of_all(at, end) {
             while self.is_being_written(block) {
                 self.wait();
             }

@@ -183,6 +183,21 @@ fn reclaim_takes_clean_pages_and_has_dirty_ones_written() {
 }
 
 #[test]
+fn contents_that_are_overwritten_do_not_come_back() {
+    let w = world();
+    for block in [1, 2] {
+        w.read(block).unwrap();
+        assert_eq!(w.evict(w.frame(block).unwrap(), 0), Ok(()));
+    }
+    w.write(1, [1, 1]).unwrap();
+    assert_eq!(w.event(Event::WorkingsetRefault), 0);
+    assert!(!w.has(1, FrameFlags::WORKINGSET));
+    w.read(2).unwrap();
+    assert_eq!(w.event(Event::WorkingsetRefault), 1);
+    w.end(0);
+}
+
+#[test]
 fn pages_move_with_their_marks() {
     let w = world();
     w.read(1).unwrap();
@@ -379,16 +394,29 @@ fn frames_of_a_device_that_cannot_be_stopped_are_never_used_again() {
     w.write_out(frame);
     w.disk.fail(DiskError::Abandoned);
     w.cache.poll();
-    assert!(w.has(60, FrameFlags::DIRTY.union(FrameFlags::ABANDONED)));
+    let lost = FrameFlags::ABANDONED.union(FrameFlags::PINNED);
+    assert!(w.has(60, FrameFlags::DIRTY.union(lost)));
+    // It was isolated when its write was abandoned, and then forgotten.
+    w.write(70, [7, 7]).unwrap();
+    let other = w.frame(70).unwrap();
+    w.write_out(other);
+    assert!(w.isolate(other));
+    w.disk.fail(DiskError::Abandoned);
+    w.cache.poll();
+    assert!(!w.has(70, FrameFlags::PINNED));
+    w.cache.put_back(other);
+    assert!(w.has(70, lost));
+    assert_eq!(w.cache.forget(70..71), 0);
+    assert_eq!(w.frames.state(other), FrameState::Allocated);
     assert_eq!(w.move_frame(frame), None);
     w.disk.set_auto(true);
     w.cache.sync(0..100).unwrap();
     assert_eq!(w.cache.drop_all_clean(), 1);
-    assert_eq!(w.evict(frame, 3), Err(Kept::InUse));
+    assert!(!w.isolate(frame), "nor isolated by reclaim");
     assert_eq!(w.read(60), Ok([6, 6]));
     assert_eq!(w.cache.forget(60..61), 0);
     w.check();
-    w.end(3);
+    w.end(4);
 }
 
 #[test]

@@ -89,6 +89,8 @@ struct Disk {
     /// So many requests more fail.
     failures: Mutex<u32>,
     reads: Mutex<u32>,
+    /// So many requests more are refused.
+    refusals: Mutex<u32>,
 }
 
 impl BlockDevice for Disk {
@@ -99,6 +101,12 @@ impl BlockDevice for Disk {
         2
     }
     fn submit(&self, request: DiskRequest<'_>) -> Result<(), SubmitError> {
+        let mut refusals = self.refusals.lock().unwrap();
+        if *refusals > 0 {
+            *refusals -= 1;
+            return Err(SubmitError::Busy);
+        }
+        drop(refusals);
         let frames = request.frames.iter();
         let job = Job {
             token: request.token,
@@ -204,6 +212,7 @@ impl World {
             contents: Mutex::new((0..BLOCKS).map(|block| [block; 2]).collect()),
             failures: Mutex::new(0),
             reads: Mutex::new(0),
+            refusals: Mutex::new(0),
         });
         let source = leak(Source { frames, machine });
         let generations = leak(Generations::new(frames));
@@ -458,6 +467,42 @@ fn pitfall_75_forget_against_who_isolates() {
         let forgotten = forgotten + other.join().unwrap();
         assert!(forgotten <= 1 && forgotten + u64::from(dropped) >= 1);
         assert!(!w.cache.contains(BLOCK));
+        w.check();
+    });
+}
+
+/// The disk refuses a write that somebody else has begun, while a sync finds the page being written.
+#[test]
+fn a_sync_against_a_write_that_is_refused() {
+    explore(|| {
+        let w = World::new();
+        w.write(BLOCK, 7, true);
+        w.write(BLOCK + 1, 8, true);
+        *w.disk.refusals.lock().unwrap() = 2;
+        let frame = w.frame(BLOCK);
+        let reclaim = w.spawn(1, move |w| w.evict(frame));
+        w.cache.sync(0..BLOCKS).unwrap();
+        assert_eq!((w.on_disk(BLOCK), w.on_disk(BLOCK + 1)), ([7; 2], [8; 2]));
+        reclaim.join().unwrap();
+        w.check();
+    });
+}
+
+/// Two write parts of one page, which is clean: each of them syncs what it wrote, whoever of both marks the page.
+#[test]
+fn two_writers_who_sync() {
+    explore(|| {
+        let w = World::new();
+        w.read(BLOCK);
+        let write_and_sync = |w: World, index: usize| {
+            let word = &mut |frame| w.machine.write_word(frame, index, 70 + index as u64);
+            w.cache.write(BLOCK, false, word).unwrap();
+            w.cache.sync(0..BLOCKS).unwrap();
+            assert_eq!(w.on_disk(BLOCK)[index / 511], 70 + index as u64);
+        };
+        let other = w.spawn(1, move |w| write_and_sync(w, 511));
+        write_and_sync(w, 0);
+        other.join().unwrap();
         w.check();
     });
 }

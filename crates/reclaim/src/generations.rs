@@ -186,18 +186,16 @@ impl<'a> Generations<'a> {
     }
 
     /// Contents that reclaim took at `stamp` are wanted again. Gives whether they were in use: then the frame is added
-    /// as [`Age::Young`] and marked `WORKINGSET`. Counts the events.
+    /// as [`Age::Young`] and marked `WORKINGSET`. Counts the events on `cpu`, the caller's.
     ///
     /// The *distance* is how many frames were reclaimed since. Had there been as many frames more for contents that were
     /// used once, these would not have been lost. If no more than that are in the two youngest generations, it is worth
     /// more to keep them than the least used of those: so they are in use if the distance is not above the number of
     /// frames in the two youngest generations (the idea is that of Linux, mm/workingset.c).
-    pub fn refault(&self, stamp: Stamp) -> bool {
+    pub fn refault(&self, cpu: CpuId, stamp: Stamp) -> bool {
         let distance = u64::from(self.evictions.now().since(stamp));
         let in_use = distance <= self.young();
         let events = self.frames.events();
-        // Counts are read as sums over CPUs only.
-        let cpu = CpuId::new(0);
         events.add(cpu, Event::WorkingsetRefault, 1);
         if in_use {
             events.add(cpu, Event::WorkingsetActivate, 1);
