@@ -273,7 +273,7 @@ impl<P: PageTables> Actor for Running<'_, '_, '_, P> {
                 Ended::Failed
             }
         };
-        drop(process);
+        process.finish();
         processes.table.lock().end(place, ended);
         Next::Done
     }

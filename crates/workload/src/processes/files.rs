@@ -150,6 +150,14 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
         (0..count).for_each(|file| self.close_file(File(file)));
     }
 
+    /// Closes what is still open without waiting for others.
+    pub(super) fn close_at_once(&self) {
+        for inode in self.open.take().0.into_iter().flatten() {
+            // It is open: this cannot fail.
+            let _ = self.processes.system.parts().files.close_at_once(inode);
+        }
+    }
+
     pub(super) fn delete_file(&self, path: &str) -> Result<(), Failure> {
         self.enter()?;
         self.done(self.processes.system.parts().files.remove(path))

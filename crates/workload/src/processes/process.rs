@@ -27,7 +27,8 @@ const STACK_KEY: u64 = 0x7374_6b00_0000_0000;
 /// How often a program that waits for a pipe or for a child looks.
 const LOOK: u64 = 10 * time::MILLISECOND;
 
-/// The process of one program. It gives back what the program leaves when it is dropped.
+/// The process of one program. It gives back what the program leaves when it is dropped; after a program that has
+/// returned [`finish`](Self::finish) comes first.
 pub struct Process<'p, 'e, 'a, P: PageTables> {
     pub(super) processes: &'p Processes<'e, 'a, P>,
     /// In the table; `None`: the operator's own.
@@ -80,6 +81,11 @@ impl<'p, 'e, 'a, P: PageTables> Process<'p, 'e, 'a, P> {
         })
     }
 
+    /// The program has returned: closes the files that it left open.
+    pub(super) fn finish(self) {
+        self.close_all();
+    }
+
     /// The beginning of each call.
     pub(super) fn enter(&self) -> Result<(), Failure> {
         match self.processes.is_killed(self.place) {
@@ -120,7 +126,9 @@ impl<P: PageTables> Drop for Process<'_, '_, '_, P> {
         for end in self.ends.take() {
             self.processes.pipes.close(system, end);
         }
-        self.close_all();
+        // After its end nothing is open. What is open was left by a program that panicked: whoever has a file locked may
+        // be one of those that are unwound next.
+        self.close_at_once();
         if let Some(place) = self.place {
             self.processes.table.lock().set_space(place, None);
         }
