@@ -7,7 +7,8 @@ use clap::Parser;
 /// Loads this machine as stress-highalloc does: source trees are made, copied and compiled, again and again, by
 /// processes that fill memory and files with patterns and compare them.
 ///
-/// Files are made in a new directory, which is deleted at the end. The status is 1 when something was found wrong.
+/// Files are made in a new directory, which is deleted at the end. The status is 1 when something was found wrong,
+/// and when programs failed because the file system was full or files could not be read or written.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {

@@ -23,6 +23,10 @@ pub enum Count {
     Programs,
     /// Programs that gave up, or were killed by somebody else.
     Failed,
+    /// Programs that gave up because the file system is full.
+    NoSpace,
+    /// Programs that gave up because files could not be read or written.
+    Io,
     /// Pages of memory stored into.
     Touched,
     /// Pages of memory compared.
@@ -41,10 +45,12 @@ pub enum Count {
 
 impl Count {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Compiled,
         Self::Programs,
         Self::Failed,
+        Self::NoSpace,
+        Self::Io,
         Self::Touched,
         Self::Checked,
         Self::Read,
@@ -60,6 +66,8 @@ impl Count {
             Self::Compiled => "files_compiled",
             Self::Programs => "programs_begun",
             Self::Failed => "programs_failed",
+            Self::NoSpace => "programs_out_of_space",
+            Self::Io => "programs_with_file_errors",
             Self::Touched => "pages_touched",
             Self::Checked => "pages_checked",
             Self::Read => "file_pages_read",
@@ -76,6 +84,8 @@ impl Count {
             Self::Compiled => "files compiled",
             Self::Programs => "programs begun",
             Self::Failed => "programs failed",
+            Self::NoSpace => "programs out of space for files",
+            Self::Io => "programs with errors of files",
             Self::Touched => "pages of memory touched",
             Self::Checked => "pages of memory compared",
             Self::Read => "pages of files read",

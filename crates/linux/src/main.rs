@@ -22,6 +22,7 @@ mod process;
 mod report;
 mod supervisor;
 mod task;
+mod verdict;
 
 use std::process::ExitCode;
 

@@ -34,7 +34,10 @@ impl PageSet {
 
 /// The words that a range lies in, with its bits in each.
 fn words(pages: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
-    let last = pages.end.div_ceil(64);
+    let last = match pages.is_empty() {
+        true => pages.start / 64,
+        false => pages.end.div_ceil(64),
+    };
     (pages.start / 64..last).map(move |word| {
         let from = pages.start.max(word * 64) % 64;
         let bits = pages
@@ -80,6 +83,11 @@ mod tests {
             assert_eq!(set.contains(10..130), all);
         }
         set.remove(0..1_000);
+        assert!(set.0.is_empty());
+        for page in 0..130 {
+            assert!(set.contains(page..page));
+            set.insert(page..page);
+        }
         assert!(set.0.is_empty());
     }
 }

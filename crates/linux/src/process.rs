@@ -30,6 +30,7 @@ use crate::{
     memory::Memory,
     pages::{PAGE, compare, fill},
     task::{Assignment, Task, begin},
+    verdict,
 };
 
 /// Pages of the buffer through which files are read and written.
@@ -61,6 +62,7 @@ pub fn run_program(assignment: Assignment) -> Result<u8, String> {
             if failure != Failure::Pipe && counters.get(Count::Failed) == 0 {
                 eprintln!("dirigible-load: {program:?}: {failure}");
             }
+            verdict::count(failure, counters);
             Ok(1)
         }
     }

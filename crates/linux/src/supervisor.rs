@@ -19,10 +19,11 @@ use rustix::{
 };
 
 use crate::{
-    counters::{Count, Counters},
+    counters::Counters,
     process::Process,
     report::Report,
     task::{Assignment, Run, Task, begin},
+    verdict::{End, faults},
 };
 
 /// From one look whether the load still runs to the next.
@@ -69,31 +70,19 @@ fn load(run: &Run) -> Result<u8, String> {
     let ended = watch(Duration::from_secs(run.seconds));
     let elapsed = begun.elapsed();
     end(group)?;
-    match ended {
-        End::Front => return Ok(1),
-        End::Load => eprintln!("error: the load ended by itself"),
-        End::Time => {}
+    if ended == End::Front {
+        return Ok(1);
     }
     let deleted = delete(assignment, counters);
-    if let Err(failure) = deleted {
-        eprintln!("error: the trees could not be deleted: {failure}");
+    let faults = faults(ended, deleted, counters);
+    for fault in &faults {
+        eprintln!("error: {fault}");
     }
     let report = Report::new(run, elapsed, counters);
     report
         .print(run.json)
         .map_err(|error| format!("the report could not be printed: {error}"))?;
-    let well = matches!(ended, End::Time) && deleted.is_ok() && counters.get(Count::Wrong) == 0;
-    Ok(u8::from(!well))
-}
-
-/// Why a load has ended.
-#[derive(Clone, Copy)]
-enum End {
-    Time,
-    /// The root program is gone.
-    Load,
-    /// The front is gone.
-    Front,
+    Ok(u8::from(!faults.is_empty()))
 }
 
 /// Waits until the time is over, the load has ended or the front has died.

@@ -244,6 +244,29 @@ fn a_file_that_somebody_changes_is_found() {
 }
 
 #[test]
+fn files_that_cannot_be_written_are_an_error_and_nothing_is_left() {
+    let directory = directory("unwritable");
+    let load = command(&directory, 2);
+    // No file may have more than a page; whoever tries gets an error, and no signal.
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "sh"])
+        .arg(load.get_program())
+        .args(load.get_args());
+    let output = shell.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("programs failed because files could not be read or written"),
+        "{errors}"
+    );
+    let report = report(&output);
+    assert!(report["programs_with_file_errors"].as_u64() > Some(0));
+    assert_eq!(report["files_compiled"], 0);
+    assert_nothing_is_left(&directory);
+}
+
+#[test]
 fn what_cannot_be_done_is_said_clearly() {
     let directory = directory("refused");
     let text = directory.to_str().unwrap();
