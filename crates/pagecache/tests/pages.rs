@@ -96,6 +96,33 @@ fn reading_ahead_spares_the_last_free_frames() {
     w.end(0);
 }
 
+/// Nor does it take what other CPUs have in their caches.
+#[test]
+fn reading_ahead_that_is_refused_leaves_the_caches() {
+    let w = build(Build {
+        memory: 1,
+        min: 160,
+        ..Default::default()
+    });
+    run_on(1);
+    let request = dirigible_frames::AllocRequest::movable();
+    let cached = w.frames.alloc(w.machine.cpu(), request).unwrap();
+    w.free(cached);
+    run_on(0);
+    let mut block = 0;
+    while w.frames.free_frames() > 199 {
+        w.read(block).unwrap();
+        block += 1;
+    }
+    assert_eq!(w.frames.state(cached), FrameState::Cached);
+    for block in (3000..3010).step_by(5) {
+        w.read_ahead(block, 5).unwrap();
+        assert!(!w.cache.contains(block + 1));
+    }
+    assert_eq!(w.frames.state(cached), FrameState::Cached);
+    w.end(0);
+}
+
 #[test]
 fn what_is_written_reaches_the_disk_in_runs() {
     let w = world();
