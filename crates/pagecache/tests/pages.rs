@@ -486,6 +486,36 @@ fn whoever_makes_too_much_dirty_is_held_up() {
     w.end(0);
 }
 
+/// More than may be dirty cannot be written: that holds up nobody who writes elsewhere.
+#[test]
+fn a_disk_with_bad_blocks_does_not_hold_up_writers() {
+    let w = world();
+    w.disk.state.lock().unwrap().bad_writes.extend(0..300);
+    for block in 0..300 {
+        w.write(block, [block, 1]).unwrap();
+    }
+    assert!(w.cache.sync(0..300).is_err());
+    assert_eq!(w.cache.counts().dirty, 300);
+    let relaxed = w.machine.relaxed.load(Ordering::Relaxed);
+    for block in 1000..1100 {
+        w.write(block, [block, 1]).unwrap();
+    }
+    assert_eq!(w.machine.relaxed.load(Ordering::Relaxed), relaxed);
+    // Nor the flusher, whose step ends though none of the blocks that it meets can be written.
+    let mut flusher = Flusher::new(w.cache, 0);
+    w.cache.sync(1000..1100).unwrap();
+    assert_eq!(flusher.step(1), 1 + CacheConfig::default().look_ns);
+    w.disk.state.lock().unwrap().bad_writes.clear();
+    w.cache.sync(0..300).unwrap();
+    w.check();
+    for block in 0..300 {
+        w.write(block * 3, [block, 1]).unwrap();
+        let counts = w.cache.counts();
+        assert!(counts.dirty + counts.writeback <= 210, "{counts:?}");
+    }
+    w.end(0);
+}
+
 #[test]
 fn the_flusher_writes_in_the_disks_order_above_its_share() {
     let w = world();
