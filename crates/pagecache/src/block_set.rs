@@ -37,24 +37,28 @@ impl BlockSet {
         }
     }
 
-    pub fn insert(&self, block: u64) {
+    /// Gives whether the block is new.
+    pub fn insert(&self, block: u64) -> bool {
         let (word, bit) = place(block);
         // AcqRel, here and below: who finds the word empty after clearing its summary bit, or sets the summary bit
         // after that, sees the other's step (see `remove`).
-        if self.words[word].fetch_or(bit, Ordering::AcqRel) == 0 {
+        let before = self.words[word].fetch_or(bit, Ordering::AcqRel);
+        if before == 0 {
             let (word, bit) = place(word as u64);
             self.summary[word].fetch_or(bit, Ordering::AcqRel);
         }
+        before & bit == 0
     }
 
-    pub fn remove(&self, block: u64) {
+    /// Gives whether the block was a member.
+    pub fn remove(&self, block: u64) -> bool {
         let (word, bit) = place(block);
         // Relaxed: the caller alone changes this bit.
         if self.words[word].load(Ordering::Relaxed) & bit == 0 {
-            return;
+            return false;
         }
         if self.words[word].fetch_and(!bit, Ordering::AcqRel) != bit {
-            return;
+            return true;
         }
         let (at, mask) = place(word as u64);
         self.summary[at].fetch_and(!mask, Ordering::AcqRel);
@@ -63,6 +67,7 @@ impl BlockSet {
         if self.words[word].load(Ordering::Acquire) != 0 {
             self.summary[at].fetch_or(mask, Ordering::AcqRel);
         }
+        true
     }
 
     pub fn contains(&self, block: u64) -> bool {

@@ -39,6 +39,8 @@ pub struct PageCache<'a, P> {
     pub(crate) aged: BlockSet,
     /// Dirty pages whose last write failed.
     pub(crate) failed: BlockSet,
+    /// How many these are.
+    pub(crate) failed_pages: AtomicU64,
     /// Writes that the disk had no room for, each counted before its pages are dirty again.
     pub(crate) refused: AtomicU64,
     /// Writes that have taken pages, perhaps, and that the disk has neither taken nor refused yet.
@@ -96,6 +98,7 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             unwritten: BlockSet::new(blocks),
             aged: BlockSet::new(blocks),
             failed: BlockSet::new(blocks),
+            failed_pages: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             open_writes: AtomicU64::new(0),
             requests: Requests::new(places),

@@ -59,6 +59,10 @@ impl<P: FrameContents> Evictable for PageCache<'_, P> {
         self.flusher_wanted.store(true, Ordering::Release);
     }
 
+    fn poll(&self) {
+        PageCache::poll(self);
+    }
+
     fn dirty_and_writeback(&self) -> (u64, u64) {
         let counts = self.counts();
         (counts.dirty, counts.writeback)

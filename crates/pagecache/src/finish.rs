@@ -108,7 +108,7 @@ impl<P: FrameContents> PageCache<'_, P> {
                     marks = marks.union(FrameFlags::ABANDONED);
                 }
                 for (block, frame) in run.pages() {
-                    self.failed.insert(block);
+                    self.add_failed(block);
                     self.unwrite(frame, marks);
                     if error == DiskError::Abandoned {
                         // After the mark: whoever has it isolated finds that, and pins it.
@@ -123,7 +123,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     fn written(&self, block: u64, frame: Pfn) {
         self.unwritten.remove(block);
         self.aged.remove(block);
-        self.failed.remove(block);
+        self.remove_failed(block);
         self.generations.dirtied(frame, false);
         self.writeback.fetch_sub(1, Ordering::Relaxed);
         // Reclaim may want it now that it is clean.

@@ -52,7 +52,7 @@ impl<'c, 'a, P: FrameContents> Flusher<'c, 'a, P> {
         }
         // Acquire: what the caller saw that wants it comes before. Reclaim asks for one turn, whatever is dirty.
         let wanted = cache.flusher_wanted.swap(false, Ordering::Acquire);
-        let over = |limit: u64| cache.dirty.load(Ordering::Relaxed) > limit;
+        let over = |limit: u64| cache.writable_pages() > limit;
         let limit = cache.background_limit.load(Ordering::Relaxed);
         if wanted || over(limit) {
             let room = cache.write_some(RUNS);
@@ -98,7 +98,9 @@ impl<'c, 'a, P: FrameContents> Flusher<'c, 'a, P> {
                     self.due = Some(at);
                     return false;
                 }
-                _ => cache.aged.remove(block),
+                _ => {
+                    cache.aged.remove(block);
+                }
             }
             at = block + 1;
         }

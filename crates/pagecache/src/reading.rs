@@ -86,8 +86,9 @@ impl<P: FrameContents> PageCache<'_, P> {
         let end = end.min(run.block + stream.window as u64);
         let request = AllocRequest::movable().with_watermark(Watermark::Low);
         let mut next = first;
-        while next < end && !self.slot(next).is_present() {
-            // What is read ahead is not worth a wait, nor the last free frames.
+        // What is read ahead is not worth a wait, nor the last free frames; nor what a request that is refused costs:
+        // it empties the caches of all CPUs first.
+        while next < end && !self.slot(next).is_present() && self.has_more_than_low() {
             let Ok(frame) = self.frames.alloc(self.platform.cpu(), request) else {
                 break;
             };
@@ -100,6 +101,14 @@ impl<P: FrameContents> PageCache<'_, P> {
             next += 1;
         }
         self.streams.advance(stream, next);
+    }
+
+    /// Whether a zone has more free than its low watermark.
+    fn has_more_than_low(&self) -> bool {
+        let frames = self.frames;
+        frames
+            .zones()
+            .any(|zone| frames.zone_free_frames(zone) > frames.watermarks(zone).low)
     }
 
     fn place_for_read(&self) -> Place {

@@ -41,7 +41,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         if flags.contains(FrameFlags::DIRTY) {
             self.unwritten.remove(block);
             self.aged.remove(block);
-            self.failed.remove(block);
+            self.remove_failed(block);
             self.generations.dirtied(frame, false);
             self.dirty.fetch_sub(1, Ordering::Relaxed);
         }

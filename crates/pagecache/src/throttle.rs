@@ -10,6 +10,8 @@ use crate::writing::Begun;
 const RENEW_EVERY: u64 = 64;
 /// Runs that a writer begins in one go while it is held up.
 const RUNS: usize = 4;
+/// Blocks that are looked at for that, for each of the runs.
+const LOOKS: usize = 64;
 
 impl<P: FrameContents> PageCache<'_, P> {
     /// Frames that could hold pages: the free ones and those that do.
@@ -22,8 +24,30 @@ impl<P: FrameContents> PageCache<'_, P> {
             .store(share(self.config.background_percent), Ordering::Relaxed);
     }
 
+    /// Pages that may be on the disk soon: those whose write failed are not waited for.
     fn unwritten_pages(&self) -> u64 {
-        self.dirty.load(Ordering::Relaxed) + self.writeback.load(Ordering::Relaxed)
+        let all = self.dirty.load(Ordering::Relaxed) + self.writeback.load(Ordering::Relaxed);
+        all.saturating_sub(self.failed_pages.load(Ordering::Relaxed))
+    }
+
+    /// Dirty pages whose write has not failed.
+    pub(crate) fn writable_pages(&self) -> u64 {
+        let dirty = self.dirty.load(Ordering::Relaxed);
+        dirty.saturating_sub(self.failed_pages.load(Ordering::Relaxed))
+    }
+
+    /// The write of a page, whose mark `WRITEBACK` the caller still has to take off, has failed.
+    pub(crate) fn add_failed(&self, block: u64) {
+        if self.failed.insert(block) {
+            self.failed_pages.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A page, which the caller has alone, is on the disk or gone.
+    pub(crate) fn remove_failed(&self, block: u64) {
+        if self.failed.remove(block) {
+            self.failed_pages.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// One more page is dirty, `dirty` of them now.
@@ -31,7 +55,8 @@ impl<P: FrameContents> PageCache<'_, P> {
         if dirty.is_multiple_of(RENEW_EVERY) {
             self.renew_limits();
         }
-        if dirty > self.background_limit.load(Ordering::Relaxed)
+        let failed = self.failed_pages.load(Ordering::Relaxed);
+        if dirty.saturating_sub(failed) > self.background_limit.load(Ordering::Relaxed)
             && !self.flusher_wanted.load(Ordering::Relaxed)
         {
             self.flusher_wanted.store(true, Ordering::Relaxed);
@@ -54,12 +79,14 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Writes up to `runs` runs of dirty pages in the disk's order, from where it ended last, leaving out those that
-    /// could not be written. Gives whether the disk has room for more.
+    /// could not be written. Looks at a bounded number of blocks. Gives whether the disk has room for more.
     pub(crate) fn write_some(&self, runs: usize) -> bool {
         let blocks = self.block_count();
         let (mut at, mut begun, mut turned) = (self.hand.load(Ordering::Relaxed), 0, false);
         let mut room = true;
-        while begun < runs {
+        let mut looks = runs * LOOKS;
+        while begun < runs && looks > 0 {
+            looks -= 1;
             let Some(block) = self.unwritten.next(at, blocks) else {
                 if turned {
                     break;

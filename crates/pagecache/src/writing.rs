@@ -98,7 +98,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         }
         for (block, frame) in run.pages() {
             if failed {
-                self.failed.insert(block);
+                self.add_failed(block);
             }
             self.unwrite(frame, FrameFlags::DIRTY);
         }

@@ -96,6 +96,33 @@ fn reading_ahead_spares_the_last_free_frames() {
     w.end(0);
 }
 
+/// Nor does it take what other CPUs have in their caches.
+#[test]
+fn reading_ahead_that_is_refused_leaves_the_caches() {
+    let w = build(Build {
+        memory: 1,
+        min: 160,
+        ..Default::default()
+    });
+    run_on(1);
+    let request = dirigible_frames::AllocRequest::movable();
+    let cached = w.frames.alloc(w.machine.cpu(), request).unwrap();
+    w.free(cached);
+    run_on(0);
+    let mut block = 0;
+    while w.frames.free_frames() > 199 {
+        w.read(block).unwrap();
+        block += 1;
+    }
+    assert_eq!(w.frames.state(cached), FrameState::Cached);
+    for block in (3000..3010).step_by(5) {
+        w.read_ahead(block, 5).unwrap();
+        assert!(!w.cache.contains(block + 1));
+    }
+    assert_eq!(w.frames.state(cached), FrameState::Cached);
+    w.end(0);
+}
+
 #[test]
 fn what_is_written_reaches_the_disk_in_runs() {
     let w = world();
@@ -456,6 +483,36 @@ fn whoever_makes_too_much_dirty_is_held_up() {
     w.cache.sync(0..4096).unwrap();
     assert!((0..700).all(|block| w.disk.contents(block * 2) == [block, 1]));
     w.check();
+    w.end(0);
+}
+
+/// More than may be dirty cannot be written: that holds up nobody who writes elsewhere.
+#[test]
+fn a_disk_with_bad_blocks_does_not_hold_up_writers() {
+    let w = world();
+    w.disk.state.lock().unwrap().bad_writes.extend(0..300);
+    for block in 0..300 {
+        w.write(block, [block, 1]).unwrap();
+    }
+    assert!(w.cache.sync(0..300).is_err());
+    assert_eq!(w.cache.counts().dirty, 300);
+    let relaxed = w.machine.relaxed.load(Ordering::Relaxed);
+    for block in 1000..1100 {
+        w.write(block, [block, 1]).unwrap();
+    }
+    assert_eq!(w.machine.relaxed.load(Ordering::Relaxed), relaxed);
+    // Nor the flusher, whose step ends though none of the blocks that it meets can be written.
+    let mut flusher = Flusher::new(w.cache, 0);
+    w.cache.sync(1000..1100).unwrap();
+    assert_eq!(flusher.step(1), 1 + CacheConfig::default().look_ns);
+    w.disk.state.lock().unwrap().bad_writes.clear();
+    w.cache.sync(0..300).unwrap();
+    w.check();
+    for block in 0..300 {
+        w.write(block * 3, [block, 1]).unwrap();
+        let counts = w.cache.counts();
+        assert!(counts.dirty + counts.writeback <= 210, "{counts:?}");
+    }
     w.end(0);
 }
 

@@ -61,17 +61,29 @@ impl<P: Platform> Reclaimer<'_, P> {
     }
 
     /// Most of what was looked at is being written, or is to be written by the flusher, which has been woken: waits until
-    /// some of it has been.
+    /// some of it has been. Takes what the disk has finished itself, as nobody else may run.
+    ///
+    /// A caller that is the processor itself, not one of several that share it, lets no flusher run while it waits: a
+    /// daemon's step (the balloon's worker), or the kernel. It waits for what is in flight only; that ends without help.
     fn throttle(&self) {
+        let cpu = self.platform.cpu();
+        let alone = self.platform.caller(cpu) == cpu.index() as u64 + 1;
+        let (dirty, writeback) = self.unwritten();
+        if alone && writeback == 0 {
+            return;
+        }
         let events = self.generations.frames().events();
-        events.add(self.platform.cpu(), Event::ReclaimThrottled, 1);
-        let before = self.unwritten();
+        events.add(cpu, Event::ReclaimThrottled, 1);
+        let before = dirty + writeback;
         let until = self.platform.now().saturating_add(self.config.throttle_ns);
         for _ in 0..self.config.throttle_looks {
             self.platform.relax();
-            let now = self.unwritten();
+            self.each_owner(|owner| owner.poll());
+            let (dirty, writeback) = self.unwritten();
+            let now = dirty + writeback;
             // A cluster, or all.
-            if now == 0 || now + self.config.cluster <= before || self.platform.now() >= until {
+            let enough = now == 0 || now + self.config.cluster <= before;
+            if enough || alone && writeback == 0 || self.platform.now() >= until {
                 break;
             }
         }

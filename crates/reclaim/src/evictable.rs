@@ -43,6 +43,10 @@ pub trait Evictable: Sync {
     /// Frames that are dirty, and frames that are being written.
     fn dirty_and_writeback(&self) -> (u64, u64);
 
+    /// Takes what the disk has finished, if the owner is not told of it otherwise: who waits for writes asks again and
+    /// again. Does not wait itself.
+    fn poll(&self) {}
+
     /// Looks which frames were used since the last call (accessed bits in page tables), and makes these young. Owners
     /// that are told of each use keep this default.
     fn harvest(&self) {}

@@ -18,8 +18,8 @@ const LAST_PRIORITY: u8 = 1;
 /// compaction to empty a block. It never works for more than that: what a larger request lacks then is not memory.
 ///
 /// A *pass* looks at a share of all frames; passes that free too little are followed by one at a lower priority, with a
-/// larger share, down to 1: a *round*. After 16 rounds in which nothing was freed it gives up, until a request has
-/// reclaimed something, or somebody has freed something.
+/// larger share, down to 1: a *round*. After 16 rounds in which nothing was freed, and nothing was being written, it
+/// gives up, until a request has reclaimed something, or somebody has freed something.
 ///
 /// [`Reclaim::wake`]: dirigible_frames::Reclaim::wake
 pub struct Kswapd<'r, 'a, P> {
@@ -31,7 +31,12 @@ pub struct Kswapd<'r, 'a, P> {
     vain: u32,
     /// What there was when it gave up.
     hopeless: Option<Hopeless>,
+    /// Until when it lets writes end.
+    paused: Option<u64>,
 }
+
+/// A sixteenth of a fall of free memory is followed with each look: a short one is none.
+const FALL: u64 = 16;
 
 /// A round under way.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +50,8 @@ struct Round {
     /// Frames that the round has freed in earlier passes, and with objects.
     freed: u64,
     scanned: u64,
+    /// Frames that it has met in writing, or begun to write.
+    in_flight: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +69,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             round: None,
             vain: 0,
             hopeless: None,
+            paused: None,
         }
     }
 
@@ -79,6 +87,12 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
     /// Never waits.
     pub fn step(&mut self, now: u64) -> u64 {
         let later = now.saturating_add(self.config.tick_ns);
+        if let Some(end) = self.paused {
+            if now < end && !self.is_urgent() && !self.is_balanced() {
+                return end.min(later);
+            }
+            self.paused = None;
+        }
         let Some(round) = self.round.take().or_else(|| self.begin()) else {
             return later;
         };
@@ -117,6 +131,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             pass: Pass::default(),
             freed: 0,
             scanned: 0,
+            in_flight: 0,
         };
         self.begin_pass(&mut round);
         round
@@ -157,6 +172,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             .shrink_slabs(Who::Kswapd, priority, pass.scanned, round.size);
         round.freed += pass.freed + objects;
         round.scanned += pass.scanned;
+        round.in_flight += pass.writeback + pass.written;
         let in_trouble = round.scanned > 0 && priority < self.reclaimer.config.write_priority;
         if round.freed >= self.config.progress {
             self.vain = 0;
@@ -168,26 +184,45 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             self.begin_pass(&mut round);
             self.round = Some(round);
         } else {
-            self.vain = if round.freed == 0 { self.vain + 1 } else { 0 };
+            let waits = round.freed == 0 && round.in_flight > 0;
+            let vain = round.freed == 0 && !waits;
+            self.vain = if vain { self.vain + 1 } else { 0 };
             if self.vain >= self.config.rounds {
                 self.give_up();
                 return now.saturating_add(self.config.tick_ns);
             }
             self.round = Some(self.round());
+            if waits {
+                // Writes end by themselves; until then it does not look without a rest, however urgent it is.
+                let rest = now.saturating_add(self.config.tick_ns);
+                return self.pause(now).max(rest);
+            }
         }
         if in_trouble { self.pause(now) } else { now }
     }
 
-    /// When to go on after a pass in trouble: writes take time. Not while a zone is below its min watermark, where
-    /// requests wait.
-    fn pause(&self, now: u64) -> u64 {
+    /// When to look again after a pass in trouble: writes take time. Not while a zone is below its min watermark, where
+    /// requests wait; and when one gets there, or somebody wakes it, the pause is over.
+    fn pause(&mut self, now: u64) -> u64 {
         let frames = self.reclaimer.generations.frames();
-        if self.any_zone(|_, min, free| free < min) {
+        if self.is_short() {
             let cpu = self.reclaimer.platform.cpu();
             frames.events().add(cpu, Event::KswapdSkipWait, 1);
             return now;
         }
-        now.saturating_add(self.config.pause_ns)
+        // Relaxed: a hint. Who woke it before has seen it work since.
+        self.reclaimer.wanted.store(false, Ordering::Relaxed);
+        let end = now.saturating_add(self.config.pause_ns);
+        self.paused = Some(end);
+        end.min(now.saturating_add(self.config.tick_ns))
+    }
+
+    fn is_short(&self) -> bool {
+        self.any_zone(|_, min, free| free < min)
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.is_short() || self.reclaimer.wanted.load(Ordering::Relaxed)
     }
 
     fn give_up(&mut self) {
@@ -206,9 +241,11 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
         };
         let successes = self.reclaimer.successes.load(Ordering::Relaxed);
         let free = self.reclaimer.generations.frames().free_frames();
-        if successes == hopeless.successes && free <= hopeless.free {
-            // What is taken now and freed later is something freed.
-            hopeless.free = free;
+        let rise = hopeless.free.saturating_add(self.config.progress.max(1));
+        if successes == hopeless.successes && free < rise {
+            // What is taken for long and freed later is something freed; what is taken for a moment is not.
+            let fall = hopeless.free.saturating_sub(free);
+            hopeless.free -= fall.div_ceil(FALL);
             return false;
         }
         self.hopeless = None;

@@ -131,14 +131,14 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
         }
     }
 
-    /// Frames that are being written.
-    pub(crate) fn unwritten(&self) -> u64 {
-        let mut sum = 0;
+    /// Frames that are dirty, and frames that are being written.
+    pub(crate) fn unwritten(&self) -> (u64, u64) {
+        let mut sums = (0, 0);
         self.each_owner(|owner| {
             let (dirty, writeback) = owner.dirty_and_writeback();
-            sum += dirty + writeback;
+            sums = (sums.0 + dirty, sums.1 + writeback);
         });
-        sum
+        sums
     }
 
     /// How many frames a pass at `priority` looks at. The last pass of a request looks at each generation once, however

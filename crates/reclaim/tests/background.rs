@@ -21,12 +21,16 @@ fn kswapd(w: &World) -> Kswapd<'static, 'static, Machine> {
     Kswapd::new(w.reclaimer, KswapdConfig::default())
 }
 
-/// Steps until it rests; gives how many steps it took and the time.
+/// Steps until it rests; gives how many steps it took, without looks in a pause, and the time.
 fn run(kswapd: &mut Kswapd<'_, '_, Machine>, w: &World) -> (u32, u64) {
     let begun = w.machine.clock.load(Relaxed);
-    for step in 1..100_000 {
+    let mut step = 0;
+    for _ in 1..100_000 {
         let now = w.machine.clock.load(Relaxed);
+        let scanned = w.event(Event::PgScanKswapd);
         let next = kswapd.step(now);
+        let looks = next > now && kswapd.is_running() && w.event(Event::PgScanKswapd) == scanned;
+        step += u32::from(!looks);
         w.machine.clock.store(next.max(now), Relaxed);
         if !kswapd.is_running() {
             w.cache.check();
@@ -131,15 +135,37 @@ fn in_trouble_it_writes_and_pauses() {
     }
     // Dirty frames at priorities 12 to 10 are the flusher's.
     assert!(w.event(Event::VmscanImmediate) > 0 && w.cache.woken.load(Relaxed) > 0);
-    for _ in 0..200 {
+    let mut last = now;
+    for _ in 0..2000 {
+        let scanned = w.event(Event::PgScanKswapd);
         let next = kswapd.step(now);
-        pauses += u32::from(next == now + 100_000_000);
+        if w.event(Event::PgScanKswapd) > scanned {
+            pauses += u32::from(now >= last + 100_000_000);
+            last = now;
+        }
         now = next;
     }
     assert!(pauses > 0);
     assert_eq!(w.event(Event::VmscanWrite), 40, "as much as the disk takes");
     assert_eq!(w.cache.books().written, 40);
     assert_eq!(w.event(Event::KswapdSkipWait), 0);
+    // A wake ends one.
+    while kswapd.step(now) == now {}
+    let scanned = w.event(Event::PgScanKswapd);
+    assert!(kswapd.step(now) > now);
+    assert_eq!(w.event(Event::PgScanKswapd), scanned);
+    w.reclaimer.wake();
+    kswapd.step(now);
+    assert!(w.event(Event::PgScanKswapd) > scanned);
+    // And so does a lack.
+    while kswapd.step(now) == now {}
+    let scanned = w.event(Event::PgScanKswapd);
+    kswapd.step(now);
+    assert_eq!(w.event(Event::PgScanKswapd), scanned);
+    let lack = w.fill(90);
+    kswapd.step(now);
+    assert!(w.event(Event::PgScanKswapd) > scanned);
+    w.free(lack);
     w.cache.end_writes(1000);
     w.cache.check();
 }
@@ -197,11 +223,44 @@ fn what_somebody_frees_is_a_reason_to_begin_again() {
         kswapd.has_given_up(),
         "nothing has changed that it knows of"
     );
-    w.free(vec![taken.pop().unwrap()]);
+    // Ups and downs are no reason.
+    for _ in 0..20 {
+        let free = w.frames.free_frames();
+        let up_and_down = w.fill(free - 31);
+        run(&mut kswapd, &w);
+        w.free(up_and_down);
+        run(&mut kswapd, &w);
+        assert!(kswapd.has_given_up());
+    }
+    w.free(taken.split_off(taken.len() - 32));
     run(&mut kswapd, &w);
     assert!(!kswapd.has_given_up());
     assert!(w.frames.free_frames() >= GOAL);
     w.free(taken);
+}
+
+/// Writes that are in flight for longer than 16 rounds take: it waits for them, and does not burn the time.
+#[test]
+fn it_does_not_give_up_while_writes_are_in_flight() {
+    for free in [50, 150] {
+        let w = short_of_memory(1000, free);
+        for page in w.cache.listed() {
+            w.cache.dirty(page);
+            w.cache.flush(page);
+        }
+        let mut kswapd = kswapd(&w);
+        let mut steps = 0;
+        let mut now = 0;
+        while now < 1_000_000_000 {
+            now = kswapd.step(now);
+            steps += 1;
+            assert!(kswapd.is_running() && steps < 120_000);
+        }
+        w.cache.end_writes(1000);
+        w.machine.clock.store(now, Relaxed);
+        run(&mut kswapd, &w);
+        assert!(!kswapd.has_given_up() && w.frames.free_frames() >= GOAL);
+    }
 }
 
 /// Between the watermarks and on both sides of each: it ends, and what it has begun it brings to the goal.

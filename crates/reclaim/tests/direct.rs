@@ -169,6 +169,44 @@ fn a_request_waits_for_writes_only_if_most_is_being_written() {
     assert_eq!(w.event(Event::ReclaimThrottled), 1);
 }
 
+/// Nobody else takes what the disk has finished.
+#[test]
+fn who_waits_takes_finished_writes() {
+    let w = world(4, NO_MARKS);
+    for page in w.cache.add_many(200, Age::New) {
+        w.cache.dirty(page);
+        w.cache.flush(page);
+    }
+    w.cache.finds.store(8, Relaxed);
+    assert!(direct(&w, 16) >= 16);
+    assert_eq!(w.machine.relaxed.load(Relaxed), 4);
+}
+
+/// The balloon's worker lets no flusher run while it waits: it waits for what is in flight, and for nothing else.
+#[test]
+fn who_lets_nobody_run_waits_for_no_flusher() {
+    for (program, waits) in [(false, 0), (true, 100)] {
+        let w = world(4, NO_MARKS);
+        for page in w.cache.add_many(200, Age::New) {
+            w.cache.dirty(page);
+        }
+        w.machine.program.store(program, Relaxed);
+        assert_eq!(direct(&w, 16), 0);
+        assert_eq!(w.machine.relaxed.load(Relaxed), waits);
+        assert_eq!(w.event(Event::ReclaimThrottled), waits / 100);
+    }
+    let w = world(4, NO_MARKS);
+    for (at, page) in w.cache.add_many(200, Age::New).into_iter().enumerate() {
+        w.cache.dirty(page);
+        if at < 10 {
+            w.cache.flush(page);
+        }
+    }
+    w.cache.finds.store(5, Relaxed);
+    direct(&w, 100);
+    assert_eq!(w.machine.relaxed.load(Relaxed), 2);
+}
+
 #[test]
 fn a_wait_for_writes_that_do_not_end_is_bounded() {
     let w = world(4, NO_MARKS);

@@ -41,11 +41,16 @@ pub struct Machine {
     /// Writes that end at each `relax`.
     pub ends: AtomicU64,
     pub cache: OnceLock<&'static Cache>,
+    /// The caller is a program: others run while it waits.
+    pub program: AtomicBool,
 }
 
 impl Platform for Machine {
     fn cpu(&self) -> CpuId {
         CpuId::new(CPU.get())
+    }
+    fn caller(&self, cpu: CpuId) -> u64 {
+        (u64::from(self.program.load(Relaxed)) << 32) + cpu.index() as u64 + 1
     }
     fn now(&self) -> u64 {
         self.clock.load(Relaxed)
@@ -102,6 +107,8 @@ pub struct Cache {
     /// Requests that the disk still takes.
     pub room: AtomicU64,
     pub woken: AtomicU64,
+    /// Writes that each look for finished ones finds.
+    pub finds: AtomicU64,
     pub harvests: AtomicU64,
     /// Direct reclaim runs: no write may begin.
     pub no_writes: AtomicBool,
@@ -333,6 +340,10 @@ impl Evictable for Cache {
         self.woken.fetch_add(1, Relaxed);
     }
 
+    fn poll(&self) {
+        self.end_writes(self.finds.load(Relaxed) as usize);
+    }
+
     fn dirty_and_writeback(&self) -> (u64, u64) {
         let books = self.books();
         let count = |test: fn(&Page) -> bool| books.pages.values().filter(|p| test(p)).count();
@@ -447,6 +458,7 @@ pub fn world_with(blocks: u64, watermarks: Watermarks, config: ReclaimConfig) ->
         books: Mutex::default(),
         room: AtomicU64::new(u64::MAX),
         woken: AtomicU64::new(0),
+        finds: AtomicU64::new(0),
         harvests: AtomicU64::new(0),
         no_writes: AtomicBool::new(false),
         stubborn: AtomicBool::new(false),
