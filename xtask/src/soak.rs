@@ -39,6 +39,14 @@ struct Plan {
 
 impl Plan {
     fn parse(words: &[&str]) -> Result<Self, String> {
+        let timed = ["--seconds", "--answer-ms", "--schedule"];
+        if words.contains(&"--hour")
+            && let Some(flag) = timed.iter().find(|flag| words.contains(flag))
+        {
+            return Err(format!(
+                "{flag} with --hour: its parts are an hour of virtual time each, under both schedules"
+            ));
+        }
         let mut plan = Self {
             seconds: 180,
             columns: vec!["steered", "movable"],
@@ -532,6 +540,28 @@ mod tests {
             assert!(part.run(&plan, &build(1)).is_err());
         }
         fs::remove_dir_all(out).unwrap();
+    }
+
+    #[test]
+    fn an_hour_is_virtual_time_under_both_schedules() {
+        let plan = Plan::parse(&["--hour", "--columns", "steered"]).unwrap();
+        let parts = plan.parts();
+        let names: Vec<String> = parts.iter().map(Part::name).collect();
+        assert_eq!(names, ["steered-held-hour", "steered-cycle-hour"]);
+        for (part, schedule) in parts.iter().zip(["held", "cycle"]) {
+            let flags = part.flags();
+            let wanted = format!(
+                "--time-scale 3 --balloon 256M --step 64M --columns steered --schedule {schedule}"
+            );
+            assert!(
+                flags.ends_with(&wanted) && !flags.contains("--threads"),
+                "{flags}"
+            );
+        }
+        for flag in ["--seconds", "--answer-ms", "--schedule"] {
+            let refusal = Plan::parse(&["--hour", flag, "20"]).unwrap_err();
+            assert!(refusal.contains(flag), "{refusal}");
+        }
     }
 
     fn part(deflates: bool) -> Part {

@@ -127,8 +127,10 @@ fn the_reference_bounds_every_column_whose_balloon_is_at_its_target() {
         // 59 attempts, one each 25 ms.
         assert_eq!((seconds(0), seconds(1)), (2, 2));
         for pass in &column.passes {
+            // At rest nothing need be left but inodes and names, which can be given up.
+            let loaded = pass.name != "rested";
             assert!(
-                pass.unmovable.iter().all(|&frames| frames > 0),
+                pass.unmovable.iter().all(|&frames| !loaded || frames > 0),
                 "{}",
                 column.name
             );

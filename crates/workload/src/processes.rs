@@ -100,6 +100,7 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
             return None;
         }
         let place = self.table.lock().take_ready(cpu)?;
+        // Relaxed: the table's lock has ordered it; a count that is read too large costs a look.
         arrivals.fetch_sub(1, Ordering::Relaxed);
         Some(Box::new(Running {
             processes: self,
@@ -169,6 +170,7 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
 
     /// Whether the program in `place` is to end: it is being killed, or the run is over (another thread has panicked).
     fn is_killed(&self, place: Option<usize>) -> bool {
+        // Acquire: pairs with the release that ends the run.
         let over = || self.control.ended().load(Ordering::Acquire);
         place.is_some_and(|place| self.killed[place].load(Ordering::Relaxed) || over())
     }
