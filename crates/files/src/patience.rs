@@ -34,7 +34,12 @@ impl<'a, P: Platform> Patience<'a, P> {
         if now >= *self.until.get_or_insert(now.saturating_add(LIMIT)) {
             return false;
         }
-        self.platform.sleep_until(now.saturating_add(NAP));
+        let next = now.saturating_add(NAP);
+        self.platform.sleep_until(next);
+        // At the end of a run sleepers are woken early: an attempt costs others too much to be made at each look.
+        while self.platform.now() < next {
+            self.platform.relax();
+        }
         true
     }
 
