@@ -7,7 +7,7 @@ use dirigible_frames::{
 
 use crate::{
     Evictable, Generations, ReclaimConfig, Shrinker,
-    callers::{Callers, Inside},
+    callers::{Callers, Inside, TurnedAway},
     hand::{Effort, Hand, Pass},
     slabs::Slabs,
 };
@@ -196,7 +196,7 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
     }
 
     /// Whether `who` is let into reclaim at this moment; see [`Callers`].
-    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
+    pub(crate) fn enter(&self) -> Result<Inside<'_>, TurnedAway> {
         let cpu = self.platform.cpu();
         self.callers.enter(self.platform.caller(cpu))
     }
