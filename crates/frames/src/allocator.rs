@@ -229,7 +229,8 @@ impl<'m> FrameAllocator<'m> {
 
     /// Adds `more` to the tally of `block` in one atomic step, with wrap-around, so that it can also subtract; gives
     /// the tally before. The block is not filed anew: [`refile_block`](Self::refile_block) does that, and
-    /// [`set_block_tally`](Self::set_block_tally).
+    /// [`set_block_tally`](Self::set_block_tally). Until then a cost function that uses the tally finds the block where
+    /// it was.
     pub fn add_to_block_tally(&self, block: BlockId, more: u64) -> u64 {
         // Relaxed: a hint; nothing depends on it.
         self.record(block).tally.fetch_add(more, Ordering::Relaxed)

@@ -9,6 +9,15 @@ const PLACES: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Callers([AtomicU64; PLACES]);
 
+/// Why a caller is turned away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum TurnedAway {
+    /// It is inside already.
+    Inside,
+    /// Too many others are.
+    Full,
+}
+
 /// A place, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Inside<'c>(&'c AtomicU64);
@@ -25,12 +34,12 @@ impl Callers {
         Self(core::array::from_fn(|_| AtomicU64::new(0)))
     }
 
-    /// Lets `caller` in; `None` if it is inside already, or too many others are.
-    pub fn enter(&self, caller: u64) -> Option<Inside<'_>> {
+    /// Lets `caller` in, or says why not.
+    pub fn enter(&self, caller: u64) -> Result<Inside<'_>, TurnedAway> {
         // Relaxed throughout: a caller finds what it wrote itself, and a place is nothing but its number.
         let is_inside = |place: &AtomicU64| place.load(Ordering::Relaxed) == caller;
         if self.0.iter().any(is_inside) {
-            return None;
+            return Err(TurnedAway::Inside);
         }
         let taken = self.0.iter().find(|place| {
             place.load(Ordering::Relaxed) == 0
@@ -38,7 +47,7 @@ impl Callers {
                     .compare_exchange(0, caller, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok()
         });
-        taken.map(Inside)
+        taken.map(Inside).ok_or(TurnedAway::Full)
     }
 }
 
@@ -50,18 +59,21 @@ mod tests {
     fn nobody_is_inside_twice() {
         let callers = Callers::new();
         let first = callers.enter(7);
-        assert!(first.is_some() && callers.enter(7).is_none());
-        assert!(callers.enter(8).is_some());
+        assert!(first.is_ok());
+        assert_eq!(callers.enter(7).unwrap_err(), TurnedAway::Inside);
+        assert!(callers.enter(8).is_ok());
         drop(first);
-        assert!(callers.enter(7).is_some());
+        assert!(callers.enter(7).is_ok());
     }
 
     #[test]
     fn one_too_many_is_turned_away() {
         let callers = Callers::new();
         let all: alloc::vec::Vec<_> = (1..=PLACES as u64).map(|c| callers.enter(c)).collect();
-        assert!(all.iter().all(Option::is_some) && callers.enter(1000).is_none());
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(callers.enter(1000).unwrap_err(), TurnedAway::Full);
+        assert_eq!(callers.enter(64).unwrap_err(), TurnedAway::Inside);
         drop(all);
-        assert!(callers.enter(1000).is_some());
+        assert!(callers.enter(1000).is_ok());
     }
 }

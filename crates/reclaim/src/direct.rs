@@ -2,7 +2,11 @@
 
 use dirigible_frames::{Event, Order, Platform, Reclaim, sync::Ordering};
 
-use crate::{Reclaimer, Who, hand::Effort};
+use crate::{
+    Reclaimer, Who,
+    callers::{Inside, TurnedAway},
+    hand::Effort,
+};
 
 /// The priority of the first pass.
 pub(crate) const FIRST_PRIORITY: u8 = 12;
@@ -15,7 +19,7 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
     /// as soon as a zone has twice the request above its low watermark: compaction has room then. Gives 0 at once to who
     /// is inside of reclaim already.
     fn reclaim(&self, frames: usize, order: Order) -> usize {
-        let Some(_inside) = self.enter() else {
+        let Some(_inside) = self.wait_to_enter() else {
             return 0;
         };
         let goal = frames as u64;
@@ -50,6 +54,27 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
 }
 
 impl<P: Platform> Reclaimer<'_, P> {
+    /// Lets the caller in, after a bounded wait if too many others are inside: they are about to free something.
+    fn wait_to_enter(&self) -> Option<Inside<'_>> {
+        let until = self.platform.now().saturating_add(self.config.throttle_ns);
+        for _ in 0..self.config.throttle_looks.max(1) {
+            match self.enter() {
+                Ok(inside) => return Some(inside),
+                Err(TurnedAway::Inside) => return None,
+                // Who lets nobody run waits in vain.
+                Err(TurnedAway::Full) if self.is_alone() || self.platform.now() >= until => break,
+                Err(TurnedAway::Full) => self.platform.relax(),
+            }
+        }
+        None
+    }
+
+    /// Whether the caller is the processor itself, not one of several that share it: nobody runs there while it waits.
+    fn is_alone(&self) -> bool {
+        let cpu = self.platform.cpu();
+        self.platform.caller(cpu) == cpu.index() as u64 + 1
+    }
+
     /// Whether compaction has room for a request of `order`.
     pub(crate) fn has_room(&self, order: Order) -> bool {
         let frames = self.generations.frames();
@@ -67,7 +92,7 @@ impl<P: Platform> Reclaimer<'_, P> {
     /// daemon's step (the balloon's worker), or the kernel. It waits for what is in flight only; that ends without help.
     fn throttle(&self) {
         let cpu = self.platform.cpu();
-        let alone = self.platform.caller(cpu) == cpu.index() as u64 + 1;
+        let alone = self.is_alone();
         let (dirty, writeback) = self.unwritten();
         if alone && writeback == 0 {
             return;

@@ -101,7 +101,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             return later;
         }
         // A step inside of reclaim by the same caller: later.
-        let Some(_inside) = self.reclaimer.enter() else {
+        let Ok(_inside) = self.reclaimer.enter() else {
             self.round = Some(round);
             return later;
         };

@@ -7,13 +7,16 @@ use dirigible_frames::{
 
 use crate::{
     Evictable, Generations, ReclaimConfig, Shrinker,
-    callers::{Callers, Inside},
+    callers::{Callers, Inside, TurnedAway},
     hand::{Effort, Hand, Pass},
     slabs::Slabs,
 };
 
 /// Owner numbers, 0 among them.
 const OWNERS: usize = OwnerId::MAX as usize + 1;
+
+/// How often all objects are offered at the operator's wish.
+const SHRINK_TURNS: u32 = 8;
 
 /// Why an owner or a shrinker was not registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -106,14 +109,18 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
     }
 
     /// Gives up all objects that nobody uses, at the operator's wish (drop caches). Gives how many frames became free.
-    /// An object that was used since the last look is given up at the second one.
+    /// An object that was used since the last look is given up at the second one. Ends after eight turns at most: others
+    /// may make objects as fast as they are given up.
     pub fn shrink_all(&self) -> u64 {
         let mut frames = 0;
         let mut vain = 0;
-        while vain < 2 {
+        for _ in 0..SHRINK_TURNS {
             let (freed, more) = self.shrink_everything();
             frames += more;
             vain = if freed == 0 { vain + 1 } else { 0 };
+            if vain == 2 {
+                break;
+            }
         }
         frames
     }
@@ -189,7 +196,7 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
     }
 
     /// Whether `who` is let into reclaim at this moment; see [`Callers`].
-    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
+    pub(crate) fn enter(&self) -> Result<Inside<'_>, TurnedAway> {
         let cpu = self.platform.cpu();
         self.callers.enter(self.platform.caller(cpu))
     }

@@ -4,6 +4,10 @@
 /// [`FrameAllocator::block_tally`](dirigible_frames::FrameAllocator::block_tally): for a cost function
 /// (`Config::cost`).
 ///
+/// A block is not filed anew with each change of its tally, but only when the clock hand has gone through it. A cost
+/// function that uses the tally wants blocks filed by it: where it is set, somebody calls `FrameAllocator::refile_block`
+/// for the blocks before their order is relied on.
+///
 /// | bits | what |
 /// |---|---|
 /// | 0 to 39 | frames in generations 1 to 4, ten bits each |

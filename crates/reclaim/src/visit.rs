@@ -167,6 +167,9 @@ impl<P: Platform> Visitor<'_, '_, P> {
     }
 
     fn write(&self, frame: Pfn, owner: &dyn Evictable, pass: &mut Pass) {
+        // Before it begins, as its end takes the mark off: one that comes later would stay. Without room at the disk the
+        // frame stays dirty and keeps the mark, as one that is only marked.
+        self.leave(frame, FrameFlags::RECLAIM);
         let begun = owner.begin_write(frame);
         if begun == 0 {
             // No room for the request: the flusher writes it when there is.
@@ -175,16 +178,22 @@ impl<P: Platform> Visitor<'_, '_, P> {
             pass.written += begun as u64;
             pass.writeback += 1;
         }
-        self.leave(frame, FrameFlags::RECLAIM);
         owner.put_back(frame);
     }
 
-    /// Makes a frame that stays a little younger.
+    /// Makes a frame that stays a little younger. Adds `mark`, which the end of a write takes off, only if there is a
+    /// write to come or to end.
     fn leave(&self, frame: Pfn, mark: FrameFlags) {
         let (oldest, next) = (self.oldest(), self.next());
         self.generations.change(frame, |info| {
+            let unwritten = FrameFlags::DIRTY.union(FrameFlags::WRITEBACK);
+            let flags = if info.flags.intersects(unwritten) {
+                info.flags.union(mark)
+            } else {
+                info.flags
+            };
             (info.generation == oldest).then(|| Marks {
-                flags: info.flags.union(mark),
+                flags,
                 generation: next,
                 ..info.marks()
             })

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use dirigible_frames::{Event, Order, Reclaim, Watermarks};
+use dirigible_frames::{Event, FrameFlags, Order, Reclaim, Watermarks};
 use dirigible_reclaim::{Age, Kswapd, KswapdConfig};
 use support::{Machine, Objects, World, world};
 
@@ -168,6 +168,25 @@ fn in_trouble_it_writes_and_pauses() {
     w.free(lack);
     w.cache.end_writes(1000);
     w.cache.check();
+}
+
+/// The mark that a write leaves for its end is there before that.
+#[test]
+fn what_is_written_at_once_keeps_no_mark() {
+    let w = short_of_memory(1000, 150);
+    w.cache.quick.store(true, Relaxed);
+    for page in w.cache.listed() {
+        w.cache.dirty(page);
+    }
+    let mut kswapd = kswapd(&w);
+    while w.event(Event::VmscanWrite) == 0 {
+        kswapd.step(0);
+    }
+    let books = w.cache.books();
+    let clean = books.pages.iter().filter(|(_, page)| !page.dirty);
+    let marked = |frame| w.frames.flags(frame).contains(FrameFlags::RECLAIM);
+    assert!(clean.clone().count() > 0);
+    assert!(clean.map(|(&frame, _)| frame).all(|frame| !marked(frame)));
 }
 
 #[test]

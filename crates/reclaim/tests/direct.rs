@@ -170,6 +170,33 @@ fn a_request_waits_for_writes_only_if_most_is_being_written() {
 }
 
 /// Nobody else takes what the disk has finished.
+/// Objects that come back as fast as they are given up.
+struct Spring(std::sync::atomic::AtomicU64);
+
+impl Shrinker for Spring {
+    fn count(&self) -> u64 {
+        100
+    }
+
+    fn shrink(&self, objects: u64, _: Who) -> Shrunk {
+        assert!(self.0.fetch_add(1, Relaxed) < 1000, "it does not end");
+        Shrunk {
+            scanned: objects,
+            freed: objects,
+            frames: 1,
+        }
+    }
+}
+
+#[test]
+fn the_operators_wish_ends() {
+    let w = world(4, NO_MARKS);
+    w.reclaimer
+        .add_shrinker(leak(Spring(Default::default())))
+        .unwrap();
+    assert_eq!(w.reclaimer.shrink_all(), 8);
+}
+
 #[test]
 fn who_waits_takes_finished_writes() {
     let w = world(4, NO_MARKS);
