@@ -85,8 +85,11 @@ pub enum FormatError {
         /// Inodes asked for.
         inodes: u32,
     },
-    /// More blocks than an extent can name.
-    #[error("{blocks} blocks are too many")]
+    /// More blocks than a store can have.
+    #[error(
+        "a disk of {blocks} blocks is too large: a store has at most {}",
+        crate::geometry::MAX_BLOCKS
+    )]
     TooLarge {
         /// Blocks of the disk.
         blocks: u64,

@@ -7,6 +7,7 @@ use dirigible_frames::{FrameContents, Pfn};
 use crate::{
     error::Error,
     extents::Growth,
+    geometry::MAX_PAGES,
     held::Held,
     inodes::Hold,
     record::{InodeId, Kind, Record},
@@ -134,7 +135,7 @@ impl<'a, P: FrameContents> FileStore<'a, P> {
         let held = self.hold_open(inode, Hold::Alone)?;
         let record = held.file()?;
         let size = record.size();
-        if pages.start > size || pages.end > self.geometry.blocks {
+        if pages.start > size || pages.end > self.geometry.blocks.min(MAX_PAGES) {
             return Err(if pages.start > size {
                 Error::Beyond
             } else {

@@ -15,8 +15,10 @@ pub(crate) const VERSION: u64 = 1;
 pub(crate) const BLOCK_WORDS: usize = 512;
 /// Bits of a block.
 pub(crate) const BLOCK_BITS: u64 = 64 * BLOCK_WORDS as u64;
-/// The most blocks that a store can have: first blocks of extents are numbers of 40 bits, and their lengths of 24.
-const MAX_BLOCKS: u64 = 1 << 24;
+/// The most blocks that a store can have, 16 TiB: first blocks of extents are numbers of 40 bits.
+pub(crate) const MAX_BLOCKS: u64 = 1 << 32;
+/// The most pages of a file, a page less than 64 GiB: lengths of extents are numbers of 24 bits.
+pub(crate) const MAX_PAGES: u64 = (1 << 24) - 1;
 /// The most inodes that a store can have.
 pub(crate) const MAX_INODES: u32 = 1 << 24;
 
@@ -187,12 +189,14 @@ mod tests {
             Geometry::new(5, 1),
             Err(FormatError::TooSmall { .. })
         ));
+        let large = Geometry::new(1 << 32, MAX_INODES).unwrap();
+        assert_eq!(large.data().end, (1 << 32) - 1);
         assert!(matches!(
             Geometry::new(100, 0),
             Err(FormatError::Inodes { .. })
         ));
         assert!(matches!(
-            Geometry::new(1 << 25, 1),
+            Geometry::new((1 << 32) + 1, 1),
             Err(FormatError::TooLarge { .. })
         ));
     }
