@@ -244,6 +244,17 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
     runs.row(table, "files compiled", 0, |c| {
         c.load.compiled_in_all().0 as f64
     });
+    let first = runs.0.first().and_then(|run| run.columns.first());
+    let phases = first.map_or(&[][..], |column| &column.load.compiled);
+    for (index, phase) in phases.iter().enumerate() {
+        let label = format!("  a minute, {}", phase.phase);
+        runs.row(table, &label, 1, |c| {
+            let phase = c.load.compiled.get(index);
+            phase.map_or(0.0, |phase| {
+                60_000.0 * phase.files as f64 / phase.ms.max(1) as f64
+            })
+        });
+    }
     if let [only] = runs.0 {
         let hashes = only
             .columns

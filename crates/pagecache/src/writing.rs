@@ -156,21 +156,38 @@ impl<P: FrameContents> PageCache<'_, P> {
         frame.is_some_and(|frame| self.frames.flags(frame).contains(FrameFlags::WRITEBACK))
     }
 
-    /// Writes all pages of the range that are dirty now, waits for them, and tries those that failed once more, alone.
+    /// Writes all pages of the range that are dirty now and waits for them. Those that failed it tries again, alone,
+    /// and again as long as fewer of them fail each time.
     pub(crate) fn sync_range(&self, blocks: Range<u64>) -> Result<(), CacheError> {
         let end = blocks.end.min(self.block_count());
         self.begin_writes(blocks.start, end);
         self.wait_for_writes(blocks.start, end);
-        let (mut at, mut result) = (blocks.start, Ok(()));
+        let mut failed_before = u64::MAX;
+        loop {
+            let (failed, first) = self.write_failed(blocks.start, end);
+            let Some(block) = first else {
+                return Ok(());
+            };
+            if failed >= failed_before {
+                return Err(CacheError::Io { block });
+            }
+            failed_before = failed;
+        }
+    }
+
+    /// Writes those pages of `at..end` that could not be written, each alone. How many failed again, and the first.
+    fn write_failed(&self, mut at: u64, end: u64) -> (u64, Option<u64>) {
+        let (mut failed, mut first) = (0, None);
         while let Some(block) = self.failed.next_of_all(at, end) {
             self.begin_writes(block, block + 1);
             self.wait_for_writes(block, block + 1);
-            if self.failed.contains(block) && result.is_ok() {
-                result = Err(CacheError::Io { block });
+            if self.failed.contains(block) {
+                failed += 1;
+                first = first.or(Some(block));
             }
             at = block + 1;
         }
-        result
+        (failed, first)
     }
 
     /// Begins to write each page of `at..end` that is dirty; waits for room, and for those who use a page.

@@ -50,6 +50,7 @@ pub fn run_column(
         touched: true,
         control: true,
         disk_bytes: params.disk_bytes(),
+        base_pages: true,
     };
     let task = GuestTask::Column {
         column,

@@ -33,6 +33,11 @@ pub(crate) struct Shape {
     /// It is a sparse file in the private directory. Nothing of it outlives the run, so QEMU leaves it in the host's
     /// page cache and never waits for the host's disk (`cache=unsafe`).
     pub disk_bytes: u64,
+    /// Whether the host backs RAM by its base pages alone.
+    ///
+    /// QEMU asks for huge pages. Then one frame that the guest touches in 2 MiB that the balloon has given back makes
+    /// all of them resident again: what the balloon holds could not be compared with what is resident.
+    pub base_pages: bool,
 }
 
 impl Shape {
@@ -157,6 +162,7 @@ mod tests {
             touched: true,
             control: true,
             disk_bytes: 0,
+            base_pages: false,
         };
         let line = line(Accel::Tcg, MachineType::Q35, &shape);
         for part in [
@@ -179,6 +185,7 @@ mod tests {
             touched: false,
             control: false,
             disk_bytes: 16 << 20,
+            base_pages: false,
         };
         let line = line(Accel::Kvm, MachineType::Microvm, &shape);
         for part in [

@@ -57,6 +57,7 @@ pub fn guest_tests(
         touched: false,
         control: true,
         disk_bytes: DISK,
+        base_pages: false,
     };
     let task = GuestTask::Tests { only: only.into() };
     let result = Vm::start(machine, shape, &task, "tests").and_then(|mut vm| {

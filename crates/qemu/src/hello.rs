@@ -32,6 +32,7 @@ pub fn hello(machine: &QemuMachine) -> Result<Hello, RunError> {
         touched: false,
         control: false,
         disk_bytes: 0,
+        base_pages: false,
     };
     let mut vm = Vm::start(machine, shape, &GuestTask::Hello, "hello")?;
     let started = vm.started();

@@ -109,6 +109,7 @@ pub fn balloon_speed(
         touched: false,
         control: true,
         disk_bytes: 0,
+        base_pages: false,
     };
     let task = GuestTask::Balloon {
         batch: params.batch,

@@ -1,9 +1,12 @@
-//! A child that does not outlive its parent.
+//! What is set in a child before it begins: that it does not outlive its parent, and that it gets no huge pages.
 #![allow(unsafe_code)]
 
 use std::{io, os::unix::process::CommandExt, process::Command};
 
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::{
+    process::{Signal, getpid, getppid, set_parent_process_death_signal},
+    thread::disable_transparent_huge_pages,
+};
 
 /// Has the kernel kill the child when the thread that starts it ends, for whatever reason.
 pub(crate) fn tie(command: &mut Command) {
@@ -20,4 +23,11 @@ pub(crate) fn tie(command: &mut Command) {
     // held for ever in the child. The closure makes two system calls directly and builds an error from a number: it
     // takes no lock, allocates nothing and drops nothing.
     unsafe { command.pre_exec(tie) };
+}
+
+/// Has the kernel back the child's memory by base pages alone, whatever the child asks for.
+pub(crate) fn without_huge_pages(command: &mut Command) {
+    let set = || Ok(disable_transparent_huge_pages(true)?);
+    // SAFETY: as in `tie`: one system call, and an error made from its number.
+    unsafe { command.pre_exec(set) };
 }

@@ -23,6 +23,7 @@ use crate::{
     process::Process,
     qmp::{Qmp, QmpError},
     serial::{Received, Serial},
+    tether,
 };
 
 /// How long output is read from a guest that has panicked, and from QEMU when it ends.
@@ -102,6 +103,9 @@ impl<'m> Vm<'m> {
                 folder.path(),
             ))
             .stdin(Stdio::piped());
+        if shape.base_pages {
+            tether::without_huge_pages(&mut command);
+        }
         let started = Instant::now();
         let (mut process, stdout) =
             Process::start(&mut command).map_err(host("QEMU cannot be started"))?;

@@ -28,7 +28,7 @@ const STACK_KEY: u64 = 0x7374_6b00_0000_0000;
 const LOOK: u64 = 10 * time::MILLISECOND;
 
 /// The process of one program. It gives back what the program leaves when it is dropped; after a program that has
-/// returned [`finish`](Self::finish) comes first.
+/// returned `finish` comes first.
 pub struct Process<'p, 'e, 'a, P: PageTables> {
     pub(super) processes: &'p Processes<'e, 'a, P>,
     /// In the table; `None`: the operator's own.
