@@ -18,8 +18,8 @@ use crate::step::{Step, cargo, root, target, timed};
 const QUICK_SECONDS: u64 = 256;
 /// The flags that all parts have in common.
 const FLAGS: &str = "stress-highalloc --threads 2 --profile quick --memory 1G --seed 1";
-/// The flags of a part that takes an hour of virtual time: memory is full for most of it.
-const HOUR: &str = "stress-highalloc --profile paper --memory 1G --seed 1 --time-scale 3";
+/// The flags of a part that takes an hour of virtual time: memory is full for most of it. The time scale follows.
+const HOUR: &str = "stress-highalloc --profile paper --memory 1G --seed 1 --time-scale";
 /// A longer stall of a base request is noted, and is no fault: the slow path waits for compaction for at most 200 ms,
 /// the rest may be due to busy CPUs of the host.
 const LONG_NS: u64 = 250_000_000;
@@ -180,15 +180,12 @@ impl Part {
     /// The command's flags, without the path of the report.
     fn flags(&self) -> String {
         if self.hour {
-            let (
-                full,
-                Self {
-                    column, schedule, ..
-                },
-            ) = (self.balloon_mib(), self);
+            let (column, schedule, full) = (self.column, self.schedule, self.balloon_mib());
             let step = full / 4;
+            // The balloon that is held is filled before pass 1, which takes as long again.
+            let scale = if schedule == "held" { 3 } else { 6 };
             return format!(
-                "{HOUR} --balloon {full}M --step {step}M --columns {column} --schedule {schedule}"
+                "{HOUR} {scale} --balloon {full}M --step {step}M --columns {column} --schedule {schedule}"
             );
         }
         let thousandths = (self.seconds * 1000 / QUICK_SECONDS).max(1);
@@ -548,10 +545,10 @@ mod tests {
         let parts = plan.parts();
         let names: Vec<String> = parts.iter().map(Part::name).collect();
         assert_eq!(names, ["steered-held-hour", "steered-cycle-hour"]);
-        for (part, schedule) in parts.iter().zip(["held", "cycle"]) {
+        for (part, (schedule, scale)) in parts.iter().zip([("held", 3), ("cycle", 6)]) {
             let flags = part.flags();
             let wanted = format!(
-                "--time-scale 3 --balloon 256M --step 64M --columns steered --schedule {schedule}"
+                "--time-scale {scale} --balloon 256M --step 64M --columns steered --schedule {schedule}"
             );
             assert!(
                 flags.ends_with(&wanted) && !flags.contains("--threads"),
