@@ -111,6 +111,12 @@ events! {
     PswpIn = "pswpin",
     /// Frames written to swap.
     PswpOut = "pswpout",
+    /// Of the frames read from swap, those that were read ahead.
+    SwapAhead = "swap_ra",
+    /// Pages of programs that are not in memory when they are wanted, and come back from swap.
+    SwapFault = "pgmajfault_swap",
+    /// Pages of programs that reclaim wanted to put into swap when it was full.
+    SwapFull = "swap_full",
     /// Frames made young again by reclaim, or at once, because they were used.
     PgActivate = "pgactivate",
     /// Frames made older.
@@ -149,12 +155,22 @@ events! {
     WorkingsetRefault = "workingset_refault_file",
     /// Of these, those that came back soon enough to be in use.
     WorkingsetActivate = "workingset_activate_file",
+    /// Frames of programs read from swap again after reclaim had taken them.
+    RefaultAnon = "workingset_refault_anon",
+    /// Of these, those that came back soon enough to be in use.
+    ActivateAnon = "workingset_activate_anon",
     /// Frames of files freed at the operator's wish.
     DropPagecache = "drop_pagecache",
     /// Huge pages allocated by khugepaged.
     ThpCollapseAlloc = "thp_collapse_alloc",
     /// Huge pages that khugepaged could not allocate.
     ThpCollapseAllocFailed = "thp_collapse_alloc_failed",
+    /// Huge pages that replaced base pages at last.
+    ThpCollapse = "thp_collapse",
+    /// Huge pages of which a part was unmapped, to be split when memory is wanted.
+    ThpDeferredSplit = "thp_deferred_split_page",
+    /// Clean frames that compaction dropped instead of moving them.
+    CompactDropped = "compact_dropped",
     /// Programs killed because memory had ended.
     OomKill = "oom_kill",
     /// Requests that ended without memory.

@@ -279,6 +279,7 @@ fn run_on<'a>(
         disk: &disk,
         memory: manager.memory(),
         generations: &generations,
+        swap: 0..0,
     };
     let cache = PageCache::new(cache_parts, CacheConfig::default()).observed_by(&move_checks);
     manager.register(FILES, &cache)?;

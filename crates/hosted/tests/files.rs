@@ -261,6 +261,7 @@ fn guest(machine: &HostedMachine, work: impl FnOnce(&Guest<'_, '_>)) {
         disk: &disk,
         memory: manager.memory(),
         generations: &generations,
+        swap: 0..0,
     };
     // Nobody who makes pages dirty is held up: memory may fill with them.
     let config = CacheConfig {

@@ -1,6 +1,7 @@
 //! The page cache: its parts, its table, and the step by which a page is held.
 
 use alloc::boxed::Box;
+use core::ops::Range;
 
 use dirigible_disk::{BlockDevice, MAX_REQUEST_FRAMES};
 use dirigible_frames::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -28,6 +29,7 @@ pub struct PageCache<'a, P> {
     pub(crate) disk: &'a dyn BlockDevice,
     pub(crate) memory: &'a dyn PageSource,
     pub(crate) generations: &'a Generations<'a>,
+    pub(crate) swap: Range<u64>,
     pub(crate) observer: Option<&'a dyn MoveObserver>,
     pub(crate) config: CacheConfig,
     /// By block, as [`Slot`]s.
@@ -88,6 +90,7 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             disk: parts.disk,
             memory: parts.memory,
             generations: parts.generations,
+            swap: parts.swap.start.min(blocks)..parts.swap.end.min(blocks),
             observer: None,
             config: CacheConfig {
                 ahead_first: config.ahead_first.max(1),

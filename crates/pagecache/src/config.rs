@@ -1,5 +1,7 @@
 //! What a page cache is made of, and its constants.
 
+use core::ops::Range;
+
 use dirigible_disk::{BlockDevice, MAX_REQUEST_FRAMES};
 use dirigible_frames::{FrameAllocator, OwnerId, PageSource, Pfn};
 use dirigible_reclaim::Generations;
@@ -25,6 +27,8 @@ pub struct CacheParts<'a, P> {
     pub memory: &'a dyn PageSource,
     /// The ages of its frames.
     pub generations: &'a Generations<'a>,
+    /// The blocks of the disk that are swap: pages of programs, and not of the file store. May be empty.
+    pub swap: Range<u64>,
 }
 
 /// Constants of a page cache.

@@ -66,6 +66,7 @@ mod removing;
 mod requests;
 mod slot;
 mod streams;
+mod swapped;
 mod throttle;
 mod writing;
 

@@ -66,7 +66,9 @@ impl<P: FrameContents> PageCache<'_, P> {
             if self.swap_slot(block, slot, present) {
                 self.pages.fetch_add(1, Ordering::Relaxed);
                 let stamp = slot.stamp().filter(|_| read);
-                if stamp.is_some_and(|stamp| self.generations.refault(self.platform.cpu(), stamp)) {
+                let kind = self.kind_of(block);
+                let cpu = self.platform.cpu();
+                if stamp.is_some_and(|stamp| self.generations.refault(cpu, stamp, kind)) {
                     self.frames.set_flags(frame, FrameFlags::WORKINGSET);
                 }
                 return true;

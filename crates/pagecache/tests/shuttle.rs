@@ -223,6 +223,7 @@ impl World {
             disk,
             memory: source,
             generations,
+            swap: 0..0,
         };
         let config = CacheConfig {
             dirty_percent: 100,

@@ -112,6 +112,7 @@ mod slow_path;
 mod source;
 mod space;
 mod split;
+mod swap;
 mod tables;
 mod unmap;
 
@@ -128,3 +129,4 @@ pub use source::{
 };
 pub use space::{MAX_SPACES, SpaceId};
 pub use split::SplitError;
+pub use swap::{Returned, SwapError, SwapSpace};

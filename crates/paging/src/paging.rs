@@ -1,9 +1,12 @@
 //! [`Paging`]: all address spaces of a guest.
 
+use dirigible_reclaim::Generations;
+
 use crate::{
     entry::{Entry, Kind},
     page::{ENTRIES, HUGE_DEPTH, Page},
     space::{Slot, SpaceId, Spaces},
+    swap::SwapSpace,
 };
 use dirigible_frames::{
     FrameAllocator, FrameFlags, FrameState, Order, OwnerId, PageTables, Pfn, sync::Mutex,
@@ -22,6 +25,10 @@ pub struct Paging<'a, P> {
     pub(crate) owner: OwnerId,
     pub(crate) spaces: Spaces,
     pub(crate) observer: Option<&'a dyn MoveObserver>,
+    /// The ages of its frames; `None`: they cannot be reclaimed.
+    pub(crate) generations: Option<&'a Generations<'a>>,
+    /// Where pages go whose frames are wanted.
+    pub(crate) swap: Option<&'a dyn SwapSpace>,
     /// The table whose upper half every root table shares.
     pub(crate) kernel_half: Option<Pfn>,
     /// Makes dropping a reference to an unmapped frame, and reading how many are left, one step.
@@ -89,6 +96,8 @@ impl<'a, P: PageTables> Paging<'a, P> {
             owner,
             spaces: Spaces::new(max_spaces),
             observer: None,
+            generations: None,
+            swap: None,
             kernel_half: None,
             last_pin: Mutex::new(()),
         }
@@ -97,6 +106,13 @@ impl<'a, P: PageTables> Paging<'a, P> {
     /// Lets `observer` see every migration.
     pub fn observed_by(mut self, observer: &'a dyn MoveObserver) -> Self {
         self.observer = Some(observer);
+        self
+    }
+
+    /// Lets reclaim put pages into `swap`, the oldest first; `generations` has their ages.
+    pub fn with_swap(mut self, generations: &'a Generations<'a>, swap: &'a dyn SwapSpace) -> Self {
+        self.generations = Some(generations);
+        self.swap = Some(swap);
         self
     }
 

@@ -10,6 +10,9 @@ pub struct ReclaimConfig {
     /// Below this priority background reclaim is in trouble: it writes dirty frames itself. Default 10; the first
     /// priority is 12, the last 0.
     pub write_priority: u8,
+    /// How dear a page of a file is to be read again, against a page of a program, as Linux has it: programs' pages are
+    /// taken with this weight, files' with 200 less this. Default 60.
+    pub swappiness: u8,
     /// The longest that a request waits for writes to end, in nanoseconds. Default 100 ms.
     pub throttle_ns: u64,
     /// How often such a request looks, at most: a virtual clock may stand still. Default 10,000.
@@ -22,6 +25,7 @@ impl Default for ReclaimConfig {
             cluster: 32,
             slab_batch: 128,
             write_priority: 10,
+            swappiness: 60,
             throttle_ns: 100_000_000,
             throttle_looks: 10_000,
         }

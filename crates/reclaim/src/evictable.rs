@@ -4,6 +4,21 @@ use dirigible_frames::Pfn;
 
 use crate::stamp::Stamp;
 
+/// What the contents of frames are. Reclaim takes from both kinds, in proportion to what it costs when they are wanted
+/// again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Of a file: clean ones can be dropped.
+    File,
+    /// Of a program, and nowhere else: they must go into swap first.
+    Anonymous,
+}
+
+impl Kind {
+    /// How many kinds there are.
+    pub const COUNT: usize = 2;
+}
+
 /// Why an owner keeps a frame that reclaim wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kept {
@@ -33,6 +48,27 @@ pub trait Evictable: Sync {
     /// are being written now; 0 if there is no room for the request at the moment. The frame stays isolated until the
     /// caller has put it back, and has the mark `WRITEBACK`.
     fn begin_write(&self, frame: Pfn) -> usize;
+
+    /// What its frames are.
+    fn kind(&self) -> Kind {
+        Kind::File
+    }
+
+    /// Whether [`swap_out`](Self::swap_out) can do anything: there is swap, and it has room. One load.
+    fn has_swap(&self) -> bool {
+        false
+    }
+
+    /// Gives isolated frames of [`Kind::Anonymous`] to swap: heads of base frames, or of huge pages, which are split and
+    /// put back. None is isolated on the caller's behalf afterwards. Each was put back, with its generation as it was,
+    /// or younger if it has been used meanwhile; or it belongs to the page cache, which has begun to write it and makes
+    /// it one of the oldest when it is written (`RECLAIM`). Gives how many are the page cache's now.
+    ///
+    /// The owner takes frames of the kind [`Kind::Anonymous`] off their generation when it gives them away.
+    fn swap_out(&self, frames: &[Pfn]) -> usize {
+        frames.iter().for_each(|&frame| self.put_back(frame));
+        0
+    }
 
     /// Puts an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
     fn put_back(&self, frame: Pfn);

@@ -6,6 +6,7 @@ use dirigible_frames::{
 };
 
 use crate::{
+    evictable::Kind,
     index::Blocks,
     stamp::{EvictionClock, Stamp},
     tally::Tally,
@@ -54,6 +55,8 @@ pub struct Generations<'a> {
     counts: [AtomicU64; COUNT as usize],
     blocks: [Blocks; COUNT as usize],
     pub(crate) evictions: EvictionClock,
+    /// By [`Kind`].
+    costs: [AtomicU64; Kind::COUNT],
 }
 
 /// The number of sequence `sequence`.
@@ -71,6 +74,7 @@ impl<'a> Generations<'a> {
             counts: Default::default(),
             blocks: core::array::from_fn(|_| Blocks::new(blocks)),
             evictions: EvictionClock::default(),
+            costs: Default::default(),
         }
     }
 
@@ -192,15 +196,39 @@ impl<'a> Generations<'a> {
     /// used once, these would not have been lost. If no more than that are in the two youngest generations, it is worth
     /// more to keep them than the least used of those: so they are in use if the distance is not above the number of
     /// frames in the two youngest generations (the idea is that of Linux, mm/workingset.c).
-    pub fn refault(&self, cpu: CpuId, stamp: Stamp) -> bool {
+    pub fn refault(&self, cpu: CpuId, stamp: Stamp, kind: Kind) -> bool {
         let distance = u64::from(self.evictions.now().since(stamp));
         let in_use = distance <= self.young();
+        let (refault, activate) = match kind {
+            Kind::File => (Event::WorkingsetRefault, Event::WorkingsetActivate),
+            Kind::Anonymous => (Event::RefaultAnon, Event::ActivateAnon),
+        };
         let events = self.frames.events();
-        events.add(cpu, Event::WorkingsetRefault, 1);
+        events.add(cpu, refault, 1);
         if in_use {
-            events.add(cpu, Event::WorkingsetActivate, 1);
+            events.add(cpu, activate, 1);
+            self.cost(kind, 1);
         }
         in_use
+    }
+
+    /// Reclaiming frames of `kind` has cost as much as `pages` requests to the disk: contents in use were read again, or
+    /// had to be written first. The costs of both kinds are halved when they come to more than a quarter of all frames.
+    pub fn cost(&self, kind: Kind, pages: u64) {
+        // Relaxed, here and below: estimates.
+        self.costs[kind as usize].fetch_add(pages, Ordering::Relaxed);
+        let sum = self.costs().iter().sum::<u64>();
+        if sum > self.size() / 4 {
+            for cost in &self.costs {
+                let now = cost.load(Ordering::Relaxed);
+                let _ = cost.compare_exchange(now, now / 2, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What reclaiming of each [`Kind`] has cost of late.
+    pub fn costs(&self) -> [u64; Kind::COUNT] {
+        core::array::from_fn(|kind| self.costs[kind].load(Ordering::Relaxed))
     }
 
     /// Frames in all generations.

@@ -62,7 +62,7 @@ mod verify;
 mod visit;
 
 pub use config::{KswapdConfig, ReclaimConfig};
-pub use evictable::{Evictable, Kept};
+pub use evictable::{Evictable, Kept, Kind};
 pub use generations::{Age, Generations};
 pub use kswapd::Kswapd;
 pub use reclaimer::{Reclaimer, RegisterError};

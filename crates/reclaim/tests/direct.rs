@@ -6,7 +6,7 @@ mod support;
 use std::sync::atomic::Ordering::Relaxed;
 
 use dirigible_frames::{Event, FrameFlags, Order, Platform, Reclaim, Watermarks};
-use dirigible_reclaim::{Age, Shrinker, Shrunk, Stamp, Who};
+use dirigible_reclaim::{Age, Kind, Shrinker, Shrunk, Stamp, Who};
 use support::{NO_MARKS, OWNER, Objects, World, leak, world};
 
 fn direct(w: &World, frames: usize) -> usize {
@@ -372,9 +372,9 @@ fn contents_that_come_back_soon_are_in_use() {
     assert_eq!(direct(&w, 101), 101);
     let first = w.cache.books().dropped[0].1;
     // 101 frames were reclaimed since, and 100 are young.
-    assert!(!w.generations.refault(w.machine.cpu(), first));
+    assert!(!w.generations.refault(w.machine.cpu(), first, Kind::File));
     let second = Stamp::from_bits(first.bits() + 1);
-    assert!(w.generations.refault(w.machine.cpu(), second));
+    assert!(w.generations.refault(w.machine.cpu(), second, Kind::File));
     assert_eq!(
         (
             w.event(Event::WorkingsetRefault),

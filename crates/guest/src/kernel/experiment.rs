@@ -85,6 +85,7 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         disk: &disk,
         memory: manager.memory(),
         generations: &generations,
+        swap: 0..0,
     };
     let cache = PageCache::new(cache_parts, CacheConfig::default()).observed_by(&move_checks);
     manager.register(FILES, &cache).map_err(text)?;

@@ -138,6 +138,7 @@ pub fn build(how: Build) -> World {
         disk,
         memory: source,
         generations,
+        swap: 0..0,
     };
     let cache = leak(PageCache::new(parts, how.config).observed_by(notes));
     mobility.register(OWNER, cache).unwrap();

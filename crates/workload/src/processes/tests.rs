@@ -325,6 +325,7 @@ fn world(blocks: usize, by_hardware: bool) -> World {
         disk,
         memory,
         generations,
+        swap: 0..0,
     };
     let cache = leak(PageCache::new(parts, CacheConfig::default()));
     mobility.register(FILES, cache).unwrap();
