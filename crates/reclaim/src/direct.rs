@@ -33,9 +33,10 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
                 priority,
                 goal: goal - freed,
                 order,
+                swaps: goal - freed,
             });
             freed += pass.freed + objects;
-            let unwritten = pass.writeback + pass.immediate;
+            let unwritten = pass.writeback + pass.immediate + pass.swapped;
             if freed == 0 && !throttled && unwritten * 2 > pass.scanned {
                 throttled = true;
                 self.throttle();

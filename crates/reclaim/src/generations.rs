@@ -231,6 +231,18 @@ impl<'a> Generations<'a> {
         core::array::from_fn(|kind| self.costs[kind].load(Ordering::Relaxed))
     }
 
+    /// Whether `frame` is in one of the two oldest generations, and was not used since it got there: reclaim takes it
+    /// soon, so that moving it is not worth the while. A hint.
+    pub fn is_old(&self, frame: Pfn) -> bool {
+        let Some(info) = self.frames.frame(frame) else {
+            return false;
+        };
+        let oldest = self.oldest_sequence();
+        let used = FrameFlags::ACTIVE.union(FrameFlags::REFERENCED);
+        let old = [oldest, oldest.wrapping_add(1)].map(generation);
+        old.contains(&info.generation) && !info.flags.intersects(used)
+    }
+
     /// Frames in all generations.
     pub fn size(&self) -> u64 {
         (1..=COUNT as u8).map(|number| self.count(number)).sum()

@@ -5,7 +5,16 @@ use dirigible_frames::{
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
-use crate::{Evictable, Reclaimer, Who, generations::generation, visit::Visitor};
+use crate::{
+    Evictable, Kind, Reclaimer, Who,
+    generations::generation,
+    shares::{Draws, Shares},
+    swapping::Leaving,
+    visit::{Outcome, Visitor},
+};
+
+/// Background reclaim never gets to priority 0.
+pub(crate) const LAST_OF_KSWAPD: u8 = 1;
 
 /// Who reclaims, and how hard.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +26,18 @@ pub(crate) struct Effort {
     pub goal: u64,
     /// What they are for.
     pub order: Order,
+    /// Frames to be given to swap at most, roughly.
+    pub swaps: u64,
+}
+
+impl Effort {
+    /// Whether there is no lower priority: then both kinds are taken.
+    fn is_last(&self) -> bool {
+        match self.who {
+            Who::Kswapd => self.priority <= LAST_OF_KSWAPD,
+            Who::Direct | Who::Operator => self.priority == 0,
+        }
+    }
 }
 
 /// What a pass has come to.
@@ -34,6 +55,9 @@ pub(crate) struct Pass {
     pub unwritten: u64,
     /// Frames whose writing was begun.
     pub written: u64,
+    /// Frames that swap has been given: they are being written, and become free later. Whoever ends the writes counts
+    /// them as such.
+    pub swapped: u64,
     /// That were being written.
     pub writeback: u64,
 }
@@ -45,6 +69,7 @@ pub(crate) struct Hand {
     at: AtomicU64,
     /// Who looks through a block whose bit they have cleared.
     walkers: AtomicU32,
+    draws: Draws,
 }
 
 /// Dropped frames that are freed together.
@@ -69,6 +94,7 @@ impl<P: Platform> Reclaimer<'_, P> {
             frames: [Pfn::default(); BATCH],
             count: 0,
         };
+        let mut leaving = Leaving::new();
         let mut visitor = self.visitor(effort);
         while pass.scanned < end && pass.freed + (dropped.count as u64) < effort.goal {
             visitor.sequence = self.generations.oldest_sequence();
@@ -78,7 +104,15 @@ impl<P: Platform> Reclaimer<'_, P> {
             match blocks.next(block) {
                 Some(next) => {
                     let offset = if next.index() == block { offset } else { 0 };
-                    self.walk_block(&visitor, next, offset, end, &mut dropped, pass);
+                    self.walk_block(
+                        &visitor,
+                        next,
+                        offset,
+                        end,
+                        &mut dropped,
+                        &mut leaving,
+                        pass,
+                    );
                 }
                 // All of one walk: each generation is looked at once.
                 None if aged == 4 || self.generations.size() == 0 => break,
@@ -88,6 +122,7 @@ impl<P: Platform> Reclaimer<'_, P> {
                 }
             }
         }
+        leaving.give(pass);
         self.free_dropped(&mut dropped, pass);
         visitor.count(&before, pass);
         let scanned = pass.scanned - before.scanned;
@@ -105,18 +140,33 @@ impl<P: Platform> Reclaimer<'_, P> {
             platform: self.platform,
             config: &self.config,
             effort,
+            shares: self.shares(&effort),
+            draws: &self.hand.draws,
             sequence: 0,
         }
     }
 
+    /// Which part of each kind a walk takes. Without swap, or without room in it, all of the files' frames.
+    fn shares(&self, effort: &Effort) -> Shares {
+        let mut swaps = false;
+        self.each_owner(|owner| swaps |= owner.kind() == Kind::Anonymous && owner.has_swap());
+        if swaps && !effort.is_last() {
+            Shares::new(self.generations.costs(), self.config.swappiness)
+        } else {
+            Shares::ALL
+        }
+    }
+
     /// Looks through a block from its frame `offset` on. A walk from its beginning to its end clears its bit.
-    fn walk_block(
-        &self,
+    #[expect(clippy::too_many_arguments, reason = "the state of one walk")]
+    fn walk_block<'s>(
+        &'s self,
         visitor: &Visitor<'_, '_, P>,
         block: BlockId,
         offset: usize,
         end: u64,
         dropped: &mut Dropped,
+        leaving: &mut Leaving<'s>,
         pass: &mut Pass,
     ) {
         let frames = self.generations.frames();
@@ -145,8 +195,15 @@ impl<P: Platform> Reclaimer<'_, P> {
             if owner != known.0 {
                 known = (owner, self.owner(owner));
             }
-            if visitor.visit(frame, known.1, pass) {
-                self.dropped(frame, dropped, pass);
+            let swaps = pass.swapped + leaving.frames() < visitor.effort.swaps;
+            match visitor.visit(frame, known, swaps, pass) {
+                Outcome::Stays => {}
+                Outcome::Dropped => self.dropped(frame, dropped, pass),
+                Outcome::Leaves => {
+                    if let (id, Some(owner)) = known {
+                        leaving.add(frame, (id, owner), frames, pass);
+                    }
+                }
             }
         }
         let (block_number, next) = (block.index() as u64, stopped.unwrap_or(FRAMES_PER_BLOCK));

@@ -5,11 +5,8 @@ use dirigible_frames::{Event, FRAMES_PER_BLOCK, Order, Platform, ZoneId, sync::O
 use crate::{
     KswapdConfig, Reclaimer, Who,
     direct::FIRST_PRIORITY,
-    hand::{Effort, Pass},
+    hand::{Effort, LAST_OF_KSWAPD, Pass},
 };
-
-/// Background reclaim never gets to priority 0.
-const LAST_PRIORITY: u8 = 1;
 
 /// Keeps memory free in all zones.
 ///
@@ -52,6 +49,8 @@ struct Round {
     scanned: u64,
     /// Frames that it has met in writing, or begun to write.
     in_flight: u64,
+    /// Frames that the pass may give to swap.
+    swaps: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +131,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             freed: 0,
             scanned: 0,
             in_flight: 0,
+            swaps: 0,
         };
         self.begin_pass(&mut round);
         round
@@ -141,6 +141,25 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
         round.size = self.reclaimer.generations.size();
         round.left = self.reclaimer.share(round.priority);
         round.pass = Pass::default();
+        // What is being written becomes free without more. Other writes must not hold swap up for good.
+        let (_, writeback) = self.reclaimer.unwritten();
+        let cluster = self.reclaimer.config.cluster;
+        let least = if round.priority == FIRST_PRIORITY {
+            cluster
+        } else {
+            0
+        };
+        round.swaps = self.lack().saturating_sub(writeback).max(least);
+    }
+
+    /// Frames that all zones lack to their goals.
+    fn lack(&self) -> u64 {
+        let frames = self.reclaimer.generations.frames();
+        let lacks = frames.zones().map(|zone| {
+            self.goal(zone)
+                .saturating_sub(frames.zone_free_frames(zone))
+        });
+        lacks.sum()
     }
 
     /// A piece of the pass under way.
@@ -152,6 +171,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             priority: round.priority,
             goal: u64::MAX,
             order: Order::BASE,
+            swaps: round.swaps,
         };
         self.reclaimer
             .look(effort, piece.min(round.left), &mut round.pass);
@@ -172,14 +192,14 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             .shrink_slabs(Who::Kswapd, priority, pass.scanned, round.size);
         round.freed += pass.freed + objects;
         round.scanned += pass.scanned;
-        round.in_flight += pass.writeback + pass.written;
+        round.in_flight += pass.writeback + pass.written + pass.swapped;
         let in_trouble = round.scanned > 0 && priority < self.reclaimer.config.write_priority;
         if round.freed >= self.config.progress {
             self.vain = 0;
             self.round = Some(self.round());
             return now;
         }
-        if priority > LAST_PRIORITY {
+        if priority > LAST_OF_KSWAPD {
             round.priority -= 1;
             self.begin_pass(&mut round);
             self.round = Some(round);

@@ -1,11 +1,12 @@
 //! What becomes of one frame that the clock hand meets.
 
-use dirigible_frames::{Event, FrameFlags, FrameInfo, FrameState, Marks, Pfn, Platform};
+use dirigible_frames::{Event, FrameFlags, FrameInfo, FrameState, Marks, OwnerId, Pfn, Platform};
 
 use crate::{
-    Evictable, Generations, Kept, ReclaimConfig, Who,
+    Evictable, Generations, Kept, Kind, ReclaimConfig, Who,
     generations::generation,
     hand::{Effort, Pass},
+    shares::{Draws, Shares},
 };
 
 /// What a frame's marks say of it.
@@ -25,6 +26,19 @@ enum Fate {
     Write,
     /// Clean and not in use.
     Drop,
+    /// Of a program, and not in use: it goes into swap.
+    Swap,
+}
+
+/// What is to be done with a frame that was visited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// Nothing: it stays, or was not met.
+    Stays,
+    /// It was dropped, and is to be freed.
+    Dropped,
+    /// It is isolated, and is to be swapped out.
+    Leaves,
 }
 
 /// Marks that say that the frame was used.
@@ -64,6 +78,8 @@ pub(crate) struct Visitor<'v, 'a, P> {
     pub platform: &'v P,
     pub config: &'v ReclaimConfig,
     pub effort: Effort,
+    pub shares: Shares,
+    pub draws: &'v Draws,
     /// The oldest sequence as it was when the walk of the block began.
     pub sequence: u32,
 }
@@ -82,21 +98,43 @@ impl<P: Platform> Visitor<'_, '_, P> {
         generation(self.sequence.wrapping_add(3))
     }
 
-    /// Looks at a frame of the oldest generation, whose owner is `owner`. Whatever it finds, the frame is in another
-    /// generation afterwards, or in none: so the oldest becomes empty. A frame that was dropped is to be freed.
-    pub fn visit(&self, frame: Pfn, owner: Option<&dyn Evictable>, pass: &mut Pass) -> bool {
+    /// Looks at a frame of the oldest generation, whose owner has the number `id`. Whatever it finds, the frame is in
+    /// another generation afterwards, or in none: so the oldest becomes empty. `swaps` says whether more frames are wanted
+    /// in swap.
+    pub fn visit(
+        &self,
+        frame: Pfn,
+        (id, owner): (OwnerId, Option<&dyn Evictable>),
+        swaps: bool,
+        pass: &mut Pass,
+    ) -> Outcome {
         let oldest = self.oldest();
         let writes = writes(self.config, &self.effort);
+        let kind = owner.map(Evictable::kind);
+        let swaps =
+            swaps && kind == Some(Kind::Anonymous) && owner.is_some_and(Evictable::has_swap);
+        let mut drawn = None;
+        let mut draw = |kind| *drawn.get_or_insert_with(|| self.draws.takes(&self.shares, kind));
         let mut seen = Fate::InUse;
         // One step: what is decided is true of the frame as it is at that moment.
         let before = self.generations.change(frame, |info| {
             if info.generation != oldest {
                 return None;
             }
-            seen = fate(info, writes);
-            if owner.is_none() && matches!(seen, Fate::Write | Fate::Drop) {
-                seen = Fate::InUse;
-            }
+            // It may have changed hands.
+            let kind = kind.filter(|_| info.owner == id);
+            seen = match (fate(info, writes), kind) {
+                (Fate::Immediate | Fate::Write | Fate::Drop, Some(Kind::Anonymous)) => {
+                    if swaps && draw(Kind::Anonymous) {
+                        Fate::Swap
+                    } else {
+                        Fate::InUse
+                    }
+                }
+                (Fate::Drop, Some(Kind::File)) if !draw(Kind::File) => Fate::InUse,
+                (Fate::Write | Fate::Drop, None) => Fate::InUse,
+                (seen, _) => seen,
+            };
             let (generation, flags) = match seen {
                 Fate::Writeback | Fate::Immediate => {
                     (self.next(), info.flags.union(FrameFlags::RECLAIM))
@@ -105,7 +143,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
                     self.youngest(),
                     info.flags.without(USED).without(FrameFlags::RECLAIM),
                 ),
-                Fate::InUse => (self.next(), info.flags),
+                Fate::InUse | Fate::Swap => (self.next(), info.flags),
                 Fate::Keep => (self.next(), info.flags.without(USED)),
                 // These are taken off the books first.
                 Fate::Write | Fate::Drop => (oldest, info.flags),
@@ -116,29 +154,35 @@ impl<P: Platform> Visitor<'_, '_, P> {
                 ..info.marks()
             })
         });
-        let Some(before) = before else {
+        if before.is_none() {
             // Somebody else has met it, or it has left.
-            return false;
-        };
+            return Outcome::Stays;
+        }
         pass.scanned += 1;
         match seen {
             Fate::Writeback => pass.writeback += 1,
             Fate::Activate => pass.activated += 1,
             Fate::Immediate => pass.immediate += 1,
             Fate::InUse | Fate::Keep => {}
+            Fate::Swap => {
+                if self.generations.frames().try_isolate(frame, id).is_ok() {
+                    return Outcome::Leaves;
+                }
+            }
             Fate::Write | Fate::Drop => {
-                let isolated = self.generations.frames().try_isolate(frame, before.owner);
+                let isolated = self.generations.frames().try_isolate(frame, id);
                 let Some(owner) = owner.filter(|_| isolated.is_ok()) else {
                     self.leave(frame, FrameFlags::EMPTY);
-                    return false;
+                    return Outcome::Stays;
                 };
-                if seen == Fate::Drop {
-                    return self.drop_clean(frame, owner, writes, pass);
+                if seen == Fate::Write {
+                    self.write(frame, owner, pass);
+                } else if self.drop_clean(frame, owner, writes, pass) {
+                    return Outcome::Dropped;
                 }
-                self.write(frame, owner, pass);
             }
         }
-        false
+        Outcome::Stays
     }
 
     /// Takes a frame off its owner's books; gives whether it is to be freed.
@@ -291,6 +335,7 @@ mod tests {
                     priority,
                     goal: 32,
                     order: Order::BASE,
+                    swaps: 0,
                 };
                 let expected = who == Who::Kswapd && priority < 10;
                 assert_eq!(writes(&config, &effort), expected, "{effort:?}");
