@@ -6,6 +6,7 @@ use crate::{
     Reclaimer, Who,
     callers::{Inside, TurnedAway},
     hand::Effort,
+    zones::Zones,
 };
 
 /// The priority of the first pass.
@@ -34,10 +35,12 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
                 goal: goal - freed,
                 order,
                 swaps: goal - freed,
+                zones: Zones::ALL,
             });
             freed += pass.freed + objects;
             let unwritten = pass.writeback + pass.immediate + pass.swapped;
-            if freed == 0 && !throttled && unwritten * 2 > pass.scanned {
+            let met = pass.scanned - pass.spared;
+            if freed == 0 && !throttled && unwritten * 2 > met {
                 throttled = true;
                 self.throttle();
             }

@@ -55,6 +55,8 @@ pub struct Generations<'a> {
     counts: [AtomicU64; COUNT as usize],
     blocks: [Blocks; COUNT as usize],
     pub(crate) evictions: EvictionClock,
+    /// A block's number and 1, or 0: a frame of it was written, and became one of the oldest, since the hand last asked.
+    written: AtomicU32,
     /// By [`Kind`].
     costs: [AtomicU64; Kind::COUNT],
 }
@@ -74,6 +76,7 @@ impl<'a> Generations<'a> {
             counts: Default::default(),
             blocks: core::array::from_fn(|_| Blocks::new(blocks)),
             evictions: EvictionClock::default(),
+            written: AtomicU32::new(0),
             costs: Default::default(),
         }
     }
@@ -176,7 +179,9 @@ impl<'a> Generations<'a> {
         }
         let oldest = generation(self.oldest_sequence());
         let used = FrameFlags::ACTIVE.union(FrameFlags::REFERENCED);
+        let mut returns = false;
         self.change(frame, |info| {
+            returns = info.generation != 0 && !info.flags.intersects(used);
             info.flags.contains(FrameFlags::RECLAIM).then(|| Marks {
                 flags: info.flags.without(FrameFlags::RECLAIM),
                 generation: match info.generation {
@@ -187,6 +192,23 @@ impl<'a> Generations<'a> {
                 ..info.marks()
             })
         });
+        // Relaxed: a hint. The first of them is mostly the first that the hand has met, and the others follow it.
+        if returns && self.written.load(Ordering::Relaxed) == 0 {
+            if let Some(block) = self.frames.block_of(frame) {
+                self.written
+                    .store(block.index() as u32 + 1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A block with frames that have just been written and are to be dropped, if there are any since the last call.
+    pub(crate) fn written_block(&self) -> Option<BlockId> {
+        // Relaxed: a hint.
+        if self.written.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let block = self.written.swap(0, Ordering::Relaxed);
+        block.checked_sub(1).map(BlockId::new)
     }
 
     /// Contents that reclaim took at `stamp` are wanted again. Gives whether they were in use: then the frame is added

@@ -10,7 +10,8 @@ use crate::{
     generations::generation,
     shares::{Draws, Shares},
     swapping::Leaving,
-    visit::{Outcome, Visitor},
+    visit::{Outcome, Visitor, Wanted},
+    zones::Zones,
 };
 
 /// Background reclaim never gets to priority 0.
@@ -28,6 +29,8 @@ pub(crate) struct Effort {
     pub order: Order,
     /// Frames to be given to swap at most, roughly.
     pub swaps: u64,
+    /// Zones whose frames are wanted.
+    pub zones: Zones,
 }
 
 impl Effort {
@@ -58,6 +61,8 @@ pub(crate) struct Pass {
     /// Frames that swap has been given: they are being written, and become free later. Whoever ends the writes counts
     /// them as such.
     pub swapped: u64,
+    /// That were left alone because of their kind's share, or because swap had been given enough.
+    pub spared: u64,
     /// That were being written.
     pub writeback: u64,
 }
@@ -96,6 +101,12 @@ impl<P: Platform> Reclaimer<'_, P> {
         };
         let mut leaving = Leaving::new();
         let mut visitor = self.visitor(effort);
+        // What reclaim has waited for is the first to go. Between it and where the hand was there is nothing else of the
+        // oldest generation, or little.
+        if let Some(block) = self.generations.written_block() {
+            let at = (block.index() as u64) << BLOCK_SHIFT;
+            self.hand.at.store(at, Ordering::Relaxed);
+        }
         while pass.scanned < end && pass.freed + (dropped.count as u64) < effort.goal {
             visitor.sequence = self.generations.oldest_sequence();
             let at = self.hand.at.load(Ordering::Relaxed);
@@ -179,6 +190,7 @@ impl<P: Platform> Reclaimer<'_, P> {
             blocks.clear(block);
         }
         let first = frames.block_start(block);
+        let takes = visitor.effort.zones.has(frames.zone_of_block(block));
         let mut known: (OwnerId, Option<&dyn Evictable>) = (OwnerId::NONE, None);
         let mut stopped = None;
         for at in offset..FRAMES_PER_BLOCK {
@@ -195,8 +207,11 @@ impl<P: Platform> Reclaimer<'_, P> {
             if owner != known.0 {
                 known = (owner, self.owner(owner));
             }
-            let swaps = pass.swapped + leaving.frames() < visitor.effort.swaps;
-            match visitor.visit(frame, known, swaps, pass) {
+            let wanted = Wanted {
+                any: takes,
+                swap: pass.swapped + leaving.frames() < visitor.effort.swaps,
+            };
+            match visitor.visit(frame, known, wanted, pass) {
                 Outcome::Stays => {}
                 Outcome::Dropped => self.dropped(frame, dropped, pass),
                 Outcome::Leaves => {

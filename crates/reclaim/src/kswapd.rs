@@ -6,6 +6,7 @@ use crate::{
     KswapdConfig, Reclaimer, Who,
     direct::FIRST_PRIORITY,
     hand::{Effort, LAST_OF_KSWAPD, Pass},
+    zones::Zones,
 };
 
 /// Keeps memory free in all zones.
@@ -13,10 +14,12 @@ use crate::{
 /// It begins when a zone has less than its low watermark free, or when somebody wakes it ([`Reclaim::wake`]) and a zone
 /// is below its goal; it ends when all zones have reached their goals: the high watermark and a gap, and room for
 /// compaction to empty a block. It never works for more than that: what a larger request lacks then is not memory.
+/// Frames of zones that have reached theirs stay: a zone that cannot get there does not empty the others.
 ///
 /// A *pass* looks at a share of all frames; passes that free too little are followed by one at a lower priority, with a
 /// larger share, down to 1: a *round*. After 16 rounds in which nothing was freed, and nothing was being written, it
-/// gives up, until a request has reclaimed something, or somebody has freed something.
+/// gives the zones up that lack something then, until a request has reclaimed something, or somebody has freed something
+/// there. The other zones it keeps free as before.
 ///
 /// [`Reclaim::wake`]: dirigible_frames::Reclaim::wake
 pub struct Kswapd<'r, 'a, P> {
@@ -56,6 +59,9 @@ struct Round {
 #[derive(Clone, Copy, Debug)]
 struct Hopeless {
     successes: u64,
+    /// The zones that lacked something. Until there is hope it does not work for them.
+    zones: Zones,
+    /// Free frames of these.
     free: u64,
 }
 
@@ -112,8 +118,9 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
         // Relaxed: a hint. It is cleared before free memory is looked at.
         let wanted = &self.reclaimer.wanted;
         let woken = wanted.load(Ordering::Relaxed) && wanted.swap(false, Ordering::Relaxed);
+        self.look_for_hope();
         let begins = self.any_zone(|low, _, free| free < low) || woken && !self.is_balanced();
-        if !begins || !self.has_hope() {
+        if !begins {
             return None;
         }
         let frames = self.reclaimer.generations.frames();
@@ -152,13 +159,17 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
         round.swaps = self.lack().saturating_sub(writeback).max(least);
     }
 
-    /// Frames that all zones lack to their goals.
+    /// Frames that the zones lack to their goals.
     fn lack(&self) -> u64 {
         let frames = self.reclaimer.generations.frames();
-        let lacks = frames.zones().map(|zone| {
-            self.goal(zone)
-                .saturating_sub(frames.zone_free_frames(zone))
-        });
+        let lacking = self.lacking();
+        let lacks = frames
+            .zones()
+            .filter(|&zone| lacking.has(zone))
+            .map(|zone| {
+                self.goal(zone)
+                    .saturating_sub(frames.zone_free_frames(zone))
+            });
         lacks.sum()
     }
 
@@ -172,6 +183,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             goal: u64::MAX,
             order: Order::BASE,
             swaps: round.swaps,
+            zones: self.lacking(),
         };
         self.reclaimer
             .look(effort, piece.min(round.left), &mut round.pass);
@@ -247,36 +259,57 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
 
     fn give_up(&mut self) {
         self.vain = 0;
+        let zones = self.lacking().and(self.given_up());
+        if zones.is_empty() {
+            return;
+        }
         self.hopeless = Some(Hopeless {
             // Relaxed: a number on its own.
             successes: self.reclaimer.successes.load(Ordering::Relaxed),
-            free: self.reclaimer.generations.frames().free_frames(),
+            zones,
+            free: self.free_in(zones),
         });
     }
 
-    /// Whether there is reason to begin (again).
-    fn has_hope(&mut self) -> bool {
+    /// The zones that it does not work for.
+    fn given_up(&self) -> Zones {
+        self.hopeless
+            .map_or(Zones::default(), |hopeless| hopeless.zones)
+    }
+
+    fn free_in(&self, zones: Zones) -> u64 {
+        let frames = self.reclaimer.generations.frames();
+        let these = frames.zones().filter(|&zone| zones.has(zone));
+        these.map(|zone| frames.zone_free_frames(zone)).sum()
+    }
+
+    /// Takes up again what it has given up, if there is reason to.
+    fn look_for_hope(&mut self) {
+        let free = self.free_in(self.given_up());
         let Some(hopeless) = &mut self.hopeless else {
-            return true;
+            return;
         };
         let successes = self.reclaimer.successes.load(Ordering::Relaxed);
-        let free = self.reclaimer.generations.frames().free_frames();
         let rise = hopeless.free.saturating_add(self.config.progress.max(1));
         if successes == hopeless.successes && free < rise {
             // What is taken for long and freed later is something freed; what is taken for a moment is not.
             let fall = hopeless.free.saturating_sub(free);
             hopeless.free -= fall.div_ceil(FALL);
-            return false;
+            return;
         }
         self.hopeless = None;
-        true
     }
 
     fn is_balanced(&self) -> bool {
+        self.lacking().is_empty()
+    }
+
+    /// The zones that are below their goal and not given up.
+    fn lacking(&self) -> Zones {
         let frames = self.reclaimer.generations.frames();
-        frames
-            .zones()
-            .all(|zone| frames.zone_free_frames(zone) >= self.goal(zone))
+        let lack = |zone: &ZoneId| frames.zone_free_frames(*zone) < self.goal(*zone);
+        let lacking: Zones = frames.zones().filter(lack).collect();
+        lacking.without(self.given_up())
     }
 
     /// What a zone should have free.
@@ -289,10 +322,12 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
         (marks.high + gap).max(marks.low + block)
     }
 
-    /// Whether `test` is true of any zone's low and min watermark and its free frames.
+    /// Whether `test` is true of the low and min watermark and the free frames of any zone that is not given up.
     fn any_zone(&self, test: impl Fn(u64, u64, u64) -> bool) -> bool {
         let frames = self.reclaimer.generations.frames();
-        frames.zones().any(|zone| {
+        let given_up = self.given_up();
+        let mut zones = frames.zones().filter(|&zone| !given_up.has(zone));
+        zones.any(|zone| {
             let marks = frames.watermarks(zone);
             test(marks.low, marks.min, frames.zone_free_frames(zone))
         })

@@ -62,6 +62,7 @@ mod swapping;
 mod tally;
 mod verify;
 mod visit;
+mod zones;
 
 pub use config::{KswapdConfig, ReclaimConfig};
 pub use evictable::{Evictable, Kept, Kind};

@@ -28,6 +28,17 @@ enum Fate {
     Drop,
     /// Of a program, and not in use: it goes into swap.
     Swap,
+    /// It could be taken, but its kind's share is used up for the moment.
+    Spare,
+}
+
+/// What the caller has use for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Wanted {
+    /// Frames of this zone; else all stay, and age as the others do.
+    pub any: bool,
+    /// More frames in swap.
+    pub swap: bool,
 }
 
 /// What is to be done with a frame that was visited.
@@ -99,22 +110,25 @@ impl<P: Platform> Visitor<'_, '_, P> {
     }
 
     /// Looks at a frame of the oldest generation, whose owner has the number `id`. Whatever it finds, the frame is in
-    /// another generation afterwards, or in none: so the oldest becomes empty. `swaps` says whether more frames are wanted
-    /// in swap.
+    /// another generation afterwards, or in none: so the oldest becomes empty.
     pub fn visit(
         &self,
         frame: Pfn,
         (id, owner): (OwnerId, Option<&dyn Evictable>),
-        swaps: bool,
+        wanted: Wanted,
         pass: &mut Pass,
     ) -> Outcome {
         let oldest = self.oldest();
         let writes = writes(self.config, &self.effort);
         let kind = owner.map(Evictable::kind);
-        let swaps =
-            swaps && kind == Some(Kind::Anonymous) && owner.is_some_and(Evictable::has_swap);
+        let has_swap = kind == Some(Kind::Anonymous) && owner.is_some_and(Evictable::has_swap);
+        // Once for a frame, however often the step is tried.
         let mut drawn = None;
-        let mut draw = |kind| *drawn.get_or_insert_with(|| self.draws.takes(&self.shares, kind));
+        let mut takes = |kind| {
+            *drawn.get_or_insert_with(|| {
+                (kind == Kind::File || wanted.swap) && self.draws.takes(&self.shares, kind)
+            })
+        };
         let mut seen = Fate::InUse;
         // One step: what is decided is true of the frame as it is at that moment.
         let before = self.generations.change(frame, |info| {
@@ -124,14 +138,16 @@ impl<P: Platform> Visitor<'_, '_, P> {
             // It may have changed hands.
             let kind = kind.filter(|_| info.owner == id);
             seen = match (fate(info, writes), kind) {
+                (seen @ (Fate::Activate | Fate::Keep), _) => seen,
+                _ if !wanted.any => Fate::InUse,
                 (Fate::Immediate | Fate::Write | Fate::Drop, Some(Kind::Anonymous)) => {
-                    if swaps && draw(Kind::Anonymous) {
-                        Fate::Swap
-                    } else {
-                        Fate::InUse
+                    match has_swap {
+                        false => Fate::InUse,
+                        true if takes(Kind::Anonymous) => Fate::Swap,
+                        true => Fate::Spare,
                     }
                 }
-                (Fate::Drop, Some(Kind::File)) if !draw(Kind::File) => Fate::InUse,
+                (Fate::Drop, Some(Kind::File)) if !takes(Kind::File) => Fate::Spare,
                 (Fate::Write | Fate::Drop, None) => Fate::InUse,
                 (seen, _) => seen,
             };
@@ -143,7 +159,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
                     self.youngest(),
                     info.flags.without(USED).without(FrameFlags::RECLAIM),
                 ),
-                Fate::InUse | Fate::Swap => (self.next(), info.flags),
+                Fate::InUse | Fate::Spare | Fate::Swap => (self.next(), info.flags),
                 Fate::Keep => (self.next(), info.flags.without(USED)),
                 // These are taken off the books first.
                 Fate::Write | Fate::Drop => (oldest, info.flags),
@@ -164,6 +180,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
             Fate::Activate => pass.activated += 1,
             Fate::Immediate => pass.immediate += 1,
             Fate::InUse | Fate::Keep => {}
+            Fate::Spare => pass.spared += 1,
             Fate::Swap => {
                 if self.generations.frames().try_isolate(frame, id).is_ok() {
                     return Outcome::Leaves;
@@ -336,6 +353,7 @@ mod tests {
                     goal: 32,
                     order: Order::BASE,
                     swaps: 0,
+                    zones: crate::zones::Zones::ALL,
                 };
                 let expected = who == Who::Kswapd && priority < 10;
                 assert_eq!(writes(&config, &effort), expected, "{effort:?}");

@@ -1,6 +1,8 @@
 //! A machine, and an owner of frames that keeps the naive books: for each frame what it is, beside the marks in its word.
 #![allow(dead_code)]
 
+pub mod programs;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -102,7 +104,7 @@ pub struct Books {
 pub struct Cache {
     pub frames: &'static FrameAllocator<'static>,
     pub generations: &'static Generations<'static>,
-    machine: &'static Machine,
+    pub machine: &'static Machine,
     books: Mutex<Books>,
     /// Requests that the disk still takes.
     pub room: AtomicU64,
@@ -116,6 +118,8 @@ pub struct Cache {
     pub no_writes: AtomicBool,
     /// Refuse to drop as if each frame were in use.
     pub stubborn: AtomicBool,
+    /// Frames in generations that are not this owner's.
+    pub others: AtomicU64,
 }
 
 impl Cache {
@@ -138,7 +142,7 @@ impl Cache {
         (0..count).filter_map(|_| self.add(age)).collect()
     }
 
-    fn go(&self, frame: Pfn, from: FrameState, to: FrameState) {
+    pub fn go(&self, frame: Pfn, from: FrameState, to: FrameState) {
         assert_eq!(self.frames.transition(frame, from, to), Ok(()), "{frame}");
     }
 
@@ -214,6 +218,20 @@ impl Cache {
         }
     }
 
+    /// Takes a frame that was somebody else's, and begins to write it.
+    pub fn adopt(&self, frame: Pfn) {
+        self.frames.set_owner(frame, OWNER, 0);
+        let page = Page {
+            writeback: true,
+            ..Page::default()
+        };
+        self.books().pages.insert(frame, page);
+        let marks = FrameFlags::WRITEBACK.union(FrameFlags::RECLAIM);
+        self.mark(frame, marks, FrameFlags::EMPTY);
+        self.generations.add(frame, Age::New);
+        self.go(frame, FrameState::Allocated, FrameState::Listed);
+    }
+
     /// Takes a page off the books, if nobody has it in hand.
     pub fn remove(&self, frame: Pfn) -> bool {
         let mut books = self.books();
@@ -286,7 +304,9 @@ impl Cache {
         self.frames.verify().unwrap();
         let audit = self.generations.verify().unwrap();
         let books = self.books();
-        assert_eq!(audit.sizes.iter().sum::<u64>(), books.pages.len() as u64);
+        let others = self.others.load(Relaxed);
+        let all = books.pages.len() as u64 + others;
+        assert_eq!(audit.sizes.iter().sum::<u64>(), all);
         assert_eq!(audit.sizes, self.generations.sizes());
         let dirty = books.pages.values().filter(|page| page.dirty).count();
         assert_eq!(audit.dirty, dirty as u64);
@@ -468,6 +488,7 @@ pub fn world_with(blocks: u64, watermarks: Watermarks, config: ReclaimConfig) ->
         harvests: AtomicU64::new(0),
         no_writes: AtomicBool::new(false),
         stubborn: AtomicBool::new(false),
+        others: AtomicU64::new(0),
     });
     let _ = machine.cache.set(cache);
     reclaimer.register(OWNER, cache).unwrap();
