@@ -24,7 +24,9 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
             return 0;
         };
         let goal = frames as u64;
-        let (mut freed, mut throttled) = (0, false);
+        let (mut freed, mut swapped) = (0, 0);
+        // Until when it waits for writes, once it has begun to.
+        let mut until = None;
         for priority in (0..=FIRST_PRIORITY).rev() {
             if freed >= goal || self.has_room(order) {
                 break;
@@ -34,15 +36,25 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
                 priority,
                 goal: goal - freed,
                 order,
-                swaps: goal - freed,
+                // What it has given away becomes free, for it or for others.
+                swaps: goal.saturating_sub(swapped).min(goal - freed),
                 zones: Zones::ALL,
             });
             freed += pass.freed + objects;
+            swapped += pass.swapped;
             let unwritten = pass.writeback + pass.immediate + pass.swapped;
             let met = pass.scanned - pass.spared;
-            if freed == 0 && !throttled && unwritten * 2 > met {
-                throttled = true;
-                self.throttle();
+            let waits = match until {
+                None => freed == 0 && unwritten * 2 > met,
+                // What it has waited for is free now, or was not enough: for the rest it waits in the same way, as long as
+                // it has time.
+                Some(until) => pass.freed == 0 && swapped > 0 && self.platform.now() < until,
+            };
+            if waits && freed < goal {
+                let now = self.platform.now();
+                let end = until.unwrap_or(now.saturating_add(self.config.throttle_ns));
+                until = Some(end);
+                self.throttle(end);
             }
         }
         if freed > 0 {
@@ -90,11 +102,11 @@ impl<P: Platform> Reclaimer<'_, P> {
     }
 
     /// Most of what was looked at is being written, or is to be written by the flusher, which has been woken: waits until
-    /// some of it has been. Takes what the disk has finished itself, as nobody else may run.
+    /// some of it has been, or until the time `until`. Takes what the disk has finished itself, as nobody else may run.
     ///
     /// A caller that is the processor itself, not one of several that share it, lets no flusher run while it waits: a
     /// daemon's step (the balloon's worker), or the kernel. It waits for what is in flight only; that ends without help.
-    fn throttle(&self) {
+    fn throttle(&self, until: u64) {
         let cpu = self.platform.cpu();
         let alone = self.is_alone();
         let (dirty, writeback) = self.unwritten();
@@ -104,7 +116,6 @@ impl<P: Platform> Reclaimer<'_, P> {
         let events = self.generations.frames().events();
         events.add(cpu, Event::ReclaimThrottled, 1);
         let before = dirty + writeback;
-        let until = self.platform.now().saturating_add(self.config.throttle_ns);
         for _ in 0..self.config.throttle_looks {
             self.platform.relax();
             self.each_owner(|owner| owner.poll());

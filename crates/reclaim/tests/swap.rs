@@ -35,7 +35,7 @@ fn programs_pages_alone_serve_a_request() {
     let freed = direct(&w, 32);
     assert!((32..64).contains(&freed), "{freed}");
     assert_eq!(w.event(Event::PgStealDirect), freed as u64);
-    assert_eq!(w.event(Event::ReclaimThrottled), 1);
+    assert!(w.machine.relaxed.load(Relaxed) < 20);
     // The goal, and what was given away after the first frames were free.
     assert!(programs.count() >= 4000 - 100, "{}", programs.count());
     let events = (w.event(Event::VmscanWrite), w.event(Event::VmscanImmediate));
@@ -51,7 +51,7 @@ fn writes_that_do_not_end_swap_out_no_more_than_is_wanted() {
     programs.add_many(4000);
     assert_eq!(direct(&w, 16), 0);
     let given = 4000 - programs.count();
-    assert!((16..=13 * 16).contains(&given), "{given}");
+    assert_eq!(given, 16);
     assert_eq!(w.machine.relaxed.load(Relaxed), 100, "a bounded wait");
 }
 
@@ -157,6 +157,7 @@ fn at_priority_0_both_kinds_are_taken() {
 fn programs_pages_in_use_stay() {
     let w = world(4, NO_MARKS);
     let programs = Programs::new(&w, 10_000);
+    w.machine.ends.store(8, Relaxed);
     let pages = programs.add_many(90);
     for &page in &pages[..30] {
         assert!(w.frames.get_ref(page));
@@ -165,10 +166,10 @@ fn programs_pages_in_use_stay() {
         w.generations.used(page);
         w.generations.used(page);
     }
-    assert_eq!(direct(&w, 30), 0);
+    assert_eq!(direct(&w, 10), 10);
     let left = programs.pages.lock().unwrap().clone();
     assert!(pages[..60].iter().all(|page| left.contains(page)));
-    assert_eq!(left.len(), 60);
+    assert!(left.len() >= 75, "{}", left.len());
     assert_eq!(w.event(Event::PgActivate), 30);
 }
 
@@ -214,10 +215,10 @@ const MARKS: Watermarks = Watermarks {
     high: 300,
 };
 
-/// Steps until it rests, or for a second.
-fn run(w: &World, kswapd: &mut Kswapd<'_, '_, support::Machine>, writes: usize) {
+/// Steps until it rests, or for some seconds.
+fn run(w: &World, kswapd: &mut Kswapd<'_, '_, support::Machine>, writes: usize, seconds: u64) {
     let mut now = w.machine.clock.load(Relaxed);
-    let end = now + 1_000_000_000;
+    let end = now + seconds * 1_000_000_000;
     while now < end {
         let next = kswapd.step(now);
         if next > now {
@@ -246,8 +247,13 @@ fn background_reclaim_frees_programs_pages() {
         w.frames.drain_cpu_caches();
         assert_eq!(w.frames.free_frames(), free);
         let mut kswapd = Kswapd::new(w.reclaimer, KswapdConfig::default());
-        run(&w, &mut kswapd, 64);
-        assert!(!kswapd.is_running() && !kswapd.has_given_up());
+        run(&w, &mut kswapd, 64, 1);
+        assert!(
+            !kswapd.is_running() && !kswapd.has_given_up(),
+            "{swappiness} {free} {} {}",
+            kswapd.is_running(),
+            w.frames.free_frames()
+        );
         let lack = 712 - free;
         assert_eq!(w.event(Event::PgStealKswapd), w.frames.free_frames() - free);
         assert!(w.frames.free_frames() >= 712);
@@ -267,7 +273,7 @@ fn background_reclaim_gives_up_if_swap_is_full() {
         programs.add_many(6000);
         w.frames.drain_cpu_caches();
         let mut kswapd = Kswapd::new(w.reclaimer, KswapdConfig::default());
-        run(&w, &mut kswapd, 64);
+        run(&w, &mut kswapd, 64, 30);
         assert!(kswapd.has_given_up() && !kswapd.is_running());
         let given = if stubborn { 0 } else { slots };
         assert_eq!(w.event(Event::PgStealKswapd), given);
@@ -283,7 +289,7 @@ fn background_reclaim_waits_for_swap_to_be_written() {
     programs.add_many(6000);
     w.frames.drain_cpu_caches();
     let mut kswapd = Kswapd::new(w.reclaimer, KswapdConfig::default());
-    run(&w, &mut kswapd, 0);
+    run(&w, &mut kswapd, 0, 1);
     assert!(kswapd.is_running());
     let given = 6000 - programs.count();
     assert!((562..1000).contains(&given), "{given}");
