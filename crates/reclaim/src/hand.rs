@@ -61,6 +61,8 @@ pub(crate) struct Pass {
     /// Frames that swap has been given: they are being written, and become free later. Whoever ends the writes counts
     /// them as such.
     pub swapped: u64,
+    /// Frames that were offered to swap, those that it did not take among them.
+    pub offered: u64,
     /// That were left alone because of their kind's share, or because swap had been given enough.
     pub spared: u64,
     /// That were being written.
@@ -209,7 +211,7 @@ impl<P: Platform> Reclaimer<'_, P> {
             }
             let wanted = Wanted {
                 any: takes,
-                swap: pass.swapped + leaving.frames() < visitor.effort.swaps,
+                swap: pass.offered + leaving.frames() < visitor.effort.swaps,
             };
             match visitor.visit(frame, known, wanted, pass) {
                 Outcome::Stays => {}

@@ -31,8 +31,7 @@ pub struct Kswapd<'r, 'a, P> {
     vain: u32,
     /// What there was when it gave up.
     hopeless: Option<Hopeless>,
-    /// Until when it lets writes end.
-    paused: Option<u64>,
+    paused: Option<Pause>,
 }
 
 /// A sixteenth of a fall of free memory is followed with each look: a short one is none.
@@ -52,8 +51,19 @@ struct Round {
     scanned: u64,
     /// Frames that it has met in writing, or begun to write.
     in_flight: u64,
+    /// Frames that it has given to swap.
+    swapped: u64,
     /// Frames that the pass may give to swap.
     swaps: u64,
+}
+
+/// It lets writes end.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    /// Until when.
+    end: u64,
+    /// It has given frames to swap, and this many are being written: when a cluster of them has been, it goes on.
+    swapping: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -92,9 +102,10 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
     /// Never waits.
     pub fn step(&mut self, now: u64) -> u64 {
         let later = now.saturating_add(self.config.tick_ns);
-        if let Some(end) = self.paused {
-            if now < end && !self.is_urgent() && !self.is_balanced() {
-                return end.min(later);
+        if let Some(pause) = self.paused {
+            let over = now >= pause.end || self.has_written(&pause);
+            if !over && !self.is_urgent() && !self.is_balanced() {
+                return pause.end.min(later);
             }
             self.paused = None;
         }
@@ -138,6 +149,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             freed: 0,
             scanned: 0,
             in_flight: 0,
+            swapped: 0,
             swaps: 0,
         };
         self.begin_pass(&mut round);
@@ -204,6 +216,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             .shrink_slabs(Who::Kswapd, priority, pass.scanned, round.size);
         round.freed += pass.freed + objects;
         round.scanned += pass.scanned;
+        round.swapped += pass.swapped;
         round.in_flight += pass.writeback + pass.written + pass.swapped;
         let in_trouble = round.scanned > 0 && priority < self.reclaimer.config.write_priority;
         if round.freed >= self.config.progress {
@@ -227,15 +240,20 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             if waits {
                 // Writes end by themselves; until then it does not look without a rest, however urgent it is.
                 let rest = now.saturating_add(self.config.tick_ns);
-                return self.pause(now).max(rest);
+                return self.pause(now, round.swapped).max(rest);
             }
         }
-        if in_trouble { self.pause(now) } else { now }
+        if in_trouble {
+            self.pause(now, round.swapped)
+        } else {
+            now
+        }
     }
 
     /// When to look again after a pass in trouble: writes take time. Not while a zone is below its min watermark, where
-    /// requests wait; and when one gets there, or somebody wakes it, the pause is over.
-    fn pause(&mut self, now: u64) -> u64 {
+    /// requests wait; and when one gets there, somebody wakes it, or what the round gave to swap (`swapped`) has been written,
+    /// the pause is over.
+    fn pause(&mut self, now: u64, swapped: u64) -> u64 {
         let frames = self.reclaimer.generations.frames();
         if self.is_short() {
             let cpu = self.reclaimer.platform.cpu();
@@ -245,8 +263,17 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
         // Relaxed: a hint. Who woke it before has seen it work since.
         self.reclaimer.wanted.store(false, Ordering::Relaxed);
         let end = now.saturating_add(self.config.pause_ns);
-        self.paused = Some(end);
+        let swapping = (swapped > 0).then(|| self.reclaimer.unwritten().1);
+        self.paused = Some(Pause { end, swapping });
         end.min(now.saturating_add(self.config.tick_ns))
+    }
+
+    /// Whether enough of what went to swap has been written to go on.
+    fn has_written(&self, pause: &Pause) -> bool {
+        pause.swapping.is_some_and(|before| {
+            let (_, writeback) = self.reclaimer.unwritten();
+            before > 0 && writeback == 0 || writeback + self.reclaimer.config.cluster <= before
+        })
     }
 
     fn is_short(&self) -> bool {

@@ -206,7 +206,7 @@ fn huge_pages_go_into_swap_too() {
     assert!(freed >= 32, "{freed}");
     let huge = |page: &&_| w.frames.order(**page) == Order::HUGE;
     let left = programs.pages.lock().unwrap().iter().filter(huge).count();
-    assert_eq!(left, 2, "one was enough");
+    assert!(left >= 1, "one in a pass is enough");
 }
 
 const MARKS: Watermarks = Watermarks {
@@ -248,12 +248,7 @@ fn background_reclaim_frees_programs_pages() {
         assert_eq!(w.frames.free_frames(), free);
         let mut kswapd = Kswapd::new(w.reclaimer, KswapdConfig::default());
         run(&w, &mut kswapd, 64, 1);
-        assert!(
-            !kswapd.is_running() && !kswapd.has_given_up(),
-            "{swappiness} {free} {} {}",
-            kswapd.is_running(),
-            w.frames.free_frames()
-        );
+        assert!(!kswapd.is_running() && !kswapd.has_given_up());
         let lack = 712 - free;
         assert_eq!(w.event(Event::PgStealKswapd), w.frames.free_frames() - free);
         assert!(w.frames.free_frames() >= 712);

@@ -459,14 +459,34 @@ pub fn world(blocks: u64, watermarks: Watermarks) -> World {
 pub fn world_with(blocks: u64, watermarks: Watermarks, config: ReclaimConfig) -> World {
     let first = Pfn::new(1024);
     let ranges = [first..first.plus(blocks * 512)];
-    let zones = [ZoneConfig {
-        name: "Normal",
-        ranges: &ranges,
+    world_of(
+        &[ZoneConfig {
+            name: "Normal",
+            ranges: &ranges,
+            watermarks,
+            reserve_blocks: 0,
+        }],
+        config,
+    )
+}
+
+/// Two zones of `blocks` blocks each, with the same watermarks.
+pub fn world_of_two(blocks: u64, watermarks: Watermarks) -> World {
+    let frames = blocks * 512;
+    let low = [Pfn::new(1024)..Pfn::new(1024 + frames)];
+    let high = [Pfn::new(1024 + frames)..Pfn::new(1024 + 2 * frames)];
+    let zones = [("DMA32", &low), ("Normal", &high)].map(|(name, ranges)| ZoneConfig {
+        name,
+        ranges,
         watermarks,
         reserve_blocks: 0,
-    }];
+    });
+    world_of(&zones, ReclaimConfig::default())
+}
+
+fn world_of(zones: &[ZoneConfig<'_>], config: ReclaimConfig) -> World {
     let frame_config = Config {
-        zones: &zones,
+        zones,
         cpus: CPUS,
         ..Config::default()
     };
