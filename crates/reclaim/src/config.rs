@@ -11,7 +11,8 @@ pub struct ReclaimConfig {
     /// priority is 12, the last 0.
     pub write_priority: u8,
     /// How dear a page of a file is to be read again, against a page of a program, as Linux has it: programs' pages are
-    /// taken with this weight, files' with 200 less this. Default 60.
+    /// taken with this weight, files' with 200 less this. With 0 programs' pages are taken only in the last pass, with 200
+    /// (or more) files' pages are. Default 60.
     pub swappiness: u8,
     /// The longest that a request waits for writes to end, in nanoseconds. Default 100 ms.
     pub throttle_ns: u64,

@@ -46,8 +46,8 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
             let met = pass.scanned - pass.spared;
             let waits = match until {
                 None => freed == 0 && unwritten * 2 > met,
-                // What it has waited for is free now, or was not enough: for the rest it waits in the same way, as long as
-                // it has time.
+                // What it has waited for is free now, or was not enough: for the rest it waits in the same way, as long
+                // as it has time.
                 Some(until) => pass.freed == 0 && swapped > 0 && self.platform.now() < until,
             };
             if waits && freed < goal {

@@ -193,11 +193,12 @@ impl<'a> Generations<'a> {
             })
         });
         // Relaxed: a hint. The first of them is mostly the first that the hand has met, and the others follow it.
-        if returns && self.written.load(Ordering::Relaxed) == 0 {
-            if let Some(block) = self.frames.block_of(frame) {
-                self.written
-                    .store(block.index() as u32 + 1, Ordering::Relaxed);
-            }
+        if returns
+            && self.written.load(Ordering::Relaxed) == 0
+            && let Some(block) = self.frames.block_of(frame)
+        {
+            let number = block.index() as u32 + 1;
+            self.written.store(number, Ordering::Relaxed);
         }
     }
 

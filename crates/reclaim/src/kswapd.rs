@@ -251,8 +251,8 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
     }
 
     /// When to look again after a pass in trouble: writes take time. Not while a zone is below its min watermark, where
-    /// requests wait; and when one gets there, somebody wakes it, or what the round gave to swap (`swapped`) has been written,
-    /// the pause is over.
+    /// requests wait; and when one gets there, somebody wakes it, or what the round gave to swap (`swapped`) has been
+    /// written, the pause is over.
     fn pause(&mut self, now: u64, swapped: u64) -> u64 {
         let frames = self.reclaimer.generations.frames();
         if self.is_short() {

@@ -25,18 +25,30 @@
 //! | `ACTIVE` | the youngest generation |
 //! | isolated, referenced, locked or pinned | one generation younger |
 //! | `REFERENCED` | one generation younger, without the mark |
+//! | of a program ([`Kind::Anonymous`]) | one generation younger; also given to swap, if share and room allow it |
 //! | dirty | one generation younger, marked `RECLAIM`; in background reclaim that is in trouble it is also written |
-//! | else | isolated, dropped by its owner with a [`Stamp`], freed |
+//! | else | isolated, dropped by its owner with a [`Stamp`], freed; one generation younger if the share does not allow it |
 //!
 //! So the oldest generation becomes empty, and then all become older by one, without a change to any frame. A frame
 //! with `RECLAIM` becomes one of the oldest as soon as it has been written. Contents that come back
 //! ([`Generations::refault`]) soon after their stamp begin young.
 //!
+//! # Shares
+//!
+//! A program's frame costs a write before it can be freed, and both kinds cost a read when they are wanted again. Each
+//! kind has a weight, of 200 in all: [`ReclaimConfig::swappiness`] that of programs, the rest that of files. It is divided
+//! by what the kind has cost of late ([`Generations::cost`]), but never to less than half against the other. The kind
+//! with the larger weight is taken whenever it is met, the other in proportion. Without swap, or without room in it, all
+//! files' frames are taken; and so are both kinds in the last pass.
+//!
+//! A frame that was given to swap is one of the page cache's that is being written. What it is given at most is what the
+//! request lacks, or what the zones do. As soon as it is written the hand goes back to it.
+//!
 //! # Passes
 //!
 //! A pass at priority *p* looks at the 2^-*p* part of all frames, and offers the shrinkers twice the same share of
 //! their objects. Requests go from priority 12 to 0 until they have what they lack; they never write, and wait a
-//! bounded time where most of what they meet is dirty or being written. Background reclaim goes from 12 to 1, and
+//! bounded time where most of what they could take is dirty or being written. Background reclaim goes from 12 to 1, and
 //! begins anew. A request that is made inside of reclaim does not reclaim.
 #![no_std]
 #![forbid(unsafe_code)]

@@ -25,7 +25,7 @@ fn scanned(w: &World) -> u64 {
     w.event(Event::PgScanDirect)
 }
 
-/// A request that finds programs' pages alone gives them to swap, waits for their writes, and frees what it has waited for.
+/// A request that finds programs' pages alone gives them to swap, waits for their writes, and frees these.
 #[test]
 fn programs_pages_alone_serve_a_request() {
     let w = world(16, NO_MARKS);
@@ -207,6 +207,42 @@ fn huge_pages_go_into_swap_too() {
     let huge = |page: &&_| w.frames.order(**page) == Order::HUGE;
     let left = programs.pages.lock().unwrap().iter().filter(huge).count();
     assert!(left >= 1, "one in a pass is enough");
+}
+
+/// Frames that go through swap are met twice and freed once; nobody counts more freed frames than it has looked at.
+#[test]
+fn pitfall_65_scanned_is_never_less_than_reclaimed() {
+    let w = world(16, MARKS);
+    w.fill(6150);
+    let programs = Programs::new(&w, 100_000);
+    for _ in 0..3000 {
+        w.cache.add(Age::New).unwrap();
+        programs.add(PROGRAMS, Age::New, Order::BASE).unwrap();
+    }
+    w.frames.drain_cpu_caches();
+    let mut kswapd = Kswapd::new(w.reclaimer, KswapdConfig::default());
+    let (mut now, mut returned) = (0, 0);
+    for turn in 0..400 {
+        if turn % 4 == 0 {
+            returned += direct(&w, 9) as u64;
+        }
+        now = kswapd.step(now);
+        w.cache.end_writes(turn % 16);
+        let [direct, stolen, background, stolen_by_it] = [
+            Event::PgScanDirect,
+            Event::PgStealDirect,
+            Event::PgScanKswapd,
+            Event::PgStealKswapd,
+        ]
+        .map(|event| w.event(event));
+        assert!(direct >= stolen && background >= stolen_by_it);
+        let dropped = w.cache.books().dropped.len() as u64;
+        assert_eq!((stolen, stolen + stolen_by_it), (returned, dropped));
+        let left = programs.count() + w.cache.count();
+        assert_eq!(left as u64 + dropped, 6000, "each is somewhere");
+    }
+    assert!(programs.count() < 2900 && returned >= 900);
+    assert_eq!(w.event(Event::VmscanWrite), 0);
 }
 
 const MARKS: Watermarks = Watermarks {
