@@ -65,6 +65,8 @@ pub(crate) struct Pass {
     pub offered: u64,
     /// That were left alone because of their kind's share, or because swap had been given enough.
     pub spared: u64,
+    /// Of zones that have enough: they only aged.
+    pub passed: u64,
     /// That were being written.
     pub writeback: u64,
 }

@@ -48,7 +48,8 @@ struct Round {
     pass: Pass,
     /// Frames that the round has freed in earlier passes, and with objects.
     freed: u64,
-    scanned: u64,
+    /// Frames that it has looked at in zones that lack something.
+    met: u64,
     /// Frames that it has met in writing, or begun to write.
     in_flight: u64,
     /// Frames that it has given to swap.
@@ -147,7 +148,7 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             size: 0,
             pass: Pass::default(),
             freed: 0,
-            scanned: 0,
+            met: 0,
             in_flight: 0,
             swapped: 0,
             swaps: 0,
@@ -215,10 +216,10 @@ impl<'r, 'a, P: Platform> Kswapd<'r, 'a, P> {
             .reclaimer
             .shrink_slabs(Who::Kswapd, priority, pass.scanned, round.size);
         round.freed += pass.freed + objects;
-        round.scanned += pass.scanned;
+        round.met += pass.scanned - pass.passed;
         round.swapped += pass.swapped;
         round.in_flight += pass.writeback + pass.written + pass.swapped;
-        let in_trouble = round.scanned > 0 && priority < self.reclaimer.config.write_priority;
+        let in_trouble = round.met > 0 && priority < self.reclaimer.config.write_priority;
         if round.freed >= self.config.progress {
             self.vain = 0;
             self.round = Some(self.round());

@@ -175,6 +175,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
             return Outcome::Stays;
         }
         pass.scanned += 1;
+        pass.passed += u64::from(!wanted.any);
         match seen {
             Fate::Writeback => pass.writeback += 1,
             Fate::Activate => pass.activated += 1,
