@@ -238,6 +238,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
             pass.unwritten += 1;
         } else {
             pass.written += begun as u64;
+            self.generations.cost(Kind::File, begun as u64);
             pass.writeback += 1;
         }
         owner.put_back(frame);

@@ -311,6 +311,23 @@ fn background_reclaim_gives_up_if_swap_is_full() {
     }
 }
 
+/// Files' frames that reclaim itself has to write cost as much as programs' that go into swap, which the cache counts.
+#[test]
+fn writes_of_files_are_a_cost() {
+    let w = world(16, MARKS);
+    w.fill(2150);
+    for page in w.cache.add_many(2000, Age::New) {
+        w.cache.dirty(page);
+    }
+    w.frames.drain_cpu_caches();
+    w.cache.room.store(40, Relaxed);
+    let mut kswapd = Kswapd::new(w.reclaimer, KswapdConfig::default());
+    run(&w, &mut kswapd, 0, 1);
+    assert_eq!(w.cache.books().written, 40);
+    assert_eq!(w.generations.costs()[Kind::File as usize], 40);
+    assert_eq!(w.generations.costs()[Kind::Anonymous as usize], 0);
+}
+
 /// Writes that never end: it rests, and what it gives to swap is bounded.
 #[test]
 fn background_reclaim_waits_for_swap_to_be_written() {
