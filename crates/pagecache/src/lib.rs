@@ -54,6 +54,7 @@ extern crate alloc;
 mod access;
 mod audit;
 mod block_set;
+mod by_kind;
 mod cache;
 mod config;
 mod evict;
