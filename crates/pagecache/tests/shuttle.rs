@@ -14,6 +14,7 @@ use dirigible_frames::{
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use dirigible_pagecache::{BlockPages, CacheConfig, CacheParts, Flusher, PageCache};
 use dirigible_reclaim::{Evictable, Generations, Stamp};
+use shuttle::rand::Rng;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::Mutex;
 use shuttle::thread;
@@ -716,6 +717,10 @@ fn pitfall_74_reading_around_against_taking_and_freeing() {
         }
         let taker = w.spawn(1, |w| w.fault(SLOT + 1));
         let ender = w.spawn(2, |w| {
+            // At any moment of the others' reads.
+            for _ in 0..shuttle::rand::thread_rng().gen_range(0..400) {
+                w.cache.has_contents(SLOT);
+            }
             w.cache.forget_swap(SLOT..SLOT + 1);
             // The slot's next contents.
             w.adopted(SLOT, 5);
