@@ -157,7 +157,7 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
         self.slots.len() as u64
     }
 
-    /// Files have a block.
+    /// Whether files have the block.
     pub(crate) fn check(&self, block: u64) -> Result<(), CacheError> {
         if block < self.file_blocks() {
             Ok(())
