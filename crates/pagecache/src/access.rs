@@ -10,7 +10,7 @@ use crate::slot::Slot;
 
 impl<P: FrameContents> BlockPages for PageCache<'_, P> {
     fn blocks(&self) -> u64 {
-        self.block_count()
+        self.file_blocks()
     }
 
     fn read(
@@ -47,7 +47,7 @@ impl<P: FrameContents> BlockPages for PageCache<'_, P> {
                 self.will_be_dirty(block);
                 self.frames.set_flags(frame, FrameFlags::DIRTY);
                 self.add_age(frame);
-                self.became_dirty(frame);
+                self.became_dirty(block, frame);
                 self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
                 return Ok(());
             }
@@ -71,7 +71,7 @@ impl<P: FrameContents> BlockPages for PageCache<'_, P> {
     }
 
     fn forget(&self, blocks: Range<u64>) -> u64 {
-        self.forget_range(blocks)
+        self.forget_range(blocks.start..blocks.end.min(self.file_blocks()))
     }
 
     fn drop_clean(&self, blocks: Range<u64>) -> u64 {
@@ -100,8 +100,10 @@ impl<P: FrameContents> PageCache<'_, P> {
                     return Err(CacheError::Io { block });
                 }
                 // A run failed: perhaps for another block of it.
-                Found::Absent(Slot::FAILED) => self.begin_read(block, 0..0)?,
-                Found::Absent(_) => self.begin_read(block, ahead.clone())?,
+                Found::Absent(Slot::FAILED) => self.begin_read(block, |_| {})?,
+                Found::Absent(_) => {
+                    self.begin_read(block, |run| self.read_ahead(run, ahead.clone()))?;
+                }
             }
             waited = true;
         }

@@ -9,9 +9,10 @@ use dirigible_frames::{
     Event, FrameAllocator, FrameContents, FrameFlags, FrameInfo, FrameState, Marks, Order, OwnerId,
     PageSource, Pfn,
 };
-use dirigible_reclaim::Generations;
+use dirigible_reclaim::{Generations, Kind};
 
 use crate::block_set::BlockSet;
+use crate::by_kind::ByKind;
 use crate::config::{CacheConfig, CacheCounts, CacheParts, MoveObserver};
 use crate::pages::CacheError;
 use crate::requests::Requests;
@@ -42,26 +43,26 @@ pub struct PageCache<'a, P> {
     /// Dirty pages whose last write failed.
     pub(crate) failed: BlockSet,
     /// How many these are.
-    pub(crate) failed_pages: AtomicU64,
+    pub(crate) failed_pages: ByKind,
     /// Writes that the disk had no room for, each counted before its pages are dirty again.
     pub(crate) refused: AtomicU64,
     /// Writes that have taken pages, perhaps, and that the disk has neither taken nor refused yet.
     pub(crate) open_writes: AtomicU64,
     pub(crate) requests: Requests,
     pub(crate) streams: Streams,
-    pub(crate) pages: AtomicU64,
-    pub(crate) dirty: AtomicU64,
-    pub(crate) writeback: AtomicU64,
+    pub(crate) pages: ByKind,
+    pub(crate) dirty: ByKind,
+    pub(crate) writeback: ByKind,
     pub(crate) abandoned: AtomicU64,
     pub(crate) read_errors: AtomicU64,
     pub(crate) write_errors: AtomicU64,
-    /// Dirty pages above which writers are held up, and above which the flusher begins. Renewed now and then.
+    /// Dirty pages of files above which writers are held up, and above which the flusher begins. Renewed now and then.
     pub(crate) dirty_limit: AtomicU64,
     pub(crate) background_limit: AtomicU64,
     /// Somebody wants the flusher to begin.
     pub(crate) flusher_wanted: AtomicBool,
-    /// Where writing in the disk's order goes on.
-    pub(crate) hand: AtomicU64,
+    /// Where writing in the disk's order goes on, by kind of block.
+    pub(crate) hands: [AtomicU64; Kind::COUNT],
     /// Somebody takes completions.
     pub(crate) polling: AtomicBool,
 }
@@ -101,21 +102,21 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             unwritten: BlockSet::new(blocks),
             aged: BlockSet::new(blocks),
             failed: BlockSet::new(blocks),
-            failed_pages: AtomicU64::new(0),
+            failed_pages: ByKind::default(),
             refused: AtomicU64::new(0),
             open_writes: AtomicU64::new(0),
             requests: Requests::new(places),
             streams: Streams::new(),
-            pages: AtomicU64::new(0),
-            dirty: AtomicU64::new(0),
-            writeback: AtomicU64::new(0),
+            pages: ByKind::default(),
+            dirty: ByKind::default(),
+            writeback: ByKind::default(),
             abandoned: AtomicU64::new(0),
             read_errors: AtomicU64::new(0),
             write_errors: AtomicU64::new(0),
             dirty_limit: AtomicU64::new(0),
             background_limit: AtomicU64::new(0),
             flusher_wanted: AtomicBool::new(false),
-            hand: AtomicU64::new(0),
+            hands: Default::default(),
             polling: AtomicBool::new(false),
         };
         cache.renew_limits();
@@ -138,9 +139,9 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
     pub fn counts(&self) -> CacheCounts {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         CacheCounts {
-            pages: get(&self.pages),
-            dirty: get(&self.dirty),
-            writeback: get(&self.writeback),
+            pages: self.pages.sum(),
+            dirty: self.dirty.sum(),
+            writeback: self.writeback.sum(),
             abandoned: get(&self.abandoned),
             read_errors: get(&self.read_errors),
             write_errors: get(&self.write_errors),
@@ -156,8 +157,9 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
         self.slots.len() as u64
     }
 
+    /// Whether files have the block.
     pub(crate) fn check(&self, block: u64) -> Result<(), CacheError> {
-        if block < self.block_count() {
+        if block < self.file_blocks() {
             Ok(())
         } else {
             Err(CacheError::Beyond { block })

@@ -27,7 +27,8 @@ pub struct CacheParts<'a, P> {
     pub memory: &'a dyn PageSource,
     /// The ages of its frames.
     pub generations: &'a Generations<'a>,
-    /// The blocks of the disk that are swap: pages of programs, and not of the file store. May be empty.
+    /// The blocks of the disk that are swap: pages of programs. Files have the blocks before them. May be empty: then
+    /// files have all.
     pub swap: Range<u64>,
 }
 

@@ -2,7 +2,7 @@
 
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{FrameContents, FrameFlags, FrameState, Pfn};
-use dirigible_reclaim::{Evictable, Kept, Stamp};
+use dirigible_reclaim::{Evictable, Kept, Kind, Stamp};
 
 use crate::cache::PageCache;
 use crate::removing::DETACHED;
@@ -41,6 +41,8 @@ impl<P: FrameContents> Evictable for PageCache<'_, P> {
             return 0;
         }
         match self.begin_write_of(block) {
+            // What is written to swap is counted where the write ends: here it would count twice.
+            Begun::Pages(_) if self.kind_of(block) == Kind::Anonymous => 0,
             Begun::Pages(pages) => pages,
             Begun::NoRoom => {
                 self.poll();

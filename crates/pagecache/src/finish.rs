@@ -3,7 +3,7 @@
 use dirigible_disk::{Completion, DiskError};
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{Event, FrameContents, FrameFlags, FrameState, Marks, Pfn};
-use dirigible_reclaim::Age;
+use dirigible_reclaim::{Age, Kind};
 
 use crate::cache::PageCache;
 use crate::requests::Run;
@@ -60,6 +60,9 @@ impl<P: FrameContents> PageCache<'_, P> {
         let frames = run.count as u64;
         let Err(error) = result else {
             self.count(Event::PgPgIn, frames * FRAME_KIB);
+            if self.kind_of(run.block) == Kind::Anonymous {
+                self.count_swapped_in(frames);
+            }
             for &frame in run.frames() {
                 self.add_age(frame);
                 self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
@@ -74,7 +77,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         };
         for (block, frame) in run.pages() {
             self.set_slot(block, failed);
-            self.pages.fetch_sub(1, Ordering::Relaxed);
+            self.pages.sub(self.kind_of(block), 1);
             if error == DiskError::Abandoned {
                 self.abandon(frame);
             } else {
@@ -96,7 +99,10 @@ impl<P: FrameContents> PageCache<'_, P> {
         match result {
             Ok(()) => {
                 self.count(Event::PgPgOut, frames * FRAME_KIB);
-                self.count(Event::NrWritten, frames);
+                match self.kind_of(run.block) {
+                    Kind::File => self.count(Event::NrWritten, frames),
+                    Kind::Anonymous => self.count_swapped_out(frames),
+                }
                 for (block, frame) in run.pages() {
                     self.written(block, frame);
                 }
@@ -109,7 +115,7 @@ impl<P: FrameContents> PageCache<'_, P> {
                 }
                 for (block, frame) in run.pages() {
                     self.add_failed(block);
-                    self.unwrite(frame, marks);
+                    self.unwrite(block, frame, marks);
                     if error == DiskError::Abandoned {
                         // After the mark: whoever has it isolated finds that, and pins it.
                         self.frames.set_flags(frame, FrameFlags::PINNED);
@@ -125,17 +131,22 @@ impl<P: FrameContents> PageCache<'_, P> {
         self.aged.remove(block);
         self.remove_failed(block);
         self.generations.dirtied(frame, false);
-        self.writeback.fetch_sub(1, Ordering::Relaxed);
+        self.writeback.sub(self.kind_of(block), 1);
         // Reclaim may want it now that it is clean.
         self.generations.written(frame);
         self.frames.clear_flags(frame, FrameFlags::WRITEBACK);
     }
 
     /// A page is not being written any more, and gets `marks` (`DIRTY` among them) instead.
-    pub(crate) fn unwrite(&self, frame: Pfn, marks: FrameFlags) {
-        self.dirty.fetch_add(1, Ordering::Relaxed);
-        self.writeback.fetch_sub(1, Ordering::Relaxed);
-        let ended = FrameFlags::WRITEBACK.union(FrameFlags::RECLAIM);
+    pub(crate) fn unwrite(&self, block: u64, frame: Pfn, marks: FrameFlags) {
+        let kind = self.kind_of(block);
+        self.dirty.add(kind, 1);
+        self.writeback.sub(kind, 1);
+        let ended = match kind {
+            Kind::File => FrameFlags::WRITEBACK.union(FrameFlags::RECLAIM),
+            // It is still reclaim that wants it written.
+            Kind::Anonymous => FrameFlags::WRITEBACK,
+        };
         let _ = self.frames.update_marks(frame, |info| {
             Some(Marks {
                 flags: info.flags.without(ended).union(marks),

@@ -2,6 +2,7 @@
 
 use dirigible_frames::FrameContents;
 use dirigible_frames::sync::Ordering;
+use dirigible_reclaim::Kind;
 
 use crate::cache::PageCache;
 use crate::writing::Begun;
@@ -10,7 +11,7 @@ use crate::writing::Begun;
 const RUNS: usize = 32;
 
 /// Writes dirty pages in the background, a bounded piece at a time: in the disk's order while too many are dirty, or
-/// when reclaim asks for it; and what has been dirty for long. A cache has one.
+/// when reclaim asks for it; what is in swap, always; and what has been dirty for long. A cache has one.
 pub struct Flusher<'c, 'a, P> {
     cache: &'c PageCache<'a, P>,
     /// When it looks for what is old.
@@ -52,11 +53,16 @@ impl<'c, 'a, P: FrameContents> Flusher<'c, 'a, P> {
         }
         // Acquire: what the caller saw that wants it comes before. Reclaim asks for one turn, whatever is dirty.
         let wanted = cache.flusher_wanted.swap(false, Ordering::Acquire);
-        let over = |limit: u64| cache.writable_pages() > limit;
+        let over = |limit: u64| cache.writable_pages(Kind::File) > limit;
         let limit = cache.background_limit.load(Ordering::Relaxed);
         if wanted || over(limit) {
-            let room = cache.write_some(RUNS);
+            let room = cache.write_some(Kind::File, RUNS);
             busy |= !room || over(limit);
+        }
+        // Whatever is dirty in swap stands in reclaim's way.
+        if cache.writable_pages(Kind::Anonymous) > 0 {
+            cache.write_some(Kind::Anonymous, RUNS);
+            busy |= cache.writable_pages(Kind::Anonymous) > 0;
         }
         let pause = if busy { config.busy_ns } else { config.look_ns };
         now.saturating_add(pause)

@@ -45,6 +45,15 @@
 //! page that cannot be written stays dirty until it is forgotten; it is then written alone, by a sync or when it is
 //! old. Frames that a device may still use, though it was told to stop, are never given back.
 //!
+//! # Swap
+//!
+//! A range of blocks at the end of the disk may be swap ([`CacheParts::swap`]): their pages are a program's, and files
+//! do not have these blocks. Reclaim brings such a page with its frame ([`PageCache::promise`], [`PageCache::adopt`]);
+//! it is dirty then, and is written, moved and dropped like any other. A fault brings it back into memory
+//! ([`PageCache::fetch`]) and takes it out of the cache with its frame ([`PageCache::take`]). Nobody is held up because
+//! too much of swap is dirty, and what the operator or the file store drops or syncs does not touch it. See
+//! `swapped.rs`.
+//!
 //! No call may be made from an interrupt handler.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -54,6 +63,7 @@ extern crate alloc;
 mod access;
 mod audit;
 mod block_set;
+mod by_kind;
 mod cache;
 mod config;
 mod evict;

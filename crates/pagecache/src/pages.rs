@@ -27,7 +27,7 @@ pub enum CacheError {
 /// Disk blocks in memory. The calls may wait for the disk and for memory (`Platform::relax`): the caller holds no lock
 /// that others spin on. The functions that they are given touch the frame and nothing else; they do not wait.
 pub trait BlockPages: Sync {
-    /// How many blocks the disk has.
+    /// How many blocks files have: the disk's, up to where swap begins.
     fn blocks(&self) -> u64;
 
     /// Reads `block` from the disk, if it is not there, and calls `with` with its frame. Blocks of `ahead` that follow

@@ -3,8 +3,8 @@
 use core::ops::Range;
 
 use dirigible_disk::{DiskRequest, SubmitError};
-use dirigible_frames::sync::Ordering;
 use dirigible_frames::{AllocRequest, FrameContents, FrameFlags, Pfn, Watermark};
+use dirigible_reclaim::Kind;
 
 use crate::cache::PageCache;
 use crate::pages::CacheError;
@@ -12,13 +12,17 @@ use crate::requests::{Place, Run};
 use crate::slot::Slot;
 
 impl<P: FrameContents> PageCache<'_, P> {
-    /// Begins to read `block`, which had no frame, and blocks of `ahead` that follow it. Somebody else may have begun
+    /// Begins to read `block`, which had no frame, and what `ahead` adds to the run. Somebody else may have begun
     /// before: the caller looks again.
     ///
     /// # Errors
     ///
     /// There is no memory, and the block still has no frame.
-    pub(crate) fn begin_read(&self, block: u64, ahead: Range<u64>) -> Result<(), CacheError> {
+    pub(crate) fn begin_read(
+        &self,
+        block: u64,
+        ahead: impl FnOnce(&mut Run),
+    ) -> Result<(), CacheError> {
         let Some(frame) = self.new_frame(block)? else {
             return Ok(());
         };
@@ -30,7 +34,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             return Ok(());
         }
         let mut run = Run::new(false, block, frame);
-        self.read_ahead(&mut run, ahead);
+        ahead(&mut run);
         self.send_read(place, &run);
         Ok(())
     }
@@ -58,15 +62,16 @@ impl<P: FrameContents> PageCache<'_, P> {
         let Some(present) = Slot::present(frame) else {
             return false;
         };
+        let kind = self.kind_of(block);
         loop {
             let slot = self.slot(block);
-            if slot.is_present() {
+            // An empty slot of swap has no contents: whoever wants to read it has come too late.
+            if slot.is_present() || kind == Kind::Anonymous && slot == Slot::ABSENT {
                 return false;
             }
             if self.swap_slot(block, slot, present) {
-                self.pages.fetch_add(1, Ordering::Relaxed);
+                self.pages.add(kind, 1);
                 let stamp = slot.stamp().filter(|_| read);
-                let kind = self.kind_of(block);
                 let cpu = self.platform.cpu();
                 if stamp.is_some_and(|stamp| self.generations.refault(cpu, stamp, kind)) {
                     self.frames.set_flags(frame, FrameFlags::WORKINGSET);
@@ -77,8 +82,8 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Adds blocks that follow the run and have no frame, as far as `ahead` and the stream allow and frames are there.
-    fn read_ahead(&self, run: &mut Run, ahead: Range<u64>) {
-        let end = ahead.end.min(self.block_count());
+    pub(crate) fn read_ahead(&self, run: &mut Run, ahead: Range<u64>) {
+        let end = ahead.end.min(self.file_blocks());
         let first = run.block + 1;
         if ahead.start > first || end <= first {
             return;
@@ -86,23 +91,32 @@ impl<P: FrameContents> PageCache<'_, P> {
         let (least, most) = (self.config.ahead_first, self.config.ahead_most);
         let stream = self.streams.find(run.block, least, most);
         let end = end.min(run.block + stream.window as u64);
-        let request = AllocRequest::movable().with_watermark(Watermark::Low);
         let mut next = first;
-        // What is read ahead is not worth a wait, nor the last free frames; nor what a request that is refused costs:
-        // it empties the caches of all CPUs first.
-        while next < end && !self.slot(next).is_present() && self.has_more_than_low() {
-            let Ok(frame) = self.frames.alloc(self.platform.cpu(), request) else {
-                break;
-            };
-            self.frames.set_owner(frame, self.owner, next);
-            if !self.claim(next, frame, true) {
-                self.free(frame);
-                break;
-            }
+        while next < end
+            && !self.slot(next).is_present()
+            && let Some(frame) = self.claim_ahead(next)
+        {
             run.push(frame);
             next += 1;
         }
         self.streams.advance(stream, next);
+    }
+
+    /// A frame in the slot of `block`, which had none and is read ahead.
+    pub(crate) fn claim_ahead(&self, block: u64) -> Option<Pfn> {
+        // What is read ahead is not worth a wait, nor the last free frames; nor what a request that is refused costs:
+        // it empties the caches of all CPUs first.
+        if !self.has_more_than_low() {
+            return None;
+        }
+        let request = AllocRequest::movable().with_watermark(Watermark::Low);
+        let frame = self.frames.alloc(self.platform.cpu(), request).ok()?;
+        self.frames.set_owner(frame, self.owner, block);
+        if !self.claim(block, frame, true) {
+            self.free(frame);
+            return None;
+        }
+        Some(frame)
     }
 
     /// Whether a zone has more free than its low watermark.

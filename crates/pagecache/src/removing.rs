@@ -2,7 +2,6 @@
 
 use core::ops::Range;
 
-use dirigible_frames::sync::Ordering;
 use dirigible_frames::{Event, FrameContents, FrameFlags, FrameState, Marks, Pfn};
 
 use crate::cache::{PageCache, Seize};
@@ -38,15 +37,16 @@ impl<P: FrameContents> PageCache<'_, P> {
 
     /// Takes a page, which the caller has locked and which had the marks `flags`, off the books of its block.
     pub(crate) fn unlink(&self, block: u64, frame: Pfn, flags: FrameFlags, slot: Slot) {
+        let kind = self.kind_of(block);
         if flags.contains(FrameFlags::DIRTY) {
             self.unwritten.remove(block);
             self.aged.remove(block);
             self.remove_failed(block);
             self.generations.dirtied(frame, false);
-            self.dirty.fetch_sub(1, Ordering::Relaxed);
+            self.dirty.sub(kind, 1);
         }
         self.generations.remove(frame);
-        self.pages.fetch_sub(1, Ordering::Relaxed);
+        self.pages.sub(kind, 1);
         self.set_slot(block, slot);
     }
 
@@ -143,11 +143,12 @@ impl<P: FrameContents> PageCache<'_, P> {
         forgotten
     }
 
-    /// Drops the clean pages of the range that nobody uses or has isolated, without waiting; gives how many.
+    /// Drops the clean pages of files in the range that nobody uses or has isolated, without waiting; gives how many.
+    /// Not those of programs: an empty slot of swap says that it has no contents.
     pub(crate) fn drop_clean_range(&self, blocks: Range<u64>) -> u64 {
         let kept = FrameFlags::DIRTY.union(FrameFlags::ABANDONED);
         let mut dropped = 0;
-        for block in blocks.start..blocks.end.min(self.block_count()) {
+        for block in blocks.start..blocks.end.min(self.file_blocks()) {
             let Some(frame) = self.slot(block).frame() else {
                 continue;
             };
@@ -159,9 +160,9 @@ impl<P: FrameContents> PageCache<'_, P> {
         dropped
     }
 
-    /// Drops all clean pages that nobody uses, at the operator's wish, without waiting; gives how many.
+    /// Drops all clean pages of files that nobody uses, at the operator's wish, without waiting; gives how many.
     pub fn drop_all_clean(&self) -> u64 {
-        let dropped = self.drop_clean_range(0..self.block_count());
+        let dropped = self.drop_clean_range(0..self.file_blocks());
         self.count(Event::DropPagecache, dropped);
         dropped
     }

@@ -5,6 +5,7 @@ use core::ops::Range;
 use dirigible_disk::{MAX_REQUEST_FRAMES, SubmitError};
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{Event, FrameContents, FrameFlags, Marks, Pfn};
+use dirigible_reclaim::Kind;
 
 use crate::cache::{PageCache, Seize};
 use crate::pages::CacheError;
@@ -42,7 +43,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         });
         if !was_dirty {
             // Under the reference, so that nobody writes or drops the page in between.
-            self.became_dirty(frame);
+            self.became_dirty(block, frame);
             self.drop_reference(frame);
         }
     }
@@ -55,11 +56,14 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Counts a page that has the mark `DIRTY` since now, and that the caller holds.
-    pub(crate) fn became_dirty(&self, frame: Pfn) {
+    pub(crate) fn became_dirty(&self, block: u64, frame: Pfn) {
         self.generations.dirtied(frame, true);
-        self.count(Event::NrDirtied, 1);
-        let dirty = self.dirty.fetch_add(1, Ordering::Relaxed) + 1;
-        self.watch_dirty(dirty);
+        let kind = self.kind_of(block);
+        let dirty = self.dirty.add(kind, 1);
+        if kind == Kind::File {
+            self.count(Event::NrDirtied, 1);
+            self.watch_dirty(dirty);
+        }
     }
 
     /// Begins to write the page of `block`, if it is dirty, with its dirty neighbours on the disk. Does not wait.
@@ -100,7 +104,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             if failed {
                 self.add_failed(block);
             }
-            self.unwrite(frame, FrameFlags::DIRTY);
+            self.unwrite(block, frame, FrameFlags::DIRTY);
         }
         if failed {
             self.write_errors
@@ -111,8 +115,12 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     fn join_neighbours(&self, run: &mut Run) {
+        // What a request carries is counted as one kind.
+        let kind = self.kind_of(run.block);
         let joins = |block: u64| {
-            let wanted = self.unwritten.contains(block) && !self.failed.contains(block);
+            let wanted = self.unwritten.contains(block)
+                && !self.failed.contains(block)
+                && self.kind_of(block) == kind;
             wanted.then(|| self.freeze(block)).flatten()
         };
         // Backwards first, then forwards from where it began; half of the room at most for what lies before.
@@ -145,8 +153,9 @@ impl<P: FrameContents> PageCache<'_, P> {
             isolated: true,
         };
         self.seize(block, frame, &how).ok()?;
-        self.dirty.fetch_sub(1, Ordering::Relaxed);
-        self.writeback.fetch_add(1, Ordering::Relaxed);
+        let kind = self.kind_of(block);
+        self.dirty.sub(kind, 1);
+        self.writeback.add(kind, 1);
         Some(frame)
     }
 
@@ -156,10 +165,10 @@ impl<P: FrameContents> PageCache<'_, P> {
         frame.is_some_and(|frame| self.frames.flags(frame).contains(FrameFlags::WRITEBACK))
     }
 
-    /// Writes all pages of the range that are dirty now and waits for them. Those that failed it tries again, alone,
+    /// Writes all pages of files in the range that are dirty now and waits for them. Those that failed it tries again, alone,
     /// and again as long as fewer of them fail each time.
     pub(crate) fn sync_range(&self, blocks: Range<u64>) -> Result<(), CacheError> {
-        let end = blocks.end.min(self.block_count());
+        let end = blocks.end.min(self.file_blocks());
         self.begin_writes(blocks.start, end);
         self.wait_for_writes(blocks.start, end);
         let mut failed_before = u64::MAX;

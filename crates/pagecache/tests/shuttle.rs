@@ -14,14 +14,19 @@ use dirigible_frames::{
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use dirigible_pagecache::{BlockPages, CacheConfig, CacheParts, Flusher, PageCache};
 use dirigible_reclaim::{Evictable, Generations, Stamp};
+use shuttle::rand::Rng;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::sync::Mutex;
 use shuttle::thread;
 
 const RUNS: usize = 400;
 const OWNER: OwnerId = OwnerId::new(1).unwrap();
+/// Whose the frames are that come into swap.
+const PROGRAMS: OwnerId = OwnerId::new(2).unwrap();
 const FRAMES: usize = 512;
 const BLOCKS: u64 = 8;
+/// Blocks of swap, behind these.
+const SWAP: u64 = 4;
 /// The block that all want.
 const BLOCK: u64 = 3;
 
@@ -95,7 +100,7 @@ struct Disk {
 
 impl BlockDevice for Disk {
     fn blocks(&self) -> u64 {
-        BLOCKS
+        BLOCKS + SWAP
     }
     fn depth(&self) -> usize {
         2
@@ -209,7 +214,7 @@ impl World {
         let disk = leak(Disk {
             machine,
             jobs: Mutex::new(VecDeque::new()),
-            contents: Mutex::new((0..BLOCKS).map(|block| [block; 2]).collect()),
+            contents: Mutex::new((0..BLOCKS + SWAP).map(|block| [block; 2]).collect()),
             failures: Mutex::new(0),
             reads: Mutex::new(0),
             refusals: Mutex::new(0),
@@ -223,7 +228,7 @@ impl World {
             disk,
             memory: source,
             generations,
-            swap: 0..0,
+            swap: BLOCKS..BLOCKS + SWAP,
         };
         let config = CacheConfig {
             dirty_percent: 100,
@@ -317,6 +322,58 @@ impl World {
             other => panic!("{other:?}"),
         }
         pairs[0].outcome == Outcome::Moved
+    }
+
+    /// An isolated frame of a program, and a promise of it.
+    fn promise(&self, block: u64, value: u64) -> Pfn {
+        let frame = self.source.alloc(AllocRequest::movable()).unwrap();
+        self.frames.set_owner(frame, PROGRAMS, 0);
+        self.machine.set(frame, [value; 2]);
+        for (from, to) in [
+            (FrameState::Allocated, FrameState::Listed),
+            (FrameState::Listed, FrameState::Isolated),
+        ] {
+            self.frames.transition(frame, from, to).unwrap();
+        }
+        assert!(self.cache.promise(block, frame));
+        frame
+    }
+
+    fn adopt(&self, block: u64, frame: Pfn) {
+        let (from, to) = (FrameState::Isolated, FrameState::Allocated);
+        self.frames.transition(frame, from, to).unwrap();
+        self.cache.adopt(block, frame);
+    }
+
+    /// A dirty page of a program; gives its frame.
+    fn adopted(&self, block: u64, value: u64) -> Pfn {
+        let frame = self.promise(block, value);
+        self.adopt(block, frame);
+        frame
+    }
+
+    /// Takes contents out of swap, for good, if they can be had at this moment.
+    fn take(&self, block: u64) -> Option<[u64; 2]> {
+        let (frame, _) = self.cache.take(block)?;
+        let info = self.frames.frame(frame).unwrap();
+        assert_eq!(
+            (info.state, info.owner, info.flags, info.generation),
+            (FrameState::Allocated, OwnerId::NONE, FrameFlags::EMPTY, 0)
+        );
+        let words = self.machine.words_of(frame);
+        self.source.free(frame, Order::BASE);
+        Some(words)
+    }
+
+    /// What a fault does: gives the contents, or `None` if somebody else has had them.
+    fn fault(&self, block: u64) -> Option<[u64; 2]> {
+        while self.cache.has_contents(block) {
+            if let Some(words) = self.take(block) {
+                return Some(words);
+            }
+            self.cache.fetch(block).unwrap();
+        }
+        None
     }
 
     fn on_disk(&self, block: u64) -> [u64; 2] {
@@ -577,6 +634,122 @@ fn a_read_that_fails_fails_for_those_who_wait() {
         let mut words = words.into_iter().flatten().flatten();
         assert!(words.all(|word| [BLOCK, 6].contains(&word)));
         assert_eq!(w.read(BLOCK), Some([6; 2]));
+        w.check();
+    });
+}
+
+const SLOT: u64 = BLOCKS;
+
+/// Contents that two want at once, while they are written and dropped: one gets them, whole, and nothing is left.
+#[test]
+fn pitfall_74_taking_against_writing_and_dropping() {
+    explore(|| {
+        let w = World::new();
+        let frame = w.adopted(SLOT, 70);
+        w.adopted(SLOT + 1, 71);
+        let writer = w.spawn(1, |w| {
+            w.cache.write_out(SLOT..SLOT + 2);
+            w.cache.poll();
+        });
+        let reclaim = w.spawn(2, move |w| w.evict(frame));
+        let other = w.spawn(3, |w| w.fault(SLOT));
+        let mine = w.fault(SLOT);
+        let had = [mine, other.join().unwrap()];
+        assert!(had == [Some([70; 2]), None] || had == [None, Some([70; 2])]);
+        writer.join().unwrap();
+        reclaim.join().unwrap();
+        assert!(!w.cache.has_contents(SLOT));
+        w.check();
+        assert_eq!(w.fault(SLOT + 1), Some([71; 2]));
+        w.check();
+    });
+}
+
+/// Who finds the frame isolated gets nothing, and gets it later.
+#[test]
+fn pitfall_74_taking_against_moving() {
+    explore(|| {
+        let w = World::new();
+        let frame = w.adopted(SLOT, 70);
+        let mover = w.spawn(1, move |w| w.migrate(frame));
+        let taker = w.spawn(2, |w| w.take(SLOT));
+        let fault = w.fault(SLOT);
+        let taken = taker.join().unwrap();
+        mover.join().unwrap();
+        assert_eq!(fault.or(taken), Some([70; 2]));
+        assert!(fault.is_none() || taken.is_none());
+        w.check();
+    });
+}
+
+/// The slot is free afterwards, whoever had the frame.
+#[test]
+fn pitfall_74_freeing_against_moving_and_writing() {
+    explore(|| {
+        let w = World::new();
+        let frame = w.adopted(SLOT, 70);
+        w.adopted(SLOT + 1, 71);
+        let mover = w.spawn(1, move |w| w.migrate(frame));
+        let writer = w.spawn(2, |w| w.cache.write_out([SLOT + 1, SLOT]));
+        w.cache.forget_swap(SLOT..SLOT + 1);
+        assert!(!w.cache.has_contents(SLOT));
+        // It is used again at once.
+        w.adopted(SLOT, 72);
+        writer.join().unwrap();
+        mover.join().unwrap();
+        w.check();
+        assert_eq!(w.fault(SLOT), Some([72; 2]));
+        assert_eq!(w.fault(SLOT + 1), Some([71; 2]));
+        w.check();
+    });
+}
+
+/// Who reads with a neighbour must not bring back what was taken or freed meanwhile.
+#[test]
+fn pitfall_74_reading_around_against_taking_and_freeing() {
+    explore(|| {
+        let w = World::new();
+        for slot in SLOT..SLOT + 3 {
+            let frame = w.adopted(slot, slot * 10);
+            w.cache.write_out([slot]);
+            while w.cache.poll() {}
+            assert!(w.evict(frame));
+        }
+        let taker = w.spawn(1, |w| w.fault(SLOT + 1));
+        let ender = w.spawn(2, |w| {
+            // At any moment of the others' reads.
+            for _ in 0..shuttle::rand::thread_rng().gen_range(0..400) {
+                w.cache.has_contents(SLOT);
+            }
+            w.cache.forget_swap(SLOT..SLOT + 1);
+            // The slot's next contents.
+            w.adopted(SLOT, 5);
+        });
+        assert_eq!(w.fault(SLOT + 2), Some([(SLOT + 2) * 10; 2]));
+        assert_eq!(taker.join().unwrap(), Some([(SLOT + 1) * 10; 2]));
+        ender.join().unwrap();
+        w.check();
+        assert_eq!(w.cache.swap_pages(), 1);
+        assert_eq!(w.fault(SLOT), Some([5; 2]));
+        w.check();
+    });
+}
+
+/// Who wants what was promised waits, and gets it from memory, though the flusher is quick.
+#[test]
+fn pitfall_74_a_promise_against_who_wants_it() {
+    explore(|| {
+        let w = World::new();
+        let frame = w.promise(SLOT, 70);
+        let fault = w.spawn(1, |w| w.fault(SLOT));
+        let files = w.spawn(2, |w| {
+            w.cache.drop_all_clean();
+            Flusher::new(w.cache, 0).step(1);
+        });
+        w.adopt(SLOT, frame);
+        assert_eq!(fault.join().unwrap(), Some([70; 2]));
+        files.join().unwrap();
+        assert_eq!(*w.disk.reads.lock().unwrap(), 0);
         w.check();
     });
 }

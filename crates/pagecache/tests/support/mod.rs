@@ -79,6 +79,8 @@ pub struct Build {
     pub memory: u64,
     /// Blocks of the disk.
     pub disk: u64,
+    /// Blocks of these, the last ones, that are swap.
+    pub swap: u64,
     pub depth: usize,
     pub min: u64,
     pub config: CacheConfig,
@@ -89,6 +91,7 @@ impl Default for Build {
         Self {
             memory: 2,
             disk: 4096,
+            swap: 0,
             depth: 8,
             min: 0,
             config: CacheConfig::default(),
@@ -138,7 +141,7 @@ pub fn build(how: Build) -> World {
         disk,
         memory: source,
         generations,
-        swap: 0..0,
+        swap: how.disk - how.swap..how.disk,
     };
     let cache = leak(PageCache::new(parts, how.config).observed_by(notes));
     mobility.register(OWNER, cache).unwrap();
@@ -285,6 +288,7 @@ impl World {
         self.settle();
         let blocks = self.cache.blocks();
         self.cache.forget(0..blocks);
+        self.cache.forget_swap(self.cache.swap_blocks());
         let audit = self.check();
         assert_eq!(
             (audit.counts.pages, audit.counts.dirty, audit.detached),
