@@ -1,7 +1,7 @@
 //! What the balloon needs of a kernel's frame descriptors, and the list that it keeps in their owner words.
 #![forbid(unsafe_code)]
 
-use dirigible_frames::{FRAMES_PER_BLOCK, FrameAllocator, FrameState, OwnerId, Pfn};
+use dirigible_frames::{FrameAllocator, FrameState, OwnerId, Pfn};
 
 /// A kernel's frame descriptors, as far as the balloon needs them: a state, an owner and one 64-bit word per frame.
 ///
@@ -64,7 +64,8 @@ impl Books for FrameAllocator<'_> {
     }
 
     fn span(&self) -> u64 {
-        (self.block_count() * FRAMES_PER_BLOCK) as u64
+        // Holes included: what is counted is how far the numbers reach.
+        self.end().get() - FrameAllocator::base(self).get()
     }
 
     fn state(&self, frame: Pfn) -> FrameState {

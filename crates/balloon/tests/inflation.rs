@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use dirigible_balloon::{BalloonConfig, Deflate, Fault, Step, VirtioBalloon};
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, CpuId, Event, FrameClass, FrameState, Order, OwnerId,
+    AllocRequest, BalloonPlacement, CpuId, Event, FrameClass, FrameState, Order, OwnerId, Pfn,
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
 use support::host::{Host, Manner, VERSION_1};
-use support::{Guest, OTHER, OWNER, all_frames, count, memory};
+use support::{Guest, OTHER, OWNER, all_frames, count, memory, memory_of};
 
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 
@@ -51,6 +51,28 @@ fn up_and_down() {
     assert_eq!(events.get(Event::BalloonDeflate), 1000);
     assert_eq!(events.get(Event::BalloonMessages), guest.host.messages());
     assert_eq!(events.get(Event::BalloonMigrateMessages), 0);
+}
+
+/// Where the host's devices lie in the address space there is no memory: frames above that hole are numbered far beyond
+/// the count of all frames.
+#[test]
+fn frames_above_a_hole_go_to_the_host_too() {
+    let block = |number: u64| Pfn::new(number * 512);
+    let ranges = vec![block(1)..block(3), block(100)..block(102)];
+    let guest = Guest::with(
+        memory_of(&[ranges]),
+        Host::offering(VERSION_1),
+        newest_first(),
+    );
+    assert_eq!(guest.frames.end(), block(102));
+    let all = guest.frames.free_frames();
+    assert_eq!(guest.to(all as u32), Step::Idle);
+    assert_eq!((guest.host.size(), guest.frames.free_frames()), (all, 0));
+    assert!(guest.listed().contains(&block(101)));
+    guest.check();
+    guest.to(0);
+    assert_eq!(guest.frames.free_frames(), all);
+    guest.frames.verify().unwrap();
 }
 
 #[test]

@@ -46,6 +46,16 @@ impl<'m> FrameAllocator<'m> {
         lowest.unwrap_or_default()
     }
 
+    /// One past the highest frame of the memory. Between [`base`](Self::base) and here there may be holes.
+    #[inline(never)]
+    pub fn end(&self) -> Pfn {
+        let ends = self
+            .segments()
+            .iter()
+            .map(|segment| segment.pfn().plus(segment.frames()));
+        ends.max().unwrap_or_default()
+    }
+
     /// The block that holds `pfn`; `None` where this allocator has no memory.
     pub fn block_of(&self, pfn: Pfn) -> Option<BlockId> {
         self.frame_index(pfn).map(FrameIndex::block)

@@ -4,6 +4,7 @@
 pub mod host;
 pub mod moves;
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,14 +58,19 @@ impl Platform for Clock {
 
 /// Memory of `zones` times `blocks` pageblocks, leaked: tests are short.
 pub fn memory(zones: &[u64]) -> &'static FrameAllocator<'static> {
-    const NAMES: [&str; 4] = ["one", "two", "three", "four"];
     let mut start = 512;
     let mut ranges = Vec::new();
     for blocks in zones {
-        ranges.push([Pfn::new(start)..Pfn::new(start + blocks * 512)]);
+        ranges.push(vec![Pfn::new(start)..Pfn::new(start + blocks * 512)]);
         start += blocks * 512;
     }
-    let zones: Vec<_> = ranges
+    memory_of(&ranges)
+}
+
+/// Memory of a zone for each row of ranges, leaked.
+pub fn memory_of(zones: &[Vec<Range<Pfn>>]) -> &'static FrameAllocator<'static> {
+    const NAMES: [&str; 4] = ["one", "two", "three", "four"];
+    let zones: Vec<_> = zones
         .iter()
         .zip(NAMES)
         .map(|(ranges, name)| ZoneConfig {
