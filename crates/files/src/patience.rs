@@ -6,8 +6,9 @@ use crate::error::Error;
 
 /// Nanoseconds from one attempt to the next.
 const NAP: u64 = 10_000_000;
-/// Nanoseconds after which it is given up.
-const LIMIT: u64 = 5_000_000_000;
+/// Nanoseconds after which it is given up, and blocks are lost: two minutes. Somebody may hold all memory for most of
+/// that, as the operator's attempts at huge pages do.
+const LIMIT: u64 = 120_000_000_000;
 
 /// How long one operation waits for memory in all.
 pub(crate) struct Patience<'a, P> {
