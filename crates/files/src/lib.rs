@@ -24,7 +24,7 @@
 //!
 //! An inode is *open* as often as it was opened and not closed. A *removed* inode has no name and lives until it is
 //! closed. Blocks and inodes that an operation could not give back, because the disk failed it in the middle, are *lost*:
-//! nothing refers to them, and [`FileStore::audit`] counts them. Memory that is short is waited for, some seconds; if
+//! nothing refers to them, and [`FileStore::audit`] counts them. Memory that is short is waited for, ten minutes; if
 //! there is none then, they are lost too.
 //!
 //! # What it does not do

@@ -4,16 +4,21 @@ use dirigible_frames::Platform;
 
 use crate::error::Error;
 
-/// Nanoseconds from one attempt to the next.
-const NAP: u64 = 10_000_000;
-/// Nanoseconds after which it is given up.
-const LIMIT: u64 = 5_000_000_000;
+/// Nanoseconds from the first attempt to the second; then twice as long each time.
+const FIRST_NAP: u64 = 10_000_000;
+/// The longest time between two attempts, in nanoseconds.
+const LONGEST_NAP: u64 = 1_000_000_000;
+/// Nanoseconds after which it is given up, and blocks are lost: ten minutes. Somebody may hold all memory for minutes, as
+/// the operator's attempts at huge pages do.
+const LIMIT: u64 = 600_000_000_000;
 
 /// How long one operation waits for memory in all.
 pub(crate) struct Patience<'a, P> {
     platform: &'a P,
     /// When it ends; it begins with the first attempt that fails.
     until: Option<u64>,
+    /// How long it sleeps next.
+    nap: u64,
 }
 
 impl<'a, P: Platform> Patience<'a, P> {
@@ -21,6 +26,7 @@ impl<'a, P: Platform> Patience<'a, P> {
         Self {
             platform,
             until: None,
+            nap: FIRST_NAP,
         }
     }
 
@@ -34,7 +40,8 @@ impl<'a, P: Platform> Patience<'a, P> {
         if now >= *self.until.get_or_insert(now.saturating_add(LIMIT)) {
             return false;
         }
-        let next = now.saturating_add(NAP);
+        let next = now.saturating_add(self.nap);
+        self.nap = (self.nap * 2).min(LONGEST_NAP);
         self.platform.sleep_until(next);
         // At the end of a run sleepers are woken early: an attempt costs others too much to be made at each look.
         while self.platform.now() < next {

@@ -327,7 +327,7 @@ fn memory_that_never_comes_is_not_waited_for_for_ever() {
     store.close(a).unwrap();
     let waited = w.memory.now() - begun;
     assert!(
-        (1_000_000_000..20_000_000_000).contains(&waited),
+        (600_000_000_000..700_000_000_000).contains(&waited),
         "{waited}"
     );
     w.pages.heal();
