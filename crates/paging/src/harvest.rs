@@ -34,7 +34,7 @@ impl<P: PageTables> Paging<'_, P> {
     /// The space's lock is held for a bounded piece at a time. `used` is called under it, so the frame is mapped there at
     /// that moment; it must be short, and neither wait, allocate nor call [`Paging`]. Each piece with a bit cleared ends
     /// with a shoot-down: a use after this call sets the bit again. Pages that are being moved or split are passed by, with
-    /// their bits as they are.
+    /// their bits as they are; so are pages in swap.
     pub fn harvest(
         &self,
         space: SpaceId,
@@ -71,6 +71,20 @@ impl<P: PageTables> Paging<'_, P> {
         harvest: &mut Harvest,
         used: &mut impl FnMut(Page, Pfn, Order),
     ) {
+        self.each_mapping(state, page, end, |page, place, order| {
+            self.harvest_entry(page, place, order, harvest, used);
+        });
+    }
+
+    /// Calls `visit` with each mapping of a bounded number of entries from `page` on, its first page and its order, and
+    /// advances `page` behind them. Passes by what is being moved or split. The lock is held.
+    pub(crate) fn each_mapping(
+        &self,
+        state: &mut SpaceState,
+        page: &mut Page,
+        end: Page,
+        mut visit: impl FnMut(Page, &Place, Order),
+    ) {
         let mut left = PIECE;
         for _ in 0..STEPS {
             if *page >= end || left == 0 {
@@ -80,7 +94,7 @@ impl<P: PageTables> Paging<'_, P> {
             match (place.kind(), place.depth) {
                 (Kind::Leaf, HUGE_DEPTH) => {
                     let base = page.huge_base();
-                    self.harvest_entry(base, &place, Order::HUGE, harvest, used);
+                    visit(base, &place, Order::HUGE);
                     left -= 1;
                     *page = base.plus(ENTRIES);
                 }
@@ -96,7 +110,7 @@ impl<P: PageTables> Paging<'_, P> {
                                 entry,
                                 ..place
                             };
-                            self.harvest_entry(page.plus(step), &place, Order::BASE, harvest, used);
+                            visit(page.plus(step), &place, Order::BASE);
                         }
                     }
                     left -= count;
