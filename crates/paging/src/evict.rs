@@ -62,9 +62,13 @@ impl<P: PageTables> Evictable for Paging<'_, P> {
                 (state.id != 0 && !state.kept).then(|| state.space())
             };
             let Some(space) = space else { continue };
-            // Under the lock, so the frame is mapped and somebody holds it.
-            let used = |_, frame, _| generations.add(frame, Age::Young);
-            let found = Paging::harvest(self, space, Page::new(0)..self.limit(), used);
+            // Under the lock, so the frame is mapped and somebody holds it; and the space may be exempted by now.
+            let used = |kept: bool, _, frame, _| {
+                if !kept {
+                    generations.add(frame, Age::Young);
+                }
+            };
+            let found = self.harvest_with(space, Page::new(0)..self.limit(), used);
             let looked = u32::try_from(found.looked).unwrap_or(u32::MAX);
             self.platform.charge(Cost::Scan(looked));
         }

@@ -41,6 +41,18 @@ impl<P: PageTables> Paging<'_, P> {
         pages: Range<Page>,
         mut used: impl FnMut(Page, Pfn, Order),
     ) -> Harvest {
+        self.harvest_with(space, pages, |_, page, frame, order| {
+            used(page, frame, order)
+        })
+    }
+
+    /// As [`Paging::harvest`]; `used` is also told whether the space is kept in memory.
+    pub(crate) fn harvest_with(
+        &self,
+        space: SpaceId,
+        pages: Range<Page>,
+        mut used: impl FnMut(bool, Page, Pfn, Order),
+    ) -> Harvest {
         let mut harvest = Harvest::default();
         let Some(slot) = self.slot(space) else {
             return harvest;
@@ -53,27 +65,18 @@ impl<P: PageTables> Paging<'_, P> {
                 if state.id != space.get() {
                     break;
                 }
-                self.harvest_piece(&mut state, &mut page, end, &mut harvest, &mut used);
+                let kept = state.kept;
+                self.each_mapping(&mut state, &mut page, end, |page, place, order| {
+                    if self.harvest_entry(place, &mut harvest) {
+                        used(kept, page, place.entry.frame(), order);
+                    }
+                });
             }
             if harvest.used > before {
                 self.platform.shoot_down(space.get(), first.address());
             }
         }
         harvest
-    }
-
-    /// Looks at a bounded number of entries from `page` on, and advances `page` behind them. The lock is held.
-    fn harvest_piece(
-        &self,
-        state: &mut SpaceState,
-        page: &mut Page,
-        end: Page,
-        harvest: &mut Harvest,
-        used: &mut impl FnMut(Page, Pfn, Order),
-    ) {
-        self.each_mapping(state, page, end, |page, place, order| {
-            self.harvest_entry(page, place, order, harvest, used);
-        });
     }
 
     /// Calls `visit` with each mapping of a bounded number of entries from `page` on, its first page and its order, and
@@ -121,15 +124,8 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Looks at one mapping.
-    fn harvest_entry(
-        &self,
-        page: Page,
-        place: &Place,
-        order: Order,
-        harvest: &mut Harvest,
-        used: &mut impl FnMut(Page, Pfn, Order),
-    ) {
+    /// Looks at one mapping, and clears its accessed bit; gives whether it was set.
+    fn harvest_entry(&self, place: &Place, harvest: &mut Harvest) -> bool {
         harvest.looked += 1;
         let mut seen = place.entry;
         // Only page walks change the entry meanwhile, and they set marks: a few times at most.
@@ -143,11 +139,11 @@ impl<P: PageTables> Paging<'_, P> {
             match cleared {
                 Ok(_) => {
                     harvest.used += 1;
-                    used(page, seen.frame(), order);
-                    return;
+                    return true;
                 }
                 Err(found) => seen = Entry::from_bits(found),
             }
         }
+        false
     }
 }

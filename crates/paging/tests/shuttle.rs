@@ -8,7 +8,7 @@ mod interleaved;
 use dirigible_frames::{FrameClass, FrameContents, FrameState, Order};
 use dirigible_mobility::MovableOwner;
 use dirigible_mobility::Outcome;
-use dirigible_paging::{FaultKind, Page, PageSource};
+use dirigible_paging::{FaultKind, PageSource};
 use interleaved::{World, explore};
 
 #[test]

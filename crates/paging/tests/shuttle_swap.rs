@@ -144,6 +144,8 @@ fn a_fault_against_unmap_of_a_page_in_swap() {
 #[test]
 fn harvest_and_exemption_against_migrate() {
     explore(|w| {
+        // Used, so that the harvest has something to make young.
+        assert_eq!(w.read(), Some((7, 7)));
         let harvester = w.spawn(1, |w| Evictable::harvest(w.paging));
         let keeper = w.spawn(2, |w| assert!(w.paging.keep_in_memory(w.space)));
         w.move_frame();
