@@ -142,7 +142,10 @@ fn steps() -> impl Strategy<Value = Step> {
 fn steps_of_swap() -> impl Strategy<Value = Step> {
     let at = || (0..SPACES, 0..=REGIONS.len(), 0..512u64);
     prop_oneof![
-        5 => (at(), 1..200u64, 1..20u64, any::<bool>()).prop_map(
+        8 => (at(), 1..80u64).prop_map(|((space, region, offset), count)| {
+            Step::Map { space, region, offset, count, huge: false }
+        }),
+        8 => (at(), 1..200u64, 2..20u64, any::<bool>()).prop_map(
             |((space, region, offset), count, used, writes)| {
                 Step::SwapOut { space, region, offset, count, used, writes }
             }
@@ -472,11 +475,15 @@ impl Pair {
                 used,
                 writes,
             } => {
-                let first = self.page(region, offset);
+                let first = self.page(region, 0);
                 let swap = self.w.swap().space;
                 swap.writes.store(writes, Relaxed);
                 self.w.harvest();
-                let found = self.frames_of(space, first, count.min(512 - offset));
+                // From a place in the region on, and then from its beginning, so that most runs meet something.
+                let mut found = self.frames_of(space, first, 512);
+                let middle = found.partition_point(|&(page, ..)| page < first + offset);
+                found.rotate_left(middle);
+                found.truncate(count as usize);
                 let frames: Vec<_> = found.iter().map(|&(_, frame, _)| frame).collect();
                 let mut old = Vec::new();
                 for (number, &(page, _, order)) in found.iter().enumerate() {
