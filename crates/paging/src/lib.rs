@@ -37,10 +37,10 @@
 //! # Locks
 //!
 //! Each space has one lock for its tables. It is never held while frames are allocated, filled or copied, or while
-//! waiting for compaction or for swap. A fault allocates its frames first, then locks, walks again, installs, and frees what it did
-//! not need. [`Paging::access`] takes no lock. Two rules make this safe. Table and data frames are freed only after a
-//! shoot-down. Migration replaces the entry by a migration entry, shoots down, copies, and installs the new entry, in
-//! that order.
+//! waiting for compaction or for swap. A fault allocates its frames first, then locks, walks again, installs, and
+//! frees what it did not need. [`Paging::access`] takes no lock. Two rules make this safe. Table and data frames are
+//! freed only after a shoot-down. Migration replaces the entry by a migration entry, shoots down, copies, and installs
+//! the new entry, in that order.
 //!
 //! The lock does not mask interrupts, so interrupt handlers must not make calls that take it. For each call,
 //! `docs/calls.md` says what the caller may hold, what the call waits for, and what it calls.

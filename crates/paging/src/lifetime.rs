@@ -43,8 +43,8 @@ impl<P: PageTables> Paging<'_, P> {
     }
 
     /// Unmaps all pages and destroys the space. Gives the number of anonymous frames that were mapped, 0 if the space
-    /// does not exist; slots of swap are freed and do not count. Faults and accesses at the same time find no space. Waits while frames of the space are being
-    /// moved, and for slots that are being read or written.
+    /// does not exist; slots of swap are freed and do not count. Faults and accesses at the same time find no space.
+    /// Waits while frames of the space are being moved, and for slots that are being read or written.
     pub fn destroy_space(&self, space: SpaceId) -> usize {
         let Some(slot) = self.spaces.slot(space).filter(|slot| slot.close(space)) else {
             return 0;

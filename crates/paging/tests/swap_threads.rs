@@ -44,7 +44,7 @@ fn contents_survive_reclaim_and_compaction_at_once() {
                         }
                         for page in (0..PAGES).filter(|page| page % 7 == round % 7) {
                             let value = round * PAGES + page;
-                            let mut use_page = |write: bool| loop {
+                            let use_page = |write: bool| loop {
                                 let word = |frame| {
                                     use dirigible_frames::FrameContents;
                                     if write {
