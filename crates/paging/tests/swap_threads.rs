@@ -5,6 +5,7 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use dirigible_frames::{Event, Order};
 use dirigible_mobility::Outcome;
@@ -15,7 +16,7 @@ use support::{run_on, world_with_swap};
 const PAGES: u64 = 700;
 /// Each program's rounds at least; more, until enough has happened to its pages.
 const ROUNDS: u64 = 60;
-const MOST_ROUNDS: u64 = 100 * ROUNDS;
+const MOST_ROUNDS: u64 = 1000 * ROUNDS;
 const ENOUGH: u64 = 200;
 
 #[test]
@@ -42,6 +43,8 @@ fn contents_survive_reclaim_and_compaction_at_once() {
                         if round >= ROUNDS && happened >= ENOUGH {
                             break;
                         }
+                        // Long enough that pages become old, however few processors there are.
+                        thread::sleep(Duration::from_micros(200));
                         for page in (0..PAGES).filter(|page| page % 7 == round % 7) {
                             let value = round * PAGES + page;
                             let use_page = |write: bool| loop {
