@@ -34,7 +34,7 @@ impl<P: PageTables> Drop for Section<'_, P> {
 
 impl<P: PageTables> Paging<'_, P> {
     /// Marks the mapping of `page` accessed, and dirty if `write`, and runs `f` on the base frame that holds the page.
-    /// `None` if the page is not mapped.
+    /// `None` if the page is not mapped, or in swap.
     ///
     /// Takes no lock. `f` runs inside an access section: the frame is not reused until `f` returns, so `f` must be
     /// short and must not wait. If the page is being moved, waits outside of the section.
@@ -68,7 +68,7 @@ impl<P: PageTables> Paging<'_, P> {
             let place = walk(self.platform, root, page);
             match place.kind() {
                 Kind::Migration => return Touch::Migrating,
-                Kind::Empty | Kind::Table => return Touch::Absent,
+                Kind::Empty | Kind::Table | Kind::Swapped => return Touch::Absent,
                 Kind::Leaf => {
                     let marked = place.entry.touched(write);
                     // As hardware does: marks are set only if the entry has not changed since the walk. So no mark is

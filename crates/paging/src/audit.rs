@@ -17,6 +17,8 @@ pub struct Audit {
     pub base: u64,
     /// Huge pages mapped.
     pub huge: u64,
+    /// Base pages in swap, or on their way there.
+    pub swapped: u64,
     /// Table frames, including the deposited ones.
     pub tables: u64,
     /// Mappings that are being moved or split: 0 at rest.
@@ -28,7 +30,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Frames of anonymous memory.
+    /// Frames of anonymous memory. Pages in swap have none.
     pub const fn frames(&self) -> u64 {
         self.base + self.huge * ENTRIES
     }
@@ -80,6 +82,16 @@ pub enum AuditError {
         /// Its state.
         state: FrameState,
     },
+    /// A mapped frame has no age, so reclaim would never find it.
+    #[error("{page} of {space:?} maps {frame}, which is in no generation")]
+    Age {
+        /// The space.
+        space: SpaceId,
+        /// The page.
+        page: Page,
+        /// The mapped frame.
+        frame: Pfn,
+    },
     /// An entry is neither empty nor valid.
     #[error("entry for {page} of {space:?} is {bits:#x}")]
     Entry {
@@ -117,9 +129,10 @@ impl<P: PageTables> Paging<'_, P> {
             let found = [
                 audit.base - before.base,
                 audit.huge - before.huge,
+                audit.swapped - before.swapped,
                 audit.tables - before.tables,
             ];
-            if found != [state.base, state.huge, state.tables] {
+            if found != [state.base, state.huge, state.swapped, state.tables] {
                 return Err(AuditError::Totals {
                     space: state.space(),
                 });
@@ -159,8 +172,16 @@ impl<P: PageTables> Paging<'_, P> {
                 Kind::Empty => {}
                 Kind::Table => self.audit_table(state, entry.frame(), depth + 1, page, audit)?,
                 Kind::Leaf | Kind::Migration => {
-                    self.audit_leaf(space, page, depth, entry, audit)?
+                    self.audit_leaf(state, page, depth, entry, audit)?
                 }
+                Kind::Swapped if entry != Entry::swapped(entry.slot()) || self.swap.is_none() => {
+                    return Err(AuditError::Entry {
+                        space,
+                        page,
+                        bits: entry.bits(),
+                    });
+                }
+                Kind::Swapped => audit.swapped += 1,
             }
             found += u64::from(entry != Entry::EMPTY);
             page = page.next_span(depth);
@@ -193,12 +214,13 @@ impl<P: PageTables> Paging<'_, P> {
 
     fn audit_leaf(
         &self,
-        space: SpaceId,
+        state: &SpaceState,
         page: Page,
         depth: usize,
         entry: Entry,
         audit: &mut Audit,
     ) -> Result<(), AuditError> {
+        let space = state.space();
         let frame = entry.frame();
         let order = if depth == HUGE_DEPTH {
             Order::HUGE
@@ -225,14 +247,19 @@ impl<P: PageTables> Paging<'_, P> {
             FrameState::Allocated if info.flags.contains(FrameFlags::PINNED) && !migrating => {
                 audit.pinned += 1;
             }
-            state => {
+            found => {
                 return Err(AuditError::State {
                     space,
                     page,
                     frame,
-                    state,
+                    state: found,
                 });
             }
+        }
+        // While it is being moved, the age may have gone ahead; of a space that was just exempted, some are left.
+        let aged = self.generations.is_some() && !state.kept && !migrating;
+        if aged && info.generation == 0 {
+            return Err(AuditError::Age { space, page, frame });
         }
         audit.migration_entries += u64::from(migrating);
         if depth == LEAF_DEPTH {

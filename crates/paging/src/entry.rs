@@ -7,6 +7,10 @@ use dirigible_frames::{Order, Pfn};
 ///
 /// A *migration entry* replaces a mapping while its frame is moved or split. It is not present, so hardware faults on
 /// it. A software bit marks it. It keeps the frame number and all flags of the mapping.
+///
+/// A *swapped entry* stands for a page whose contents are in swap. It is not present either, another software bit marks
+/// it, and the bits of the frame number hold the number of the slot. It has no other flags. Only last-level tables have
+/// such entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub(crate) struct Entry(u64);
@@ -22,6 +26,8 @@ pub(crate) enum Kind {
     Leaf,
     /// A mapping whose frame is being moved or split.
     Migration,
+    /// A page in swap.
+    Swapped,
 }
 
 impl Entry {
@@ -33,7 +39,11 @@ impl Entry {
     const HUGE: u64 = 1 << 7;
     /// Hardware ignores bits 9 to 11: software may use them.
     const MIGRATION: u64 = 1 << 9;
+    const SWAPPED: u64 = 1 << 10;
     const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+    /// The largest slot number that fits into an entry.
+    pub(crate) const MAX_SLOT: u64 = Self::FRAME >> 12;
 
     /// The entry that maps nothing.
     pub(crate) const EMPTY: Self = Self(0);
@@ -70,6 +80,17 @@ impl Entry {
         )
     }
 
+    /// The entry of a page whose contents are in `slot` of swap, which is not above [`MAX_SLOT`](Self::MAX_SLOT).
+    pub(crate) const fn swapped(slot: u64) -> Self {
+        debug_assert!(slot <= Self::MAX_SLOT);
+        Self(Self::SWAPPED | (slot << 12 & Self::FRAME))
+    }
+
+    /// The slot that it names, if it is a swapped entry.
+    pub(crate) const fn slot(self) -> u64 {
+        (self.0 & Self::FRAME) >> 12
+    }
+
     /// The kind of this entry in a table at `depth`.
     pub(crate) const fn kind(self, depth: usize) -> Kind {
         if self.0 & Self::PRESENT != 0 {
@@ -81,6 +102,8 @@ impl Entry {
             }
         } else if self.0 & Self::MIGRATION != 0 {
             Kind::Migration
+        } else if self.0 & Self::SWAPPED != 0 && depth == LEAF_DEPTH {
+            Kind::Swapped
         } else {
             Kind::Empty
         }
@@ -158,6 +181,30 @@ mod tests {
                 assert!(after.is_accessed());
             }
         }
+    }
+
+    #[test]
+    fn a_swapped_entry_holds_forty_bits_and_no_flags() {
+        assert_eq!(Entry::MAX_SLOT, (1 << 40) - 1);
+        for slot in [0, 1, 511, 1 << 39, Entry::MAX_SLOT] {
+            let entry = Entry::swapped(slot);
+            assert_eq!(
+                (entry.kind(LEAF_DEPTH), entry.slot()),
+                (Kind::Swapped, slot)
+            );
+            assert!(!entry.is_accessed() && !entry.is_dirty());
+            assert_eq!(entry.bits() & 1, 0, "hardware faults on it");
+            assert_ne!(entry, Entry::EMPTY);
+        }
+    }
+
+    #[test]
+    fn swapped_and_migration_entries_are_told_apart() {
+        let leaf = Entry::leaf(Pfn::new(7), Order::BASE).touched(true);
+        assert_eq!(leaf.to_migration().kind(LEAF_DEPTH), Kind::Migration);
+        assert_ne!(leaf.to_migration(), Entry::swapped(7));
+        // In a table above the last level it is no valid entry, and the audit reports it.
+        assert_eq!(Entry::swapped(7).kind(HUGE_DEPTH), Kind::Empty);
     }
 
     #[test]

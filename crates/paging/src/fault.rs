@@ -6,10 +6,12 @@ use crate::{
     paging::{Paging, frame_of},
     source::{OutOfMemory, PageSource},
     space::{OwnerWord, SpaceId, SpaceState},
+    swap::SwapError,
     tables::{Place, new_table},
 };
 use arrayvec::ArrayVec;
 use dirigible_frames::{AllocRequest, Cost, Event, FrameClass, FrameState, Order, PageTables, Pfn};
+use dirigible_reclaim::Age;
 
 /// What a fault may map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +30,7 @@ pub struct Fault {
     pub frame: Pfn,
     /// The page is part of a huge page.
     pub huge: bool,
-    /// The page was mapped by this fault, not before.
+    /// The page was mapped by this fault, not before, and is new. Pages that come back from swap are not.
     pub fresh: bool,
 }
 
@@ -44,11 +46,24 @@ pub enum FaultError {
     /// The page number has more than 36 bits, or lies in the kernel's half.
     #[error("no such page")]
     NoSuchPage,
+    /// The disk could not read the page from swap: its contents are lost, and the program cannot go on. The page stays in
+    /// swap until it is unmapped.
+    #[error("the page cannot be read from swap")]
+    SwapRead,
 }
 
 impl From<OutOfMemory> for FaultError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<SwapError> for FaultError {
+    fn from(error: SwapError) -> Self {
+        match error {
+            SwapError::OutOfMemory => Self::OutOfMemory,
+            SwapError::Io { .. } => Self::SwapRead,
+        }
     }
 }
 
@@ -59,14 +74,18 @@ struct Prepared {
     try_huge: bool,
 }
 
-/// What must be prepared, as found in the page tables.
-struct Need {
-    tables: usize,
-    huge: bool,
+/// What a fault lacks, as found in the page tables.
+enum Need {
+    /// Frames.
+    Frames { tables: usize, huge: bool },
+    /// The contents of a slot, which are in swap.
+    Contents(u64),
+    /// That somebody else is done.
+    Time,
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Maps `page`, zeroed, unless it is mapped.
+    /// Maps `page`, zeroed, unless it is mapped. A page that is in swap comes back with its contents.
     ///
     /// Charges the fault, and the filling of each new frame.
     ///
@@ -89,7 +108,8 @@ impl<P: PageTables> Paging<'_, P> {
     ///
     /// `fill` gets the head and the order of the new frame or huge page, and writes all of it, before anything else can
     /// access it. A huge page holds the whole aligned range around `page`. No lock is held. If another CPU maps the
-    /// page or its neighbours meanwhile, `fill` may run again, or its result may not be used.
+    /// page or its neighbours meanwhile, `fill` may run again, or its result may not be used. It is not called for a page
+    /// that comes back from swap.
     ///
     /// # Errors
     ///
@@ -135,6 +155,7 @@ impl<P: PageTables> Paging<'_, P> {
         fill: &mut impl FnMut(Pfn, Order),
     ) -> Result<Fault, FaultError> {
         let slot = self.slot(space).ok_or(FaultError::NoSuchSpace)?;
+        let mut fetched = None;
         loop {
             let need = {
                 let mut state = slot.state.lock();
@@ -150,7 +171,17 @@ impl<P: PageTables> Paging<'_, P> {
                             fresh: false,
                         });
                     }
-                    Kind::Migration => None,
+                    Kind::Migration => Need::Time,
+                    Kind::Swapped => {
+                        let slot = place.entry.slot();
+                        if fetched.take() != Some(slot) {
+                            Need::Contents(slot)
+                        } else if let Some(fault) = self.swap_in(&mut state, page, &place) {
+                            return Ok(fault);
+                        } else {
+                            Need::Time
+                        }
+                    }
                     Kind::Empty | Kind::Table => {
                         // A huge page needs no last-level table, but deposits one.
                         let tables = LEAF_DEPTH - place.depth;
@@ -160,13 +191,19 @@ impl<P: PageTables> Paging<'_, P> {
                         {
                             return Ok(fault);
                         }
-                        Some(Need { tables, huge })
+                        Need::Frames { tables, huge }
                     }
                 }
             };
             match need {
-                Some(need) => self.prepare(need, memory, prepared, fill)?,
-                None => self.platform.relax(),
+                Need::Frames { tables, huge } => {
+                    self.prepare(tables, huge, memory, prepared, fill)?;
+                }
+                Need::Contents(slot) => {
+                    self.fetch(slot)?;
+                    fetched = Some(slot);
+                }
+                Need::Time => self.platform.relax(),
             }
         }
     }
@@ -174,18 +211,19 @@ impl<P: PageTables> Paging<'_, P> {
     /// Allocates and fills what is missing in `prepared`. No lock is held.
     fn prepare(
         &self,
-        need: Need,
+        tables: usize,
+        huge: bool,
         memory: &dyn PageSource,
         prepared: &mut Prepared,
         fill: &mut impl FnMut(Pfn, Order),
     ) -> Result<(), OutOfMemory> {
-        while prepared.tables.len() < need.tables {
+        while prepared.tables.len() < tables {
             prepared
                 .tables
                 .push(new_table(self.frames, self.platform, memory)?);
         }
         if let Some((frame, Order::HUGE)) = prepared.leaf
-            && !need.huge
+            && !huge
         {
             // A base page was mapped in the range meanwhile.
             memory.free(frame, Order::HUGE);
@@ -194,7 +232,7 @@ impl<P: PageTables> Paging<'_, P> {
         if prepared.leaf.is_some() {
             return Ok(());
         }
-        if need.huge {
+        if huge {
             match memory.alloc(AllocRequest::new(Order::HUGE, FrameClass::Movable)) {
                 Ok(frame) => {
                     prepared.leaf = Some((frame, Order::HUGE));
@@ -258,6 +296,7 @@ impl<P: PageTables> Paging<'_, P> {
             .set_owner(frame, self.owner, OwnerWord::new(state.space(), first).0);
         self.set_entry(table, page.index(depth), Entry::leaf(frame, order));
         self.add_count(table, 1);
+        self.set_age(state, frame, Age::Young);
         // Last, as `isolate` takes only listed frames, and `migrate` expects their entry.
         self.must_transition(frame, FrameState::Allocated, FrameState::Listed);
         Some(Fault {

@@ -34,12 +34,24 @@ impl<P: PageTables> Paging<'_, P> {
     /// The space's lock is held for a bounded piece at a time. `used` is called under it, so the frame is mapped there at
     /// that moment; it must be short, and neither wait, allocate nor call [`Paging`]. Each piece with a bit cleared ends
     /// with a shoot-down: a use after this call sets the bit again. Pages that are being moved or split are passed by, with
-    /// their bits as they are.
+    /// their bits as they are; so are pages in swap.
     pub fn harvest(
         &self,
         space: SpaceId,
         pages: Range<Page>,
         mut used: impl FnMut(Page, Pfn, Order),
+    ) -> Harvest {
+        self.harvest_with(space, pages, |_, page, frame, order| {
+            used(page, frame, order)
+        })
+    }
+
+    /// As [`Paging::harvest`]; `used` is also told whether the space is kept in memory.
+    pub(crate) fn harvest_with(
+        &self,
+        space: SpaceId,
+        pages: Range<Page>,
+        mut used: impl FnMut(bool, Page, Pfn, Order),
     ) -> Harvest {
         let mut harvest = Harvest::default();
         let Some(slot) = self.slot(space) else {
@@ -53,7 +65,12 @@ impl<P: PageTables> Paging<'_, P> {
                 if state.id != space.get() {
                     break;
                 }
-                self.harvest_piece(&mut state, &mut page, end, &mut harvest, &mut used);
+                let kept = state.kept;
+                self.each_mapping(&mut state, &mut page, end, |page, place, order| {
+                    if self.harvest_entry(place, &mut harvest) {
+                        used(kept, page, place.entry.frame(), order);
+                    }
+                });
             }
             if harvest.used > before {
                 self.platform.shoot_down(space.get(), first.address());
@@ -62,14 +79,14 @@ impl<P: PageTables> Paging<'_, P> {
         harvest
     }
 
-    /// Looks at a bounded number of entries from `page` on, and advances `page` behind them. The lock is held.
-    fn harvest_piece(
+    /// Calls `visit` with each mapping of a bounded number of entries from `page` on, its first page and its order, and
+    /// advances `page` behind them. Passes by what is being moved or split. The lock is held.
+    pub(crate) fn each_mapping(
         &self,
         state: &mut SpaceState,
         page: &mut Page,
         end: Page,
-        harvest: &mut Harvest,
-        used: &mut impl FnMut(Page, Pfn, Order),
+        mut visit: impl FnMut(Page, &Place, Order),
     ) {
         let mut left = PIECE;
         for _ in 0..STEPS {
@@ -80,7 +97,7 @@ impl<P: PageTables> Paging<'_, P> {
             match (place.kind(), place.depth) {
                 (Kind::Leaf, HUGE_DEPTH) => {
                     let base = page.huge_base();
-                    self.harvest_entry(base, &place, Order::HUGE, harvest, used);
+                    visit(base, &place, Order::HUGE);
                     left -= 1;
                     *page = base.plus(ENTRIES);
                 }
@@ -96,7 +113,7 @@ impl<P: PageTables> Paging<'_, P> {
                                 entry,
                                 ..place
                             };
-                            self.harvest_entry(page.plus(step), &place, Order::BASE, harvest, used);
+                            visit(page.plus(step), &place, Order::BASE);
                         }
                     }
                     left -= count;
@@ -107,15 +124,8 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Looks at one mapping.
-    fn harvest_entry(
-        &self,
-        page: Page,
-        place: &Place,
-        order: Order,
-        harvest: &mut Harvest,
-        used: &mut impl FnMut(Page, Pfn, Order),
-    ) {
+    /// Looks at one mapping, and clears its accessed bit; gives whether it was set.
+    fn harvest_entry(&self, place: &Place, harvest: &mut Harvest) -> bool {
         harvest.looked += 1;
         let mut seen = place.entry;
         // Only page walks change the entry meanwhile, and they set marks: a few times at most.
@@ -129,11 +139,11 @@ impl<P: PageTables> Paging<'_, P> {
             match cleared {
                 Ok(_) => {
                     harvest.used += 1;
-                    used(page, seen.frame(), order);
-                    return;
+                    return true;
                 }
                 Err(found) => seen = Entry::from_bits(found),
             }
         }
+        false
     }
 }

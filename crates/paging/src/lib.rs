@@ -22,14 +22,25 @@
 //! | `Listed` | mapped | present |
 //! | `Isolated` | in compaction's hands | present, then a migration entry |
 //! | `Allocated` and pinned | in use outside the page tables ([`Paging::pin`]) | present |
+//! | `Isolated` | in reclaim's hands, on its way into swap | present, then a swapped entry |
+//! | not this owner's | a page of swap's cache, or there is none | a swapped entry |
+//!
+//! # Swap
+//!
+//! With [`Paging::with_swap`] reclaim can take pages away whose contents are nowhere else: `Paging` is an
+//! [`Evictable`](dirigible_reclaim::Evictable). The frames that it maps are in generations, a huge page by its head; the
+//! accessed bits, which a harvest clears, say which of them were used. An old one that was not used since goes into swap:
+//! its entry is replaced by a swapped entry, which names a slot of the [`SwapSpace`]; after a shoot-down the frame is
+//! given away. The next fault of the page waits until the contents are in memory again, takes the frame that holds them
+//! out of swap, and maps it. A huge page is split first. [`Paging::keep_in_memory`] exempts a space.
 //!
 //! # Locks
 //!
 //! Each space has one lock for its tables. It is never held while frames are allocated, filled or copied, or while
-//! waiting for compaction. A fault allocates its frames first, then locks, walks again, installs, and frees what it did
-//! not need. [`Paging::access`] takes no lock. Two rules make this safe. Table and data frames are freed only after a
-//! shoot-down. Migration replaces the entry by a migration entry, shoots down, copies, and installs the new entry, in
-//! that order.
+//! waiting for compaction or for swap. A fault allocates its frames first, then locks, walks again, installs, and
+//! frees what it did not need. [`Paging::access`] takes no lock. Two rules make this safe. Table and data frames are
+//! freed only after a shoot-down. Migration replaces the entry by a migration entry, shoots down, copies, and installs
+//! the new entry, in that order.
 //!
 //! The lock does not mask interrupts, so interrupt handlers must not make calls that take it. For each call,
 //! `docs/calls.md` says what the caller may hold, what the call waits for, and what it calls.
@@ -101,6 +112,7 @@ extern crate std;
 mod access;
 mod audit;
 mod entry;
+mod evict;
 mod fault;
 mod harvest;
 mod lifetime;
@@ -113,6 +125,8 @@ mod source;
 mod space;
 mod split;
 mod swap;
+mod swap_in;
+mod swap_out;
 mod tables;
 mod unmap;
 

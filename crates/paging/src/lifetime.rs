@@ -43,8 +43,8 @@ impl<P: PageTables> Paging<'_, P> {
     }
 
     /// Unmaps all pages and destroys the space. Gives the number of anonymous frames that were mapped, 0 if the space
-    /// does not exist. Faults and accesses at the same time find no space. Waits while frames of the space are being
-    /// moved.
+    /// does not exist; slots of swap are freed and do not count. Faults and accesses at the same time find no space.
+    /// Waits while frames of the space are being moved, and for slots that are being read or written.
     pub fn destroy_space(&self, space: SpaceId) -> usize {
         let Some(slot) = self.spaces.slot(space).filter(|slot| slot.close(space)) else {
             return 0;
@@ -57,6 +57,7 @@ impl<P: PageTables> Paging<'_, P> {
         let root = {
             let mut state = slot.state.lock();
             debug_assert_eq!((state.base, state.huge, state.tables), (0, 0, 1));
+            debug_assert_eq!(state.swapped, 0);
             core::mem::take(&mut *state).root
         };
         // A walker that read the id before it was cleared may still read the root table.

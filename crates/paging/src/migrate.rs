@@ -80,7 +80,7 @@ enum Begin {
 
 impl<P: PageTables> Paging<'_, P> {
     /// Locks the space that maps `frame`, which is isolated or pinned; `None` if it was unmapped meanwhile, and the
-    /// caller must free it. The mapping does not change while the lock is held.
+    /// caller must free it. Its frame is in no generation then. The mapping does not change while the lock is held.
     pub(crate) fn lock_mapper(&self, frame: Pfn) -> Option<(MutexGuard<'_, SpaceState>, Page)> {
         let word = OwnerWord(self.frames.owner_word(frame));
         if word == OwnerWord::DETACHED {
@@ -110,11 +110,16 @@ impl<P: PageTables> Paging<'_, P> {
 
     /// Replaces the migration entry of `from` by a mapping of `to`.
     fn finish_move(&self, from: Pfn, to: Pfn, word: OwnerWord) {
-        let kept = FrameFlags::DIRTY.union(FrameFlags::REFERENCED).bits();
-        let marks = self.frames.flags(from).bits() & kept;
-        self.frames.set_flags(to, FrameFlags::from_bits(marks));
-        self.frames.set_generation(to, self.frames.generation(from));
         self.frames.set_owner(to, self.owner, word.0);
+        match self.generations {
+            Some(generations) => generations.moved(from, to),
+            None => {
+                let kept = FrameFlags::DIRTY.union(FrameFlags::REFERENCED).bits();
+                let marks = self.frames.flags(from).bits() & kept;
+                self.frames.set_flags(to, FrameFlags::from_bits(marks));
+                self.frames.set_generation(to, self.frames.generation(from));
+            }
+        }
         let Some(slot) = self.slot(word.space()) else {
             return;
         };
@@ -127,6 +132,10 @@ impl<P: PageTables> Paging<'_, P> {
             depth,
         } = self.peek(&state, word.page());
         debug_assert!(entry.kind(depth) == Kind::Migration && entry.frame() == from);
+        if state.kept {
+            // The space was exempted while the migration entry stood here.
+            self.forget_age(to);
+        }
         self.set_entry(table, index, entry.restored(to));
         self.must_transition(to, FrameState::Allocated, FrameState::Listed);
         self.must_transition(from, FrameState::Isolated, FrameState::Allocated);

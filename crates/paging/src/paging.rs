@@ -65,12 +65,14 @@ pub struct Usage {
     pub base: u64,
     /// Huge pages mapped (512 frames each).
     pub huge: u64,
+    /// Base pages in swap, or on their way there. They have no frame of this space.
+    pub swapped: u64,
     /// Page-table frames, including those kept for splitting huge pages.
     pub tables: u64,
 }
 
 impl Usage {
-    /// Frames of anonymous memory.
+    /// Frames of anonymous memory. Pages in swap have none.
     pub const fn frames(&self) -> u64 {
         self.base + self.huge * ENTRIES
     }
@@ -109,7 +111,8 @@ impl<'a, P: PageTables> Paging<'a, P> {
         self
     }
 
-    /// Lets reclaim put pages into `swap`, the oldest first; `generations` has their ages.
+    /// Lets reclaim put pages into `swap`, the oldest first; `generations` has their ages. Register it with reclaim as an
+    /// [`Evictable`](dirigible_reclaim::Evictable) under its owner id.
     pub fn with_swap(mut self, generations: &'a Generations<'a>, swap: &'a dyn SwapSpace) -> Self {
         self.generations = Some(generations);
         self.swap = Some(swap);
@@ -146,6 +149,7 @@ impl<'a, P: PageTables> Paging<'a, P> {
         (state.id == space.get()).then(|| Usage {
             base: state.base,
             huge: state.huge,
+            swapped: state.swapped,
             tables: state.tables,
         })
     }
@@ -158,17 +162,19 @@ impl<'a, P: PageTables> Paging<'a, P> {
             Usage {
                 base: sum.base + state.base,
                 huge: sum.huge + state.huge,
+                swapped: sum.swapped + state.swapped,
                 tables: sum.tables + state.tables,
             }
         })
     }
 
-    /// The base frame that holds `page`: the old one while the page is being moved. `None` if the page is not mapped.
+    /// The base frame that holds `page`: the old one while the page is being moved. `None` if the page is not mapped, or
+    /// in swap.
     pub fn translate(&self, space: SpaceId, page: Page) -> Option<Pfn> {
         self.lookup(space, page).map(|mapping| mapping.frame)
     }
 
-    /// The mapping of `page`; `None` if it is not mapped.
+    /// The mapping of `page`; `None` if it is not mapped, or in swap.
     pub fn lookup(&self, space: SpaceId, page: Page) -> Option<Mapping> {
         let slot = self.spaces.slot(space)?;
         let state = slot.state.lock();

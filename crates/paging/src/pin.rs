@@ -9,9 +9,9 @@ use crate::{
 use dirigible_frames::{FrameFlags, FrameState, PageTables, Pfn};
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Keeps `page` in its frame until [`Paging::unpin`], and gives the frame; `None` if the page is not mapped. Waits
-    /// while the frame is isolated. A huge page is pinned as a whole. A page can have up to 31 pins; another one waits
-    /// until one of them ends.
+    /// Keeps `page` in its frame until [`Paging::unpin`], and gives the frame; `None` if the page is not mapped, or in
+    /// swap. Waits while the frame is isolated. A huge page is pinned as a whole. A page can have up to 31 pins; another
+    /// one waits until one of them ends.
     ///
     /// If the page is unmapped meanwhile, its frame is freed when the last pin ends.
     pub fn pin(&self, space: SpaceId, page: Page) -> Option<Pfn> {
@@ -25,7 +25,7 @@ impl<P: PageTables> Paging<'_, P> {
                 let place = self.peek(&state, page);
                 let head = place.entry.frame();
                 match place.kind() {
-                    Kind::Empty | Kind::Table => return None,
+                    Kind::Empty | Kind::Table | Kind::Swapped => return None,
                     // A pinned frame is `Allocated`, not `Listed`: its isolation fails in one step, without a look at
                     // any flag.
                     Kind::Leaf

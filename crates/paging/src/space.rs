@@ -69,8 +69,12 @@ pub(crate) struct SpaceState {
     pub(crate) base: u64,
     /// Huge pages mapped, including migration entries.
     pub(crate) huge: u64,
+    /// Base pages in swap.
+    pub(crate) swapped: u64,
     /// Table frames in use, including the root and the deposited ones.
     pub(crate) tables: u64,
+    /// Reclaim takes none of its frames: they are in no generation.
+    pub(crate) kept: bool,
 }
 
 impl SpaceState {

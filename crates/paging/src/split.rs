@@ -8,6 +8,7 @@ use crate::{
     tables::Place,
 };
 use dirigible_frames::{Event, FrameState, PageTables};
+use dirigible_reclaim::Age;
 
 /// Why a huge page was not split. The mapping has not changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -21,7 +22,8 @@ pub enum SplitError {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Splits the huge page that contains `page`: the same frames are then mapped as base pages.
+    /// Splits the huge page that contains `page`: the same frames are then mapped as base pages. For reclaim each of them
+    /// has an age of its own from then on, which begins as [`Age::New`].
     ///
     /// # Errors
     ///
@@ -66,10 +68,13 @@ impl<P: PageTables> Paging<'_, P> {
         let frozen = self.freeze_entry(place);
         self.platform
             .shoot_down(state.space().get(), base.address());
+        // Before the split, which copies the head's word: each part is counted on its own afterwards.
+        self.forget_age(head);
         self.frames.split_huge(head);
         for index in 0..ENTRIES {
             let word = OwnerWord::new(state.space(), base.plus(index));
             self.frames.set_owner(head.plus(index), self.owner, word.0);
+            self.set_age(state, head.plus(index), Age::New);
             self.set_entry(table, index as usize, frozen.part(index));
         }
         self.frames.set_owner_word(table, ENTRIES);

@@ -65,7 +65,8 @@ pub trait SwapSpace: Sync {
     /// frees the slot. Does not wait: the caller may hold the lock of a space.
     fn take(&self, slot: u64) -> Option<Returned>;
 
-    /// Frees slots whose contents are not wanted any more. Waits for what is being read or written: the caller holds no
-    /// lock.
+    /// Frees slots whose contents are not wanted any more. Waits for what is being read or written, and between promise
+    /// and adopt: the caller holds no lock. A slot that was taken and never promised, or whose promise was taken back, is
+    /// freed at once.
     fn free(&self, slots: &[u64]);
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 use dirigible_frames::{AllocRequest, FrameAllocator, OwnerId, PageTables, Pfn};
 
-/// The entry where a walk ended: a leaf, a migration entry, or an empty entry at any depth.
+/// The entry where a walk ended: a leaf, a migration or swapped entry, or an empty entry at any depth.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) table: Pfn,

@@ -22,13 +22,16 @@ const HUGE_BATCH: usize = 8;
 struct Batch {
     frames: ArrayVec<Pfn, { BATCH + HUGE_BATCH * 4 }>,
     huge: ArrayVec<Pfn, HUGE_BATCH>,
+    /// Slots of pages that were in swap.
+    slots: ArrayVec<u64, BATCH>,
     pages: usize,
+    /// A mapping or a table was taken out: a shoot-down is due.
     cleared: bool,
 }
 
 impl Batch {
     fn is_full(&self) -> bool {
-        self.frames.len() >= BATCH || self.huge.is_full()
+        self.frames.len() >= BATCH || self.huge.is_full() || self.slots.is_full()
     }
 }
 
@@ -42,13 +45,13 @@ enum Stop {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Unmaps `pages` and frees their frames. Gives the number of base pages that were mapped, 0 if the space does not
-    /// exist.
+    /// Unmaps `pages` and frees their frames, and the slots of those that are in swap. Gives the number of base pages that
+    /// were mapped, 0 if the space does not exist. Pages in swap do not count, as they had no frame.
     ///
     /// If only a part of a huge page lies in the range, the huge page is split and the rest stays mapped. On return no
     /// CPU uses the old translations. Frames that compaction has isolated are freed when compaction puts them back or
     /// has moved them. Waits while frames in the range are being moved, and while a huge page that must be split is
-    /// isolated or pinned.
+    /// isolated or pinned, and for slots that are being read or written.
     pub fn unmap(&self, space: SpaceId, pages: Range<Page>) -> usize {
         let Some(slot) = self.slot(space) else {
             return 0;
@@ -75,6 +78,9 @@ impl<P: PageTables> Paging<'_, P> {
                     .shoot_down(id & !SpaceState::DYING, first.address());
                 self.free_batch(&batch);
                 total += batch.pages;
+            }
+            if let Some(swap) = self.swap.filter(|_| !batch.slots.is_empty()) {
+                swap.free(&batch.slots);
             }
             if stop == Stop::Wait {
                 self.platform.relax();
@@ -122,7 +128,7 @@ impl<P: PageTables> Paging<'_, P> {
         Stop::Flush
     }
 
-    /// Clears base pages in one last-level table.
+    /// Clears base pages in one last-level table, mapped ones and those in swap.
     fn clear_table(
         &self,
         state: &mut SpaceState,
@@ -134,6 +140,7 @@ impl<P: PageTables> Paging<'_, P> {
         let first = *page;
         let room = (ENTRIES - first.offset()).min(end.get() - first.get());
         let mut cleared = 0;
+        let slots = batch.slots.len();
         let mut stop = Stop::Flush;
         for step in 0..room {
             let index = place.index + step as usize;
@@ -153,16 +160,26 @@ impl<P: PageTables> Paging<'_, P> {
                     stop = Stop::Wait;
                     break;
                 }
+                Kind::Swapped => {
+                    if batch.slots.is_full() {
+                        break;
+                    }
+                    batch.slots.push(entry.slot());
+                    self.set_entry(place.table, index, Entry::EMPTY);
+                }
                 Kind::Empty | Kind::Table => {}
             }
             *page = first.plus(step + 1);
         }
-        if cleared > 0 {
+        let swapped = (batch.slots.len() - slots) as u64;
+        if cleared + swapped > 0 {
             state.base -= cleared;
+            state.swapped -= swapped;
             batch.pages += cleared as usize;
-            batch.cleared = true;
-            self.sub_count(place.table, cleared);
+            batch.cleared |= cleared > 0;
+            self.sub_count(place.table, cleared + swapped);
             if self.count(place.table) == 0 {
+                batch.cleared = true;
                 self.prune(state, first, |table| batch.frames.push(table));
             }
         }
@@ -207,7 +224,8 @@ impl<P: PageTables> Paging<'_, P> {
     }
 
     /// Takes a frame off the books before its entry is cleared; `true` if the caller must free it. Otherwise the frame
-    /// is isolated or pinned, and the owner word says that putback, migration or the last unpin must free it.
+    /// is isolated or pinned, and the owner word says that putback, migration or the last unpin must free it. In both
+    /// cases it is in no generation from now on, as nothing finds it by its entry any more.
     fn detach(&self, frame: Pfn) -> bool {
         let free = self
             .frames
@@ -216,6 +234,7 @@ impl<P: PageTables> Paging<'_, P> {
         if !free {
             self.frames.set_owner_word(frame, OwnerWord::DETACHED.0);
         }
+        self.forget_age(frame);
         free
     }
 }

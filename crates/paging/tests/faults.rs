@@ -36,6 +36,7 @@ fn a_fault_maps_a_zeroed_frame_once() {
         Some(Usage {
             base: 1,
             huge: 0,
+            swapped: 0,
             tables: 4
         })
     );
@@ -100,6 +101,7 @@ fn a_huge_fault_maps_the_whole_range() {
         Some(Usage {
             base: 0,
             huge: 1,
+            swapped: 0,
             tables: 4
         })
     );
@@ -112,6 +114,7 @@ fn a_huge_fault_maps_the_whole_range() {
         Some(Usage {
             base: 0,
             huge: 0,
+            swapped: 0,
             tables: 1
         })
     );
@@ -229,6 +232,7 @@ fn unmap_takes_ranges_of_every_shape() {
         Some(Usage {
             base: 0,
             huge: 0,
+            swapped: 0,
             tables: 1
         })
     );
@@ -296,6 +300,7 @@ fn a_huge_page_splits_on_request() {
         Some(Usage {
             base: 513,
             huge: 0,
+            swapped: 0,
             tables: 5
         })
     );

@@ -3,16 +3,20 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use dirigible_frames::{Order, Pfn};
 use dirigible_mobility::{MovePair, Outcome};
 use dirigible_paging::{FaultError, FaultKind, Page, SpaceId};
+use dirigible_reclaim::Evictable;
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
-use support::{World, world, world_with_kernel_half};
+use support::{World, world, world_with_kernel_half, world_with_swap};
 
 /// First pages of the 2 MiB ranges that the steps use, besides the last range that a space can map. Two are adjacent.
 const REGIONS: [u64; 4] = [0, 1, 700, 300_000];
 const SPACES: usize = 3;
+/// Slots of swap: few enough that they run out.
+const SLOTS: usize = 400;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -76,6 +80,33 @@ enum Step {
     },
     /// Destroy the space and create another.
     Restart { space: usize },
+    /// Forget which pages were used, use some again, and give a run to swap. Huge pages are split.
+    SwapOut {
+        space: usize,
+        region: usize,
+        offset: u64,
+        count: u64,
+        used: u64,
+        writes: bool,
+    },
+    /// Isolate some pages, unmap some of them, and give them to swap.
+    SwapOutAgainstUnmap {
+        space: usize,
+        region: usize,
+        offset: u64,
+        unmapped: u64,
+    },
+    /// Take the contents of all slots out of memory.
+    Write,
+}
+
+/// What a world is built with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Built {
+    Plain,
+    KernelHalf,
+    /// With so many slots.
+    Swap(usize),
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -108,6 +139,25 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn steps_of_swap() -> impl Strategy<Value = Step> {
+    let at = || (0..SPACES, 0..=REGIONS.len(), 0..512u64);
+    prop_oneof![
+        8 => (at(), 1..80u64).prop_map(|((space, region, offset), count)| {
+            Step::Map { space, region, offset, count, huge: false }
+        }),
+        8 => (at(), 1..200u64, 2..20u64, any::<bool>()).prop_map(
+            |((space, region, offset), count, used, writes)| {
+                Step::SwapOut { space, region, offset, count, used, writes }
+            }
+        ),
+        1 => (at(), 0..20u64).prop_map(|((space, region, offset), unmapped)| {
+            Step::SwapOutAgainstUnmap { space, region, offset, unmapped }
+        }),
+        1 => Just(Step::Write),
+        12 => steps(),
+    ]
+}
+
 /// The system and the model.
 struct Pair {
     w: World,
@@ -120,14 +170,14 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(kernel_half: bool) -> Self {
-        let (w, limit) = if kernel_half {
-            (world_with_kernel_half(12), Page::KERNEL_HALF)
-        } else {
-            (world(12), Page::LIMIT)
+    fn new(built: Built) -> Self {
+        let (w, limit) = match built {
+            Built::Plain => (world(12), Page::LIMIT),
+            Built::KernelHalf => (world_with_kernel_half(12), Page::KERNEL_HALF),
+            Built::Swap(slots) => (world_with_swap(12, slots), Page::LIMIT),
         };
         let spaces = [w.space(), w.space(), w.space()];
-        let kernel = kernel_half.then(|| w.kernel_tables());
+        let kernel = (built == Built::KernelHalf).then(|| w.kernel_tables());
         Self {
             w,
             spaces,
@@ -164,7 +214,7 @@ impl Pair {
                 Err(error) => {
                     assert_eq!(error, FaultError::OutOfMemory);
                     assert!(page < self.limit);
-                    assert!(!self.model[space].contains_key(&page));
+                    assert!(!self.model[space].contains_key(&page) || self.is_swapped(space, page));
                     return;
                 }
             };
@@ -180,10 +230,31 @@ impl Pair {
     }
 
     fn unmap(&mut self, space: usize, first: u64, end: u64) {
+        let expected = self.model[space]
+            .range(first..end.max(first))
+            .filter(|&(&page, _)| !self.is_swapped(space, page))
+            .count();
         let gone = self.w.unmap(self.spaces[space], first..end);
-        let before = self.model[space].len();
         self.model[space].retain(|page, _| !(first..end).contains(page));
-        assert_eq!(gone, before - self.model[space].len());
+        assert_eq!(gone, expected);
+    }
+
+    /// Whether a page that exists has no frame.
+    fn is_swapped(&self, space: usize, page: u64) -> bool {
+        self.model[space].contains_key(&page) && self.mapped(space, page).is_none()
+    }
+
+    /// Base frames and heads of huge pages that hold pages of a range, each once.
+    fn frames_of(&self, space: usize, first: u64, count: u64) -> Vec<(u64, Pfn, Order)> {
+        let mut found: Vec<(u64, Pfn, Order)> = Vec::new();
+        for page in first..first + count {
+            if let Some((frame, order)) = self.mapped(space, page)
+                && found.last().is_none_or(|&(_, last, _)| last != frame)
+            {
+                found.push((page, frame, order));
+            }
+        }
+        found
     }
 
     /// Head and order of the frame or huge page that holds a page.
@@ -232,7 +303,11 @@ impl Pair {
                             use dirigible_frames::FrameContents;
                             guest.write_word(frame, 17, value);
                         });
-                assert_eq!(done.is_some(), self.model[space].contains_key(&page));
+                let mapped = self.mapped(space, page).is_some();
+                assert_eq!(done.is_some(), mapped);
+                if self.w.swap.is_none() {
+                    assert_eq!(mapped, self.model[space].contains_key(&page));
+                }
                 if done.is_some() {
                     self.model[space].insert(page, value);
                     assert!(
@@ -369,7 +444,7 @@ impl Pair {
             } => {
                 let page = self.page(region, offset);
                 let Some(frame) = self.w.paging.pin(self.spaces[space], Page::new(page)) else {
-                    assert!(!self.model[space].contains_key(&page));
+                    assert!(!self.model[space].contains_key(&page) || self.is_swapped(space, page));
                     return;
                 };
                 let (head, order) = self.mapped(space, page).unwrap();
@@ -386,29 +461,112 @@ impl Pair {
                 self.w.paging.unpin(frame);
             }
             Step::Restart { space } => {
+                let mapped = self.w.paging.usage(self.spaces[space]).unwrap().frames();
                 let gone = self.w.paging.destroy_space(self.spaces[space]);
-                assert_eq!(gone, self.model[space].len());
+                assert_eq!(gone as u64, mapped);
                 self.model[space].clear();
                 self.spaces[space] = self.w.space();
             }
+            Step::SwapOut {
+                space,
+                region,
+                offset,
+                count,
+                used,
+                writes,
+            } => {
+                let first = self.page(region, 0);
+                let swap = self.w.swap().space;
+                swap.writes.store(writes, Relaxed);
+                self.w.harvest();
+                // From a place in the region on, and then from its beginning, so that most runs meet something.
+                let mut found = self.frames_of(space, first, 512);
+                let middle = found.partition_point(|&(page, ..)| page < first + offset);
+                found.rotate_left(middle);
+                found.truncate(count as usize);
+                let frames: Vec<_> = found.iter().map(|&(_, frame, _)| frame).collect();
+                let mut old = Vec::new();
+                for (number, &(page, _, order)) in found.iter().enumerate() {
+                    if (number as u64).is_multiple_of(used) {
+                        assert!(self.w.read(self.spaces[space], page, 17).is_some());
+                    } else if order == Order::BASE {
+                        old.push(page);
+                    }
+                }
+                let room = SLOTS as u64 - swap.slots().used();
+                let gone = self.w.swap_out(&frames) as u64;
+                let swapped = old.iter().filter(|&&page| self.is_swapped(space, page));
+                assert_eq!(
+                    swapped.count() as u64,
+                    gone,
+                    "a page that was used, or none"
+                );
+                // A batch takes a slot for each of its pages, also for those that stay.
+                assert!(gone == old.len() as u64 || room < frames.len() as u64);
+            }
+            Step::SwapOutAgainstUnmap {
+                space,
+                region,
+                offset,
+                unmapped,
+            } => {
+                let first = self.page(region, offset);
+                self.w.harvest();
+                let mut frames = Vec::new();
+                for (_, frame, order) in self.frames_of(space, first, 16.min(512 - offset)) {
+                    if order == Order::BASE {
+                        let owner = self.w.paging.owner_id();
+                        self.w.frames.try_isolate(frame, owner).unwrap();
+                        frames.push(frame);
+                    }
+                }
+                for page in first..first + unmapped {
+                    if self
+                        .mapped(space, page)
+                        .is_none_or(|(_, order)| order == Order::BASE)
+                    {
+                        self.unmap(space, page, page + 1);
+                    }
+                }
+                self.w.paging.swap_out(&frames);
+            }
+            Step::Write => self.w.swap().space.write_all(),
         }
+    }
+
+    /// Brings back what is in swap, as far as there is memory, and looks at all contents.
+    fn bring_back(&mut self) {
+        for space in 0..SPACES {
+            for page in self.model[space].keys().copied().collect::<Vec<_>>() {
+                self.map(space, page, 1, false);
+            }
+        }
+        self.check();
     }
 
     fn check(&self) {
         let audit = self.w.check_at_rest();
         let pages: usize = self.model.iter().map(BTreeMap::len).sum();
-        assert_eq!(audit.frames(), pages as u64);
+        assert_eq!(audit.frames() + audit.swapped, pages as u64);
+        if self.w.swap.is_some() {
+            assert_eq!(self.w.aged(), audit.base + audit.huge);
+        }
         if let Some(kernel) = &self.kernel {
             assert!(
                 *kernel == self.w.kernel_tables(),
                 "the kernel's tables changed"
             );
         }
+        let mut missing = 0;
         for (space, model) in self.spaces.iter().zip(&self.model) {
             for (&page, &value) in model {
-                assert_eq!(self.w.read(*space, page, 17), Some(value), "{page:#x}");
+                match self.w.read(*space, page, 17) {
+                    Some(found) => assert_eq!(found, value, "{page:#x}"),
+                    None => missing += 1,
+                }
             }
         }
+        assert_eq!(missing, audit.swapped);
     }
 }
 
@@ -423,10 +581,20 @@ proptest! {
         kernel_half: bool,
         steps in prop::collection::vec(steps(), 1..60),
     ) {
-        let mut pair = Pair::new(kernel_half);
+        let mut pair = Pair::new(if kernel_half { Built::KernelHalf } else { Built::Plain });
         for step in steps {
             pair.step(step);
             pair.check();
         }
+    }
+
+    #[test]
+    fn swap_keeps_what_the_model_keeps(steps in prop::collection::vec(steps_of_swap(), 1..60)) {
+        let mut pair = Pair::new(Built::Swap(SLOTS));
+        for step in steps {
+            pair.step(step);
+            pair.check();
+        }
+        pair.bring_back();
     }
 }

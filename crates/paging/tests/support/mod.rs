@@ -12,9 +12,12 @@ use dirigible_mobility::{CompactionConfig, Mobility, MovePair, Outcome};
 use dirigible_paging::{
     Audit, FaultKind, FreeFrames, MoveObserver, OutOfMemory, Page, PageSource, Paging, SpaceId,
 };
+use dirigible_reclaim::{Evictable, Generations};
 
 mod guest;
+mod swap;
 pub use guest::{BASE, CPUS, MockGuest, WORDS, run_on};
+pub use swap::{MockSwap, Slots};
 
 /// A source that fails after `left` allocations.
 pub struct Rationed<'a> {
@@ -68,7 +71,26 @@ pub struct World {
     pub paging: &'static Paging<'static, MockGuest>,
     pub source: &'static FreeFrames<'static, MockGuest>,
     pub notes: &'static Notes,
+    pub swap: Option<Swap>,
 }
+
+/// What a world with swap has.
+#[derive(Clone, Copy)]
+pub struct Swap {
+    pub generations: &'static Generations<'static>,
+    pub space: &'static MockSwap<MockGuest>,
+}
+
+/// All words of a page.
+const ALL_WORDS: [usize; WORDS] = {
+    let mut words = [0; WORDS];
+    let mut index = 0;
+    while index < WORDS {
+        words[index] = index;
+        index += 1;
+    }
+    words
+};
 
 pub fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
@@ -80,24 +102,30 @@ pub fn world(blocks: u64) -> World {
 }
 
 pub fn world_with(blocks: u64, placement: Placement, fallback: Fallback, min: u64) -> World {
-    build(blocks, placement, fallback, min, 0, None)
+    build(blocks, placement, fallback, min, 0, None, 0)
 }
 
 /// The same, with a reserve of `reserve_blocks` whole blocks.
 pub fn world_with_reserve(blocks: u64, fallback: Fallback, reserve_blocks: u32) -> World {
     let placement = Placement::LowestFirst;
-    build(blocks, placement, fallback, 0, reserve_blocks, None)
+    build(blocks, placement, fallback, 0, reserve_blocks, None, 0)
 }
 
 /// The root of the kernel's own tables in a world with a kernel half. Two more tables follow it.
 pub const TEMPLATE: Pfn = Pfn::new(BASE);
 const TEMPLATE_TABLES: u64 = 3;
 
+/// A guest of `blocks` blocks without watermarks, whose pages can go to `slots` slots.
+pub fn world_with_swap(blocks: u64, slots: usize) -> World {
+    let (placement, fallback) = (Placement::LowestFirst, Fallback::Steal);
+    build(blocks, placement, fallback, 0, 0, None, slots)
+}
+
 /// A guest whose spaces share the upper half of [`TEMPLATE`], which has entries in both halves.
 pub fn world_with_kernel_half(blocks: u64) -> World {
     let kept = TEMPLATE..TEMPLATE.plus(TEMPLATE_TABLES);
     let (placement, fallback) = (Placement::LowestFirst, Fallback::Steal);
-    let w = build(blocks, placement, fallback, 0, 0, Some(kept));
+    let w = build(blocks, placement, fallback, 0, 0, Some(kept), 0);
     for table in 0..TEMPLATE_TABLES {
         w.guest.zero_frames(TEMPLATE.plus(table), 1);
     }
@@ -116,6 +144,7 @@ fn build(
     min: u64,
     reserve_blocks: u32,
     kept: Option<std::ops::Range<Pfn>>,
+    slots: usize,
 ) -> World {
     let range = Pfn::new(BASE)..Pfn::new(BASE + blocks * 512);
     let layout = Config {
@@ -145,6 +174,13 @@ fn build(
     if let Some(kept) = &kept {
         paging = paging.with_kernel_half(kept.start);
     }
+    let swap = (slots > 0).then(|| Swap {
+        generations: leak(Generations::new(frames)),
+        space: leak(MockSwap::new(frames, guest, slots, &ALL_WORDS)),
+    });
+    if let Some(Swap { generations, space }) = swap {
+        paging = paging.with_swap(generations, space);
+    }
     let paging = leak(paging);
     mobility.register(owner, paging).unwrap();
     let source = leak(FreeFrames::new(frames, guest));
@@ -155,6 +191,7 @@ fn build(
         paging,
         source,
         notes,
+        swap,
     }
 }
 
@@ -236,6 +273,30 @@ impl World {
         pairs[0].outcome
     }
 
+    /// The swap and the ages of a world that has them.
+    pub fn swap(&self) -> Swap {
+        self.swap.expect("a world with swap")
+    }
+
+    /// Frames in all generations.
+    pub fn aged(&self) -> u64 {
+        self.swap().generations.verify().unwrap().sizes.iter().sum()
+    }
+
+    /// Forgets which pages were used.
+    pub fn harvest(&self) {
+        Evictable::harvest(self.paging);
+    }
+
+    /// Isolates frames as reclaim does, and gives them to swap; gives how many went there.
+    pub fn swap_out(&self, frames: &[Pfn]) -> usize {
+        for &frame in frames {
+            let isolated = self.frames.try_isolate(frame, self.paging.owner_id());
+            isolated.unwrap();
+        }
+        self.paging.swap_out(frames)
+    }
+
     /// Checks that all books agree, and that nothing is being moved.
     pub fn check_at_rest(&self) -> Audit {
         let audit = self.paging.audit().unwrap();
@@ -249,10 +310,21 @@ impl World {
         self.frames.verify().unwrap();
         self.mobility.verify().unwrap();
         self.frames.drain_cpu_caches();
+        let mut cached = 0;
+        if let Some(Swap { generations, space }) = self.swap {
+            let slots = space.slots();
+            cached = slots.cached;
+            assert_eq!(slots.used(), audit.swapped, "slots lost or found");
+            assert_eq!((slots.taken, slots.promised), (0, 0));
+            let ages = generations.verify().unwrap();
+            let mapped = audit.base + audit.huge;
+            assert!(ages.sizes.iter().sum::<u64>() <= mapped);
+        }
+        assert_eq!(totals.swapped, audit.swapped);
         let counts = self.frames.class_frames();
         assert_eq!(
             counts.movable,
-            audit.frames(),
+            audit.frames() + cached,
             "anonymous frames lost or found"
         );
         assert_eq!(counts.unmovable, audit.tables, "table frames lost or found");
