@@ -100,9 +100,12 @@ extern crate std;
 
 mod access;
 mod audit;
+mod collapse;
+mod eligible;
 mod entry;
 mod fault;
 mod harvest;
+mod hidden;
 mod lifetime;
 mod migrate;
 mod page;
@@ -117,6 +120,8 @@ mod tables;
 mod unmap;
 
 pub use audit::{Audit, AuditError};
+pub use collapse::{CollapseConfig, CollapseError, Collapsed};
+pub use eligible::CollapseCursor;
 pub use fault::{Fault, FaultError, FaultKind};
 pub use harvest::Harvest;
 pub use lifetime::SpaceError;
