@@ -29,8 +29,9 @@ impl<P: PageTables> Paging<'_, P> {
     /// The next range that may become a huge page: its space and its first page. `None` when `left` has come to 0, or
     /// behind the last space; the cursor is at the beginning then.
     ///
-    /// Lowers `left` by 512 for each range that it gives, and by 1 for each table, hole or space that it passes by. The
-    /// lock of a space is held for a bounded number of steps at a time. The range may have changed when this returns.
+    /// Lowers `left` by 512 for each range that it gives, and by 1 for each other last-level table, for each 64 entries
+    /// above these, and for each space. The lock of a space is held for a bounded number of steps at a time. The range may
+    /// have changed when this returns.
     pub fn next_eligible(
         &self,
         cursor: &mut CollapseCursor,
@@ -48,6 +49,7 @@ impl<P: PageTables> Paging<'_, P> {
                 if let Some(page) = self.eligible_piece(&state, &mut cursor.page, left) {
                     return Some((state.space(), page));
                 }
+                *left = left.saturating_sub(1);
             }
             *left = left.saturating_sub(1);
             *cursor = CollapseCursor {
@@ -67,7 +69,6 @@ impl<P: PageTables> Paging<'_, P> {
             }
             let place = walk(self.platform, state.root, *page);
             if place.depth < LEAF_DEPTH {
-                *left -= 1;
                 *page = page.next_span(place.depth);
                 continue;
             }
