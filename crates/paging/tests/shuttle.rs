@@ -12,7 +12,10 @@ use dirigible_frames::{
     sync::{AtomicU64, spin_hint},
 };
 use dirigible_mobility::{MovableOwner, MovePair, Outcome};
-use dirigible_paging::{Fault, FaultKind, FreeFrames, Page, PageSource, Paging, SpaceId};
+use dirigible_paging::{
+    CollapseConfig, CollapseError, Collapsed, Fault, FaultKind, FreeFrames, Page, PageSource,
+    Paging, SpaceId,
+};
 
 const CPUS: u16 = 3;
 /// Number of runs of each test.
@@ -22,7 +25,7 @@ shuttle::thread_local! {
     static CPU: Cell<u16> = Cell::new(0);
 }
 
-/// One block of memory. Words are plain atomics behind a scheduling point. They are created only for the frames that
+/// Blocks of memory. Words are plain atomics behind a scheduling point. They are created only for the frames that
 /// are used, as each run leaks a world.
 struct Guest {
     words: Vec<OnceLock<Box<[RawU64]>>>,
@@ -128,7 +131,11 @@ fn leak<T>(value: T) -> &'static T {
 
 impl World {
     fn new() -> Self {
-        let range = Pfn::new(0)..Pfn::new(512);
+        Self::with_blocks(1)
+    }
+
+    fn with_blocks(blocks: u64) -> Self {
+        let range = Pfn::new(0)..Pfn::new(blocks * 512);
         let zones = [ZoneConfig {
             name: "test",
             ranges: &[range],
@@ -150,7 +157,7 @@ impl World {
         let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
         let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
         let guest = leak(Guest {
-            words: (0..512).map(|_| OnceLock::new()).collect(),
+            words: (0..blocks * 512).map(|_| OnceLock::new()).collect(),
             sections: (0..CPUS).map(|_| AtomicU64::new(0)).collect(),
             step: AtomicU64::new(0),
         });
@@ -263,15 +270,21 @@ impl World {
 /// Half of the runs switch threads at every step, the other half seldom: some errors appear only if one thread stops
 /// while another makes many steps.
 fn explore(test: impl Fn(World) + Send + Sync + 'static) {
+    explore_in(1, RUNS, test);
+}
+
+/// The same in a world of `blocks` blocks, with `runs` runs.
+fn explore_in(blocks: u64, runs: usize, test: impl Fn(World) + Send + Sync + 'static) {
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
     let mut config = shuttle::Config::new();
     // The default is 32 KiB; the allocator's batches need more if it is not optimized.
     config.stack_size = 1 << 20;
     let test = std::sync::Arc::new(test);
     let seldom = test.clone();
-    shuttle::Runner::new(RandomScheduler::new(RUNS / 2), config.clone())
-        .run(move || test(World::new()));
-    shuttle::Runner::new(PctScheduler::new(3, RUNS / 2), config).run(move || seldom(World::new()));
+    shuttle::Runner::new(RandomScheduler::new(runs / 2), config.clone())
+        .run(move || test(World::with_blocks(blocks)));
+    shuttle::Runner::new(PctScheduler::new(3, runs / 2), config)
+        .run(move || seldom(World::with_blocks(blocks)));
 }
 
 #[test]
@@ -383,6 +396,193 @@ fn two_faults_on_one_page() {
         w.fault(page);
         other.join().unwrap();
         w.check(2);
+    });
+}
+
+/// The page and its neighbour are in a range that their program wants as a huge page, and there is one.
+fn explore_collapse(test: impl Fn(World) + Send + Sync + 'static) {
+    explore_in(3, RUNS / 3, move |w| {
+        let wanted = w
+            .paging
+            .fault(w.space, w.page.plus(1), FaultKind::HugeIfPossible, w.source)
+            .unwrap();
+        assert!(wanted.fresh && !wanted.huge);
+        test(w);
+    });
+}
+
+impl World {
+    /// Collapses the page's range. Filled pages are not written: no test reads them.
+    fn collapse(&self) -> Result<Collapsed, CollapseError> {
+        let config = CollapseConfig::default();
+        self.paging
+            .collapse(self.space, self.page, config, self.source, |_, _| {})
+    }
+
+    fn check_collapse(&self, base: u64, huge: u64) {
+        let audit = self.paging.audit().unwrap();
+        assert_eq!(
+            (audit.migration_entries, audit.isolated, audit.pinned),
+            (0, 0, 0)
+        );
+        assert_eq!((audit.base, audit.huge), (base, huge));
+        self.frames.verify().unwrap();
+        self.frames.drain_cpu_caches();
+        assert_eq!(self.frames.class_frames().movable, base + huge * 512);
+        assert_eq!(self.frames.class_frames().unmovable, audit.tables);
+    }
+}
+
+#[test]
+fn collapse_against_access() {
+    explore_collapse(|w| {
+        let user = w.spawn(1, |w| {
+            for value in [8, 9] {
+                assert!(w.write(value));
+                assert_eq!(w.read(), Some((value, value)));
+            }
+        });
+        let collapsed = w.collapse().unwrap();
+        user.join().unwrap();
+        assert_eq!(w.read(), Some((9, 9)));
+        let mapping = w.paging.lookup(w.space, w.page).unwrap();
+        assert!(mapping.dirty && mapping.huge);
+        assert_eq!((collapsed.copied, collapsed.filled), (2, 510));
+        w.check_collapse(0, 1);
+    });
+}
+
+#[test]
+fn the_first_write_against_collapse() {
+    explore_collapse(|w| {
+        // Two pages that were never written: the dirty mark must not be lost, however late it is set.
+        let other = World {
+            page: w.page.plus(1),
+            ..w
+        };
+        w.unmap_one(w.page);
+        w.fault_wanted(w.page.plus(1));
+        w.fault_wanted(w.page.plus(2));
+        let user = other.spawn(1, |w| assert!(w.write(8)));
+        assert!(other.collapse().is_ok());
+        user.join().unwrap();
+        assert!(w.paging.lookup(w.space, other.page).unwrap().dirty);
+        assert_eq!(other.read(), Some((8, 8)));
+        w.check_collapse(0, 1);
+    });
+}
+
+impl World {
+    fn unmap_one(&self, page: Page) {
+        assert_eq!(self.paging.unmap(self.space, page..page.plus(1)), 1);
+    }
+
+    fn fault_wanted(&self, page: Page) {
+        self.paging
+            .fault(self.space, page, FaultKind::HugeIfPossible, self.source)
+            .unwrap();
+    }
+}
+
+#[test]
+fn collapse_against_fault() {
+    explore_collapse(|w| {
+        let user = w.spawn(1, |w| {
+            let fault = w.fault(w.page.plus(2));
+            // Either it comes first, or it finds the huge page.
+            assert_ne!(fault.fresh, fault.huge);
+        });
+        let collapsed = w.collapse().unwrap();
+        assert!(collapsed.copied == 2 || collapsed.copied == 3);
+        user.join().unwrap();
+        assert_eq!(w.read(), Some((7, 7)));
+        w.check_collapse(0, 1);
+    });
+}
+
+#[test]
+fn collapse_against_unmap() {
+    explore_collapse(|w| {
+        let user = w.spawn(1, |w| {
+            w.unmap_one(w.page);
+            assert_eq!(w.read(), None);
+        });
+        let result = w.collapse();
+        user.join().unwrap();
+        match result {
+            Ok(_) => w.check_collapse(511, 0),
+            Err(error) => {
+                assert_eq!(error, CollapseError::NotEligible);
+                w.check_collapse(1, 0);
+            }
+        }
+    });
+}
+
+#[test]
+fn collapse_against_migrate() {
+    explore_collapse(|w| {
+        let mover = w.spawn(1, |w| {
+            w.move_frame();
+        });
+        let result = w.collapse();
+        mover.join().unwrap();
+        assert_eq!(w.read(), Some((7, 7)));
+        match result {
+            Ok(_) => w.check_collapse(0, 1),
+            Err(error) => {
+                assert_eq!(error, CollapseError::Busy);
+                w.check_collapse(2, 0);
+            }
+        }
+    });
+}
+
+#[test]
+fn collapse_against_destroy() {
+    explore_collapse(|w| {
+        let user = w.spawn(1, |w| {
+            let gone = w.paging.destroy_space(w.space);
+            assert!(gone == 2 || gone == 512);
+        });
+        let _ = w.collapse();
+        user.join().unwrap();
+        assert_eq!(w.read(), None);
+        w.check_collapse(0, 0);
+    });
+}
+
+#[test]
+fn collapse_against_pin() {
+    explore_collapse(|w| {
+        let pinner = w.spawn(1, |w| {
+            let frame = w.paging.pin(w.space, w.page).unwrap();
+            assert_eq!(w.guest.read_word(frame, 0), 7);
+            assert_eq!(w.paging.translate(w.space, w.page), Some(frame));
+            w.paging.unpin(frame);
+        });
+        let huge = w.collapse().is_ok();
+        pinner.join().unwrap();
+        assert_eq!(w.read(), Some((7, 7)));
+        match huge {
+            true => w.check_collapse(0, 1),
+            false => w.check_collapse(2, 0),
+        }
+    });
+}
+
+#[test]
+fn collapse_against_collapse() {
+    explore_collapse(|w| {
+        let other = w.spawn(1, |w| {
+            let looks = (0..2).map(|_| w.paging.translate(w.space, w.page));
+            assert!(looks.into_iter().all(|frame| frame.is_some()));
+            let _ = w.collapse();
+        });
+        let _ = w.collapse();
+        other.join().unwrap();
+        assert_eq!(w.read(), Some((7, 7)));
+        w.check_collapse(0, 1);
     });
 }
 
