@@ -130,10 +130,6 @@ fn leak<T>(value: T) -> &'static T {
 }
 
 impl World {
-    fn new() -> Self {
-        Self::with_blocks(1)
-    }
-
     fn with_blocks(blocks: u64) -> Self {
         let range = Pfn::new(0)..Pfn::new(blocks * 512);
         let zones = [ZoneConfig {
@@ -402,10 +398,7 @@ fn two_faults_on_one_page() {
 /// The page and its neighbour are in a range that their program wants as a huge page, and there is one.
 fn explore_collapse(test: impl Fn(World) + Send + Sync + 'static) {
     explore_in(3, RUNS / 3, move |w| {
-        let wanted = w
-            .paging
-            .fault(w.space, w.page.plus(1), FaultKind::HugeIfPossible, w.source)
-            .unwrap();
+        let wanted = w.fault_wanted(w.page.plus(1));
         assert!(wanted.fresh && !wanted.huge);
         test(w);
     });
@@ -417,6 +410,16 @@ impl World {
         let config = CollapseConfig::default();
         self.paging
             .collapse(self.space, self.page, config, self.source, |_, _| {})
+    }
+
+    fn unmap_one(&self, page: Page) {
+        assert_eq!(self.paging.unmap(self.space, page..page.plus(1)), 1);
+    }
+
+    fn fault_wanted(&self, page: Page) -> Fault {
+        self.paging
+            .fault(self.space, page, FaultKind::HugeIfPossible, self.source)
+            .unwrap()
     }
 
     fn check_collapse(&self, base: u64, huge: u64) {
@@ -461,7 +464,6 @@ fn the_first_write_against_collapse() {
             ..w
         };
         w.unmap_one(w.page);
-        w.fault_wanted(w.page.plus(1));
         w.fault_wanted(w.page.plus(2));
         let user = other.spawn(1, |w| assert!(w.write(8)));
         assert!(other.collapse().is_ok());
@@ -470,18 +472,6 @@ fn the_first_write_against_collapse() {
         assert_eq!(other.read(), Some((8, 8)));
         w.check_collapse(0, 1);
     });
-}
-
-impl World {
-    fn unmap_one(&self, page: Page) {
-        assert_eq!(self.paging.unmap(self.space, page..page.plus(1)), 1);
-    }
-
-    fn fault_wanted(&self, page: Page) {
-        self.paging
-            .fault(self.space, page, FaultKind::HugeIfPossible, self.source)
-            .unwrap();
-    }
 }
 
 #[test]
