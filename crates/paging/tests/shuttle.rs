@@ -549,6 +549,31 @@ fn collapse_against_migrate() {
 }
 
 #[test]
+fn pitfall_71_collapse_against_isolation() {
+    // The first page is isolated by the collapse before it comes to the one that somebody else has isolated since the look.
+    explore_collapse(|w| {
+        w.fault_wanted(w.page.huge_base());
+        let user = w.spawn(1, |w| {
+            for _ in 0..100 {
+                if w.paging.isolate(w.frame) {
+                    w.paging.putback(w.frame);
+                }
+            }
+        });
+        let result = w.collapse();
+        user.join().unwrap();
+        assert_eq!(w.read(), Some((7, 7)));
+        match result {
+            Ok(_) => w.check_collapse(0, 1),
+            Err(error) => {
+                assert_eq!(error, CollapseError::Busy);
+                w.check_collapse(3, 0);
+            }
+        }
+    });
+}
+
+#[test]
 fn collapse_against_destroy() {
     explore_collapse(|w| {
         let user = w.spawn(1, |w| {
