@@ -4,12 +4,13 @@ mod support;
 
 use std::sync::Mutex;
 
-use dirigible_frames::{AllocRequest, Event, FrameState, Order, PageTables, Pfn};
+use dirigible_frames::{AllocRequest, Event, FrameState, Order, OwnerId, PageTables, Pfn};
 use dirigible_mobility::{MovableOwner, Outcome};
 use dirigible_paging::{
     CollapseConfig, CollapseCursor, CollapseError, Collapsed, FaultKind, OutOfMemory, Page,
-    PageSource, SpaceId,
+    PageSource, Paging, Returned, SpaceId, SwapError, SwapSpace,
 };
+use dirigible_reclaim::{Age, Generations};
 use support::{Rationed, World, world};
 
 /// The first page of a 2 MiB range.
@@ -407,4 +408,55 @@ fn a_compacted_page_stays_eligible() {
     assert!(w.is_huge(space, BASE_PAGE));
     assert_eq!(w.read(space, BASE_PAGE, 5), Some(4));
     w.check_at_rest();
+}
+
+/// Swap without room.
+struct NoSwap;
+
+impl SwapSpace for NoSwap {
+    fn has_room(&self) -> bool {
+        false
+    }
+    fn take_slots(&self, _: &mut [u64]) -> usize {
+        0
+    }
+    fn promise(&self, _: u64, _: Pfn) -> bool {
+        false
+    }
+    fn withdraw(&self, _: u64, _: Pfn) {}
+    fn adopt(&self, _: u64, _: Pfn) {}
+    fn write_out(&self, _: &[u64]) {}
+    fn fetch(&self, slot: u64) -> Result<(), SwapError> {
+        Err(SwapError::Io { slot })
+    }
+    fn take(&self, _: u64) -> Option<Returned> {
+        None
+    }
+    fn free(&self, _: &[u64]) {}
+}
+
+#[test]
+fn the_huge_page_is_young_and_the_old_frames_have_no_age() {
+    let w = world(8);
+    let generations = Generations::new(w.frames);
+    let owner = OwnerId::new(2).unwrap();
+    let paging = Paging::new(w.frames, w.guest, owner, 2).with_swap(&generations, &NoSwap);
+    let space = paging.create_space(w.source).unwrap();
+    let mut source = Rationed::new(w.source, usize::MAX);
+    source.no_huge = true;
+    for page in [BASE_PAGE, BASE_PAGE + 3] {
+        let kind = FaultKind::HugeIfPossible;
+        let fault = paging.fault(space, Page::new(page), kind, &source).unwrap();
+        generations.add(fault.frame, Age::New);
+    }
+    assert_eq!(generations.size(), 2);
+    let config = CollapseConfig::default();
+    let page = Page::new(BASE_PAGE);
+    let collapsed = paging
+        .collapse(space, page, config, w.source, |_, _| {})
+        .unwrap();
+    assert_eq!(generations.sizes(), [0, 0, 0, 1]);
+    assert_ne!(w.frames.generation(collapsed.head), 0);
+    generations.verify().unwrap();
+    paging.audit().unwrap();
 }
