@@ -34,13 +34,13 @@ impl Default for KhugepagedConfig {
 /// Writes what a fault would write into a page that was not mapped: gets its space, its number, and the new frame.
 pub type Fill<'k> = &'k (dyn Fn(SpaceId, Page, Pfn) + Sync);
 
-/// Goes around all spaces of a [`Paging`] at a steady pace, and replaces base pages by huge pages where a program wanted
-/// one and got none.
+/// Goes around all spaces of a [`Paging`] at a steady pace, and replaces base pages by huge pages where a program
+/// wanted one and got none.
 ///
 /// A step looks at ranges until it has tried one, so it copies one huge page at most. It waits for what its source of
-/// memory waits for: with [`FreeFrames`](dirigible_paging::FreeFrames) for nothing, so it takes only blocks that are whole
-/// already; with a slow path ([`MemoryManager::khugepaged`](crate::MemoryManager::khugepaged)) for compaction and reclaim,
-/// as in Linux. Then it needs a thread, or a program of a schedule, of its own.
+/// memory waits for: with [`FreeFrames`](dirigible_paging::FreeFrames) for nothing, so it takes only blocks that are
+/// whole already; with a slow path ([`MemoryManager::khugepaged`](crate::MemoryManager::khugepaged)) for compaction
+/// and reclaim, as in Linux. Then it needs a thread, or a program of a schedule, of its own.
 pub struct Khugepaged<'k, 'a, P> {
     paging: &'k Paging<'a, P>,
     memory: &'k dyn PageSource,

@@ -309,9 +309,9 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
         Kcompactd::new(self.mobility, self.config.kcompactd)
     }
 
-    /// The daemon that collapses base pages of `paging`'s programs into huge pages. `fill` writes the pages of a range that
-    /// were not mapped, as a fault would. It gets huge pages by the slow path: so it waits for compaction and reclaim, and
-    /// is to be run in a thread, or as a program, of its own.
+    /// The daemon that collapses base pages of `paging`'s programs into huge pages. `fill` writes the pages of a range
+    /// that were not mapped, as a fault would. It gets huge pages by the slow path: so it waits for compaction and
+    /// reclaim, and is to be run in a thread, or as a program, of its own.
     pub fn khugepaged<'s, Q: PageTables>(
         &'s self,
         paging: &'s Paging<'a, Q>,

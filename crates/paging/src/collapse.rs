@@ -1,9 +1,9 @@
 //! Collapse: the base pages of an aligned 2 MiB range are copied into a huge page, which replaces them.
 //!
-//! The order is that of a migration. The last-level table is hidden behind one migration entry at the level above, after
-//! all of its frames were isolated; a shoot-down follows; then nobody has a translation of the range, and nobody changes
-//! the table. The pages are copied with no lock held. At last the huge page replaces the migration entry, the table is
-//! kept for a split, and the old frames are freed.
+//! The order is that of a migration. The last-level table is hidden behind one migration entry at the level above,
+//! after all of its frames were isolated; a shoot-down follows; then nobody has a translation of the range, and nobody
+//! changes the table. The pages are copied with no lock held. At last the huge page replaces the migration entry, the
+//! table is kept for a split, and the old frames are freed.
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{AllocRequest, Cost, Event, FrameClass, FrameState, Order, PageTables, Pfn};
@@ -85,17 +85,17 @@ struct Copied {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Replaces the base pages of the aligned 2 MiB range around `page` by a huge page, which is allocated from `memory`
-    /// with no lock held. `fill` gets each page of the range that is not mapped, and the frame in which it writes the
-    /// page's contents as a fault would.
+    /// Replaces the base pages of the aligned 2 MiB range around `page` by a huge page, which is allocated from
+    /// `memory` with no lock held. `fill` gets each page of the range that is not mapped, and the frame in which it
+    /// writes the page's contents as a fault would.
     ///
-    /// Faults, unmaps and accesses of the range wait while it is copied. `fill` and the observer of moves are called then,
-    /// with no lock held, so they must not make any.
+    /// Faults, unmaps and accesses of the range wait while it is copied. `fill` and the observer of moves are called
+    /// then, with no lock held, so they must not make any.
     ///
     /// # Errors
     ///
-    /// See [`CollapseError`]. The range is looked at again when the huge page was allocated: if it has changed so that it
-    /// cannot be collapsed any more, the huge page is freed.
+    /// See [`CollapseError`]. The range is looked at again when the huge page was allocated: if it has changed so that
+    /// it cannot be collapsed any more, the huge page is freed.
     pub fn collapse(
         &self,
         space: SpaceId,
@@ -188,8 +188,8 @@ impl<P: PageTables> Paging<'_, P> {
         self.frames.state(frame) == FrameState::Listed && !self.is_pinned(frame)
     }
 
-    /// The entry for the range that begins with `base`; `None` if there is no table of [`HUGE_DEPTH`] for it. The lock is
-    /// held.
+    /// The entry for the range that begins with `base`; `None` if there is no table of [`HUGE_DEPTH`] for it. The lock
+    /// is held.
     fn upper_entry(&self, state: &SpaceState, base: Page) -> Option<Place> {
         if !self.may_map(base) {
             return None;
@@ -211,8 +211,8 @@ impl<P: PageTables> Paging<'_, P> {
         })
     }
 
-    /// Isolates all frames of a candidate and hides its table, which it gives. If a frame cannot be isolated, all are as
-    /// before. The lock is held.
+    /// Isolates all frames of a candidate and hides its table, which it gives. If a frame cannot be isolated, all are
+    /// as before. The lock is held.
     fn hide(&self, state: &mut SpaceState, found: &Candidate) -> Result<Pfn, CollapseError> {
         for index in 0..ENTRIES as usize {
             let entry = self.entry(found.table, index);
@@ -241,8 +241,8 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Copies the pages of a hidden table, and fills the others. No lock is held: nobody else changes the table now, and
-    /// since the shoot-down no processor sets a mark in it.
+    /// Copies the pages of a hidden table, and fills the others. No lock is held: nobody else changes the table now,
+    /// and since the shoot-down no processor sets a mark in it.
     fn copy_hidden(
         &self,
         table: Pfn,

@@ -1,8 +1,8 @@
 //! Ranges of 2 MiB that may become a huge page: which they are, and how a daemon finds them.
 //!
-//! A range is *eligible* when a fault that asked for a huge page was served by a base page in it: whoever asks says that
-//! the whole aligned range is the program's. An unmap of any part ends it, since that part is not the program's any more.
-//! A bit in the owner word of the range's last-level table says so, beside the number of entries.
+//! A range is *eligible* when a fault that asked for a huge page was served by a base page in it: whoever asks says
+//! that the whole aligned range is the program's. An unmap of any part ends it, since that part is not the program's
+//! any more. A bit in the owner word of the range's last-level table says so, beside the number of entries.
 
 use dirigible_frames::{PageTables, Pfn};
 
@@ -29,9 +29,9 @@ impl<P: PageTables> Paging<'_, P> {
     /// The next range that may become a huge page: its space and its first page. `None` when `left` has come to 0, or
     /// behind the last space; the cursor is at the beginning then.
     ///
-    /// Lowers `left` by 512 for each range that it gives, and by 1 for each other last-level table, for each 64 entries
-    /// above these, and for each space. The lock of a space is held for a bounded number of steps at a time. The range may
-    /// have changed when this returns.
+    /// Lowers `left` by 512 for each range that it gives, and by 1 for each other last-level table, for each 64
+    /// entries above these, and for each space. The lock of a space is held for a bounded number of steps at a time.
+    /// The range may have changed when this returns.
     pub fn next_eligible(
         &self,
         cursor: &mut CollapseCursor,

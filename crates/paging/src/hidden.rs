@@ -32,8 +32,8 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    /// Checks a hidden table, whose first page is `first`. Its mappings count as migration entries, and all of its frames
-    /// are isolated.
+    /// Checks a hidden table, whose first page is `first`. Its mappings count as migration entries, and all of its
+    /// frames are isolated.
     pub(crate) fn audit_hidden(
         &self,
         space: SpaceId,

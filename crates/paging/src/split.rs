@@ -1,8 +1,8 @@
 //! Splits huge pages into base pages. This needs no memory: the table was deposited when the huge page was mapped.
 //!
-//! An unmap of a part splits at once. There is no queue of huge pages to be split when memory is wanted (Linux has one,
-//! since other mappings of the page may need it whole): here a frame is mapped once, so the split ends with the mapping,
-//! and the frames of the part are free when the unmap returns.
+//! An unmap of a part splits at once. There is no queue of huge pages to be split when memory is wanted (Linux has
+//! one, since other mappings of the page may need it whole): here a frame is mapped once, so the split ends with the
+//! mapping, and the frames of the part are free when the unmap returns.
 
 use crate::{
     eligible::ELIGIBLE,

@@ -1,4 +1,5 @@
-//! Collapse: base pages become a huge page, with their contents, and whatever is in the way leaves everything as it was.
+//! Collapse: base pages become a huge page, with their contents, and whatever is in the way leaves everything as it
+//! was.
 
 mod support;
 

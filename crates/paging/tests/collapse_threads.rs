@@ -47,9 +47,11 @@ fn use_pages(w: &World, space: SpaceId, state: &mut u64) {
         |frame, _| fill(w, page, frame),
     );
     filled.unwrap();
-    let words = w.paging.access(space, page, next(state) % 2 == 0, |frame| {
-        [0, 511].map(|index| w.guest.read_word(frame, index))
-    });
+    let words = w
+        .paging
+        .access(space, page, next(state).is_multiple_of(2), |frame| {
+            [0, 511].map(|index| w.guest.read_word(frame, index))
+        });
     if let Some(words) = words {
         assert_eq!(words, [pattern(page); 2], "{page}");
     }

@@ -476,8 +476,8 @@ fn the_first_write_against_collapse() {
 
 #[test]
 fn collapse_against_many_writes() {
-    // The first page of the range is copied soon after the table was hidden, so a write that began before may be lost if
-    // nobody waits for it. There are so many that one is under way then.
+    // The first page of the range is copied soon after the table was hidden, so a write that began before may be lost
+    // if nobody waits for it. There are so many that one is under way then.
     explore_in(3, RUNS, |w| {
         let page = w.page.huge_base();
         w.fault_wanted(page);
@@ -550,7 +550,8 @@ fn collapse_against_migrate() {
 
 #[test]
 fn pitfall_71_collapse_against_isolation() {
-    // The first page is isolated by the collapse before it comes to the one that somebody else has isolated since the look.
+    // The first page is isolated by the collapse before it comes to the one that somebody else has isolated since the
+    // look.
     explore_collapse(|w| {
         w.fault_wanted(w.page.huge_base());
         let user = w.spawn(1, |w| {
