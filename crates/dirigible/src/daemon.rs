@@ -21,7 +21,7 @@ pub enum Next {
 /// Work in the background, a bounded piece at a time.
 pub trait Daemon: Send {
     /// Does one bounded piece of work at `now` (nanoseconds on the platform's clock) and says when to come again. Does
-    /// not wait for a host or a device: what is open comes back as [`Next::Event`]. The exception is a balloon device
-    /// that has failed and is reset, a bounded time.
+    /// not wait for a host or a device: what is open comes back as [`Next::Event`]. The exceptions are a balloon
+    /// device that has failed and is reset, a bounded time, and khugepaged if its source of memory waits.
     fn step(&mut self, now: u64) -> Next;
 }

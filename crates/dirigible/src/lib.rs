@@ -5,8 +5,8 @@
 //!
 //! - [`boot`]: zones, [`watermarks`], the place of the tables, the allocator itself;
 //! - [`MemoryManager`]: registration of owners, the slow path, reclaimers and notifiers, verification;
-//! - [`daemon`]s as steps that a kernel runs in threads and an executor polls: [`kcompactd`], [`kswapd`], the
-//!   [`flusher`] of a page cache, the [balloon's worker](balloon_worker);
+//! - [`daemon`]s as steps that a kernel runs in threads and an executor polls: [`kcompactd`], [`khugepaged`],
+//!   [`kswapd`], the [`flusher`] of a page cache, the [balloon's worker](balloon_worker);
 //! - `schedule` (a feature; needs a heap): a queue that runs daemons and programs in virtual or real time.
 //!
 //! A kernel with files makes `Generations` and a `Reclaimer` (of `dirigible-reclaim`) on the allocator, and its
@@ -62,6 +62,7 @@ pub mod chain;
 pub mod daemon;
 pub mod flusher;
 pub mod kcompactd;
+pub mod khugepaged;
 pub mod kswapd;
 mod manager;
 pub mod memory_map;

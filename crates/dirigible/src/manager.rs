@@ -16,6 +16,7 @@ use crate::{
     balloon_worker::{BalloonWorker, BalloonWorkerConfig, Drain},
     chain::Full,
     kcompactd::{Kcompactd, KcompactdConfig},
+    khugepaged::{Fill, Khugepaged, KhugepagedConfig},
     kswapd::{Kswapd, KswapdConfig},
     parts::{Notifier, Part, Parts, Spaces},
     room::{NoRoom, Room},
@@ -30,6 +31,8 @@ pub struct ManagerConfig {
     pub slow_path: SlowPathConfig,
     /// Background compaction.
     pub kcompactd: KcompactdConfig,
+    /// Collapse of base pages into huge pages.
+    pub khugepaged: KhugepagedConfig,
     /// Background reclaim.
     pub kswapd: KswapdConfig,
     /// The balloon's worker.
@@ -44,6 +47,7 @@ impl Default for ManagerConfig {
             compaction: CompactionConfig::default(),
             slow_path: SlowPathConfig::default(),
             kcompactd: KcompactdConfig::default(),
+            khugepaged: KhugepagedConfig::default(),
             kswapd: KswapdConfig::default(),
             balloon_worker: BalloonWorkerConfig::default(),
             shutdown_ns: 2_000_000_000,
@@ -303,6 +307,17 @@ impl<'a, P: Platform> MemoryManager<'a, P> {
     /// Background compaction, to be run as one daemon.
     pub fn kcompactd(&self) -> Kcompactd<'a, 'a, P> {
         Kcompactd::new(self.mobility, self.config.kcompactd)
+    }
+
+    /// The daemon that collapses base pages of `paging`'s programs into huge pages. `fill` writes the pages of a range
+    /// that were not mapped, as a fault would. It gets huge pages by the slow path: so it waits for compaction and
+    /// reclaim, and is to be run in a thread, or as a program, of its own.
+    pub fn khugepaged<'s, Q: PageTables>(
+        &'s self,
+        paging: &'s Paging<'a, Q>,
+        fill: Fill<'s>,
+    ) -> Khugepaged<'s, 'a, Q> {
+        Khugepaged::new(paging, &self.memory, fill, self.config.khugepaged)
     }
 
     /// Background reclaim by `reclaimer`, to be run as one daemon. The caller

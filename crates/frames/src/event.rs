@@ -167,8 +167,6 @@ events! {
     ThpCollapseAllocFailed = "thp_collapse_alloc_failed",
     /// Huge pages that replaced base pages at last.
     ThpCollapse = "thp_collapse",
-    /// Huge pages of which a part was unmapped, to be split when memory is wanted.
-    ThpDeferredSplit = "thp_deferred_split_page",
     /// Clean frames that compaction dropped instead of moving them.
     CompactDropped = "compact_dropped",
     /// Programs killed because memory had ended.

@@ -170,6 +170,9 @@ impl<P: PageTables> Paging<'_, P> {
                     });
                 }
                 Kind::Empty => {}
+                Kind::Migration if entry.hides_table(depth) => {
+                    self.audit_hidden(space, entry.frame(), page, audit)?
+                }
                 Kind::Table => self.audit_table(state, entry.frame(), depth + 1, page, audit)?,
                 Kind::Leaf | Kind::Migration => {
                     self.audit_leaf(state, page, depth, entry, audit)?
@@ -198,7 +201,7 @@ impl<P: PageTables> Paging<'_, P> {
         Ok(())
     }
 
-    fn audit_table_frame(&self, space: SpaceId, table: Pfn) -> Result<(), AuditError> {
+    pub(crate) fn audit_table_frame(&self, space: SpaceId, table: Pfn) -> Result<(), AuditError> {
         let fits = self.frames.frame(table).is_some_and(|info| {
             info.state == FrameState::Allocated
                 && info.class == FrameClass::Unmovable
@@ -212,7 +215,7 @@ impl<P: PageTables> Paging<'_, P> {
         }
     }
 
-    fn audit_leaf(
+    pub(crate) fn audit_leaf(
         &self,
         state: &SpaceState,
         page: Page,

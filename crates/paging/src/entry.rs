@@ -139,6 +139,16 @@ impl Entry {
         Self((self.0 & !Self::PRESENT) | Self::MIGRATION)
     }
 
+    /// The migration entry of [`HUGE_DEPTH`] behind which the last-level table in `table` is hidden.
+    pub(crate) const fn hidden(table: Pfn) -> Self {
+        Self::table(table).to_migration()
+    }
+
+    /// Whether this entry of a table at `depth` hides a table.
+    pub(crate) fn hides_table(self, depth: usize) -> bool {
+        depth == HUGE_DEPTH && self.kind(depth) == Kind::Migration && self.0 & Self::HUGE == 0
+    }
+
     /// The mapping that this migration entry replaces, now to `frame`.
     pub(crate) const fn restored(self, frame: Pfn) -> Self {
         let flags = self.0 & !(Self::FRAME | Self::MIGRATION);

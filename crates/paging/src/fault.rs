@@ -72,6 +72,8 @@ struct Prepared {
     tables: ArrayVec<Pfn, LEAF_DEPTH>,
     leaf: Option<(Pfn, Order)>,
     try_huge: bool,
+    /// The caller has said that the whole range is its memory.
+    eligible: bool,
 }
 
 /// What a fault lacks, as found in the page tables.
@@ -129,6 +131,7 @@ impl<P: PageTables> Paging<'_, P> {
             tables: ArrayVec::new(),
             leaf: None,
             try_huge: kind == FaultKind::HugeIfPossible,
+            eligible: kind == FaultKind::HugeIfPossible,
         };
         let result = self.fault_with(space, page, memory, &mut prepared, &mut fill);
         for table in prepared.tables {
@@ -290,6 +293,9 @@ impl<P: PageTables> Paging<'_, P> {
         } else {
             state.leaf = Some((page.region(), table));
             state.base += 1;
+            if prepared.eligible {
+                self.mark_eligible(table);
+            }
             (page, LEAF_DEPTH, 0)
         };
         self.frames

@@ -42,6 +42,10 @@
 //! freed only after a shoot-down. Migration replaces the entry by a migration entry, shoots down, copies, and installs
 //! the new entry, in that order.
 //!
+//! [`Paging::collapse`] does the same with a whole last-level table: one migration entry above it hides it while its
+//! pages are copied into a huge page. So the lock is held to look through the table and to isolate its frames, and to
+//! install the huge page, but not in between.
+//!
 //! The lock does not mask interrupts, so interrupt handlers must not make calls that take it. For each call,
 //! `docs/calls.md` says what the caller may hold, what the call waits for, and what it calls.
 //!
@@ -111,10 +115,13 @@ extern crate std;
 
 mod access;
 mod audit;
+mod collapse;
+mod eligible;
 mod entry;
 mod evict;
 mod fault;
 mod harvest;
+mod hidden;
 mod lifetime;
 mod migrate;
 mod page;
@@ -131,6 +138,8 @@ mod tables;
 mod unmap;
 
 pub use audit::{Audit, AuditError};
+pub use collapse::{CollapseConfig, CollapseError, Collapsed};
+pub use eligible::CollapseCursor;
 pub use fault::{Fault, FaultError, FaultKind};
 pub use harvest::Harvest;
 pub use lifetime::SpaceError;

@@ -181,7 +181,7 @@ impl<'a, P: PageTables> Paging<'a, P> {
         if state.id != space.get() || !self.may_map(page) {
             return None;
         }
-        let place = self.peek(&state, page);
+        let place = self.behind(self.peek(&state, page), page);
         let kind = place.kind();
         matches!(kind, Kind::Leaf | Kind::Migration).then(|| Mapping {
             frame: frame_of(place.entry, place.depth, page),

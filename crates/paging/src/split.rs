@@ -1,6 +1,11 @@
 //! Splits huge pages into base pages. This needs no memory: the table was deposited when the huge page was mapped.
+//!
+//! An unmap of a part splits at once. There is no queue of huge pages to be split when memory is wanted (Linux has
+//! one, since other mappings of the page may need it whole): here a frame is mapped once, so the split ends with the
+//! mapping, and the frames of the part are free when the unmap returns.
 
 use crate::{
+    eligible::ELIGIBLE,
     entry::{Entry, Kind},
     page::{ENTRIES, HUGE_DEPTH, Page},
     paging::Paging,
@@ -77,7 +82,8 @@ impl<P: PageTables> Paging<'_, P> {
             self.set_age(state, head.plus(index), Age::New);
             self.set_entry(table, index as usize, frozen.part(index));
         }
-        self.frames.set_owner_word(table, ENTRIES);
+        // Who mapped the huge page has said that the whole range is the program's.
+        self.frames.set_owner_word(table, ENTRIES | ELIGIBLE);
         self.set_entry(place.table, place.index, Entry::table(table));
         for index in 0..ENTRIES {
             let frame = head.plus(index);

@@ -1,9 +1,10 @@
 //! Page tables: walks, entries, and removal of empty tables.
 //!
-//! The owner word of each table frame holds the number of its entries in use. It is changed under the lock of the
-//! space.
+//! The owner word of each table frame holds the number of its entries in use, and whether the table's range is eligible
+//! for a huge page. It is changed under the lock of the space.
 
 use crate::{
+    eligible::ELIGIBLE,
     entry::{Entry, Kind},
     page::{LEAF_DEPTH, Page},
     paging::Paging,
@@ -117,18 +118,20 @@ impl<P: PageTables> Paging<'_, P> {
 
     /// Entries in use in `table`.
     pub(crate) fn count(&self, table: Pfn) -> u64 {
-        self.frames.owner_word(table)
+        self.frames.owner_word(table) & !ELIGIBLE
     }
 
     /// Counts `more` additional entries in use in `table`.
     pub(crate) fn add_count(&self, table: Pfn, more: u64) {
-        self.frames.set_owner_word(table, self.count(table) + more);
+        let word = self.frames.owner_word(table);
+        self.frames.set_owner_word(table, word + more);
     }
 
     /// Counts `fewer` entries less in use in `table`.
     pub(crate) fn sub_count(&self, table: Pfn, fewer: u64) {
         debug_assert!(self.count(table) >= fewer);
-        self.frames.set_owner_word(table, self.count(table) - fewer);
+        let word = self.frames.owner_word(table);
+        self.frames.set_owner_word(table, word - fewer);
     }
 
     /// Unlinks the tables on the way to `page` that are empty, except the root, and passes each to `give`. They may be

@@ -137,6 +137,7 @@ impl<P: PageTables> Paging<'_, P> {
         place: &Place,
         batch: &mut Batch,
     ) -> Stop {
+        self.unmark_eligible(place.table);
         let first = *page;
         let room = (ENTRIES - first.offset()).min(end.get() - first.get());
         let mut cleared = 0;

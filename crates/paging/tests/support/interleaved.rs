@@ -1,4 +1,4 @@
-// The world of the model-checked tests: one block of memory, one space, one page with known contents.
+// The world of the model-checked tests: a block of memory or a few, one space, one page with known contents.
 #![allow(dead_code, unused_imports)]
 
 use std::cell::Cell;
@@ -20,7 +20,7 @@ pub use swap::{MockSwap, Slots};
 
 pub const CPUS: u16 = 3;
 /// Number of runs of each test.
-const RUNS: usize = 300;
+pub const RUNS: usize = 300;
 
 shuttle::thread_local! {
     static CPU: Cell<u16> = Cell::new(0);
@@ -140,18 +140,23 @@ fn leak<T>(value: T) -> &'static T {
 
 impl World {
     pub fn new() -> Self {
-        Self::build(false)
+        Self::build(1, false)
+    }
+
+    /// With three blocks: room for a huge page.
+    pub fn roomy() -> Self {
+        Self::build(3, false)
     }
 
     /// With four slots of swap. The page has not been used since its contents were written.
     pub fn with_swap() -> Self {
-        let world = Self::build(true);
+        let world = Self::build(1, true);
         Evictable::harvest(world.paging);
         world
     }
 
-    fn build(swaps: bool) -> Self {
-        let range = Pfn::new(0)..Pfn::new(512);
+    fn build(blocks: u64, swaps: bool) -> Self {
+        let range = Pfn::new(0)..Pfn::new(blocks * 512);
         let zones = [ZoneConfig {
             name: "test",
             ranges: &[range],
@@ -173,7 +178,7 @@ impl World {
         let metadata = vec![0u8; FrameAllocator::metadata_bytes(&layout).unwrap()].leak();
         let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
         let guest = leak(Guest {
-            words: (0..512).map(|_| OnceLock::new()).collect(),
+            words: (0..blocks * 512).map(|_| OnceLock::new()).collect(),
             sections: (0..CPUS).map(|_| AtomicU64::new(0)).collect(),
             step: AtomicU64::new(0),
         });
@@ -332,12 +337,21 @@ pub fn explore(test: impl Fn(World) + Send + Sync + 'static) {
 /// Half of the runs switch threads at every step, the other half seldom: some errors appear only if one thread stops
 /// while another makes many steps.
 pub fn explore_in(make: fn() -> World, test: impl Fn(World) + Send + Sync + 'static) {
+    explore_often(RUNS, make, test);
+}
+
+/// The same, `runs` times.
+pub fn explore_often(
+    runs: usize,
+    make: fn() -> World,
+    test: impl Fn(World) + Send + Sync + 'static,
+) {
     use shuttle::scheduler::{PctScheduler, RandomScheduler};
     let mut config = shuttle::Config::new();
     // The default is 32 KiB; the allocator's batches need more if it is not optimized.
     config.stack_size = 1 << 20;
     let test = std::sync::Arc::new(test);
     let seldom = test.clone();
-    shuttle::Runner::new(RandomScheduler::new(RUNS / 2), config.clone()).run(move || test(make()));
-    shuttle::Runner::new(PctScheduler::new(3, RUNS / 2), config).run(move || seldom(make()));
+    shuttle::Runner::new(RandomScheduler::new(runs / 2), config.clone()).run(move || test(make()));
+    shuttle::Runner::new(PctScheduler::new(3, runs / 2), config).run(move || seldom(make()));
 }
