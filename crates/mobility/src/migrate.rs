@@ -75,6 +75,13 @@ impl<'f, 'm> Freed<'f, 'm> {
         self.base.push(frame);
     }
 
+    /// The target of a pair, if it got one: until then a pair leads from a frame to itself.
+    pub(crate) fn target(&mut self, pair: &MovePair) {
+        if pair.to != pair.from {
+            self.push(pair.to, Order::BASE);
+        }
+    }
+
     #[inline(never)]
     fn flush(&mut self) {
         let mut left = &self.base[..];

@@ -231,6 +231,27 @@ impl<'a> Generations<'a> {
         core::array::from_fn(|kind| self.costs[kind].load(Ordering::Relaxed))
     }
 
+    /// Whether `frame` is of an age that reclaim takes soon: in one of the two oldest generations, and not marked as used.
+    pub fn is_old(&self, frame: Pfn) -> bool {
+        let Some(info) = self.frames.frame(frame) else {
+            return false;
+        };
+        let used = FrameFlags::ACTIVE.union(FrameFlags::REFERENCED);
+        let oldest = self.oldest_sequence();
+        let old = [generation(oldest), generation(oldest.wrapping_add(1))];
+        old.contains(&info.generation) && !info.flags.intersects(used)
+    }
+
+    /// The stamp of a frame that is evicted now.
+    pub fn stamp(&self) -> Stamp {
+        self.evictions.now()
+    }
+
+    /// `n` frames were evicted, by somebody else than reclaim.
+    pub fn evicted(&self, n: u32) {
+        self.evictions.advance(n);
+    }
+
     /// Frames in all generations.
     pub fn size(&self) -> u64 {
         (1..=COUNT as u8).map(|number| self.count(number)).sum()
