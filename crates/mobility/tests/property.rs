@@ -250,7 +250,7 @@ proptest! {
         start in 0u64..1200,
         lengths in proptest::collection::vec((300u64..1800, 0u64..900), 1..4),
         (turn, thin) in (1u16..100, 2u16..5),
-        (reserve, drops_cold, high) in (0u64..3, any::<bool>(), prop_oneof![Just(128u64), 128..2000]),
+        (reserve, drops_cold, high) in (0u64..3, any::<bool>(), prop_oneof![Just(128u64), 128u64..2000]),
         blocks_per_batch in 1usize..5,
         exchange_batch in prop_oneof![Just(1), Just(16), Just(256)],
         steps in proptest::collection::vec(step(), 1..60),
