@@ -346,9 +346,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let watermark = plan.purpose.leaves();
             let reserved = self.reserve_targets(cpu, attempt, &mut pairs[range.clone()], watermark);
             if reserved < range.len() {
-                pairs[range.start..range.start + reserved]
-                    .iter()
-                    .for_each(|pair| unused.target(pair));
+                unused.targets(&pairs[range]);
                 attempt.error = Some(EvacuateError::NoTargets);
                 return;
             }
@@ -377,15 +375,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     attempt.error = Some(EvacuateError::UnderWay(from));
                 }
                 None => match self.frames.state(from) {
-                    FrameState::Free => unused.target(&pairs[at]),
+                    FrameState::Free => unused.targets(&pairs[at..=at]),
                     FrameState::Listed => attempt.error = Some(EvacuateError::Refused(from)),
                     _ => attempt.error = Some(EvacuateError::UnderWay(from)),
                 },
             }
             if attempt.error.is_some() {
-                pairs[at..range.end]
-                    .iter()
-                    .for_each(|pair| unused.target(pair));
+                unused.targets(&pairs[at..range.end]);
                 break;
             }
         }
@@ -404,8 +400,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if attempt.error.is_some() {
             for pair in &pairs[start..*used] {
                 self.putback_frame(cpu, pair.from);
-                unused.target(pair);
             }
+            unused.targets(&pairs[start..*used]);
             *used = start;
         }
     }

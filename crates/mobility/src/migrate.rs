@@ -75,9 +75,10 @@ impl<'f, 'm> Freed<'f, 'm> {
         self.base.push(frame);
     }
 
-    /// The target of a pair, if it got one: until then a pair leads from a frame to itself.
-    pub(crate) fn target(&mut self, pair: &MovePair) {
-        if pair.to != pair.from {
+    /// The targets of those pairs that got one: until then a pair leads from a frame to itself.
+    #[inline(never)]
+    pub(crate) fn targets(&mut self, pairs: &[MovePair]) {
+        for pair in pairs.iter().filter(|pair| pair.to != pair.from) {
             self.push(pair.to, Order::BASE);
         }
     }

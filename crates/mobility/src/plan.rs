@@ -90,6 +90,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// The plan for blocks of one zone, which are isolated by now.
+    #[inline(never)]
     pub(crate) fn plan(&self, attempts: &Attempts, purpose: Purpose) -> Plan {
         let drops = self.drops(purpose);
         let mut owed = 0;
@@ -108,6 +109,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Reserves targets for the isolated frames of a block that move, and drops the others. Gives how many pairs are
     /// left, which stand first: all with a target, unless the attempt failed.
+    #[inline(never)]
     pub(crate) fn decide(
         &self,
         cpu: CpuId,
