@@ -33,13 +33,17 @@ pub enum IdentityError {
         /// `compact_fail`.
         fail: u64,
     },
-    /// Frames isolated are not those moved, put back and still isolated.
-    #[error("{isolated} frames isolated, {moved} moved, {put_back} put back, {now} isolated now")]
+    /// Frames isolated are not those moved, dropped, put back and still isolated.
+    #[error(
+        "{isolated} frames isolated, {moved} moved, {dropped} dropped, {put_back} put back, {now} isolated now"
+    )]
     Isolated {
         /// Frames isolated since the beginning.
         isolated: u64,
         /// Frames that left their place.
         moved: u64,
+        /// Frames dropped.
+        dropped: u64,
         /// Frames put back.
         put_back: u64,
         /// Frames isolated now.
@@ -97,6 +101,8 @@ pub(crate) struct Accounts {
     isolated: Count,
     moved: Count,
     put_back: Count,
+    /// Of class movable.
+    dropped: AtomicU64,
 }
 
 impl Accounts {
@@ -130,6 +136,23 @@ impl Accounts {
         }
     }
 
+    /// `n` isolated movable base frames were dropped, and given back to the allocator: reclaimed, in the name of
+    /// background or of direct reclaim.
+    pub(crate) fn dropped(&self, events: Events<'_>, cpu: CpuId, n: u64, background: bool) {
+        if n == 0 {
+            return;
+        }
+        self.now.sub(FrameClass::Movable, n);
+        self.dropped.fetch_add(n, Ordering::Relaxed);
+        let (scan, steal) = match background {
+            true => (Event::PgScanKswapd, Event::PgStealKswapd),
+            false => (Event::PgScanDirect, Event::PgStealDirect),
+        };
+        for event in [Event::CompactDropped, scan, steal] {
+            events.add(cpu, event, n);
+        }
+    }
+
     /// Base frames isolated now, pending ones included.
     pub(crate) fn now(&self) -> PerClass {
         self.now.get()
@@ -151,24 +174,28 @@ impl Accounts {
         }
         let (isolated, moved) = (self.isolated.get(), self.moved.get());
         let (put_back, now) = (self.put_back.get(), self.now.get());
-        for (isolated, moved, put_back, now) in [
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        for (isolated, moved, dropped, put_back, now) in [
             (
                 isolated.movable,
                 moved.movable,
+                dropped,
                 put_back.movable,
                 now.movable,
             ),
             (
                 isolated.balloon,
                 moved.balloon,
+                0,
                 put_back.balloon,
                 now.balloon,
             ),
         ] {
-            if isolated != moved + put_back + now {
+            if isolated != moved + dropped + put_back + now {
                 return Err(IdentityError::Isolated {
                     isolated,
                     moved,
+                    dropped,
                     put_back,
                     now,
                 });
@@ -177,6 +204,7 @@ impl Accounts {
         let counted = [
             (Event::CompactIsolated, isolated.sum()),
             (Event::PgmigrateSuccess, moved.sum()),
+            (Event::CompactDropped, dropped),
             (Event::CompactBalloonIsolated, isolated.balloon),
             (Event::CompactBalloonReturned, put_back.balloon),
         ];

@@ -1,14 +1,11 @@
 //! Background compaction (kcompactd): keeps a reserve of wholly free blocks.
 
 use dirigible_frames::sync::Ordering;
-use dirigible_frames::{CpuId, Platform, Watermark};
+use dirigible_frames::{CpuId, Platform};
 
 use crate::Mobility;
 use crate::piece::Piece;
 use crate::place::Lease;
-
-/// What background compaction leaves to the requests of others while it has frames set aside.
-pub(crate) const LEAVES: Watermark = Watermark::Low;
 
 /// What one call, or one piece in several steps, of background compaction did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -64,18 +64,21 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// How many blocks of a zone could be emptied together, at most `most`: for each there must be 512 targets,
-    /// whatever is in the blocks, and the 512 frames that are set aside meanwhile must leave `watermark`.
+    /// whatever is in the blocks, and the 512 frames that are set aside meanwhile must leave `watermark`. `drops` of
+    /// them can be spared.
     #[inline(never)]
     pub(crate) fn blocks_with_room(
         &self,
         zone: ZoneId,
         watermark: Watermark,
         most: usize,
+        drops: u64,
     ) -> usize {
-        let above = self.zone_spare(zone, watermark);
+        let above = self.zone_spare(zone, watermark).saturating_add(drops);
         let by_mark = usize::try_from(above).unwrap_or(usize::MAX) / FRAMES_PER_BLOCK;
         let most = most.min(MAX_BATCH_BLOCKS).min(by_mark);
-        self.frames.target_frames(most * FRAMES_PER_BLOCK) / FRAMES_PER_BLOCK
+        let targets = self.frames.target_frames(most * FRAMES_PER_BLOCK);
+        most.min((targets + drops as usize) / FRAMES_PER_BLOCK)
     }
 
     /// What the next attempt in a zone would find that leaves `watermark`.
@@ -90,7 +93,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         };
         Prospect {
             free: self.frames.zone_free_frames(zone),
-            targets: self.blocks_with_room(zone, watermark, 1) > 0,
+            targets: self.blocks_with_room(zone, watermark, 1, 0) > 0,
             used: block.map_or(u32::MAX, |block| self.used(block)),
         }
     }

@@ -48,6 +48,11 @@ pub struct CompactionConfig {
     pub idle_polls: u32,
     /// How many times a caller lets others run while it waits for a workspace or for a zone. Default 1,024.
     pub lock_relaxes: u32,
+    /// Whether compaction for a request or for the reserve drops frames that reclaim would take next, instead of moving
+    /// them ([`MovableOwner::plan`](crate::MovableOwner::plan)): no more than are missing to the high watermark, a
+    /// request's huge page counted in, and for a request as many as it lacks targets. Wants a
+    /// [`Config::cost`](dirigible_frames::Config::cost) that knows which frames are so. Default false: all move.
+    pub drops_cold: bool,
     /// How long a block is left alone in which a frame was under way, in nanoseconds. Doubled each time in a row, up to
     /// `refusal_memory_ns`. Default 1 ms.
     pub retry_ns: u64,
@@ -73,6 +78,7 @@ impl Default for CompactionConfig {
             pending_timeout_ns: 50_000_000,
             idle_polls: 65_536,
             lock_relaxes: 1_024,
+            drops_cold: false,
             retry_ns: 1_000_000,
             refusal_memory_ns: 1_000_000_000,
         }

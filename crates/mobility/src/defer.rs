@@ -99,6 +99,7 @@ mod tests {
         pending_timeout_ns: 0,
         idle_polls: 1,
         lock_relaxes: 0,
+        drops_cold: false,
         retry_ns: 0,
         refusal_memory_ns: 0,
     };

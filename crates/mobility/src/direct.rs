@@ -7,6 +7,7 @@ use dirigible_frames::{
 
 use crate::evacuate::{Attempt, Attempts};
 use crate::place::Lease;
+use crate::plan::Purpose;
 use crate::zone::ZoneState;
 use crate::{EvacuateError, Mobility};
 
@@ -32,8 +33,7 @@ const RETRIES: usize = 2;
 struct Search {
     cpu: CpuId,
     zone: ZoneId,
-    /// What is set aside leaves this in the zone.
-    watermark: Watermark,
+    purpose: Purpose,
     /// Blocks that may still be begun.
     budget: usize,
     /// Candidates that may still be looked at.
@@ -106,7 +106,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 }
                 Some(true) => {}
             }
-            let search = self.search(cpu, zone, Watermark::Min, deadline);
+            let search = self.search(cpu, zone, Purpose::HugePage, deadline);
             if let Some(head) = self.capture(search, class, &mut lease) {
                 events.add(cpu, Event::CompactSuccess, 1);
                 return CompactResult::Captured(head);
@@ -144,7 +144,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         passes(0)
     }
 
-    /// Whether the zone keeps its min watermark without 512 of its free frames, if `more` were free.
+    /// Whether the zone keeps its min watermark without 512 frames, if `more` were free: all of them free ones, or some
+    /// of them dropped.
     #[inline(never)]
     fn can_lose_block(&self, zone: ZoneId, more: u64) -> bool {
         let floor = self
@@ -152,14 +153,15 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .watermarks(zone)
             .min
             .saturating_add(FRAMES_PER_BLOCK as u64);
-        self.frames.zone_free_frames(zone).saturating_add(more) >= floor
+        let drops = self.most_drops(zone, Purpose::HugePage);
+        self.frames.zone_free_frames(zone) + more + drops >= floor
     }
 
-    fn search(&self, cpu: CpuId, zone: ZoneId, watermark: Watermark, deadline: u64) -> Search {
+    fn search(&self, cpu: CpuId, zone: ZoneId, purpose: Purpose, deadline: u64) -> Search {
         Search {
             cpu,
             zone,
-            watermark,
+            purpose,
             budget: self.config.budget_blocks,
             looks: self.config.look,
             retries: RETRIES,
@@ -239,7 +241,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let Some(block) = self.next_candidate(search, state) else {
                 return Err(Found::Exhausted);
             };
-            if self.blocks_with_room(search.zone, search.watermark, 1) == 0 {
+            let (zone, watermark) = (search.zone, search.purpose.leaves());
+            let drops = self.most_drops(zone, search.purpose);
+            if self.blocks_with_room(zone, watermark, 1, drops) == 0 {
                 search.last = EvacuateError::NoTargets;
                 return Err(Found::Exhausted);
             }
@@ -248,7 +252,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             }
             search.looks -= 1;
             self.examine(block);
-            let (attempts, used) = self.begin_blocks(search.cpu, lease, &[block], search.watermark);
+            let (attempts, used) = self.begin_blocks(search.cpu, lease, &[block], search.purpose);
             for attempt in &attempts {
                 search.budget -= usize::from(attempt.worked_on);
                 search.last = attempt.error.unwrap_or(search.last);
@@ -296,7 +300,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let deadline = self.deadline();
         let mut last = EvacuateError::NoCandidate;
         for zone in self.zone_ids() {
-            let mut search = self.search(cpu, zone, Watermark::Low, deadline);
+            let mut search = self.search(cpu, zone, Purpose::Room, deadline);
             if let Found::Emptied(block) = self.empty_cheapest(&mut search, &mut lease) {
                 self.frames.convert_block(block, class.migratetype());
                 self.frames.events().add(cpu, Event::BlockEvacuated, 1);

@@ -9,6 +9,7 @@ use dirigible_frames::{
 
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::migrate::Freed;
+use crate::plan::{Plan, Purpose};
 use crate::workspace::Workspace;
 use crate::{Mobility, MovePair};
 
@@ -147,7 +148,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             && let Some(zones) = self.zones_of(now)
         {
             let used;
-            (attempts, used) = self.begin_blocks(cpu, &mut lease, now, Watermark::Min);
+            (attempts, used) =
+                self.begin_blocks(cpu, &mut lease, now, Purpose::Named(Watermark::Min));
             drop(zones);
             self.empty_blocks(cpu, &mut lease, &mut attempts, used, self.deadline());
         }
@@ -172,7 +174,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these.
-    /// What is set aside leaves `watermark`. Blocks that fall short are over, and open, when this returns. The locks
+    /// What is set aside leaves the watermark of `purpose`, and what may be dropped is. Blocks that fall short are over, and open, when this returns. The locks
     /// of the blocks' zones are held. Gives the attempts and how many pairs of the workspace are theirs;
     /// [`empty_blocks`](Self::empty_blocks) goes on.
     pub(crate) fn begin_blocks(
@@ -180,7 +182,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         cpu: CpuId,
         space: &mut Workspace,
         blocks: &[BlockId],
-        watermark: Watermark,
+        purpose: Purpose,
     ) -> (Attempts, usize) {
         let mut attempts = Attempts::new();
         let mut fit = ArrayVec::<BlockId, MAX_BATCH_BLOCKS>::new();
@@ -204,15 +206,16 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let mut fits = attempts
             .iter_mut()
             .filter(|attempt| attempt.error.is_none());
-        self.frames.isolate_blocks(&fit, watermark, |_, isolated| {
-            if let Some(attempt) = fits.next() {
-                match isolated {
-                    Ok(token) => attempt.token = Some(token),
-                    Err(why) => attempt.error = Some(EvacuateError::Isolate(why)),
+        self.frames
+            .isolate_blocks(&fit, purpose.leaves(), |_, isolated| {
+                if let Some(attempt) = fits.next() {
+                    match isolated {
+                        Ok(token) => attempt.token = Some(token),
+                        Err(why) => attempt.error = Some(EvacuateError::Isolate(why)),
+                    }
                 }
-            }
-        });
-        let used = self.begin_isolated(cpu, space, &mut attempts, watermark);
+            });
+        let used = self.begin_isolated(cpu, space, &mut attempts, purpose);
         (attempts, used)
     }
 
@@ -223,8 +226,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         cpu: CpuId,
         space: &mut Workspace,
         attempts: &mut Attempts,
-        watermark: Watermark,
+        purpose: Purpose,
     ) -> usize {
+        let mut plan = self.plan(attempts, purpose);
         let mut collected = 0;
         for attempt in attempts.iter_mut() {
             if attempt.token.is_some() {
@@ -242,7 +246,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let range = from..attempt.end;
             from = attempt.end;
             if attempt.is_alive() {
-                self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, watermark);
+                self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, &mut plan);
             }
         }
         self.finish_dead(cpu, attempts);
@@ -325,7 +329,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Reserves targets for the pairs in `range`, then isolates all their frames; moves the pairs down to
-    /// `pairs[*used..]`. If either falls short, everything is undone and the attempt failed.
+    /// `pairs[*used..]`. Where frames may be dropped, all are isolated first: then those that move get their targets, and
+    /// the others leave. If any of that falls short, everything is undone and the attempt failed; what was dropped stays
+    /// so.
     fn isolate_frames(
         &self,
         cpu: CpuId,
@@ -333,16 +339,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         pairs: &mut [MovePair],
         range: core::ops::Range<usize>,
         used: &mut usize,
-        watermark: Watermark,
+        plan: &mut Plan,
     ) {
         let mut unused = Freed::new(self.frames, cpu);
-        let reserved = self.reserve_targets(cpu, attempt, &mut pairs[range.clone()], watermark);
-        if reserved < range.len() {
-            pairs[range.start..range.start + reserved]
-                .iter()
-                .for_each(|pair| unused.push(pair.to, Order::BASE));
-            attempt.error = Some(EvacuateError::NoTargets);
-            return;
+        if !plan.drops {
+            let watermark = plan.purpose.leaves();
+            let reserved = self.reserve_targets(cpu, attempt, &mut pairs[range.clone()], watermark);
+            if reserved < range.len() {
+                unused.targets(&pairs[range]);
+                attempt.error = Some(EvacuateError::NoTargets);
+                return;
+            }
         }
         attempt.worked_on = true;
         let start = *used;
@@ -368,15 +375,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     attempt.error = Some(EvacuateError::UnderWay(from));
                 }
                 None => match self.frames.state(from) {
-                    FrameState::Free => unused.push(to, Order::BASE),
+                    FrameState::Free => unused.targets(&pairs[at..=at]),
                     FrameState::Listed => attempt.error = Some(EvacuateError::Refused(from)),
                     _ => attempt.error = Some(EvacuateError::UnderWay(from)),
                 },
             }
             if attempt.error.is_some() {
-                pairs[at..range.end]
-                    .iter()
-                    .for_each(|pair| unused.push(pair.to, Order::BASE));
+                unused.targets(&pairs[at..range.end]);
                 break;
             }
         }
@@ -389,11 +394,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.accounts.isolated(self.frames.events(), cpu, class, n);
             }
         }
+        if plan.drops && attempt.error.is_none() {
+            *used = start + self.decide(cpu, attempt, &mut pairs[start..*used], plan);
+        }
         if attempt.error.is_some() {
             for pair in &pairs[start..*used] {
                 self.putback_frame(cpu, pair.from);
-                unused.push(pair.to, Order::BASE);
             }
+            unused.targets(&pairs[start..*used]);
             *used = start;
         }
     }

@@ -75,6 +75,14 @@ impl<'f, 'm> Freed<'f, 'm> {
         self.base.push(frame);
     }
 
+    /// The targets of those pairs that got one: until then a pair leads from a frame to itself.
+    #[inline(never)]
+    pub(crate) fn targets(&mut self, pairs: &[MovePair]) {
+        for pair in pairs.iter().filter(|pair| pair.to != pair.from) {
+            self.push(pair.to, Order::BASE);
+        }
+    }
+
     #[inline(never)]
     fn flush(&mut self) {
         let mut left = &self.base[..];

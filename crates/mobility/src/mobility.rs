@@ -109,7 +109,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
     }
 
     /// Checks the identities of the counters, at quiescence: `compact_stall` = success + fail; frames isolated =
-    /// moved + put back + isolated now, for movable and for balloon frames; the events say the same;
+    /// moved + dropped + put back + isolated now, for movable and for balloon frames; the events say the same;
     /// `compact_balloon_released` = `compact_balloon_migrated`.
     ///
     /// # Errors

@@ -5,10 +5,11 @@ use arrayvec::ArrayVec;
 use dirigible_frames::sync::Ordering;
 use dirigible_frames::{BlockId, CpuId, Event, MAX_ZONES, Platform, ZoneId};
 
-use crate::background::{BackgroundResult, LEAVES};
+use crate::background::BackgroundResult;
 use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::empty::{Emptying, Turn};
 use crate::evacuate::Attempts;
+use crate::plan::Purpose;
 use crate::workspace::Workspace;
 use crate::zone::ZoneState;
 use crate::{EvacuateError, Mobility};
@@ -127,9 +128,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     #[inline(never)]
     fn may_try_background(&self, zone: ZoneId) -> bool {
         self.try_zone_state(zone).is_some_and(|mut state| {
-            state
-                .background
-                .may_try(&self.config, || self.prospect(zone, LEAVES))
+            state.background.may_try(&self.config, || {
+                self.prospect(zone, Purpose::Reserve.leaves())
+            })
         })
     }
 
@@ -142,7 +143,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if let Some(mut state) = self.try_zone_state(zone) {
                 self.forgive(zone, &mut state);
                 let batch = self.choose(zone, &mut state, most);
-                let (attempts, used) = self.begin_blocks(cpu, space, &batch, LEAVES);
+                let (attempts, used) = self.begin_blocks(cpu, space, &batch, Purpose::Reserve);
                 drop(state);
                 let emptying = self.begin_emptying(space, used, piece.deadline);
                 return Some(Round {
@@ -189,7 +190,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             if let Some(mut state) = self.try_zone_state(zone) {
                 state
                     .background
-                    .failed(&self.config, self.prospect(zone, LEAVES));
+                    .failed(&self.config, self.prospect(zone, Purpose::Reserve.leaves()));
             }
         }
         // The host is slow and gets no more work now, or all that was tried refused: the next piece looks at others.
@@ -238,7 +239,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .saturating_sub(self.frames.free_blocks())
             .max(1);
         let most = most.min(usize::try_from(missing).unwrap_or(usize::MAX));
-        let most = self.blocks_with_room(zone, LEAVES, most);
+        let drops = self.most_drops(zone, Purpose::Reserve);
+        let most = self.blocks_with_room(zone, Purpose::Reserve.leaves(), most, drops);
         let mut room = WORKSPACE_FRAMES;
         let mut chosen = ArrayVec::new();
         if most == 0 {

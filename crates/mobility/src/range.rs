@@ -20,6 +20,7 @@ use crate::config::{MAX_BATCH_BLOCKS, WORKSPACE_FRAMES};
 use crate::evacuate::{Attempt, Attempts};
 use crate::migrate::Freed;
 use crate::place::Lease;
+use crate::plan::Purpose;
 use crate::window::Window;
 use crate::{EvacuateError, Mobility};
 
@@ -168,7 +169,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 room = left;
                 attempts.extend(lease.held.pop().map(Attempt::for_range));
             }
-            let used = self.begin_isolated(range.cpu, lease, &mut attempts, range.watermark);
+            let used = self.begin_isolated(
+                range.cpu,
+                lease,
+                &mut attempts,
+                Purpose::Named(range.watermark),
+            );
             drop(state);
             let mut failed = attempts
                 .iter()

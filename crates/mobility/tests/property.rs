@@ -2,10 +2,13 @@
 
 mod machine;
 
-use dirigible_frames::{AllocRequest, FrameClass, FrameFlags, Pfn, Watermark};
+use dirigible_frames::{
+    AllocRequest, Event, FrameClass, FrameFlags, Pfn, Watermark, Watermarks, ZoneId,
+};
 use dirigible_mobility::{CompactResult, CompactionConfig, MovePair, Outcome};
 use machine::{Answer, CPU, Machine};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
+use std::sync::atomic::Ordering;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -34,6 +37,10 @@ enum Step {
     Evacuate(u16, u8),
     MoveByHand(u16),
     FreeHuge,
+    /// Every n-th frame of the user is cold.
+    Cool(u16),
+    /// Every n-th cold frame is used as it is dropped.
+    Use(u16),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -59,6 +66,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<u16>(), 1u8..5).prop_map(|(at, n)| Step::Evacuate(at, n)),
         2 => any::<u16>().prop_map(Step::MoveByHand),
         2 => Just(Step::FreeHuge),
+        2 => (1u16..4).prop_map(Step::Cool),
+        1 => (2u16..9).prop_map(Step::Use),
     ]
 }
 
@@ -179,8 +188,15 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
             }
         }
         Step::Background(most) => {
+            let high = frames.watermarks(ZoneId::new(0)).high;
+            let owed = high.saturating_sub(frames.free_frames());
+            let before = m.event(Event::CompactDropped);
             let result = m.mobility.compact_background(CPU, most.into());
             assert!(result.emptied <= most.into());
+            // The targets of what is still under way are not free.
+            let under_way = m.mobility.isolated_frames();
+            let dropped = m.event(Event::CompactDropped) - before;
+            assert!(dropped <= owed + under_way, "{dropped} of {owed}");
         }
         Step::EvacuateFor => {
             let _ = m.mobility.evacuate_for(CPU, FrameClass::Unmovable);
@@ -211,6 +227,15 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
                 m.free_huge(head);
             }
         }
+        Step::Cool(nth) => {
+            let cold = m.user.frames().into_iter().step_by(nth.into());
+            m.user.cold.lock().unwrap().extend(cold);
+        }
+        Step::Use(nth) => {
+            let cold = m.user.cold.lock().unwrap();
+            let used = cold.iter().copied().step_by(nth.into());
+            m.user.used.lock().unwrap().extend(used);
+        }
     }
 }
 
@@ -225,7 +250,7 @@ proptest! {
         start in 0u64..1200,
         lengths in proptest::collection::vec((300u64..1800, 0u64..900), 1..4),
         (turn, thin) in (1u16..100, 2u16..5),
-        reserve in 0u64..3,
+        (reserve, drops_cold, high) in (0u64..3, any::<bool>(), prop_oneof![Just(128u64), 128u64..2000]),
         blocks_per_batch in 1usize..5,
         exchange_batch in prop_oneof![Just(1), Just(16), Just(256)],
         steps in proptest::collection::vec(step(), 1..60),
@@ -237,6 +262,7 @@ proptest! {
             exchange_batch,
             budget_blocks: 2,
             idle_polls: 20,
+            drops_cold,
             ..CompactionConfig::default()
         };
         let mut ranges = Vec::new();
@@ -246,6 +272,7 @@ proptest! {
             at += length + gap;
         }
         let m = machine::zoned(&[&ranges], config);
+        m.frames.set_watermarks(ZoneId::new(0), Watermarks { high, ..machine::MARKS });
         let mut held = Held::default();
         for step in [Step::Fill(turn), Step::Thin(thin), Step::Unmovable] {
             take(&m, step, &mut held);
@@ -257,6 +284,10 @@ proptest! {
             if !cached {
                 m.check();
             }
+            let dropped = m.event(Event::CompactDropped);
+            prop_assert_eq!(dropped, m.user.dropped.load(Ordering::Relaxed) as u64);
+            prop_assert!(drops_cold || dropped == 0);
+            prop_assert_eq!(m.event(Event::PgStealDirect) + m.event(Event::PgStealKswapd), dropped);
         }
         m.settle(m.user, Outcome::Moved);
         m.settle(m.balloon, Outcome::Moved);

@@ -71,6 +71,7 @@ mod finish;
 mod flusher;
 mod migrate;
 mod pages;
+mod plan;
 mod reading;
 mod removing;
 mod requests;

@@ -1,7 +1,7 @@
 //! Moving pages to other frames.
 
 use dirigible_frames::{Cost, FrameContents, FrameFlags, FrameState, Order, Pfn};
-use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+use dirigible_mobility::{Fate, MovableOwner, MovePair, Outcome};
 
 use crate::cache::PageCache;
 use crate::removing::DETACHED;
@@ -23,6 +23,18 @@ impl<P: FrameContents> MovableOwner for PageCache<'_, P> {
         for pair in pairs {
             pair.outcome = self.move_page(pair);
         }
+    }
+
+    fn plan(&self, frame: Pfn) -> Fate {
+        if self.is_cold(frame) {
+            Fate::Drop
+        } else {
+            Fate::Move
+        }
+    }
+
+    fn drop_frame(&self, frame: Pfn) -> bool {
+        self.drop_cold(frame)
     }
 
     fn putback(&self, frame: Pfn) {

@@ -5,8 +5,8 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use dirigible_disk::DiskError;
-use dirigible_frames::{Event, FrameFlags, FrameState, Platform};
-use dirigible_mobility::{MovableOwner, Outcome};
+use dirigible_frames::{Event, FrameFlags, FrameState, Order, Pfn, Platform};
+use dirigible_mobility::{CompactionConfig, Fate, MovableOwner, Outcome};
 use dirigible_pagecache::{BlockPages, CacheConfig, CacheError, Flusher};
 use dirigible_reclaim::{Evictable, Kept, Stamp};
 use support::*;
@@ -263,6 +263,92 @@ fn pages_move_with_their_marks() {
     w.free(to);
     w.settle();
     w.check();
+    w.end(0);
+}
+
+/// Reads a block, whose page is as one that was read ahead then: not used.
+fn read_cold(w: &World, block: u64) -> Pfn {
+    w.read(block).unwrap();
+    let frame = w.frame(block).unwrap();
+    w.frames.clear_flags(frame, FrameFlags::REFERENCED);
+    frame
+}
+
+#[test]
+fn cold_pages_are_dropped_where_they_are_emptied() {
+    let w = world();
+    let pages: Vec<Pfn> = (2..6).map(|block| read_cold(&w, block)).collect();
+    let [cold, dirty, used, late] = pages[..] else {
+        unreachable!()
+    };
+    let plan = |frame| MovableOwner::plan(w.cache, frame);
+    w.put(3, [3, 3], true).unwrap();
+    w.generations.used(used);
+    for &frame in &pages {
+        assert!(w.isolate(frame));
+    }
+    assert_eq!([cold, late].map(plan), [Fate::Drop; 2]);
+    assert_eq!([dirty, used].map(plan), [Fate::Move; 2]);
+    // Whatever is asked, what has changed stays.
+    assert!(!w.cache.drop_frame(dirty) && !w.cache.drop_frame(used));
+    w.put(5, [5, 5], true).unwrap();
+    assert!(!w.cache.drop_frame(late), "it became dirty");
+    for frame in [dirty, used, late] {
+        assert_eq!(w.frames.state(frame), FrameState::Isolated);
+        w.cache.putback(frame);
+    }
+    let before = w.generations.stamp();
+    assert!(w.cache.drop_frame(cold));
+    assert_eq!(w.generations.stamp().since(before), 1);
+    assert_eq!(
+        (w.frames.state(cold), w.frames.generation(cold)),
+        (FrameState::Allocated, 0)
+    );
+    w.free(cold);
+    assert_eq!(w.check().shadows, 1);
+    assert_eq!((w.read(2), w.read(3)), (Ok(factory(2)), Ok([3, 3])));
+    assert_eq!((w.read(4), w.read(5)), (Ok(factory(4)), Ok([5, 5])));
+    assert_eq!(w.event(Event::WorkingsetRefault), 1);
+    w.end(0);
+}
+
+/// Compaction and the cache together: a huge page is had by dropping, with no frame that could be a target.
+#[test]
+fn a_block_of_cold_pages_becomes_a_huge_page() {
+    let w = build(Build {
+        compaction: CompactionConfig {
+            drops_cold: true,
+            ..CompactionConfig::default()
+        },
+        ..Build::default()
+    });
+    // All memory: two blocks of pages.
+    for block in 0..1024 {
+        read_cold(&w, block);
+    }
+    assert_eq!(w.check().counts.pages, 1024);
+    let cpu = w.machine.cpu();
+    let result = w
+        .mobility
+        .compact_direct(cpu, dirigible_frames::FrameClass::Movable);
+    let dirigible_mobility::CompactResult::Captured(head) = result else {
+        panic!("{result:?}")
+    };
+    assert_eq!(w.event(Event::CompactDropped), 512);
+    assert_eq!(
+        (w.event(Event::PgStealDirect), w.event(Event::PgScanDirect)),
+        (512, 512)
+    );
+    assert_eq!(w.event(Event::PgmigrateSuccess), 0);
+    w.mobility.verify().unwrap();
+    assert_eq!(w.check().shadows, 512);
+    w.frames.free(cpu, head, Order::HUGE).unwrap();
+    assert_eq!(
+        (0..1024)
+            .filter(|&block| w.read(block) != Ok(factory(block)))
+            .count(),
+        0
+    );
     w.end(0);
 }
 

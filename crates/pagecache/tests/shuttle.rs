@@ -11,7 +11,7 @@ use dirigible_frames::{
     AllocRequest, Config, CpuId, Fallback, FrameAllocator, FrameContents, FrameFlags, FrameState,
     Order, OutOfMemory, OwnerId, PageSource, Pfn, Placement, Platform, Watermarks, ZoneConfig,
 };
-use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+use dirigible_mobility::{Fate, MovableOwner, MovePair, Outcome};
 use dirigible_pagecache::{BlockPages, CacheConfig, CacheParts, Flusher, PageCache};
 use dirigible_reclaim::{Evictable, Generations, Stamp};
 use shuttle::rand::Rng;
@@ -376,6 +376,31 @@ impl World {
         None
     }
 
+    /// What compaction does with a frame that it would rather drop, with room for others between plan and drop; gives
+    /// whether it was dropped.
+    fn drop_cold(&self, frame: Pfn) -> bool {
+        if !MovableOwner::isolate(self.cache, frame) {
+            return false;
+        }
+        let planned = MovableOwner::plan(self.cache, frame) == Fate::Drop;
+        thread::yield_now();
+        let dropped = planned && self.cache.drop_frame(frame);
+        if dropped {
+            self.source.free(frame, Order::BASE);
+        } else {
+            MovableOwner::putback(self.cache, frame);
+        }
+        dropped
+    }
+
+    /// Reads a block, which is as a page that was read ahead then.
+    fn read_cold(&self, block: u64) -> Pfn {
+        self.read(block);
+        let frame = self.frame(block);
+        self.frames.clear_flags(frame, FrameFlags::REFERENCED);
+        frame
+    }
+
     fn on_disk(&self, block: u64) -> [u64; 2] {
         self.disk.contents.lock().unwrap()[block as usize]
     }
@@ -460,6 +485,41 @@ fn a_drop_against_lookups() {
         files.join().unwrap();
         writer.join().unwrap();
         assert_eq!(w.read(BLOCK), Some([9; 2]));
+        w.check();
+    });
+}
+
+/// What is used or becomes dirty between plan and drop is not lost.
+#[test]
+fn a_planned_drop_against_users() {
+    explore(|| {
+        let w = World::new();
+        let frame = w.read_cold(BLOCK);
+        let compaction = w.spawn(1, move |w| w.drop_cold(frame));
+        let writer = w.spawn(2, |w| w.write(BLOCK, 9, false));
+        let words = w.read(BLOCK).unwrap();
+        assert!(words.iter().all(|word| [BLOCK, 9].contains(word)));
+        compaction.join().unwrap();
+        writer.join().unwrap();
+        assert_eq!(w.read(BLOCK), Some([9; 2]));
+        w.check();
+        w.cache.sync(0..BLOCKS).unwrap();
+        assert_eq!(w.on_disk(BLOCK), [9; 2]);
+    });
+}
+
+/// The same against who forgets the page, and against reclaim, which wants the same frame.
+#[test]
+fn a_planned_drop_against_forget_and_reclaim() {
+    explore(|| {
+        let w = World::new();
+        let frame = w.read_cold(BLOCK);
+        let compaction = w.spawn(1, move |w| w.drop_cold(frame));
+        let reclaim = w.spawn(2, move |w| w.evict(frame));
+        w.cache.forget(BLOCK..BLOCK + 1);
+        let dropped = compaction.join().unwrap();
+        assert!(!(dropped && reclaim.join().unwrap()), "freed once");
+        assert_eq!(w.read(BLOCK), Some([BLOCK; 2]));
         w.check();
     });
 }

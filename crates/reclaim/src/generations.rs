@@ -266,6 +266,16 @@ impl<'a> Generations<'a> {
         old.contains(&info.generation) && !info.flags.intersects(used)
     }
 
+    /// The stamp of a frame that is evicted now.
+    pub fn stamp(&self) -> Stamp {
+        self.evictions.now()
+    }
+
+    /// `n` frames were evicted, by somebody else than reclaim.
+    pub fn evicted(&self, n: u32) {
+        self.evictions.advance(n);
+    }
+
     /// Frames in all generations.
     pub fn size(&self) -> u64 {
         (1..=COUNT as u8).map(|number| self.count(number)).sum()

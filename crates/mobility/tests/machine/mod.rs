@@ -10,12 +10,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dirigible_frames::{
-    AllocRequest, BalloonPlacement, BlockId, Config, Cost, CpuId, Event, Fallback, FrameAllocator,
-    FrameClass, FrameFlags, FrameState, Order, OwnerId, Pfn, Placement, Platform, Watermark,
-    Watermarks, ZoneConfig,
+    AllocRequest, BalloonPlacement, BlockId, Config, Cost, CostFn, CpuId, Event, Fallback,
+    FrameAllocator, FrameClass, FrameFlags, FrameState, Order, OwnerId, Pfn, Placement, Platform,
+    Watermark, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{
-    CompactResult, CompactionConfig, Mobility, MovableOwner, MovePair, Outcome,
+    CompactResult, CompactionConfig, Fate, Mobility, MovableOwner, MovePair, Outcome,
 };
 
 pub const CPU: CpuId = CpuId::new(0);
@@ -92,6 +92,12 @@ pub struct MockOwner {
     pub polled_until: AtomicU64,
     /// Frames that it did not need any more.
     pub released: AtomicUsize,
+    /// Frames that it would rather drop.
+    pub cold: Mutex<BTreeSet<Pfn>>,
+    /// Cold frames that are used just before they are dropped.
+    pub used: Mutex<BTreeSet<Pfn>>,
+    /// Frames that it dropped.
+    pub dropped: AtomicUsize,
 }
 
 /// The next content.
@@ -119,6 +125,9 @@ impl MockOwner {
             contents: Mutex::default(),
             polled_until: AtomicU64::new(0),
             released: AtomicUsize::new(0),
+            cold: Mutex::default(),
+            used: Mutex::default(),
+            dropped: AtomicUsize::new(0),
         }))
     }
 
@@ -149,6 +158,8 @@ impl MockOwner {
     }
 
     fn leave(&self, frame: Pfn, from: FrameState) {
+        self.cold.lock().unwrap().remove(&frame);
+        self.used.lock().unwrap().remove(&frame);
         if self.of == FrameClass::Balloon {
             self.step(frame, from, FrameState::Leaving);
             self.step(frame, FrameState::Leaving, FrameState::Allocated);
@@ -291,6 +302,26 @@ impl MovableOwner for MockOwner {
         }
     }
 
+    fn plan(&self, frame: Pfn) -> Fate {
+        assert_eq!(self.frames.state(frame), FrameState::Isolated);
+        match self.cold.lock().unwrap().contains(&frame) {
+            true => Fate::Drop,
+            false => Fate::Move,
+        }
+    }
+
+    fn drop_frame(&self, frame: Pfn) -> bool {
+        assert!(self.cold.lock().unwrap().contains(&frame), "planned so");
+        if self.used.lock().unwrap().remove(&frame) {
+            self.cold.lock().unwrap().remove(&frame);
+            return false;
+        }
+        self.contents.lock().unwrap().remove(&frame).unwrap();
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.leave(frame, FrameState::Isolated);
+        true
+    }
+
     fn putback(&self, frame: Pfn) {
         self.step(frame, FrameState::Isolated, FrameState::Listed);
         assert!(self.books.lock().unwrap().insert(frame));
@@ -359,6 +390,16 @@ pub fn with_fallback(
     zones: &[&[Range<u64>]],
     config: CompactionConfig,
 ) -> Machine {
+    with_cost(None, fallback, zones, config)
+}
+
+/// The same with a cost of blocks.
+pub fn with_cost(
+    cost: Option<CostFn>,
+    fallback: Fallback,
+    zones: &[&[Range<u64>]],
+    config: CompactionConfig,
+) -> Machine {
     let ranges: Vec<Vec<Range<Pfn>>> = zones
         .iter()
         .map(|zone| {
@@ -382,6 +423,7 @@ pub fn with_fallback(
         cpus: 2,
         placement: Placement::FullestFirst,
         fallback,
+        cost,
         // Nobody uses it but tests of added memory.
         later: &[2],
         ..Config::default()

@@ -84,6 +84,7 @@ pub struct Build {
     pub depth: usize,
     pub min: u64,
     pub config: CacheConfig,
+    pub compaction: CompactionConfig,
 }
 
 impl Default for Build {
@@ -95,6 +96,7 @@ impl Default for Build {
             depth: 8,
             min: 0,
             config: CacheConfig::default(),
+            compaction: CompactionConfig::default(),
         }
     }
 }
@@ -126,7 +128,7 @@ pub fn build(how: Build) -> World {
     let frames = leak(FrameAllocator::new(&layout, metadata).unwrap());
     let machine = leak(Machine::new(how.memory as usize * 512));
     let disk = leak(MockDisk::new(machine, how.disk, how.depth));
-    let mobility = leak(Mobility::new(frames, machine, CompactionConfig::default()));
+    let mobility = leak(Mobility::new(frames, machine, how.compaction));
     let notes = leak(Notes::default());
     let source = leak(Source {
         frames,

@@ -1,0 +1,177 @@
+//! One decision of reclaim and compaction: which frames of a block move, and which are dropped because reclaim would
+//! take them next.
+//!
+//! A huge page that is wanted when memory is full costs 512 frames, which reclaim has to free. Moving the contents of a
+//! block and then reclaiming as many frames elsewhere is the work twice, if contents that nobody misses lie in the
+//! block itself. So with [`drops_cold`](crate::CompactionConfig::drops_cold) the frames of a block are isolated first,
+//! then each owner says which of them it would rather drop, and only the others need targets.
+//!
+//! No more is dropped than reclaim owes, or than a request has no targets for: old and clean frames only, never what
+//! merely lies beside them.
+
+use dirigible_frames::{
+    CpuId, FRAMES_PER_BLOCK, FrameClass, Order, Pfn, Platform, Watermark, ZoneId,
+};
+
+use crate::evacuate::{Attempt, Attempts};
+use crate::migrate::{Freed, gather};
+use crate::{EvacuateError, Mobility, MovePair};
+
+/// What is to become of an isolated frame of a block that is emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Its contents go to another frame.
+    Move,
+    /// Its contents are given up: they are somewhere else, and reclaim would take the frame soon.
+    Drop,
+}
+
+/// Why blocks are emptied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Somebody named them. Nothing is dropped, and what is set aside leaves this watermark.
+    Named(Watermark),
+    /// A request takes the block as a huge page.
+    HugePage,
+    /// A request found no room in blocks of its migratetype.
+    Room,
+    /// A reserve of wholly free blocks.
+    Reserve,
+}
+
+impl Purpose {
+    /// What is set aside leaves this in each zone.
+    pub(crate) const fn leaves(self) -> Watermark {
+        match self {
+            Self::Named(watermark) => watermark,
+            Self::HugePage => Watermark::Min,
+            Self::Room | Self::Reserve => Watermark::Low,
+        }
+    }
+
+    /// Frames that are not free any more in the end.
+    const fn takes(self) -> u64 {
+        match self {
+            Self::HugePage => FRAMES_PER_BLOCK as u64,
+            _ => 0,
+        }
+    }
+}
+
+/// How much of some blocks may be dropped.
+pub(crate) struct Plan {
+    pub(crate) purpose: Purpose,
+    /// Whether anything is dropped at all.
+    pub(crate) drops: bool,
+    /// Frames that reclaim would have to free if nothing was dropped.
+    owed: usize,
+}
+
+impl<P: Platform + ?Sized> Mobility<'_, P> {
+    fn drops(&self, purpose: Purpose) -> bool {
+        self.config.drops_cold && !matches!(purpose, Purpose::Named(_))
+    }
+
+    /// Frames that a zone lacks to its high watermark when `more` are free, and `taken` are wanted.
+    fn lack(&self, zone: ZoneId, more: u64, taken: u64) -> u64 {
+        let free = self.frames.zone_free_frames(zone) + more;
+        let mark = self.frames.watermarks(zone).high.saturating_add(taken);
+        mark.saturating_sub(free)
+    }
+
+    /// How many frames of a block may do without a target at most, since they can be dropped.
+    #[inline(never)]
+    pub(crate) fn most_drops(&self, zone: ZoneId, purpose: Purpose) -> u64 {
+        match purpose {
+            _ if !self.drops(purpose) => 0,
+            Purpose::Reserve => self.lack(zone, 0, 0),
+            _ => FRAMES_PER_BLOCK as u64,
+        }
+    }
+
+    /// The plan for blocks of one zone, which are isolated by now.
+    #[inline(never)]
+    pub(crate) fn plan(&self, attempts: &Attempts, purpose: Purpose) -> Plan {
+        let drops = self.drops(purpose);
+        let mut owed = 0;
+        if drops && let Some(first) = attempts.first() {
+            let held = attempts.iter().filter(|attempt| attempt.token.is_some());
+            let own = held.map(|attempt| u64::from(self.frames.ledger(attempt.block).free()));
+            let zone = self.frames.zone_of_block(first.block);
+            owed = self.lack(zone, own.sum(), purpose.takes()) as usize;
+        }
+        Plan {
+            purpose,
+            drops,
+            owed,
+        }
+    }
+
+    /// Reserves targets for the isolated frames of a block that move, and drops the others. Gives how many pairs are
+    /// left, which stand first: all with a target, unless the attempt failed.
+    #[inline(never)]
+    pub(crate) fn decide(
+        &self,
+        cpu: CpuId,
+        attempt: &mut Attempt,
+        pairs: &mut [MovePair],
+        plan: &mut Plan,
+    ) -> usize {
+        let watermark = plan.purpose.leaves();
+        let all = pairs.len();
+        let movers = gather(pairs, &|pair| !self.give_up_frame(cpu, pair.from, false));
+        // What reclaim owes goes. What a request has no targets for goes as well; the reserve does without.
+        let moves = all - (all - movers).min(plan.owed);
+        let least = match plan.purpose {
+            Purpose::Reserve => moves,
+            _ => movers,
+        };
+        let mut ready = self.reserve_targets(cpu, attempt, &mut pairs[..moves], watermark);
+        if ready < least {
+            attempt.error = Some(EvacuateError::NoTargets);
+            return all;
+        }
+        let mut left = all;
+        while left > ready {
+            if self.give_up_frame(cpu, pairs[left - 1].from, true) {
+                left -= 1;
+                continue;
+            }
+            // It has changed: it moves after all.
+            pairs.swap(left - 1, ready);
+            let late = &mut pairs[ready..=ready];
+            if self.reserve_targets(cpu, attempt, late, watermark) == 0 {
+                attempt.error = Some(EvacuateError::NoTargets);
+                break;
+            }
+            ready += 1;
+        }
+        let dropped = all - left;
+        plan.owed = plan.owed.saturating_sub(dropped);
+        let background = plan.purpose == Purpose::Reserve;
+        self.accounts
+            .dropped(self.frames.events(), cpu, dropped as u64, background);
+        left
+    }
+
+    /// Whether the owner of an isolated frame would rather drop it; `really`: drops it, if that is still possible.
+    #[inline(never)]
+    fn give_up_frame(&self, cpu: CpuId, frame: Pfn, really: bool) -> bool {
+        let kind = self.isolated_kind(frame);
+        let Some(kind) = kind.filter(|kind| kind.class == FrameClass::Movable) else {
+            return false;
+        };
+        let Some(owner) = self.registry.enter(kind.owner) else {
+            return false;
+        };
+        if !really {
+            return owner.plan(frame) == Fate::Drop;
+        }
+        let dropped = owner.drop_frame(frame);
+        if dropped {
+            Freed::new(self.frames, cpu).push(frame, Order::BASE);
+            self.registry.let_go(kind.owner, 1);
+        }
+        dropped
+    }
+}
