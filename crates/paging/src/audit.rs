@@ -171,7 +171,7 @@ impl<P: PageTables> Paging<'_, P> {
                 }
                 Kind::Empty => {}
                 Kind::Migration if entry.hides_table(depth) => {
-                    self.audit_hidden(space, entry.frame(), page, audit)?
+                    self.audit_hidden(state, entry.frame(), page, audit)?
                 }
                 Kind::Table => self.audit_table(state, entry.frame(), depth + 1, page, audit)?,
                 Kind::Leaf | Kind::Migration => {

@@ -283,9 +283,6 @@ impl<P: PageTables> Paging<'_, P> {
         copied: &Copied,
     ) {
         self.frames.set_owner(head, self.owner, word.0);
-        if let Some(generations) = self.generations {
-            generations.add(head, Age::Young);
-        }
         let mut leaf = Entry::leaf(head, Order::HUGE);
         if copied.dirty {
             leaf = leaf.touched(true);
@@ -294,6 +291,7 @@ impl<P: PageTables> Paging<'_, P> {
             leaf = leaf.aged();
         }
         let mut state = slot.state.lock();
+        self.set_age(&state, head, Age::Young);
         // Unmap and destroy wait for migration entries, so the tables on the way are unchanged, and the space is there.
         let Some(upper) = self.upper_entry(&state, word.page()) else {
             debug_assert!(false, "a hidden table was unlinked");
@@ -314,9 +312,7 @@ impl<P: PageTables> Paging<'_, P> {
     fn free_collapsed(&self, frames: &[Pfn]) {
         for batch in frames.chunks(BATCH) {
             for &frame in batch {
-                if let Some(generations) = self.generations {
-                    generations.remove(frame);
-                }
+                self.forget_age(frame);
                 self.must_transition(frame, FrameState::Isolated, FrameState::Allocated);
             }
             let freed = self.frames.free_bulk(self.platform.cpu(), batch);

@@ -9,7 +9,7 @@ use crate::{
     entry::{Entry, Kind},
     page::{ENTRIES, LEAF_DEPTH, Page},
     paging::Paging,
-    space::SpaceId,
+    space::SpaceState,
     tables::Place,
 };
 
@@ -36,11 +36,12 @@ impl<P: PageTables> Paging<'_, P> {
     /// frames are isolated.
     pub(crate) fn audit_hidden(
         &self,
-        space: SpaceId,
+        state: &SpaceState,
         table: Pfn,
         first: Page,
         audit: &mut Audit,
     ) -> Result<(), AuditError> {
+        let space = state.space();
         self.audit_table_frame(space, table)?;
         audit.tables += 1;
         let mut found = 0;
@@ -50,7 +51,7 @@ impl<P: PageTables> Paging<'_, P> {
             match entry.kind(LEAF_DEPTH) {
                 Kind::Leaf => {
                     let moving = entry.to_migration();
-                    self.audit_leaf(space, page, LEAF_DEPTH, moving, audit)?;
+                    self.audit_leaf(state, page, LEAF_DEPTH, moving, audit)?;
                     found += 1;
                 }
                 _ if entry == Entry::EMPTY => {}
