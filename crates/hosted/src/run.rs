@@ -21,6 +21,7 @@ use dirigible_files::Parts as StoreParts;
 use dirigible_frames::{CpuId, Platform};
 use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
+use dirigible_swap::Swap;
 use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer, RegisterError};
 use dirigible_workload::{
     balloon::MeasuredWorker,
@@ -207,7 +208,7 @@ fn run_column_on(
 /// The disk.
 fn disk_options(params: &Params) -> DiskOptions {
     DiskOptions {
-        bytes: params.disk_bytes(),
+        bytes: params.device_bytes(),
         speed_thousandths: params.disk_speed,
         ..DiskOptions::default()
     }
@@ -256,13 +257,11 @@ fn run_on<'a>(
 
     let contents = ContentLog::new();
     let move_checks = MoveChecks::new(platform, &contents);
-    let paging = Paging::new(frames, platform, PAGING, SPACES).observed_by(&move_checks);
     let transport = host_balloon
         .transport()
         .ok_or(RunError::Missing("balloon transport"))?;
     let balloon = Driver::new(transport, frames, platform, BALLOON, policy.balloon())?;
     let manager = MemoryManager::new_in(room, frames, platform, policy.manager())?;
-    manager.register_paging(&paging)?;
     manager.register_balloon(&balloon)?;
     let transport = machine
         .disks()
@@ -279,11 +278,17 @@ fn run_on<'a>(
         disk: &disk,
         memory: manager.memory(),
         generations: &generations,
-        swap: 0..0,
+        swap: params.swap_blocks(),
     };
     let cache = PageCache::new(cache_parts, CacheConfig::default()).observed_by(&move_checks);
     manager.register(FILES, &cache)?;
     reclaimer.register(FILES, &cache)?;
+    let swap = Swap::new(&cache);
+    let paging = Paging::new(frames, platform, PAGING, SPACES)
+        .observed_by(&move_checks)
+        .with_swap(&generations, &swap);
+    manager.register_paging(&paging)?;
+    reclaimer.register(PAGING, &paging)?;
     manager.add_reclaimer(&reclaimer)?;
     let plan = LoadPlan::new(params);
     let store_parts = StoreParts {
@@ -307,6 +312,7 @@ fn run_on<'a>(
         memory: manager.memory(),
         cache: &cache,
         files: &files,
+        swap: &swap,
         reclaim: &reclaimer,
         user: None,
         balloon: &port,

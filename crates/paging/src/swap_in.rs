@@ -1,11 +1,11 @@
 //! Bringing pages back from swap: the contents are fetched without a lock, then their frame is taken and mapped under it.
 
 use crate::{
-    entry::Entry,
+    entry::{Entry, Kind},
     fault::{Fault, FaultError},
     page::Page,
     paging::Paging,
-    space::{OwnerWord, SpaceState},
+    space::{OwnerWord, SpaceId, SpaceState},
     tables::Place,
 };
 use dirigible_frames::{Event, FrameFlags, FrameState, Order, PageTables};
@@ -17,6 +17,15 @@ const STALE: FrameFlags = FrameFlags::REFERENCED
     .union(FrameFlags::RECLAIM);
 
 impl<P: PageTables> Paging<'_, P> {
+    /// Whether `page` is in swap: a fault brings it back.
+    pub fn is_swapped(&self, space: SpaceId, page: Page) -> bool {
+        let Some(slot) = self.slot(space).filter(|_| self.may_map(page)) else {
+            return false;
+        };
+        let state = slot.state.lock();
+        state.id == space.get() && self.peek(&state, page).kind() == Kind::Swapped
+    }
+
     /// Brings the contents of `slot` into memory. No lock is held.
     pub(crate) fn fetch(&self, slot: u64) -> Result<(), FaultError> {
         let Some(swap) = self.swap else {

@@ -49,7 +49,7 @@ pub fn run_column(
         cpus: params.threads.max(1) as u64,
         touched: true,
         control: true,
-        disk_bytes: params.disk_bytes(),
+        disk_bytes: params.device_bytes(),
         base_pages: true,
     };
     let task = GuestTask::Column {

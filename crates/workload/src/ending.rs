@@ -30,6 +30,13 @@ pub(crate) fn give_all_back<P: PageTables>(
         .cache
         .audit()
         .map_err(|error| format!("page cache: {error}"))?;
+    let swap = parts
+        .swap
+        .audit()
+        .map_err(|error| format!("swap: {error}"))?;
+    if swap.used != 0 {
+        return Err(format!("{} slots of swap are in use", swap.used));
+    }
     let generations = parts.reclaim.generations().verify();
     generations.map_err(|error| format!("generations: {error}"))?;
     let (stats, held) = (balloon.stats(), balloon.held());

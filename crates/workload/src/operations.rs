@@ -50,7 +50,12 @@ impl<P: PageTables> Operator for Operations<'_, '_, P> {
         let space = match space {
             Some(space) => space,
             None => match parts.paging.create_space(parts.memory) {
-                Ok(space) => *self.faults.lock().insert(space),
+                Ok(space) => {
+                    // What was got is counted, and must stay.
+                    let kept = parts.paging.keep_in_memory(space);
+                    debug_assert!(kept, "the space was just made");
+                    *self.faults.lock().insert(space)
+                }
                 Err(_) => return false,
             },
         };

@@ -1,5 +1,7 @@
 //! What a run is asked to do.
 
+use core::ops::Range;
+
 use dirigible_frames::FRAME_SIZE;
 use serde::{Deserialize, Serialize};
 
@@ -35,9 +37,12 @@ pub struct Params {
     pub schedule: Schedule,
     /// Where the balloon takes its frames in column `steered`.
     pub inflate: InflatePlacement,
-    /// The guest's disk, in bytes; 0 for [`default_disk`].
+    /// The files' part of the guest's disk, in bytes; 0 for [`default_disk`].
     #[serde(rename = "disk_bytes")]
     pub disk: u64,
+    /// Swap on the guest's disk, in bytes, behind the files; `None` for [`default_swap`].
+    #[serde(rename = "swap_bytes")]
+    pub swap: Option<u64>,
     /// The disk's speed is multiplied by this many thousandths: 100 is a disk ten times slower.
     #[serde(with = "factor")]
     pub disk_speed: u32,
@@ -91,6 +96,7 @@ impl Params {
             schedule: Schedule::Cycle,
             inflate: InflatePlacement::FillHoles,
             disk: 0,
+            swap: None,
             disk_speed: 1000,
             threads: 0,
             load_scale: 1000,
@@ -116,7 +122,26 @@ impl Params {
         self.step / FRAME_SIZE as u64
     }
 
-    /// The guest's disk in bytes.
+    /// Swap in bytes.
+    pub const fn swap_bytes(&self) -> u64 {
+        match self.swap {
+            None => default_swap(self.memory),
+            Some(bytes) => bytes,
+        }
+    }
+
+    /// The whole disk in bytes: files and swap.
+    pub const fn device_bytes(&self) -> u64 {
+        self.disk_bytes().saturating_add(self.swap_bytes())
+    }
+
+    /// The blocks of the disk that are swap.
+    pub const fn swap_blocks(&self) -> Range<u64> {
+        let frame = FRAME_SIZE as u64;
+        self.disk_bytes() / frame..self.device_bytes() / frame
+    }
+
+    /// The part of the guest's disk that has files, in bytes.
     pub const fn disk_bytes(&self) -> u64 {
         match self.disk {
             0 => default_disk(self.memory, self.load_scale),
@@ -168,6 +193,7 @@ impl Params {
             ("balloon", self.balloon),
             ("step", self.step),
             ("disk", self.disk),
+            ("swap", self.swap_bytes()),
         ] {
             if bytes % frame != 0 {
                 return Err(ParamsError::NotWholeFrames { name, bytes });
@@ -198,8 +224,10 @@ impl Params {
                 least: least_disk(self.memory, self.load_scale),
             });
         }
-        if disk > MAX_DISK {
-            return Err(ParamsError::DiskTooLarge { bytes: disk });
+        if self.device_bytes() > MAX_DISK {
+            return Err(ParamsError::DiskTooLarge {
+                bytes: self.device_bytes(),
+            });
         }
         if self.period_ms == 0 || self.period() > MAX_SCHEDULE {
             return Err(ParamsError::BadPeriod { ms: self.period_ms });
@@ -253,6 +281,12 @@ impl Params {
             _ => Ok(()),
         }
     }
+}
+
+/// The swap of a guest of `memory` bytes, unless another is asked for: three quarters, in whole frames.
+pub const fn default_swap(memory: u64) -> u64 {
+    let frames = memory / FRAME_SIZE as u64;
+    frames / 4 * 3 * FRAME_SIZE as u64
 }
 
 /// The disk of a guest of `memory` bytes under a load of `load_scale` thousandths, unless another is asked for: twice

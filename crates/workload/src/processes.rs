@@ -201,6 +201,16 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         Failure::NoMemory
     }
 
+    /// The disk cannot give back what it has of the memory of the program in `place`: kills it, as a bus error would.
+    fn lost_memory(&self, place: Option<usize>) {
+        let Some(place) = place else {
+            return;
+        };
+        let (program, _) = self.table.lock().program(place);
+        self.count_failure(&program, Failure::Io);
+        self.killed[place].store(true, Ordering::Relaxed);
+    }
+
     /// Kills the program with the most memory, unless one that is being killed has not ended yet.
     fn kill_largest(&self) -> bool {
         let spaces: Vec<_> = {
@@ -215,7 +225,7 @@ impl<'e, 'a, P: PageTables> Processes<'e, 'a, P> {
         let of = |space| {
             paging
                 .usage(space)
-                .map_or(0, |usage| usage.frames() + usage.tables)
+                .map_or(0, |usage| usage.frames() + usage.swapped + usage.tables)
         };
         let largest = spaces
             .into_iter()

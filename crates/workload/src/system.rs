@@ -6,9 +6,10 @@ use dirigible_files::FileStore;
 use dirigible_frames::{AllocRequest, FrameAllocator, Order, PageTables, Pfn, Watermarks};
 use dirigible_pagecache::PageCache;
 use dirigible_paging::{
-    Fault, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
+    Fault, FaultError, FaultKind, MoveObserver, Page, PageSource, Paging, SlowPath, SpaceId,
 };
 use dirigible_reclaim::Reclaimer;
+use dirigible_swap::Swap;
 use spin::Mutex;
 
 use crate::{
@@ -24,6 +25,15 @@ use crate::{
 
 /// Key of the probe's huge pages.
 const PROBE: u64 = 0x7072_6f00_0000_0000;
+
+/// Why a program has not got a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unserved {
+    /// There is no memory for it.
+    NoMemory,
+    /// It was in swap, and the disk cannot read it: its contents are lost.
+    Lost,
+}
 
 /// The host's clock, which measures what attempts cost in real time. No decision depends on it.
 pub trait HostClock: Sync {
@@ -45,6 +55,8 @@ pub struct Parts<'a, P: PageTables> {
     pub cache: &'a PageCache<'a, P>,
     /// Files.
     pub files: &'a FileStore<'a, P>,
+    /// Swap.
+    pub swap: &'a Swap<'a, 'a, P>,
     /// Reclaim.
     pub reclaim: &'a Reclaimer<'a, P>,
     /// How programs access their pages where the hardware walks the page tables. `None`: the platform reads and writes
@@ -156,7 +168,7 @@ impl<'a, P: PageTables> System<'a, P> {
         // the run.
         let audit = self.parts.paging.audit().unwrap_or_default();
         Sizes {
-            anonymous: audit.frames(),
+            anonymous: audit.frames() + audit.swapped,
             kernel: kernel_frames(self.parts.frames, self.parts.balloon.actual()),
             files: self.parts.cache.counts().pages,
             balloon: self.parts.balloon.actual(),
@@ -171,7 +183,7 @@ impl<P: PageTables> System<'_, P> {
         space: SpaceId,
         page: u64,
         huge: bool,
-    ) -> Result<Fault, NoMemory> {
+    ) -> Result<Fault, Unserved> {
         let Parts {
             paging,
             platform,
@@ -191,7 +203,10 @@ impl<P: PageTables> System<'_, P> {
         };
         let page = Page::new(page);
         let fault = paging.fault_filled(space, page, kind, memory, fill);
-        fault.map_err(|_| NoMemory)
+        fault.map_err(|error| match error {
+            FaultError::SwapRead => Unserved::Lost,
+            _ => Unserved::NoMemory,
+        })
     }
 }
 
@@ -202,27 +217,44 @@ pub(crate) fn pattern_of(space: SpaceId, page: u64) -> Pattern {
 impl<P: PageTables> System<'_, P> {
     /// Makes `page` of `space` present and fills new pages with their pattern. With `huge` the aligned 512 pages from
     /// `page` on may be mapped as one huge page; gives whether they are.
-    pub(crate) fn fault(&self, space: SpaceId, page: u64, huge: bool) -> Result<bool, NoMemory> {
+    pub(crate) fn fault(&self, space: SpaceId, page: u64, huge: bool) -> Result<bool, Unserved> {
         match self.parts.user {
             Some(user) => self.store_first_line(user, space, page, huge),
             None => Ok(self.serve_fault(space, page, huge)?.huge),
         }
     }
 
-    /// Checks the pages of the range that are present.
-    pub(crate) fn check(&self, space: SpaceId, pages: Range<u64>, check: Check) {
+    /// Checks the pages of the range that the program has, and brings those back that are in swap.
+    pub(crate) fn check(
+        &self,
+        space: SpaceId,
+        pages: Range<u64>,
+        check: Check,
+    ) -> Result<(), Unserved> {
         for page in pages {
-            let note = (When::Used, "program", page);
             if let Some(user) = self.parts.user {
-                self.check_loaded(user, space, page, check);
+                self.check_loaded(user, space, page, check)?;
                 continue;
             }
-            self.parts
+            let note = (When::Used, "program", page);
+            let access = |frame| self.check_frame(frame, pattern_of(space, page), check, note);
+            while self
+                .parts
                 .paging
-                .access(space, Page::new(page), false, |frame| {
-                    self.check_frame(frame, pattern_of(space, page), check, note);
-                });
+                .access(space, Page::new(page), false, access)
+                .is_none()
+                && self.bring_back(space, page)?
+            {}
         }
+        Ok(())
+    }
+
+    /// Brings `page` back if it is in swap; gives whether it was.
+    pub(crate) fn bring_back(&self, space: SpaceId, page: u64) -> Result<bool, Unserved> {
+        if !self.parts.paging.is_swapped(space, Page::new(page)) {
+            return Ok(false);
+        }
+        self.serve_fault(space, page, false).map(|_| true)
     }
 
     /// Gives back the pages of the range that are present.

@@ -5,8 +5,8 @@ use dirigible_paging::{Page, SpaceId};
 
 use crate::{
     content::{LINES, When, four_lines},
-    operator::{Check, NoMemory},
-    system::{System, pattern_of},
+    operator::Check,
+    system::{System, Unserved, pattern_of},
 };
 
 /// Access to a program's memory at its virtual addresses.
@@ -54,17 +54,20 @@ impl<P: PageTables> System<'_, P> {
         space: SpaceId,
         page: u64,
         huge: bool,
-    ) -> Result<bool, NoMemory> {
+    ) -> Result<bool, Unserved> {
         let mut served = None;
+        let mut unserved = Unserved::NoMemory;
         let word = pattern_of(space, page).word(0);
         let (id, number) = (space, Page::new(page));
         let done = user.store(id, number, word, &mut || {
-            let fault = self.serve_fault(space, page, huge);
-            served = fault.ok();
+            match self.serve_fault(space, page, huge) {
+                Ok(fault) => served = Some(fault),
+                Err(why) => unserved = why,
+            }
             served.is_some()
         });
         if !done {
-            return Err(NoMemory);
+            return Err(unserved);
         }
         let is_huge = || self.parts.paging.lookup(id, number).map(|now| now.huge);
         Ok(served
@@ -73,17 +76,22 @@ impl<P: PageTables> System<'_, P> {
             .unwrap_or(false))
     }
 
-    /// A program loads `page` and compares its contents. Does nothing if the page is not present.
+    /// A program loads `page` and compares its contents. Does nothing if the program has no such page.
     pub(crate) fn check_loaded(
         &self,
         user: &dyn UserMemory,
         space: SpaceId,
         page: u64,
         check: Check,
-    ) {
+    ) -> Result<(), Unserved> {
         let pattern = pattern_of(space, page);
         let (id, number) = (space, Page::new(page));
-        let fault = &mut || self.is_there(id, number);
+        let mut result = Ok(());
+        let fault = &mut || {
+            let there = self.is_there(id, number);
+            result = there.map(|_| ());
+            there == Ok(true)
+        };
         let contents = self.parts.contents;
         let wrong = match check {
             Check::Four(draw) => four_lines(draw).into_iter().find_map(|line| {
@@ -93,7 +101,7 @@ impl<P: PageTables> System<'_, P> {
             Check::Whole => {
                 let mut lines = [0; LINES];
                 if !user.load(id, number, &mut lines, fault) {
-                    return;
+                    return result;
                 }
                 contents.count_whole();
                 pattern.first_wrong_read(&lines)
@@ -104,17 +112,18 @@ impl<P: PageTables> System<'_, P> {
             let frame = self.parts.paging.translate(id, number).unwrap_or_default();
             contents.record(frame, wrong, (When::Used, "program", page));
         }
+        result
     }
 
-    /// Serves a fault on a page that should be present: waits until its migration is over. Returns `false` if there is
-    /// no such page.
-    fn is_there(&self, space: SpaceId, page: Page) -> bool {
+    /// Serves a fault on a page that the program should have: waits until its migration is over, or brings it back from
+    /// swap. Returns `false` if there is no such page.
+    fn is_there(&self, space: SpaceId, page: Page) -> Result<bool, Unserved> {
         loop {
             match self.parts.paging.lookup(space, page) {
-                None => return false,
+                None => return self.bring_back(space, page.get()),
                 Some(mapping) if mapping.migrating => self.parts.platform.relax(),
                 // It is mapped again, or the hardware had not seen the entry yet.
-                Some(_) => return true,
+                Some(_) => return Ok(true),
             }
         }
     }

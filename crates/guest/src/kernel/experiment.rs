@@ -22,6 +22,7 @@ use dirigible_files::Parts as StoreParts;
 use dirigible_frames::Platform;
 use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
+use dirigible_swap::Swap;
 use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer};
 use dirigible_workload::{
     balloon::MeasuredWorker,
@@ -63,16 +64,11 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
 
     let contents = ContentLog::new();
     let move_checks = MoveChecks::new(platform, &contents);
-    let paging = Paging::new(frames, platform, PAGING, SPACES)
-        .observed_by(&move_checks)
-        .with_kernel_half(guest.kernel_root);
-    let programs = Programs::new(&paging);
     let transport = device()?;
     let line = transport.line();
     let balloon: Driver<'_> =
         Driver::new(transport, frames, platform, BALLOON, policy.balloon()).map_err(text)?;
     let manager = MemoryManager::new_in(room, frames, platform, policy.manager()).map_err(text)?;
-    manager.register_paging(&paging).map_err(text)?;
     manager.register_balloon(&balloon).map_err(text)?;
     let disk = guest.disk(DiskConfig::default())?;
     let disk = disk.ok_or("the machine has no disk: start it with -device virtio-blk-pci")?;
@@ -85,11 +81,19 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         disk: &disk,
         memory: manager.memory(),
         generations: &generations,
-        swap: 0..0,
+        swap: params.swap_blocks(),
     };
     let cache = PageCache::new(cache_parts, CacheConfig::default()).observed_by(&move_checks);
     manager.register(FILES, &cache).map_err(text)?;
     reclaimer.register(FILES, &cache).map_err(text)?;
+    let swap = Swap::new(&cache);
+    let paging = Paging::new(frames, platform, PAGING, SPACES)
+        .observed_by(&move_checks)
+        .with_swap(&generations, &swap)
+        .with_kernel_half(guest.kernel_root);
+    let programs = Programs::new(&paging);
+    manager.register_paging(&paging).map_err(text)?;
+    reclaimer.register(PAGING, &paging).map_err(text)?;
     manager.add_reclaimer(&reclaimer).map_err(text)?;
     let plan = LoadPlan::new(params);
     let store_parts = StoreParts {
@@ -112,6 +116,7 @@ pub fn run(guest: &Guest, column: Column, params: &Params, moves: u64) -> Result
         memory: manager.memory(),
         cache: &cache,
         files: &files,
+        swap: &swap,
         reclaim: &reclaimer,
         user: Some(&programs),
         balloon: &port,

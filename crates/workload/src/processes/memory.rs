@@ -6,7 +6,7 @@ use core::ops::Range;
 use dirigible_frames::{FRAMES_PER_BLOCK, Order, PageTables};
 
 use super::process::Process;
-use crate::{calls::Failure, operator::NoMemory};
+use crate::calls::Failure;
 
 const HUGE: u64 = FRAMES_PER_BLOCK as u64;
 /// Pages that are touched between two looks whether the program is being killed.
@@ -62,7 +62,7 @@ impl<P: PageTables> Process<'_, '_, '_, P> {
             match system.fault(self.space, page, huge) {
                 Ok(true) => page += Order::HUGE.frames() as u64,
                 Ok(false) => page += 1,
-                Err(NoMemory) => return Err(self.starve()),
+                Err(why) => return Err(self.unserved(why)),
             }
         }
         self.served();

@@ -14,6 +14,7 @@ use crate::{
     calls::{Calls, Check, Ended, Failure, File, Pid, PipeEnd},
     content::{Pattern, When},
     programs::Program,
+    system::Unserved,
 };
 use dirigible::schedule::time;
 
@@ -98,6 +99,17 @@ impl<'p, 'e, 'a, P: PageTables> Process<'p, 'e, 'a, P> {
     pub(super) fn starve(&self) -> Failure {
         self.starved.set(true);
         self.processes.failed()
+    }
+
+    /// A page of the program was not to be had. If its contents are lost, the program ends.
+    pub(super) fn unserved(&self, why: Unserved) -> Failure {
+        match why {
+            Unserved::NoMemory => self.starve(),
+            Unserved::Lost => {
+                self.processes.lost_memory(self.place);
+                Failure::Killed
+            }
+        }
     }
 
     /// A request was served. Only one that had failed before says that memory has not ended.
@@ -206,8 +218,8 @@ impl<P: PageTables> Calls for Process<'_, '_, '_, P> {
 
     fn check(&self, pages: Range<u64>, check: Check) -> Result<(), Failure> {
         self.enter()?;
-        self.processes.system.check(self.space, pages, check);
-        Ok(())
+        let checked = self.processes.system.check(self.space, pages, check);
+        checked.map_err(|why| self.unserved(why))
     }
 
     fn discard(&self, pages: Range<u64>) -> Result<(), Failure> {
