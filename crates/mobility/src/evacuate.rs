@@ -174,9 +174,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these.
-    /// What is set aside leaves the watermark of `purpose`, for which frames may be dropped. Blocks that fall short are
-    /// over, and open, when this returns. The locks of the blocks' zones are held. Gives the attempts and how many pairs of the workspace are theirs;
-    /// [`empty_blocks`](Self::empty_blocks) goes on.
+    /// What is set aside leaves the watermark of `purpose`, for which frames may be dropped. Blocks that fall short
+    /// are over, and open, when this returns. The locks of the blocks' zones are held. Gives the attempts and how many
+    /// pairs of the workspace are theirs; [`empty_blocks`](Self::empty_blocks) goes on.
     pub(crate) fn begin_blocks(
         &self,
         cpu: CpuId,
@@ -353,9 +353,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Reserves targets for the pairs in `range`, then isolates all their frames; moves the pairs down to
-    /// `pairs[*used..]`. Where frames may be dropped, all are isolated first: then those that move get their targets, and
-    /// the others leave. If any of that falls short, everything is undone and the attempt failed; what was dropped stays
-    /// so.
+    /// `pairs[*used..]`. Where frames may be dropped, all are isolated first: then those that move get their targets,
+    /// and the others leave. If any of that falls short, everything is undone and the attempt failed; what was dropped
+    /// stays so.
     fn isolate_frames(
         &self,
         cpu: CpuId,
