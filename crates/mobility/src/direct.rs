@@ -130,18 +130,20 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Whether some zone can lose a block and stay at its min watermark; frames in CPU caches count once drained.
     fn enough_free(&self) -> bool {
-        let passes = |cached| {
-            self.zone_ids()
-                .any(|zone| self.can_lose_block(zone, cached))
-        };
-        if passes(0) {
+        if self.some_zone_can(0) {
             return true;
         }
-        if !passes(self.frames.cached_frames()) {
+        if !self.some_zone_can(self.frames.cached_frames()) {
             return false;
         }
         self.frames.drain_cpu_caches();
-        passes(0)
+        self.some_zone_can(0)
+    }
+
+    #[inline(never)]
+    fn some_zone_can(&self, cached: u64) -> bool {
+        self.zone_ids()
+            .any(|zone| self.can_lose_block(zone, cached))
     }
 
     /// Whether the zone keeps its min watermark without 512 frames, if `more` were free: all of them free ones, or some

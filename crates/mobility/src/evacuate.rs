@@ -174,9 +174,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Isolates at most [`MAX_BATCH_BLOCKS`] blocks, reserves targets for all their used frames and isolates these.
-    /// What is set aside leaves the watermark of `purpose`, and what may be dropped is. Blocks that fall short are over, and open, when this returns. The locks
-    /// of the blocks' zones are held. Gives the attempts and how many pairs of the workspace are theirs;
-    /// [`empty_blocks`](Self::empty_blocks) goes on.
+    /// What is set aside leaves the watermark of `purpose`, for which frames may be dropped. Blocks that fall short
+    /// are over, and open, when this returns. The locks of the blocks' zones are held. Gives the attempts and how many
+    /// pairs of the workspace are theirs; [`empty_blocks`](Self::empty_blocks) goes on.
     pub(crate) fn begin_blocks(
         &self,
         cpu: CpuId,
@@ -184,6 +184,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         blocks: &[BlockId],
         purpose: Purpose,
     ) -> (Attempts, usize) {
+        // Only the blocks of one zone are emptied for a purpose that drops.
+        let mut plan = self.plan(
+            blocks.iter().find(|&&block| self.frames.has_block(block)),
+            purpose,
+        );
         let mut attempts = Attempts::new();
         let mut fit = ArrayVec::<BlockId, MAX_BATCH_BLOCKS>::new();
         let mut room = WORKSPACE_FRAMES;
@@ -215,7 +220,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                     }
                 }
             });
-        let used = self.begin_isolated(cpu, space, &mut attempts, purpose);
+        let used = self.begin_isolated(cpu, space, &mut attempts, &mut plan);
         (attempts, used)
     }
 
@@ -226,9 +231,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         cpu: CpuId,
         space: &mut Workspace,
         attempts: &mut Attempts,
-        purpose: Purpose,
+        plan: &mut Plan,
     ) -> usize {
-        let mut plan = self.plan(attempts, purpose);
         let mut collected = 0;
         for attempt in attempts.iter_mut() {
             if attempt.token.is_some() {
@@ -246,7 +250,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let range = from..attempt.end;
             from = attempt.end;
             if attempt.is_alive() {
-                self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, &mut plan);
+                self.isolate_frames(cpu, attempt, &mut space.pairs, range, &mut used, plan);
             }
         }
         self.finish_dead(cpu, attempts);
@@ -266,10 +270,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return Some(EvacuateError::NoRoom);
         };
         // Before the block is isolated, which takes the lock of each CPU.
-        let refused = self
-            .frames
-            .used_frames(block)
-            .find_map(|frame| self.obvious_refusal(frame));
+        let mut refused = None;
+        self.each_used(block, &mut |frame| {
+            refused = self.obvious_refusal(frame);
+            refused.is_none()
+        });
         if refused.is_none() {
             *room = left;
         }
@@ -288,7 +293,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         // have one in a few instructions. Not waited for with `relax`: the zone's lock is held.
         let all_seen = || {
             let used = usize::from(self.frames.ledger(block).used());
-            let seen = self.frames.used_frames(block).count() == used;
+            let mut count = 0;
+            self.each_used(block, &mut |_| {
+                count += 1;
+                true
+            });
+            let seen = count == used;
             if !seen {
                 spin_hint();
             }
@@ -298,14 +308,28 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return Err(EvacuateError::NotEmpty);
         }
         let mut end = start;
-        for frame in self.frames.used_frames(block) {
-            if let Some(error) = self.obvious_refusal(frame) {
-                return Err(error);
+        let mut refused = None;
+        self.each_used(block, &mut |frame| {
+            refused = self.obvious_refusal(frame);
+            match pairs.get_mut(end) {
+                _ if refused.is_some() => return false,
+                Some(pair) => *pair = MovePair::base(frame, frame),
+                None => refused = Some(EvacuateError::NoRoom),
             }
-            *pairs.get_mut(end).ok_or(EvacuateError::NoRoom)? = MovePair::base(frame, frame);
             end += 1;
+            refused.is_none()
+        });
+        refused.map_or(Ok(end), Err)
+    }
+
+    /// Calls `look` for each used frame of a block until it gives `false`. Once for all who look.
+    #[inline(never)]
+    fn each_used(&self, block: BlockId, look: &mut dyn FnMut(Pfn) -> bool) {
+        for frame in self.frames.used_frames(block) {
+            if !look(frame) {
+                return;
+            }
         }
-        Ok(end)
     }
 
     /// Cheap pre-check: why a used frame obviously cannot be isolated. Saves the reservation of targets.
@@ -329,9 +353,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// Reserves targets for the pairs in `range`, then isolates all their frames; moves the pairs down to
-    /// `pairs[*used..]`. Where frames may be dropped, all are isolated first: then those that move get their targets, and
-    /// the others leave. If any of that falls short, everything is undone and the attempt failed; what was dropped stays
-    /// so.
+    /// `pairs[*used..]`. Where frames may be dropped, all are isolated first: then those that move get their targets,
+    /// and the others leave. If any of that falls short, everything is undone and the attempt failed; what was dropped
+    /// stays so.
     fn isolate_frames(
         &self,
         cpu: CpuId,

@@ -1,7 +1,7 @@
 //! Handing isolated frames to their owners, and asking for the answers: no lock is held here.
 
 use dirigible_frames::sync::Ordering;
-use dirigible_frames::{CpuId, FrameClass, FrameState, Order, OwnerId, Pfn, Platform};
+use dirigible_frames::{CpuId, FrameClass, FrameState, OwnerId, Pfn, Platform};
 
 use crate::config::WORKSPACE_FRAMES;
 use crate::empty::Emptying;
@@ -192,12 +192,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Undoes pairs that were not handed over.
     #[inline(never)]
-    fn put_back(&self, cpu: CpuId, pairs: &mut [MovePair]) {
+    pub(crate) fn put_back(&self, cpu: CpuId, pairs: &mut [MovePair]) {
         let mut unused = Freed::new(self.frames, cpu);
         for pair in pairs {
             pair.outcome = Outcome::Refused;
             self.putback_frame(cpu, pair.from);
-            unused.push(pair.to, Order::BASE);
+            unused.push(pair.to, pair.order);
         }
     }
 

@@ -36,6 +36,13 @@
 //! a watermark: the min watermark for a request that takes the block in the end, the low watermark for background
 //! compaction and for `evacuate_for`, so that the requests of others succeed meanwhile.
 //!
+//! # Dropping
+//!
+//! With [`drops_cold`](CompactionConfig::drops_cold) frames are isolated before targets are reserved, and each owner
+//! says which it would rather drop than move ([`MovableOwner::plan`]): those need no target. No more are dropped than
+//! reclaim owes at that moment, a request's huge page counted in, and for a request as many as it lacks targets. They
+//! count as reclaimed, by background reclaim if the block is for the reserve, else by direct reclaim.
+//!
 //! # Ranges
 //!
 //! A contiguous range is a stretch of blocks that are evacuated together: all are isolated first, then emptied batch

@@ -222,12 +222,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Undoes pairs that their owner had no room for, and counts them as failed.
     fn refuse_pairs(&self, cpu: CpuId, pairs: &mut [MovePair]) -> u64 {
         let failed: u64 = pairs.iter().map(|pair| pair.frames() as u64).sum();
-        let mut unused = Freed::new(self.frames, cpu);
-        for pair in pairs {
-            pair.outcome = Outcome::Refused;
-            self.putback_frame(cpu, pair.from);
-            unused.push(pair.to, pair.order);
-        }
+        self.put_back(cpu, pairs);
         self.frames.events().add(cpu, Event::PgmigrateFail, failed);
         failed
     }

@@ -68,9 +68,9 @@ impl MovePair {
 /// Somebody who has movable frames: user memory, page cache, a balloon.
 ///
 /// The owner's number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how the
-/// core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps
-/// with the lock of a zone's compaction held (`plan` and `drop_frame` too), `migrate`, `poll` and `take_settled` with no lock at all. An owner may
-/// take its own books' lock in each of them.
+/// core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps with
+/// the lock of a zone's compaction held (`plan` and `drop_frame` too), `migrate`, `poll` and `take_settled` with no
+/// lock at all. An owner may take its own books' lock in each of them.
 ///
 /// An owner does not know the core: it never calls it. What it has to report later it keeps until it is asked.
 ///
@@ -96,9 +96,9 @@ pub trait MovableOwner: Sync {
     /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
     fn putback(&self, frame: Pfn);
 
-    /// Whether this isolated base frame should rather be dropped than moved, because its contents are somewhere else too
-    /// and are of an age that reclaim takes next. A hint: it costs a look at the frame's marks, and the frame may change
-    /// until [`drop_frame`](Self::drop_frame). Asked only with
+    /// Whether this isolated base frame should rather be dropped than moved, because its contents are somewhere else
+    /// too and are of an age that reclaim takes next. A hint: it costs a look at the frame's marks, and the frame may
+    /// change until [`drop_frame`](Self::drop_frame). Asked only with
     /// [`drops_cold`](crate::CompactionConfig::drops_cold), and of no balloon. Owners of frames whose contents are
     /// nowhere else keep this default.
     fn plan(&self, frame: Pfn) -> Fate {
@@ -106,9 +106,9 @@ pub trait MovableOwner: Sync {
         Fate::Move
     }
 
-    /// Drops an isolated frame that was planned so, if that is still possible: it is `Allocated` then, still carries the
-    /// owner's number and is on nobody's books, and the core frees it. `false`: nothing changed, the frame is isolated
-    /// and the core moves it or puts it back.
+    /// Drops an isolated frame that was planned so, if that is still possible: it is `Allocated` then, still carries
+    /// the owner's number and is on nobody's books, and the core frees it. `false`: nothing changed, the frame is
+    /// isolated and the core moves it or puts it back.
     fn drop_frame(&self, frame: Pfn) -> bool {
         let _ = frame;
         false

@@ -10,10 +10,10 @@
 //! merely lies beside them.
 
 use dirigible_frames::{
-    CpuId, FRAMES_PER_BLOCK, FrameClass, Order, Pfn, Platform, Watermark, ZoneId,
+    BlockId, CpuId, FRAMES_PER_BLOCK, FrameClass, Order, Pfn, Platform, Watermark, ZoneId,
 };
 
-use crate::evacuate::{Attempt, Attempts};
+use crate::evacuate::Attempt;
 use crate::migrate::{Freed, gather};
 use crate::{EvacuateError, Mobility, MovePair};
 
@@ -72,11 +72,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.config.drops_cold && !matches!(purpose, Purpose::Named(_))
     }
 
-    /// Frames that a zone lacks to its high watermark when `more` are free, and `taken` are wanted.
-    fn lack(&self, zone: ZoneId, more: u64, taken: u64) -> u64 {
-        let free = self.frames.zone_free_frames(zone) + more;
+    /// Frames that a zone lacks to its high watermark when `taken` are wanted.
+    fn lack(&self, zone: ZoneId, taken: u64) -> u64 {
         let mark = self.frames.watermarks(zone).high.saturating_add(taken);
-        mark.saturating_sub(free)
+        mark.saturating_sub(self.frames.zone_free_frames(zone))
     }
 
     /// How many frames of a block may do without a target at most, since they can be dropped.
@@ -84,26 +83,22 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     pub(crate) fn most_drops(&self, zone: ZoneId, purpose: Purpose) -> u64 {
         match purpose {
             _ if !self.drops(purpose) => 0,
-            Purpose::Reserve => self.lack(zone, 0, 0),
+            Purpose::Reserve => self.lack(zone, 0),
             _ => FRAMES_PER_BLOCK as u64,
         }
     }
 
-    /// The plan for blocks of one zone, which are isolated by now.
-    #[inline(never)]
-    pub(crate) fn plan(&self, attempts: &Attempts, purpose: Purpose) -> Plan {
+    /// The plan for blocks of the zone of `first`, before they are isolated: their own free frames count as free.
+    pub(crate) fn plan(&self, first: Option<&BlockId>, purpose: Purpose) -> Plan {
         let drops = self.drops(purpose);
-        let mut owed = 0;
-        if drops && let Some(first) = attempts.first() {
-            let held = attempts.iter().filter(|attempt| attempt.token.is_some());
-            let own = held.map(|attempt| u64::from(self.frames.ledger(attempt.block).free()));
-            let zone = self.frames.zone_of_block(first.block);
-            owed = self.lack(zone, own.sum(), purpose.takes()) as usize;
-        }
+        let owed = match first {
+            Some(&block) if drops => self.lack(self.frames.zone_of_block(block), purpose.takes()),
+            _ => 0,
+        };
         Plan {
             purpose,
             drops,
-            owed,
+            owed: owed as usize,
         }
     }
 

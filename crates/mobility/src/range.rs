@@ -169,12 +169,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 room = left;
                 attempts.extend(lease.held.pop().map(Attempt::for_range));
             }
-            let used = self.begin_isolated(
-                range.cpu,
-                lease,
-                &mut attempts,
-                Purpose::Named(range.watermark),
-            );
+            let mut plan = self.plan(None, Purpose::Named(range.watermark));
+            let used = self.begin_isolated(range.cpu, lease, &mut attempts, &mut plan);
             drop(state);
             let mut failed = attempts
                 .iter()

@@ -1,4 +1,5 @@
-//! What compaction drops instead of moving it: no more than reclaim owes or targets are missing, and nothing that is used.
+//! What compaction drops instead of moving it: no more than reclaim owes or targets are missing, and nothing that is
+//! used.
 
 mod machine;
 
@@ -91,8 +92,8 @@ fn the_others_of_a_block_move() {
     m.check_at_rest();
 }
 
-/// The huge page takes 512 frames: what is missing to the high watermark then is owed, to the frame. With that much more
-/// free memory all is moved.
+/// The huge page takes 512 frames: what is missing to the high watermark then is owed, to the frame. With that much
+/// more free memory all is moved.
 #[test]
 fn pitfall_62_no_more_is_dropped_than_reclaim_owes() {
     for (free, expected) in [(642, 0), (641, 0), (640, 0), (639, 1), (638, 2), (600, 40)] {
@@ -104,8 +105,8 @@ fn pitfall_62_no_more_is_dropped_than_reclaim_owes() {
     }
 }
 
-/// Around the min watermark a full block is emptied if all of it can be dropped, or the rest has targets above the mark.
-/// Else nothing is dropped, and requests are deferred and not tried for ever.
+/// Around the min watermark a full block is emptied if all of it can be dropped, or the rest has targets above the
+/// mark. Else nothing is dropped, and requests are deferred and not tried for ever.
 #[test]
 fn pitfall_62_at_the_min_watermark_a_block_is_dropped_or_left() {
     for (free, cold, captured) in [

@@ -19,8 +19,8 @@ impl<P: FrameContents> PageCache<'_, P> {
         idle && self.generations.is_old(frame)
     }
 
-    /// Drops the page in an isolated frame as reclaim does, if it is still cold. One that was used since it was looked at
-    /// stays, clean as it may be.
+    /// Drops the page in an isolated frame as reclaim does, if it is still cold. One that was used since it was looked
+    /// at stays, clean as it may be.
     pub(crate) fn drop_cold(&self, frame: Pfn) -> bool {
         if !self.is_cold(frame) || self.drop_clean(frame, self.generations.stamp()).is_err() {
             return false;
