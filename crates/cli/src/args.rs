@@ -125,6 +125,9 @@ pub struct StressHighalloc {
     /// Size of the guest's disk; by default twice its memory, and more with a larger --load-scale
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub disk: Option<Size>,
+    /// Swap on the same disk, behind the files; by default three quarters of memory, 0 for none
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub swap: Option<Size>,
     /// The machine to run on
     #[arg(long, value_enum, default_value = "hosted")]
     pub machine: Machine,

@@ -1,6 +1,6 @@
 //! The line above the table, which describes the run.
 
-use dirigible_workload::params::{InflatePlacement, default_disk};
+use dirigible_workload::params::{InflatePlacement, default_disk, default_swap};
 
 use crate::{
     plan::{Place, RunPlan},
@@ -35,6 +35,12 @@ impl RunPlan {
         );
         if params.disk_bytes() != default_disk(params.memory, params.load_scale) {
             line += &format!("; disk {}", Size(params.disk_bytes()));
+        }
+        if params.swap_bytes() != default_swap(params.memory) {
+            line += &match params.swap_bytes() {
+                0 => "; no swap".into(),
+                bytes => format!("; swap {}", Size(bytes)),
+            };
         }
         if params.inflate != InflatePlacement::FillHoles {
             line += &format!("; inflate {}", params.inflate.name());

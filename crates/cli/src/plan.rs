@@ -6,7 +6,7 @@ use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
 use dirigible_workload::{
     params::{
         Column, MAX_DISK, MAX_HOST_ANSWER, MAX_SCHEDULE, MAX_THREADS, Params, default_disk,
-        least_disk,
+        default_swap, least_disk,
     },
     protocol::APPARATUS,
 };
@@ -184,6 +184,19 @@ fn check_disk(asked: Option<Size>, memory: Size, load: Scale) -> Result<Size, St
     Ok(disk)
 }
 
+/// The guest's swap: what was asked for, or three quarters of memory.
+fn check_swap(asked: Option<Size>, memory: Size, disk: Size) -> Result<Size, String> {
+    let swap = asked.unwrap_or(Size(default_swap(memory.0)));
+    whole_frames("--swap", swap)?;
+    let most = Size(MAX_DISK - disk.0);
+    if swap > most {
+        return Err(format!(
+            "--swap {swap}: at most {most} behind a disk of {disk} for files"
+        ));
+    }
+    Ok(swap)
+}
+
 fn whole_frames(flag: &str, size: Size) -> Result<(), String> {
     if size.is_whole_frames() {
         return Ok(());
@@ -294,8 +307,10 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
         }
     }
     let disk = check_disk(args.disk, memory, args.load_scale)?;
+    let swap = check_swap(args.swap, memory, disk)?;
     let params = Params {
         disk: disk.0,
+        swap: Some(swap.0),
         disk_speed: args.disk_speed.thousandths,
         seed: args.seed,
         memory: memory.0,
@@ -433,6 +448,11 @@ pub(crate) mod tests {
             ("--disk 5000", "--disk 5000: not a whole number of frames"),
             ("--disk 0", "--disk 0: too small"),
             ("--disk 17T", "--disk 17T: at most 16T"),
+            ("--swap 5000", "--swap 5000: not a whole number of frames"),
+            (
+                "--swap 16T",
+                "--swap 16T: at most 16376G behind a disk of 8G for files",
+            ),
             (
                 "--columns steered,smaller",
                 "--columns smaller: the column smaller needs the schedule held",
@@ -474,6 +494,8 @@ pub(crate) mod tests {
         );
         assert_eq!((params.period_ms, params.load_scale), (60_000, 1000));
         assert_eq!((params.disk, params.disk_speed), (8 << 30, 1000));
+        assert_eq!(params.swap_bytes(), 3 << 30);
+        assert_eq!(checked("--swap 0").unwrap().swap, Some(0));
         let slow = checked("--disk 4G --disk-speed 0.1").unwrap();
         assert_eq!((slow.disk, slow.disk_speed), (4 << 30, 100));
         assert_eq!(checked("--memory 2G").unwrap().disk, 4 << 30);

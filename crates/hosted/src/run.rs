@@ -21,8 +21,8 @@ use dirigible_files::Parts as StoreParts;
 use dirigible_frames::{CpuId, Platform};
 use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
-use dirigible_swap::Swap;
 use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer, RegisterError};
+use dirigible_swap::Swap;
 use dirigible_workload::{
     balloon::MeasuredWorker,
     content::ContentLog,
@@ -409,16 +409,19 @@ fn run_actors(
 ) -> Result<(), NoStack> {
     let (platform, ended) = (machine.platform(), experiment.control().ended());
     let clock = MachineClock::new(platform);
+    let mover = experiment.mover(moves);
+    let fill = |space, page, frame| experiment.fill_page(space, page, frame);
+    let khugepaged = experiment.khugepaged(&fill);
     let mut here = Engine::new();
     here.add(0, experiment.targets());
     here.add_program(0, Box::new(experiment.director()))?;
     let kcompactd = experiment.kcompactd();
-    let mover = experiment.mover(moves);
     if params.threads == 0 {
         here.add(0, worker);
         here.add(0, kcompactd);
         here.add(0, kswapd);
         here.add(0, flusher);
+        here.add_program(0, Box::new(khugepaged))?;
         experiment.accept_programs(&mut here, 0);
         if let Some(mover) = mover {
             here.add_program(0, Box::new(mover))?;
@@ -435,6 +438,7 @@ fn run_actors(
     // The director has the CPU after the load's.
     let mut service = (threads as u16 + 1..).map(CpuId::new);
     let (mut inflating, mut compacting) = (Engine::new(), Engine::new());
+    engines[0].add_program(0, Box::new(khugepaged))?;
     inflating.add(0, worker);
     compacting.add(0, kcompactd);
     compacting.add(0, kswapd);

@@ -8,7 +8,8 @@ use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::{BalloonDriver, BalloonStats};
-use dirigible_frames::{Event, OwnerId, PageTables};
+use dirigible_frames::{Event, OwnerId, PageTables, Pfn};
+use dirigible_paging::{Page, SpaceId};
 use spin::Mutex;
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     report::{
         ColumnReport, DiskReport, LoadReport, Observer, Progress, TenThousandths, Tenths, VmStat,
     },
-    system::{Parts, System},
+    system::{self, Parts, System},
     timeline::{TargetsHash, Timeline, column_mem_total_frames},
     tuning::ColumnPolicy,
 };
@@ -33,6 +34,7 @@ use dirigible::{
     MemoryManager,
     balloon_worker::BalloonWorker,
     kcompactd::Kcompactd,
+    khugepaged::{Fill, Khugepaged, KhugepagedConfig},
     schedule::{Clock, Engine, time},
 };
 
@@ -148,6 +150,27 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
     /// Background compaction.
     pub fn kcompactd(&self) -> Kcompactd<'m, 'm, P> {
         self.on.manager.kcompactd()
+    }
+
+    /// The daemon that collapses programs' pages into huge pages, to be run as a program. `fill` is
+    /// [`fill_page`](Self::fill_page).
+    pub fn khugepaged<'k>(&'k self, fill: Fill<'k>) -> Khugepaged<'k, 'a, P>
+    where
+        'm: 'k,
+    {
+        let paging = self.on.system.parts().paging;
+        Khugepaged::new(
+            paging,
+            self.on.system.parts().memory,
+            fill,
+            KhugepagedConfig::default(),
+        )
+    }
+
+    /// Writes what a fault writes into a new page of a program.
+    pub fn fill_page(&self, space: SpaceId, page: Page, frame: Pfn) {
+        let pattern = system::pattern_of(space, page.get());
+        pattern.write(self.on.system.parts().platform, frame);
     }
 
     /// Runs the engine that the director is in until the run has ended, and tells how far it has come.

@@ -39,6 +39,7 @@ impl ColumnPolicy {
                 reserve_low: u64::from(self.reserve_low),
                 reserve_high: u64::from(self.reserve_high),
                 exchange_batch: self.exchange_batch,
+                drops_cold: self.drops_cold,
                 ..CompactionConfig::default()
             },
             slow_path: SlowPathConfig {

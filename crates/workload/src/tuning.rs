@@ -181,6 +181,8 @@ pub struct ColumnPolicy {
     pub reserve_high: u32,
     /// Whether the balloon deflates before a request of the guest fails.
     pub deflate_on_oom: bool,
+    /// Whether compaction drops pages that reclaim would take next instead of moving them.
+    pub drops_cold: bool,
 }
 
 /// Whole free blocks that `steered` keeps, at the reference size.
@@ -199,6 +201,7 @@ impl ColumnPolicy {
             reserve_low: 0,
             reserve_high: 0,
             deflate_on_oom: params.deflate_on_oom,
+            drops_cold: false,
         };
         match column {
             Column::Pinned => Self {
@@ -227,6 +230,7 @@ impl ColumnPolicy {
                     reserve_low: scaled(STEERED_RESERVE.0),
                     reserve_high: scaled(STEERED_RESERVE.1),
                     deflate_on_oom: off.deflate_on_oom,
+                    drops_cold: true,
                 }
             }
         }

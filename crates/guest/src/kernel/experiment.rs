@@ -22,8 +22,8 @@ use dirigible_files::Parts as StoreParts;
 use dirigible_frames::Platform;
 use dirigible_pagecache::{CacheConfig, CacheParts, PageCache};
 use dirigible_paging::Paging;
-use dirigible_swap::Swap;
 use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer};
+use dirigible_swap::Swap;
 use dirigible_workload::{
     balloon::MeasuredWorker,
     content::ContentLog,
@@ -172,6 +172,7 @@ fn run_actors(
     moves: u64,
 ) -> Result<(), String> {
     let cpus = usize::from(guest.cpus);
+    let fill = |space, page, frame| experiment.fill_page(space, page, frame);
     let mut engines: Vec<Engine<'_>> = (0..cpus).map(|_| Engine::new()).collect();
     engines[0]
         .add_program(0, Box::new(experiment.director()))
@@ -180,6 +181,10 @@ fn run_actors(
     engines[0].add(0, experiment.kcompactd());
     engines[0].add(0, kswapd);
     engines[0].add(0, flusher);
+    let khugepaged = experiment.khugepaged(&fill);
+    engines[0]
+        .add_program(0, Box::new(khugepaged))
+        .map_err(text)?;
     if let Some(mover) = experiment.mover(moves) {
         engines[0].add_program(0, Box::new(mover)).map_err(text)?;
     }

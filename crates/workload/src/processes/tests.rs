@@ -24,6 +24,7 @@ use dirigible_mobility::{CompactionConfig, Mobility};
 use dirigible_pagecache::{BlockPages, CacheConfig, CacheParts, PageCache};
 use dirigible_paging::{Page, PageSource, Paging, SlowPath, SlowPathConfig, SpaceId};
 use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer};
+use dirigible_swap::Swap;
 use spin::Mutex;
 
 use super::{MAX_PROGRAMS, NAP, PATIENCE, Process, Processes, Running, table::Table};
@@ -357,6 +358,7 @@ fn world(blocks: usize, by_hardware: bool) -> World {
         memory,
         cache,
         files,
+        swap: leak(Swap::new(cache)),
         reclaim,
         user: hardware.map(|hardware| hardware as &dyn UserMemory),
         balloon: leak(Nothing),
