@@ -42,6 +42,7 @@ const TYPES: [(&str, &[&str]); 10] = [
         "paging",
         &[
             "Paging",
+            "SwapSpace",
             "SlowPath",
             "OutOfMemoryNotifier",
             "StallObserver",
@@ -64,6 +65,7 @@ const TYPES: [(&str, &[&str]); 10] = [
         "pagecache",
         &["PageCache", "BlockPages", "Flusher", "MoveObserver"],
     ),
+    ("swap", &["Swap"]),
     ("files", &["FileStore"]),
     ("dirigible", &["BootPlan", "MemoryManager", "Daemon"]),
 ];

@@ -16,6 +16,7 @@ const CRATES: &[&str] = &[
     "slab",
     "reclaim",
     "pagecache",
+    "swap",
     "files",
     "dirigible",
     "workload",

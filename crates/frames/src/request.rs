@@ -25,9 +25,10 @@ pub struct AllocRequest {
     pub class: FrameClass,
     /// What it must leave. Tested when frames leave their blocks; frames from a CPU's cache were tested before.
     pub watermark: Watermark,
-    /// Whether a movable request may take blocks of the whole-block reserve.
+    /// Whether a movable request may take blocks of the whole-block reserve, and any request from blocks of other types
+    /// though the policy is [`Fallback::Evacuate`](crate::Fallback::Evacuate): the last means, before it fails.
     pub break_reserve: bool,
-    /// Whether it may take from blocks of other types (under [`Fallback::Steal`](crate::Fallback::Steal)).
+    /// Whether it may take from blocks of other types at all.
     pub fall_back: bool,
 }
 
@@ -74,7 +75,7 @@ impl AllocRequest {
         self
     }
 
-    /// The same, allowed to take blocks of the whole-block reserve.
+    /// The same, allowed to take blocks of the whole-block reserve, and from blocks of other types.
     pub const fn breaking_reserve(mut self) -> Self {
         self.break_reserve = true;
         self
