@@ -12,7 +12,7 @@ use std::{
 use crate::step::root;
 
 /// The crates, and the types and traits whose calls the document lists.
-const TYPES: [(&str, &[&str]); 10] = [
+const TYPES: [(&str, &[&str]); 11] = [
     (
         "frames",
         &[
