@@ -17,6 +17,7 @@ pub fn report(seed: u64) -> Report {
     let parameters = Params {
         seed,
         disk: 8 << 30,
+        swap: Some(3 << 30),
         ..Params::new(Profile::Paper)
     };
     let timeline = Timeline::new(&parameters);

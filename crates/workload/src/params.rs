@@ -224,10 +224,11 @@ impl Params {
                 least: least_disk(self.memory, self.load_scale),
             });
         }
-        if self.device_bytes() > MAX_DISK {
-            return Err(ParamsError::DiskTooLarge {
-                bytes: self.device_bytes(),
-            });
+        // The files alone first: the message is about what was asked for.
+        for bytes in [disk, self.device_bytes()] {
+            if bytes > MAX_DISK {
+                return Err(ParamsError::DiskTooLarge { bytes });
+            }
         }
         if self.period_ms == 0 || self.period() > MAX_SCHEDULE {
             return Err(ParamsError::BadPeriod { ms: self.period_ms });
