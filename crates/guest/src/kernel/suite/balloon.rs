@@ -103,6 +103,8 @@ fn with_balloon(
         }
     }
     ensure(interrupted > 0, || "the device never interrupted".into())?;
+    // By number: sorting frames is the allocator's business, and would count as its code.
+    let mut taken: Vec<u64> = taken.into_iter().map(Pfn::get).collect();
     taken.sort_unstable();
     driver.verify().map_err(|error| text(&error))?;
     let held = listed(frames, id, guest);
@@ -110,7 +112,9 @@ fn with_balloon(
         alloc::format!("{} frames are listed, not {TESTS_BALLOON}", held.len())
     })?;
     // Frames that were never written would read as zeroes anyway.
-    let written = held.iter().all(|frame| taken.binary_search(frame).is_ok());
+    let written = held
+        .iter()
+        .all(|frame| taken.binary_search(&frame.get()).is_ok());
     ensure(written, || {
         "the balloon took frames that nobody had written".into()
     })?;
