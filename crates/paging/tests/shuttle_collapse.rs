@@ -5,8 +5,8 @@
 #[path = "support/interleaved.rs"]
 mod interleaved;
 
-use dirigible_frames::FrameState;
-use dirigible_mobility::{MovableOwner, Outcome};
+use dirigible_frames::FrameContents;
+use dirigible_mobility::MovableOwner;
 use dirigible_paging::{CollapseConfig, CollapseError, Collapsed, Fault, FaultKind, Page};
 use interleaved::{RUNS, World, explore_often};
 

@@ -252,8 +252,24 @@ impl<P: Platform> Reclaimer<'_, P> {
             }
             dirigible_frames::sync::spin_hint();
         }
-        self.each_owner(|owner| owner.harvest());
+        self.harvest();
         self.generations.age(self.platform.cpu(), seen);
+    }
+
+    /// Asks the owners which frames were used, unless that was done not long ago.
+    fn harvest(&self) {
+        let now = self.platform.now();
+        // Relaxed, here and below: a pace. Of several CPUs one asks.
+        let at = self.harvest_at.load(Ordering::Relaxed);
+        let next = now.saturating_add(self.config.harvest_ns);
+        let mine = now >= at
+            && self
+                .harvest_at
+                .compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if mine {
+            self.each_owner(|owner| owner.harvest());
+        }
     }
 
     fn dropped(&self, frame: Pfn, dropped: &mut Dropped, pass: &mut Pass) {

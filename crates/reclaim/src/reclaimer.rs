@@ -48,6 +48,8 @@ pub struct Reclaimer<'a, P> {
     pub(crate) wanted: AtomicBool,
     /// Requests that reclaimed something.
     pub(crate) successes: AtomicU64,
+    /// When owners may be asked again what was used.
+    pub(crate) harvest_at: AtomicU64,
 }
 
 impl<'a, P: Platform> Reclaimer<'a, P> {
@@ -63,6 +65,7 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
             callers: Callers::new(),
             wanted: AtomicBool::new(false),
             successes: AtomicU64::new(0),
+            harvest_at: AtomicU64::new(0),
         }
     }
 
