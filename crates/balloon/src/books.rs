@@ -31,7 +31,7 @@ use dirigible_frames::{FrameAllocator, FrameState, OwnerId, Pfn};
 pub trait Books: Sync {
     /// The lowest frame; the list numbers frames from here.
     fn base(&self) -> Pfn;
-    /// How far the frames reach from [`base`](Books::base), at most [`MAX_SPAN`].
+    /// How far the frame numbers reach from [`base`](Books::base), holes included; at most [`MAX_SPAN`].
     fn span(&self) -> u64;
     /// The frame's state at this moment.
     fn state(&self, frame: Pfn) -> FrameState;

@@ -106,6 +106,11 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// `files` in `ms` milliseconds as files a minute; `None` where no time has passed.
+pub fn a_minute(files: u64, ms: u64) -> Option<f64> {
+    (ms > 0).then(|| files as f64 * 60_000.0 / ms as f64)
+}
+
 /// Huge pages got, in per cent of those asked for: not rounded, as it is to be cut off.
 pub fn percent_asked(pass: &PassReport) -> f64 {
     percent(pass.allocated, pass.asked)

@@ -7,7 +7,7 @@ use dirigible_workload::{
 
 use crate::{
     checks,
-    figures::{Runs, pass_label, percent_asked, percent_attainable},
+    figures::{Runs, a_minute, pass_label, percent_asked, percent_attainable},
     summary::{Spread, spread},
     table::Table,
 };
@@ -138,7 +138,7 @@ fn costs(runs: Runs<'_>, table: &mut Table) {
     });
     row("files compiled a min.", 1, |c| {
         let (files, ms) = c.load.compiled_in_all();
-        (ms > 0).then(|| files as f64 * 60_000.0 / ms as f64)
+        a_minute(files, ms)
     });
     row("balloon short, % most", 1, |c| {
         let of = |pass: &PassReport| pass.balloon_shortfall.value();

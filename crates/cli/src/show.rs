@@ -1,13 +1,13 @@
 //! The report as text.
 
 use dirigible_workload::report::{
-    ColumnHost, MemoryState, PassReport, Report, StallFigures, StallReport,
+    ColumnHost, Compiled, MemoryState, PassReport, Report, StallFigures, StallReport,
 };
 
 use crate::{
     args::Machine,
     checks,
-    figures::{Runs, cell, pass_label, percent_attainable},
+    figures::{Runs, a_minute, cell, pass_label, percent_attainable},
     series_table,
     table::Table,
 };
@@ -246,13 +246,11 @@ fn whole_run(runs: Runs<'_>, table: &mut Table) {
     });
     let first = runs.0.first().and_then(|run| run.columns.first());
     let phases = first.map_or(&[][..], |column| &column.load.compiled);
-    for (index, phase) in phases.iter().enumerate() {
-        let label = format!("  a minute, {}", phase.phase);
-        runs.row(table, &label, 1, |c| {
-            let phase = c.load.compiled.get(index);
-            phase.map_or(0.0, |phase| {
-                60_000.0 * phase.files as f64 / phase.ms.max(1) as f64
-            })
+    for Compiled { phase, .. } in phases {
+        runs.row(table, &format!("  a minute, {phase}"), 1, |c| {
+            let compiled = c.load.compiled.iter().find(|c| c.phase == *phase);
+            let rate = compiled.and_then(|compiled| a_minute(compiled.files, compiled.ms));
+            rate.unwrap_or(0.0)
         });
     }
     if let [only] = runs.0 {

@@ -88,7 +88,9 @@ pub enum AllocError {
     /// Free memory would fall below the watermark: reclaim first.
     #[error("free memory is at the watermark; reclaim some")]
     BelowWatermark,
-    /// Frames are free, but in no block that this request may use: compact, evacuate or reclaim.
+    /// Frames are free, but in no block that this request may use: compact, evacuate or reclaim. A search looks a bounded
+    /// number of times, so a request may be told so as well while another CPU is stopped in the middle of moving the
+    /// block in the index.
     #[error("free memory is in no block that this request may use; compact or reclaim")]
     Fragmented,
 }

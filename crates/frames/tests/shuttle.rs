@@ -162,13 +162,19 @@ fn what_is_freed_into_an_isolated_block_can_be_captured() {
     });
 }
 
-/// Allocates what there is room for. A search looks a bounded number of times: it may miss a block for as long as another
-/// CPU is stopped in the middle of moving it in the index, but not for ever.
-fn alloc_at_last(frames: &FrameAllocator<'_>, cpu: CpuId, request: AllocRequest) -> Pfn {
+/// Allocates what there is room for. A search looks a bounded number of times: it may miss a block for as long as the
+/// other CPU is stopped in the middle of moving it in the index. When that has `ended`, the first attempt must succeed.
+fn alloc_beside(
+    frames: &FrameAllocator<'_>,
+    cpu: CpuId,
+    request: AllocRequest,
+    ended: &AtomicU32,
+) -> Pfn {
     loop {
+        let alone = ended.load(Ordering::SeqCst) == 1;
         match frames.alloc(cpu, request) {
             Ok(frame) => return frame,
-            Err(error) => assert_eq!(error, AllocError::Fragmented),
+            Err(error) => assert_eq!((error, alone), (AllocError::Fragmented, false)),
         }
         shuttle::thread::yield_now();
     }
@@ -177,21 +183,24 @@ fn alloc_at_last(frames: &FrameAllocator<'_>, cpu: CpuId, request: AllocRequest)
 #[test]
 fn the_index_follows_the_last_change() {
     explore(1, |frames| {
+        let ended = [AtomicU32::new(0), AtomicU32::new(0)];
         scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..2 {
                     let request = AllocRequest::new(order(6), FrameClass::Movable);
-                    let run = alloc_at_last(frames, A, request);
+                    let run = alloc_beside(frames, A, request, &ended[1]);
                     frames.free(A, run, order(6)).unwrap();
                 }
+                ended[0].store(1, Ordering::SeqCst);
             });
             scope.spawn(|| {
                 let request = AllocRequest::new(order(5), FrameClass::Movable);
-                let run = alloc_at_last(frames, B, request);
+                let run = alloc_beside(frames, B, request, &ended[0]);
                 frames.reclass(run, FrameClass::Balloon);
                 frames.free(B, run, order(5)).unwrap();
                 let request = AllocRequest::new(order(7), FrameClass::Balloon);
-                alloc_at_last(frames, B, request);
+                alloc_beside(frames, B, request, &ended[0]);
+                ended[1].store(1, Ordering::SeqCst);
             });
         });
         assert_eq!(frames.ledger(BlockId::new(0)).balloon(), 128);

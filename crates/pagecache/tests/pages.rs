@@ -446,6 +446,30 @@ fn a_failed_read_is_an_error_of_its_own_block() {
 }
 
 #[test]
+fn a_sync_tries_again_as_long_as_fewer_writes_fail() {
+    let w = world();
+    for block in [10, 20, 30, 40] {
+        w.write(block, [block, 5]).unwrap();
+    }
+    // All but the last fail, then two of three, then one of two: block 10 four times.
+    let faults = [1, 1, 1, 0, 1, 0, 1, 1, 0].map(|fault| fault == 1);
+    w.disk.state.lock().unwrap().write_faults = faults.into();
+    assert_eq!(w.cache.sync(0..100), Ok(()));
+    for block in [10, 20, 30, 40] {
+        assert_eq!(w.disk.contents(block), [block, 5]);
+    }
+    // Where none more succeeds it is given up.
+    w.write(10, [10, 6]).unwrap();
+    w.disk.state.lock().unwrap().write_faults = [true; 10].into();
+    w.disk.log();
+    assert_eq!(w.cache.sync(0..100), Err(CacheError::Io { block: 10 }));
+    assert_eq!(w.disk.log().len(), 3);
+    w.disk.state.lock().unwrap().write_faults.clear();
+    assert_eq!(w.cache.sync(0..100), Ok(()));
+    w.end(0);
+}
+
+#[test]
 fn a_failed_write_is_reported_and_nothing_is_lost() {
     let w = world();
     w.disk.state.lock().unwrap().bad_writes.extend([13, 15]);

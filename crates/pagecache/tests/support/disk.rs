@@ -46,6 +46,8 @@ pub struct State {
     pub auto: bool,
     pub bad_reads: BTreeSet<u64>,
     pub bad_writes: BTreeSet<u64>,
+    /// Which of the next writes fail, whatever they write; those after them do not.
+    pub write_faults: VecDeque<bool>,
     pub dead: bool,
     /// Requests that were sent, with their blocks: (write, block, count).
     pub log: Vec<(bool, u64, usize)>,
@@ -98,6 +100,9 @@ impl MockDisk {
         let blocks = job.block..job.block + job.frames.len() as u64;
         let mut result = error.map_or(Ok(()), Err);
         if blocks.clone().any(|block| bad.contains(&block)) {
+            result = Err(DiskError::Io);
+        }
+        if job.write && state.write_faults.pop_front() == Some(true) {
             result = Err(DiskError::Io);
         }
         for (at, (block, &frame)) in blocks.zip(&job.frames).enumerate() {
