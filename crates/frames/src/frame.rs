@@ -1,8 +1,8 @@
 //! Single frames: states and transitions, owners, classes, marks.
 
 use crate::{
-    BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState, Order,
-    OwnerId, Pfn, Refusal,
+    BlockId, BlockState, FRAMES_PER_BLOCK, FrameAllocator, FrameClass, FrameFlags, FrameState,
+    Order, OwnerId, Pfn, Refusal,
     descriptor::{Descriptor, MAX_REFS, Word},
     position::FrameIndex,
     sync::Ordering,
@@ -330,6 +330,16 @@ impl FrameAllocator<'_> {
     /// The age of `pfn`, 0 to 7.
     pub fn generation(&self, pfn: Pfn) -> u8 {
         self.descriptor(pfn).map_or(0, |d| d.load().generation())
+    }
+
+    /// The first frame of `block` from offset `from` on that has the age `generation`, as its offset: for who looks through
+    /// whole blocks.
+    pub fn next_of_generation(&self, block: BlockId, from: usize, generation: u8) -> Option<usize> {
+        let first = block.first_frame();
+        (from..FRAMES_PER_BLOCK).find(|&at| {
+            let frame = first.plus(at as u32);
+            self.descriptor_at(frame).load().generation() == generation
+        })
     }
 
     /// Sets the age of what somebody holds (its three low bits count).

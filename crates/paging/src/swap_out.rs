@@ -4,7 +4,7 @@ use crate::{
     entry::{Entry, Kind},
     page::HUGE_DEPTH,
     paging::Paging,
-    space::OwnerWord,
+    space::{OwnerWord, SpaceState},
     swap::SwapSpace,
     tables::Place,
 };
@@ -115,11 +115,20 @@ impl<P: PageTables> Paging<'_, P> {
         }
         // Also if the replacement failed: an access has set a mark at this moment.
         if in_use || leaves {
-            self.set_age(&state, frame, Age::Young);
+            self.keep_used(&state, &place, frame);
         }
         // Under the lock, as in `putback`.
         self.must_transition(frame, FrameState::Isolated, FrameState::Listed);
         Fate::Stays
+    }
+
+    /// `frame` was used: it becomes young, and its accessed bit is cleared, so that the next look finds out whether it
+    /// was used again. There is no shoot-down, as in Linux: while a processor has the translation cached it sets no bit,
+    /// which is a mistake about an age only.
+    fn keep_used(&self, state: &SpaceState, place: &Place, frame: Pfn) {
+        self.set_age(state, frame, Age::Young);
+        // Fails if an access sets a mark at this moment: then the frame is in use indeed.
+        self.replace(place, place.entry.aged());
     }
 
     /// Replaces the entry, unless a page walk has set a mark since it was read. The lock is held.
@@ -139,7 +148,7 @@ impl<P: PageTables> Paging<'_, P> {
         debug_assert!(place.depth == HUGE_DEPTH && place.entry.frame() == head);
         let in_use = place.entry.is_accessed();
         if in_use {
-            self.set_age(&state, head, Age::Young);
+            self.keep_used(&state, &place, head);
         }
         self.must_transition(head, FrameState::Isolated, FrameState::Listed);
         if in_use || state.kept || place.kind() != Kind::Leaf || place.depth != HUGE_DEPTH {

@@ -5,7 +5,7 @@ use dirigible_frames::{Event, Order, Platform, Reclaim, sync::Ordering};
 use crate::{
     Reclaimer, Who,
     callers::{Inside, TurnedAway},
-    hand::Effort,
+    hand::{Effort, Pass},
     zones::Zones,
 };
 
@@ -13,6 +13,97 @@ use crate::{
 pub(crate) const FIRST_PRIORITY: u8 = 12;
 /// Requests of a larger order ask for room to compact in.
 const COSTLY: u8 = 3;
+/// How often a request waits for what it has given to swap, at most: a virtual clock may stand still.
+const WAITS: u32 = 64;
+
+/// What a request has come to.
+struct Request {
+    goal: u64,
+    /// Of the next pass.
+    priority: u8,
+    /// There was the last pass.
+    ended: bool,
+    /// Frames that were freed, those of objects among them.
+    freed: u64,
+    /// Frames that it has given to swap. They become free when they are written, for it or for others.
+    swapped: u64,
+    /// Frames that it has looked at since it freed one or gave one to swap.
+    vain: u64,
+    /// Until when it waits for writes, once it has begun to.
+    until: Option<u64>,
+    waits: u32,
+}
+
+impl Request {
+    fn new(goal: u64) -> Self {
+        Self {
+            goal,
+            priority: FIRST_PRIORITY,
+            ended: false,
+            freed: 0,
+            swapped: 0,
+            vain: 0,
+            until: None,
+            waits: 0,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.ended || self.freed >= self.goal
+    }
+
+    fn lacks(&self) -> u64 {
+        self.goal.saturating_sub(self.freed)
+    }
+
+    /// How many frames it may still give to swap.
+    fn swaps(&self) -> u64 {
+        self.goal.saturating_sub(self.swapped).min(self.lacks())
+    }
+
+    fn add(&mut self, pass: &Pass, objects: u64) {
+        self.freed += pass.freed + objects;
+        self.swapped += pass.swapped;
+        if pass.freed + pass.swapped + objects > 0 {
+            self.vain = 0;
+        } else {
+            self.vain += pass.scanned;
+        }
+    }
+
+    /// Whether it waits for writes before the next pass. It does if it has given away as much as it lacks, for as long
+    /// as it has time; and once if most of what it has met is being written, or is to be written.
+    fn waits(&self, pass: &Pass, now: u64) -> bool {
+        if self.is_over() || pass.freed > 0 || self.waits >= WAITS {
+            return false;
+        }
+        let met = pass.scanned - pass.spared;
+        let unwritten = pass.writeback + pass.immediate + pass.swapped;
+        match self.until {
+            Some(until) => self.swapped > 0 && self.swaps() == 0 && now < until,
+            None => {
+                self.freed == 0 && (self.swapped > 0 && self.swaps() == 0 || unwritten * 2 > met)
+            }
+        }
+    }
+
+    fn wait_until(&mut self, now: u64, most: u64) -> u64 {
+        self.waits += 1;
+        *self.until.get_or_insert(now.saturating_add(most))
+    }
+
+    /// The next pass looks at more. If all frames (`size`) have been looked at in vain, it is the last one, in which
+    /// both kinds are taken.
+    fn lower(&mut self, pass: &Pass, size: u64) {
+        match self.priority {
+            0 => self.ended = true,
+            _ if self.vain > size => self.priority = 0,
+            // What is on its way makes room without a look at more.
+            _ if self.swaps() == 0 && pass.freed > 0 => {}
+            _ => self.priority -= 1,
+        }
+    }
+}
 
 impl<P: Platform> Reclaim for Reclaimer<'_, P> {
     /// Passes at priorities 12 to 0, until `frames` frames are free (frames of objects count): so it looks at each
@@ -23,40 +114,25 @@ impl<P: Platform> Reclaim for Reclaimer<'_, P> {
         let Some(_inside) = self.wait_to_enter() else {
             return 0;
         };
-        let goal = frames as u64;
-        let (mut freed, mut swapped) = (0, 0);
-        // Until when it waits for writes, once it has begun to.
-        let mut until = None;
-        for priority in (0..=FIRST_PRIORITY).rev() {
-            if freed >= goal || self.has_room(order) {
-                break;
-            }
+        let mut request = Request::new(frames as u64);
+        while !request.is_over() && !self.has_room(order) {
             let (pass, objects) = self.pass(Effort {
                 who: Who::Direct,
-                priority,
-                goal: goal - freed,
+                priority: request.priority,
+                goal: request.lacks(),
                 order,
-                // What it has given away becomes free, for it or for others.
-                swaps: goal.saturating_sub(swapped).min(goal - freed),
+                swaps: request.swaps(),
                 zones: Zones::ALL,
             });
-            freed += pass.freed + objects;
-            swapped += pass.swapped;
-            let unwritten = pass.writeback + pass.immediate + pass.swapped;
-            let met = pass.scanned - pass.spared;
-            let waits = match until {
-                None => freed == 0 && unwritten * 2 > met,
-                // What it has waited for is free now, or was not enough: for the rest it waits in the same way, as long
-                // as it has time.
-                Some(until) => pass.freed == 0 && swapped > 0 && self.platform.now() < until,
-            };
-            if waits && freed < goal {
-                let now = self.platform.now();
-                let end = until.unwrap_or(now.saturating_add(self.config.throttle_ns));
-                until = Some(end);
+            request.add(&pass, objects);
+            if request.waits(&pass, self.platform.now()) {
+                let end = request.wait_until(self.platform.now(), self.config.throttle_ns);
                 self.throttle(end);
+            } else {
+                request.lower(&pass, self.generations.size());
             }
         }
+        let freed = request.freed;
         if freed > 0 {
             // Relaxed: a number on its own.
             self.successes.fetch_add(1, Ordering::Relaxed);

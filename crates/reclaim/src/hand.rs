@@ -61,8 +61,6 @@ pub(crate) struct Pass {
     /// Frames that swap has been given: they are being written, and become free later. Whoever ends the writes counts
     /// them as such.
     pub swapped: u64,
-    /// Frames that were offered to swap, those that it did not take among them.
-    pub offered: u64,
     /// That were left alone because of their kind's share, or because swap had been given enough.
     pub spared: u64,
     /// Of zones that have enough: they only aged.
@@ -197,23 +195,26 @@ impl<P: Platform> Reclaimer<'_, P> {
         let takes = visitor.effort.zones.has(frames.zone_of_block(block));
         let mut known: (OwnerId, Option<&dyn Evictable>) = (OwnerId::NONE, None);
         let mut stopped = None;
-        for at in offset..FRAMES_PER_BLOCK {
+        let mut from = offset;
+        while let Some(at) = frames.next_of_generation(block, from, oldest) {
             let enough = pass.freed + dropped.count as u64 >= visitor.effort.goal;
             if pass.scanned >= end || enough {
                 stopped = Some(at);
                 break;
             }
+            from = at + 1;
             let frame = first.plus(at as u64);
-            if frames.generation(frame) != oldest {
-                continue;
-            }
             let owner = frames.owner(frame);
             if owner != known.0 {
                 known = (owner, self.owner(owner));
             }
+            // Those that turn out to be in use leave room for others.
+            if pass.swapped + leaving.frames() >= visitor.effort.swaps {
+                leaving.give(pass);
+            }
             let wanted = Wanted {
                 any: takes,
-                swap: pass.offered + leaving.frames() < visitor.effort.swaps,
+                swap: pass.swapped + leaving.frames() < visitor.effort.swaps,
             };
             match visitor.visit(frame, known, wanted, pass) {
                 Outcome::Stays => {}

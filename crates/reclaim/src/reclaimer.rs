@@ -164,7 +164,9 @@ impl<'a, P: Platform> Reclaimer<'a, P> {
     /// Looks at up to `budget` frames, until enough is free.
     pub(crate) fn look(&self, effort: Effort, budget: u64, pass: &mut Pass) {
         let end = pass.scanned + budget;
-        while pass.scanned < end && pass.freed < effort.goal && !self.has_room(effort.order) {
+        // What was given to swap becomes free without another look.
+        let wants = |pass: &Pass| pass.freed.saturating_add(pass.swapped) < effort.goal;
+        while pass.scanned < end && wants(pass) && !self.has_room(effort.order) {
             let cluster = self.config.cluster.max(1).min(end - pass.scanned);
             if self.walk(effort, cluster, pass) == 0 {
                 break;

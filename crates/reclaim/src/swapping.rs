@@ -54,7 +54,6 @@ impl<'e> Leaving<'e> {
     /// Gives all to their owner.
     pub fn give(&mut self, pass: &mut Pass) {
         if let Some((_, owner)) = self.owner.take() {
-            pass.offered += self.frames;
             pass.swapped += owner.swap_out(&self.heads[..self.count]) as u64;
         }
         (self.count, self.frames) = (0, 0);

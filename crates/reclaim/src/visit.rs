@@ -18,6 +18,8 @@ enum Fate {
     Activate,
     /// Somebody has it in hand.
     InUse,
+    /// Of a program, and there is no swap, or no room in it: made young, since nothing can be done for a while.
+    Stuck,
     /// Used once: kept for a generation.
     Keep,
     /// Dirty, and not to be written by who reclaims.
@@ -142,7 +144,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
                 _ if !wanted.any => Fate::InUse,
                 (Fate::Immediate | Fate::Write | Fate::Drop, Some(Kind::Anonymous)) => {
                     match has_swap {
-                        false => Fate::InUse,
+                        false => Fate::Stuck,
                         true if takes(Kind::Anonymous) => Fate::Swap,
                         true => Fate::Spare,
                     }
@@ -159,6 +161,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
                     self.youngest(),
                     info.flags.without(USED).without(FrameFlags::RECLAIM),
                 ),
+                Fate::Stuck => (self.youngest(), info.flags),
                 Fate::InUse | Fate::Spare | Fate::Swap => (self.next(), info.flags),
                 Fate::Keep => (self.next(), info.flags.without(USED)),
                 // These are taken off the books first.
@@ -180,7 +183,7 @@ impl<P: Platform> Visitor<'_, '_, P> {
             Fate::Writeback => pass.writeback += 1,
             Fate::Activate => pass.activated += 1,
             Fate::Immediate => pass.immediate += 1,
-            Fate::InUse | Fate::Keep => {}
+            Fate::InUse | Fate::Stuck | Fate::Keep => {}
             Fate::Spare => pass.spared += 1,
             Fate::Swap => {
                 if self.generations.frames().try_isolate(frame, id).is_ok() {
