@@ -12,7 +12,7 @@ use machine::{CPU, MARKS, Machine};
 const ZONE: ZoneId = ZoneId::new(0);
 
 /// A frame costs one, a cold one nothing; the tally is the number of cold frames.
-fn cost(ledger: Ledger, tally: u64) -> u32 {
+fn cost(ledger: Ledger, tally: u64, _: u32) -> u32 {
     u32::from(ledger.movable()).saturating_sub(tally as u32)
         + u32::from(ledger.balloon()).div_ceil(8)
 }
