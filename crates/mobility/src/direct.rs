@@ -218,6 +218,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 Err(ended) => return ended,
             };
             self.empty_blocks(search.cpu, lease, &mut attempts, used, search.deadline);
+            self.tell_emptied(&attempts);
             for attempt in attempts {
                 match attempt.result() {
                     Ok(block) => return Found::Emptied(block),

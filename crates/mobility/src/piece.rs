@@ -173,6 +173,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             Event::CompactDaemonMigrated,
             stats.moved + stats.released,
         );
+        self.tell_emptied(&round.attempts);
         let ended = self.open_emptied(round.attempts);
         piece.result.emptied += ended.emptied;
         if ended.emptied > 0 {

@@ -64,7 +64,7 @@ pub(crate) struct Plan {
     /// Whether anything is dropped at all.
     pub(crate) drops: bool,
     /// Frames that reclaim would have to free if nothing was dropped.
-    owed: usize,
+    pub(crate) owed: usize,
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {

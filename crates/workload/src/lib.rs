@@ -68,6 +68,7 @@ pub mod protocol;
 pub mod report;
 pub mod rng;
 pub mod series;
+pub mod oracle;
 pub mod stalls;
 pub mod system;
 pub mod timeline;
