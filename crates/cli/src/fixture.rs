@@ -5,9 +5,9 @@ use dirigible_workload::{
     params::{Params, Profile},
     report::{
         AttemptHost, Attempts, BlockCensus, ColumnHost, ColumnReport, Compiled, DiskReport,
-        FailureCauses, HostFacts, HostReport, LoadReport, MemoryState, PassReport, Policy, Report,
-        Residency, SCHEMA, Spread, StallFigures, StallReport, TenThousandths, Tenths, TypeState,
-        VmStat,
+        FailureCauses, HostFacts, HostReport, LoadReport, MemoryState, OracleReport, PassReport,
+        Policy, Report, Residency, SCHEMA, Spread, StallFigures, StallReport, TenThousandths,
+        Tenths, TypeState, VmStat,
     },
     timeline::{Phase, Timeline, What},
 };
@@ -69,6 +69,7 @@ fn column(name: &str, timeline: &Timeline, score: u64, hybrids: u64) -> ColumnRe
             deflate: if steered { "heal" } else { "newest-first" }.into(),
             exchange_batch: if steered { 256 } else { 1 },
             reserve_blocks: if steered { 8 } else { 0 },
+            drops_cold: steered,
         },
         mem_total_mib: Tenths::ratio(4064, 1),
         elapsed_ms: 1_218_000,

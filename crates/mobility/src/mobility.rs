@@ -8,7 +8,9 @@ use crate::piece::Piece;
 use crate::place::Workspaces;
 use crate::registry::Registry;
 use crate::zone::ZoneState;
-use crate::{CompactionConfig, EmptyingObserver, IdentityError, MovableOwner, PerClass, RegisterError};
+use crate::{
+    CompactionConfig, EmptyingObserver, IdentityError, MovableOwner, PerClass, RegisterError,
+};
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///

@@ -4,10 +4,10 @@ use dirigible_frames::{
     BlockId, BlockState, FrameClass, Migratetype, OwnerId, Platform, Refusal, ZoneId,
 };
 
+use crate::Mobility;
 use crate::evacuate::Attempt;
 use crate::plan::{Fate, Plan, Purpose};
 use crate::registry::Use;
-use crate::Mobility;
 
 /// Hears of the blocks that are emptied for a huge page: for a request that takes one, or for the reserve of whole blocks.
 /// It compares the blocks that compaction chose with those that it might have chosen.

@@ -163,13 +163,19 @@ mod tests {
         }
         let tally = Tally::from_bits(bits);
         // In epoch 0 generation 1 is the oldest.
-        assert_eq!([0, 1, 2, 3].map(|epoch| tally.old(epoch)), [140, 60, 30, 110]);
+        assert_eq!(
+            [0, 1, 2, 3].map(|epoch| tally.old(epoch)),
+            [140, 60, 30, 110]
+        );
         assert_eq!(tally.old(4), tally.old(0));
         assert_eq!(tally.droppable(0), 140);
         let dirty = Tally::from_bits(bits.wrapping_add(17 * Tally::dirtied(true)));
         assert_eq!(dirty.droppable(0), 126, "one in ten is dirty");
         let unsaved = Tally::from_bits(bits.wrapping_add(170 * Tally::change_of_unsaved(0, 1)));
-        assert_eq!((unsaved.droppable(0), Tally::default().droppable(0)), (0, 0));
+        assert_eq!(
+            (unsaved.droppable(0), Tally::default().droppable(0)),
+            (0, 0)
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@ use dirigible_frames::{BlockState, Event, FRAMES_PER_BLOCK, FrameAllocator, Fram
 
 use crate::{
     report::{
-        AttemptHost, BlockCensus, FailureCauses, MOST_SHORTFALL, MemoryState, OracleReport, PassReport, Spread,
-        Tenths, TypeState, VmStat,
+        AttemptHost, BlockCensus, FailureCauses, MOST_SHORTFALL, MemoryState, OracleReport,
+        PassReport, Spread, Tenths, TypeState, VmStat,
     },
     timeline::{PassPlan, PassResult},
 };

@@ -140,6 +140,8 @@ pub struct Policy {
     pub exchange_batch: u64,
     /// Whole free blocks kept from movable order-0 requests.
     pub reserve_blocks: u64,
+    /// Whether compaction drops cold clean pages instead of moving them.
+    pub drops_cold: bool,
 }
 
 /// One test of the probe in one pass.
