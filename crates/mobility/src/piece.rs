@@ -248,10 +248,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return chosen;
         }
         let wanted = usize::from(self.config.background_max_used);
-        for block in self.cheapest_and_emptiest(zone) {
+        let mut owed = self.owed(zone, Purpose::Reserve);
+        let mut candidates = self.cheapest_and_emptiest(zone);
+        while let Some(block) = self.take_best(&mut candidates, owed) {
             let used = self.examine(block);
             if used <= room && used <= wanted {
                 room -= used;
+                owed -= self.saved(block, owed);
                 chosen.push(block);
             }
             if chosen.len() == most {

@@ -90,15 +90,22 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// The plan for blocks of the zone of `first`, before they are isolated: their own free frames count as free.
     pub(crate) fn plan(&self, first: Option<&BlockId>, purpose: Purpose) -> Plan {
-        let drops = self.drops(purpose);
-        let owed = match first {
-            Some(&block) if drops => self.lack(self.frames.zone_of_block(block), purpose.takes()),
-            _ => 0,
-        };
+        let owed = first.map_or(0, |&block| {
+            self.owed(self.frames.zone_of_block(block), purpose)
+        });
         Plan {
             purpose,
-            drops,
+            drops: self.drops(purpose),
             owed: owed as usize,
+        }
+    }
+
+    /// Frames that reclaim owes a zone before blocks are emptied: so many are dropped instead of moved, if they can be.
+    #[inline(never)]
+    pub(crate) fn owed(&self, zone: ZoneId, purpose: Purpose) -> u64 {
+        match self.drops(purpose) {
+            true => self.lack(zone, purpose.takes()),
+            false => 0,
         }
     }
 
