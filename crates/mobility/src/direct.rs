@@ -272,7 +272,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// The block to be tried next. One on probation comes before the others if it is as cheap, so that it has its
     /// turn, and one after them.
     fn next_candidate(&self, search: &mut Search, state: &mut ZoneState) -> Option<BlockId> {
-        let owed = self.owed(search.zone, search.purpose);
+        let owed = self.may_drop(search.zone, search.purpose);
         let fresh = self.take_best(&mut self.cheapest(search.zone), owed);
         if search.retries == RETRIES {
             search.retries -= 1;

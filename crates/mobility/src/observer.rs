@@ -41,10 +41,11 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         let Some(observer) = self.observer().filter(|_| wanted) else {
             return;
         };
-        let most_dropped = if plan.drops { plan.owed as u32 } else { 0 };
+        let zone = self.frames.zone_of_block(first);
+        let most_dropped = self.may_drop(zone, plan.purpose) as u32;
         let mut least = [0; crate::config::MAX_BATCH_BLOCKS];
         let least = &mut least[..attempts.len()];
-        observer.chosen(self.frames.zone_of_block(first), most_dropped, least);
+        observer.chosen(zone, most_dropped, least);
         for (attempt, &mut least) in attempts.iter_mut().zip(least) {
             attempt.least = Some(least);
         }

@@ -109,6 +109,17 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         }
     }
 
+    /// How many frames of a block would be dropped, if it has so many cold ones: what is owed, and for a request all where
+    /// there are no targets for a whole block.
+    #[inline(never)]
+    pub(crate) fn may_drop(&self, zone: ZoneId, purpose: Purpose) -> u64 {
+        let requested = self.drops(purpose) && purpose != Purpose::Reserve;
+        if requested && self.blocks_with_room(zone, purpose.leaves(), 1, 0) == 0 {
+            return FRAMES_PER_BLOCK as u64;
+        }
+        self.owed(zone, purpose)
+    }
+
     /// Reserves targets for the isolated frames of a block that move, and drops the others. Gives how many pairs are
     /// left, which stand first: all with a target, unless the attempt failed.
     #[inline(never)]
