@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dirigible_workload::params::{Column, InflatePlacement, Profile, Schedule};
+use dirigible_workload::params::{Column, Feature, InflatePlacement, Profile, Schedule};
 
 use crate::{
     names,
@@ -138,6 +138,15 @@ pub struct StressHighalloc {
     /// Where the balloon takes its frames in the column `steered`
     #[arg(long, alias = "placement", value_parser = names::inflate(), default_value = "fill-holes")]
     pub inflate: InflatePlacement,
+    /// What the column `steered` does without, to see what each is worth
+    #[arg(
+        long,
+        value_parser = names::feature(),
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "Variants of the experiment"
+    )]
+    pub without: Vec<Feature>,
     /// Prints all figures: the table of the 2012 patch series in its order, all counters, each pass, memory before it
     #[arg(long)]
     pub full: bool,

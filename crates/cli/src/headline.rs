@@ -45,6 +45,10 @@ impl RunPlan {
         if params.inflate != InflatePlacement::FillHoles {
             line += &format!("; inflate {}", params.inflate.name());
         }
+        if !params.without.is_empty() {
+            let names: Vec<_> = params.without.iter().map(|&one| one.name()).collect();
+            line += &format!("; without {}", names.join(", "));
+        }
         match (place, params.threads) {
             (_, 0) => {}
             (Place::Hosted, threads) => line += &format!("; {threads} threads of load"),

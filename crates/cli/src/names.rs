@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use dirigible_qemu::{Accel, MachineType};
-use dirigible_workload::params::{Column, InflatePlacement, Profile, Schedule};
+use dirigible_workload::params::{Column, Feature, InflatePlacement, Profile, Schedule};
 
 /// A parser of the names of `all`.
 fn one_of<T: Copy + Send + Sync + 'static>(
@@ -67,6 +67,19 @@ pub fn inflate() -> impl TypedValueParser<Value = InflatePlacement> {
             }
         },
     )
+}
+
+/// `--without`.
+pub fn feature() -> impl TypedValueParser<Value = Feature> {
+    one_of(&Feature::ALL, Feature::name, |feature| match feature {
+        Feature::Joint => {
+            "The joint decision of reclaim and compaction: cold clean pages of a block are moved like others"
+        }
+        Feature::Placement => {
+            "Placement: movable requests and the balloon go where they go in `movable`"
+        }
+        Feature::Reserve => "The reserve of whole free blocks",
+    })
 }
 
 /// `--accel`.

@@ -5,8 +5,8 @@ use std::fs;
 use dirigible_qemu::{DEFAULT_CPUS, MAX_CPUS, QemuMachine};
 use dirigible_workload::{
     params::{
-        Column, MAX_DISK, MAX_HOST_ANSWER, MAX_SCHEDULE, MAX_THREADS, Params, default_disk,
-        default_swap, least_disk,
+        Column, Feature, MAX_DISK, MAX_HOST_ANSWER, MAX_SCHEDULE, MAX_THREADS, Params,
+        default_disk, default_swap, least_disk,
     },
     protocol::APPARATUS,
 };
@@ -301,11 +301,7 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
     if args.columns.is_empty() {
         return Err("--columns: names no column".into());
     }
-    for (index, column) in args.columns.iter().enumerate() {
-        if args.columns[..index].contains(column) {
-            return Err(format!("--columns: {} is named twice", column.name()));
-        }
-    }
+    named_once("--columns", &args.columns, Column::name)?;
     let disk = check_disk(args.disk, memory, args.load_scale)?;
     let swap = check_swap(args.swap, memory, disk)?;
     let params = Params {
@@ -321,6 +317,7 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
             .map_or(args.profile.period_ms(), |period| period.ms),
         schedule: args.schedule,
         inflate: args.inflate,
+        without: named_once("--without", &args.without, Feature::name)?,
         threads,
         load_scale: args.load_scale.thousandths,
         watermark_scale: args.watermark_scale.thousandths,
@@ -336,6 +333,20 @@ pub fn check(args: &StressHighalloc, host: &Host) -> Result<Params, String> {
         params.check_column(column).map_err(refused)?;
     }
     Ok(params)
+}
+
+/// The values of a flag, each of which may be named once.
+fn named_once<T: Copy + PartialEq>(
+    flag: &str,
+    values: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<Vec<T>, String> {
+    for (index, value) in values.iter().enumerate() {
+        if values[..index].contains(value) {
+            return Err(format!("{flag}: {} is named twice", name(*value)));
+        }
+    }
+    Ok(values.to_vec())
 }
 
 /// How many columns run at once: `asked`, as far as memory and CPUs allow.
@@ -469,6 +480,7 @@ pub(crate) mod tests {
                 "--columns pinned,pinned",
                 "--columns: pinned is named twice",
             ),
+            ("--without joint,joint", "--without: joint is named twice"),
             (
                 "--seed 18446744073709551615 --runs 2",
                 "--seed 18446744073709551615 with --runs 2",
@@ -513,6 +525,8 @@ pub(crate) mod tests {
         let params = checked("--host-answer 20ms --deflate-on-oom").unwrap();
         assert_eq!((params.host_answer_ms, params.deflate_on_oom), (20, true));
         assert!(checked("--machine qemu --deflate-on-oom").is_ok());
+        let params = checked("--without joint,reserve").unwrap();
+        assert_eq!(params.without, [Feature::Joint, Feature::Reserve]);
         // Without a balloon the step means nothing.
         assert_eq!(checked("--balloon 0").unwrap().balloon, 0);
         assert_eq!(checked("--balloon 0 --step 0").unwrap().step, 0);

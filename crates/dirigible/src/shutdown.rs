@@ -183,6 +183,7 @@ impl<P: Platform> MemoryManager<'_, P> {
         self.parts.reclaimers.remove(|_| true);
         self.parts.notifiers.remove(|_| true);
         self.parts.observers.remove(|_| true);
+        self.mobility.observe(None);
         Ok(())
     }
 }

@@ -36,6 +36,8 @@ pub struct FrameAllocator<'m> {
     pub(crate) fallback: Fallback,
     pub(crate) interrupts: Option<&'static dyn Interrupts>,
     pub(crate) cost: Option<CostFn>,
+    /// What the tallies mean now. Relaxed: a number on its own, and a hint.
+    pub(crate) epoch: AtomicU32,
     pub(crate) zones: [Zone<'m>; MAX_ZONES],
     /// How many blocks are isolated, by the low bits of their number. Each free reads one; they change rarely.
     pub(crate) isolated: [AtomicU32; 64],
@@ -106,6 +108,7 @@ impl<'m> FrameAllocator<'m> {
             fallback: config.fallback,
             interrupts: config.interrupts,
             cost: config.cost,
+            epoch: AtomicU32::new(0),
             zones: core::array::from_fn(zone),
             isolated: core::array::from_fn(|_| AtomicU32::new(0)),
             double_frees: AtomicU64::new(0),
@@ -222,21 +225,29 @@ impl<'m> FrameAllocator<'m> {
 
     /// Replaces the tally of `block` and files the block by its new cost.
     pub fn set_block_tally(&self, block: BlockId, tally: u64) {
-        // Relaxed: the fence in `refile_by_cost` orders it.
+        // Relaxed: a hint; nothing depends on it.
         self.record(block).tally.store(tally, Ordering::Relaxed);
-        self.refile_by_cost(block);
+        self.refile_block(block);
     }
 
     /// Adds `more` to the tally of `block` in one atomic step, with wrap-around, so that it can also subtract; gives
-    /// the tally before. The block is not filed anew: [`refile_block`](Self::refile_block) does that, and
-    /// [`set_block_tally`](Self::set_block_tally). Until then a cost function that uses the tally finds the block where
-    /// it was.
+    /// the tally before. The block is not filed anew: [`refile_block`](Self::refile_block) does that,
+    /// [`set_block_tally`](Self::set_block_tally), and each change of the block's ledger. Until then the block is found
+    /// by what it cost before.
     pub fn add_to_block_tally(&self, block: BlockId, more: u64) -> u64 {
         // Relaxed: a hint; nothing depends on it.
         self.record(block).tally.fetch_add(more, Ordering::Relaxed)
     }
-    /// Files `block` by the cost that its tally stands for now.
-    pub fn refile_block(&self, block: BlockId) {
-        self.refile_by_cost(block);
+
+    /// Says what all tallies mean from now on: a number that [`Config::cost`] is given beside each tally, 0 at first.
+    /// For a reclaimer whose tallies count by something that turns, its oldest generation, say. No block is filed anew:
+    /// each is found by what it cost in the epoch before until it is [filed](Self::refile_block), or its ledger changes.
+    pub fn set_tally_epoch(&self, epoch: u32) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// What the tallies mean now.
+    pub fn tally_epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
     }
 }

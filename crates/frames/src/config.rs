@@ -47,9 +47,10 @@ pub enum Fallback {
     Evacuate,
 }
 
-/// What emptying a block costs, in copied frames (0 to 512): from its ledger and its
-/// [tally](crate::FrameAllocator::block_tally), and from nothing else. Called at each change of a ledger.
-pub type CostFn = fn(Ledger, u64) -> u32;
+/// What emptying a block costs, in copied frames (0 to 512): from its ledger, its
+/// [tally](crate::FrameAllocator::block_tally) and the [epoch](crate::FrameAllocator::set_tally_epoch) of the tally, and
+/// from nothing else. Called several times at each change of a ledger.
+pub type CostFn = fn(Ledger, u64, u32) -> u32;
 
 /// The configuration of an allocator.
 ///

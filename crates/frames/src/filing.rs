@@ -8,24 +8,52 @@ use crate::{
     sync::{Ordering, fence},
 };
 
+/// A tally and its epoch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Priced {
+    tally: u64,
+    epoch: u32,
+}
+
 impl FrameAllocator<'_> {
-    /// What emptying `block` costs.
+    /// What emptying `block` costs now.
     #[inline]
     pub(crate) fn cost_of(&self, block: BlockId, ledger: Ledger) -> usize {
-        self.cost_with(ledger, self.block_tally(block))
+        self.cost_with(ledger, self.priced(block))
     }
 
     #[inline]
-    fn cost_with(&self, ledger: Ledger, tally: u64) -> usize {
+    fn cost_with(&self, ledger: Ledger, Priced { tally, epoch }: Priced) -> usize {
         match self.cost {
             None => evacuation_cost(ledger),
-            Some(cost) => cost(ledger, tally) as usize,
+            Some(cost) => cost(ledger, tally, epoch) as usize,
+        }
+    }
+
+    /// By what the block should be filed.
+    #[inline]
+    fn priced(&self, block: BlockId) -> Priced {
+        Priced {
+            tally: self.block_tally(block),
+            epoch: self.tally_epoch(),
+        }
+    }
+
+    /// By what it is filed. A pair of which one half is being replaced is no harm: whoever replaces it files the block
+    /// afterwards.
+    #[inline]
+    fn filed(&self, block: BlockId) -> Priced {
+        let record = self.record(block);
+        // Relaxed: the fences of `reindex_by_cost` and `refile_by_cost` order it.
+        Priced {
+            tally: record.filed_tally.load(Ordering::Relaxed),
+            epoch: record.filed_epoch.load(Ordering::Relaxed),
         }
     }
 
     #[inline]
     fn cost_place_of(&self, block: BlockId, ledger: Ledger) -> Place {
-        cost_place(ledger, self.cost_of(block, ledger))
+        cost_place(ledger, self.cost_with(ledger, self.filed(block)))
     }
 
     /// Where the three indexes should have `block`.
@@ -66,30 +94,56 @@ impl FrameAllocator<'_> {
 
     fn reindex_by_cost(&self, block: BlockId, old: Ledger, new: Ledger) {
         if self.cost.is_some() {
-            // One half of Dekker's argument with `refile_by_cost`: the ledger is changed, then the tally is read.
+            // One half of Dekker's argument with `refile_by_cost`: the ledger is changed, then what it is filed by is
+            // read.
             fence(Ordering::SeqCst);
         }
-        let tally = self.block_tally(block);
-        let place = |ledger| cost_place(ledger, self.cost_with(ledger, tally));
-        let (from, to) = (place(old), place(new));
+        let filed = self.filed(block);
+        let place = |ledger, priced| cost_place(ledger, self.cost_with(ledger, priced));
+        let (from, to) = (place(old, filed), place(new, filed));
         if from != to {
             let wanted = || self.cost_place_of(block, self.ledger(block));
             self.zone_at(block).by_cost.moved(block, from, to, &wanted);
         }
-        if self.cost.is_some() && self.block_tally(block) != tally {
-            // The block may be filed by either tally.
+        if self.cost.is_none() {
+            return;
+        }
+        if self.filed(block) != filed {
+            // The block may be filed by either.
             self.refile_by_cost(block);
+        }
+        self.refile_as(block, new);
+    }
+
+    /// Files `block` by what it costs now, if that has changed. Costs two calls of the [cost
+    /// function](crate::Config::cost) where it has not; does nothing without one.
+    pub fn refile_block(&self, block: BlockId) {
+        if self.cost.is_some() {
+            self.refile_as(block, self.ledger(block));
         }
     }
 
-    /// Files `block` by its cost after its tally changed.
-    pub(crate) fn refile_by_cost(&self, block: BlockId) {
-        if self.cost.is_some() {
-            // The other half: the tally is changed, then the ledger is read.
-            fence(Ordering::SeqCst);
-            let wanted = || self.cost_place_of(block, self.ledger(block));
-            self.zone_at(block).by_cost.refile(block, &wanted);
+    /// Files `block`, whose ledger is or was `ledger`, by its present tally and epoch if these want it elsewhere. If the
+    /// ledger changes meanwhile, whoever changes it does the same.
+    fn refile_as(&self, block: BlockId, ledger: Ledger) {
+        let (now, filed) = (self.priced(block), self.filed(block));
+        let place = |priced| cost_place(ledger, self.cost_with(ledger, priced));
+        if now == filed || place(now) == place(filed) {
+            return;
         }
+        let record = self.record(block);
+        // Relaxed: as in `filed`. Two who do this at once may leave the tally of one with the epoch of the other.
+        record.filed_tally.store(now.tally, Ordering::Relaxed);
+        record.filed_epoch.store(now.epoch, Ordering::Relaxed);
+        self.refile_by_cost(block);
+    }
+
+    /// Files `block` after what it is filed by has changed.
+    fn refile_by_cost(&self, block: BlockId) {
+        // The other half: what it is filed by is changed, then the ledger is read.
+        fence(Ordering::SeqCst);
+        let wanted = || self.cost_place_of(block, self.ledger(block));
+        self.zone_at(block).by_cost.refile(block, &wanted);
     }
 
     #[inline(never)]

@@ -39,13 +39,17 @@ pub(crate) struct Record {
     pub note: AtomicU64,
     /// For the reclaimer.
     pub tally: AtomicU64,
+    /// The tally by which the index by cost has the block.
+    pub filed_tally: AtomicU64,
     /// The first frame's owner word.
     pub owner: AtomicU64,
     /// The first frame's state word.
     pub word: AtomicU32,
     /// The zone, how many frames are reserved or no memory, and for which frame the block was refused; see `info_word`.
     pub info: AtomicU32,
-    pad: [u64; 3],
+    /// The epoch of `filed_tally`.
+    pub filed_epoch: AtomicU32,
+    pad: [u32; 3],
 }
 
 #[cfg(not(shuttle))]

@@ -225,6 +225,10 @@ impl FrameAllocator<'_> {
                 count += fill(&mut out[count..], blocks);
             }
         }
+        for &block in &out[..count] {
+            // It may have become dearer since it was filed: then the next look finds others in its place.
+            self.refile_block(block);
+        }
         sort_by_one_look(&mut out[..count], &|block| {
             (self.cost_of(block, self.ledger(block)) as u32, 0)
         });

@@ -264,7 +264,7 @@ fn ranges_at_the_end_of_all_numbers() {
 /// The cost function decides which blocks compaction empties first, and a new tally counts at once.
 #[test]
 fn blocks_cost_what_the_configuration_says() {
-    fn cost(ledger: Ledger, cold: u64) -> u32 {
+    fn cost(ledger: Ledger, cold: u64, _: u32) -> u32 {
         u32::from(ledger.movable()).saturating_sub(cold as u32)
     }
     let ranges = [blocks(0..3)];
@@ -301,5 +301,57 @@ fn blocks_cost_what_the_configuration_says() {
         assert_eq!(cheapest(), [1, 2, 0]);
         frames.set_block_tally(large, 0);
         assert_eq!(cheapest(), [2, 0, 1]);
+    });
+}
+
+/// What a tally means changes with the epoch; blocks are filed by what it meant until somebody looks at them.
+#[test]
+fn blocks_are_found_by_an_old_epoch_until_they_are_filed() {
+    fn cost(ledger: Ledger, cold: u64, epoch: u32) -> u32 {
+        u32::from(ledger.movable()).saturating_sub(cold as u32 * (epoch % 2))
+    }
+    let ranges = [blocks(0..3)];
+    let zones = [zone(&ranges)];
+    let config = Config {
+        zones: &zones,
+        cost: Some(cost),
+        ..Config::default()
+    };
+    with(&config, |frames| {
+        for (block, used) in [(0, 100), (1, 300), (2, 200)] {
+            let start = Pfn::new(block * BLOCK);
+            frames
+                .alloc_at(A, start, used, AllocRequest::movable())
+                .expect("free");
+        }
+        let cheapest = || {
+            let mut found = [BlockId::new(9); 1];
+            assert_eq!(frames.cheapest_blocks(None, &mut found), 1);
+            found[0].index()
+        };
+        let [_, large, other] = [0, 1, 2].map(BlockId::new);
+        frames.add_to_block_tally(large, 290);
+        frames.add_to_block_tally(other, 190);
+        frames.set_tally_epoch(1);
+        assert_eq!(frames.tally_epoch(), 1);
+        assert_eq!(frames.evacuation_cost(large), 10);
+        frames.verify().expect("filed where they were");
+        assert_eq!(cheapest(), 0);
+        frames.refile_block(large);
+        assert_eq!(cheapest(), 1);
+        // A change of its ledger brings a block up to date as well.
+        let start = frames.block_start(other);
+        frames.free_range(A, start, 20).expect("ours");
+        frames.drain_cpu_caches();
+        assert_eq!(frames.evacuation_cost(other), 0);
+        frames.verify().expect("filed anew");
+        let mut found = [BlockId::new(9); 2];
+        assert_eq!(frames.cheapest_blocks(None, &mut found), 2);
+        assert_eq!(found, [other, large]);
+        // The next epoch makes them dear: who finds them at their old place files them.
+        frames.set_tally_epoch(2);
+        assert_eq!((cheapest(), cheapest()), (1, 2));
+        assert_eq!(cheapest(), 0);
+        frames.verify().expect("filed anew");
     });
 }

@@ -345,6 +345,38 @@ fn a_tally_against_a_change_of_the_ledger() {
     });
 }
 
+/// The meaning of the tallies changes, and a tally, while the block is filed and its ledger changes.
+#[test]
+fn an_epoch_against_a_change_of_the_ledger() {
+    let explore = Explore {
+        by_tally: true,
+        ..Explore::blocks(1)
+    };
+    explore.run(|frames| {
+        let block = BlockId::new(0);
+        let start = frames.block_start(block);
+        frames
+            .alloc_at(A, start, 300, AllocRequest::movable())
+            .unwrap();
+        scope(|scope| {
+            scope.spawn(|| {
+                frames.set_tally_epoch(100);
+                frames.refile_block(block);
+            });
+            scope.spawn(|| {
+                frames.add_to_block_tally(block, 150);
+                frames.refile_block(block);
+            });
+            frames.free_range(B, start, 64).unwrap();
+        });
+        assert_eq!(frames.evacuation_cost(block), 0);
+        frames.verify().expect("filed in one place");
+        frames.refile_block(block);
+        let mut found = [block];
+        assert_eq!(frames.cheapest_blocks(None, &mut found), 1);
+    });
+}
+
 /// Two CPUs take ranges that overlap; the one that is late puts back what it has taken.
 #[test]
 fn two_ranges_over_the_same_blocks() {

@@ -30,6 +30,7 @@ use dirigible_workload::{
     disk::format_and_mount,
     experiment::{BALLOON, Experiment, ExperimentParts, FILES, PAGING, SPACES},
     operations::Operations,
+    oracle::Oracle,
     params::{Column, Params, ParamsError},
     processes::Processes,
     programs::LoadPlan,
@@ -303,6 +304,8 @@ fn run_on<'a>(
     reclaimer.add_shrinker(&inodes)?;
     let stalls = Stalls::new(manager.mobility(), policy.fallback);
     manager.add_observer(&stalls)?;
+    let oracle = Oracle::new(manager.mobility());
+    manager.mobility().observe(Some(&oracle));
     let full = params.column_balloon_frames(column);
     let port = BalloonPort::new(&balloon, host_balloon, machine.ram(), full);
     let parts = Parts {
@@ -318,6 +321,7 @@ fn run_on<'a>(
         balloon: &port,
         contents: &contents,
         stalls: &stalls,
+        oracle: Some(&oracle),
         host_clock: &SinceStart(started),
     };
     let system = System::new(parts, rested_watermarks(params));

@@ -11,9 +11,44 @@ use crate::defer::Prospect;
 pub(crate) type Candidates = ArrayVec<BlockId, MAX_LOOK>;
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
-    /// The cheapest blocks of a zone.
+    /// Blocks of a zone of which one should be emptied: the cheapest. Where compaction drops cold frames these are cheap by
+    /// what could be dropped, whether that is owed or not: so those that are cheap in any case come along.
     pub(crate) fn cheapest(&self, zone: ZoneId) -> Candidates {
-        self.candidates(&|out| self.frames.cheapest_blocks(Some(zone), out))
+        match self.config.drops_cold {
+            true => self.cheapest_and_emptiest(zone),
+            false => self.candidates(&|out| self.frames.cheapest_blocks(Some(zone), out)),
+        }
+    }
+
+    /// Takes the best candidate out, the cheapest if no more than `owed` frames are dropped. Without drops they are in
+    /// order.
+    #[inline(never)]
+    pub(crate) fn take_best(&self, candidates: &mut Candidates, owed: u64) -> Option<BlockId> {
+        if !self.config.drops_cold {
+            return candidates.pop_at(0);
+        }
+        let costs = candidates.iter().map(|&block| self.cost(block, owed));
+        let (at, _) = costs.enumerate().min_by_key(|&(_, cost)| cost)?;
+        candidates.pop_at(at)
+    }
+
+    /// What emptying `block` costs if no more than `owed` of its frames are dropped.
+    pub(crate) fn cost(&self, block: BlockId, owed: u64) -> u64 {
+        let (cost, saved) = self.cost_and_saved(block);
+        cost + saved.saturating_sub(owed)
+    }
+
+    /// How many frames of `block` are dropped then, roughly.
+    pub(crate) fn saved(&self, block: BlockId, owed: u64) -> u64 {
+        self.cost_and_saved(block).1.min(owed)
+    }
+
+    /// What emptying `block` costs if all that is cold is dropped, and what that saves of the copies.
+    fn cost_and_saved(&self, block: BlockId) -> (u64, u64) {
+        let ledger = self.frames.ledger(block);
+        let all = u64::from(ledger.movable()) + u64::from(ledger.balloon()).div_ceil(8);
+        let cost = self.frames.evacuation_cost(block) as u64;
+        (cost, all.saturating_sub(cost))
     }
 
     /// What the cheapest candidate of a zone costs, in copied frames; the most there is where it has none.
@@ -27,22 +62,41 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     }
 
     /// The cheapest blocks of a zone, and then those that need the fewest targets: a balloon's full blocks are cheap to
-    /// move, and still a batch takes on few of them.
+    /// move, and still a batch takes on few of them. Where cold frames are dropped, also those with the fewest frames beside
+    /// a balloon's.
     pub(crate) fn cheapest_and_emptiest(&self, zone: ZoneId) -> Candidates {
         self.candidates(&|out| {
             let (cheap, few) = out.split_at_mut(out.len().div_ceil(2));
             let found = self.frames.cheapest_blocks(Some(zone), cheap);
+            let few_at = cheap.len();
+            let (few, beside) = match self.config.drops_cold {
+                true => few.split_at_mut(few.len().div_ceil(2)),
+                false => few.split_at_mut(few.len()),
+            };
             let more = self.frames.emptiest_blocks(Some(zone), few);
-            let begin = cheap.len();
+            let beside_at = few_at + few.len();
+            let others = match beside {
+                [] => 0,
+                _ => self.frames.healing_blocks(beside),
+            };
             let mut count = found;
-            for index in begin..begin + more {
-                if !out[..found].contains(&out[index]) {
-                    out[count] = out[index];
+            for index in (few_at..few_at + more).chain(beside_at..beside_at + others) {
+                let block = out[index];
+                let fits = index < beside_at || self.is_fresh(block, zone);
+                if fits && !out[..count].contains(&block) {
+                    out[count] = block;
                     count += 1;
                 }
             }
             count
         })
+    }
+
+    /// Whether a block is a candidate in `zone`, and no owner has refused it.
+    fn is_fresh(&self, block: BlockId, zone: ZoneId) -> bool {
+        self.frames.zone_of_block(block) == zone
+            && self.could_be_emptied(block)
+            && self.frames.ledger(block).refusal() == Refusal::None
     }
 
     #[inline(never)]

@@ -218,6 +218,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 Err(ended) => return ended,
             };
             self.empty_blocks(search.cpu, lease, &mut attempts, used, search.deadline);
+            self.tell_emptied(&attempts);
             for attempt in attempts {
                 match attempt.result() {
                     Ok(block) => return Found::Emptied(block),
@@ -271,11 +272,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// The block to be tried next. One on probation comes before the others if it is as cheap, so that it has its
     /// turn, and one after them.
     fn next_candidate(&self, search: &mut Search, state: &mut ZoneState) -> Option<BlockId> {
-        let fresh = self.cheapest(search.zone).first().copied();
+        let owed = self.may_drop(search.zone, search.purpose);
+        let fresh = self.take_best(&mut self.cheapest(search.zone), owed);
         if search.retries == RETRIES {
             search.retries -= 1;
             let retry = self.on_probation(search.zone, state);
-            let cost = |block| self.frames.evacuation_cost(block);
+            let cost = |block| self.cost(block, owed);
             let as_cheap = |&block: &BlockId| fresh.is_none_or(|fresh| cost(block) <= cost(fresh));
             if let Some(retry) = retry.filter(as_cheap) {
                 return Some(retry);

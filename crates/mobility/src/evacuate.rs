@@ -76,6 +76,10 @@ pub(crate) struct Attempt {
     pub(crate) breaks_whole: bool,
     /// One past the last of its pairs, as collected.
     end: usize,
+    /// Frames of it that are copied, of class movable.
+    pub(crate) copies: u16,
+    /// What an observer has said of it.
+    pub(crate) least: Option<u16>,
 }
 
 impl Attempt {
@@ -88,6 +92,8 @@ impl Attempt {
             worked_on: false,
             breaks_whole: true,
             end: 0,
+            copies: 0,
+            least: None,
         }
     }
 
@@ -205,7 +211,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 worked_on: false,
                 breaks_whole: false,
                 end: 0,
+                copies: 0,
+                least: None,
             });
+        }
+        if let Some(&first) = fit.first() {
+            self.tell_chosen(first, &mut attempts, &plan);
         }
         // All blocks are isolated before the first target is taken: no block of the batch serves as target.
         let mut fits = attempts
@@ -334,7 +345,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Cheap pre-check: why a used frame obviously cannot be isolated. Saves the reservation of targets.
     #[inline(never)]
-    fn obvious_refusal(&self, frame: Pfn) -> Option<EvacuateError> {
+    pub(crate) fn obvious_refusal(&self, frame: Pfn) -> Option<EvacuateError> {
         let Some(info) = self.frames.frame(frame) else {
             return Some(EvacuateError::Refused(frame));
         };
@@ -418,9 +429,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.accounts.isolated(self.frames.events(), cpu, class, n);
             }
         }
+        let isolated = *used;
         if plan.drops && attempt.error.is_none() {
             *used = start + self.decide(cpu, attempt, &mut pairs[start..*used], plan);
         }
+        attempt.copies = (counts[0] as usize).saturating_sub(isolated - *used) as u16;
         if attempt.error.is_some() {
             for pair in &pairs[start..*used] {
                 self.putback_frame(cpu, pair.from);

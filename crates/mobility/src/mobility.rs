@@ -8,7 +8,9 @@ use crate::piece::Piece;
 use crate::place::Workspaces;
 use crate::registry::Registry;
 use crate::zone::ZoneState;
-use crate::{CompactionConfig, IdentityError, MovableOwner, PerClass, RegisterError};
+use crate::{
+    CompactionConfig, EmptyingObserver, IdentityError, MovableOwner, PerClass, RegisterError,
+};
 
 /// Everything that can move, and the means to move it: one for each [`FrameAllocator`].
 ///
@@ -29,6 +31,8 @@ pub struct Mobility<'a, P: Platform + ?Sized> {
     pub(crate) background: Mutex<Option<Piece>>,
     pub(crate) zones: [Mutex<ZoneState>; MAX_ZONES],
     pub(crate) workspaces: Workspaces,
+    /// Who hears of blocks that are emptied. Held for a copy of the reference.
+    pub(crate) observer: Mutex<Option<&'a dyn EmptyingObserver>>,
 }
 
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {

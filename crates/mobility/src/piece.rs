@@ -173,6 +173,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             Event::CompactDaemonMigrated,
             stats.moved + stats.released,
         );
+        self.tell_emptied(&round.attempts);
         let ended = self.open_emptied(round.attempts);
         piece.result.emptied += ended.emptied;
         if ended.emptied > 0 {
@@ -247,10 +248,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return chosen;
         }
         let wanted = usize::from(self.config.background_max_used);
-        for block in self.cheapest_and_emptiest(zone) {
+        let mut owed = self.owed(zone, Purpose::Reserve);
+        let mut candidates = self.cheapest_and_emptiest(zone);
+        while let Some(block) = self.take_best(&mut candidates, owed) {
             let used = self.examine(block);
             if used <= room && used <= wanted {
                 room -= used;
+                owed -= self.saved(block, owed);
                 chosen.push(block);
             }
             if chosen.len() == most {

@@ -114,6 +114,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             background: |slot| slot.write(Mutex::new(None)),
             zones: |slot| slot.write(zone_states()),
             workspaces: Workspaces::new_in,
+            observer: |slot| slot.write(Mutex::new(None)),
         })
     }
 }

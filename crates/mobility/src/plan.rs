@@ -64,7 +64,7 @@ pub(crate) struct Plan {
     /// Whether anything is dropped at all.
     pub(crate) drops: bool,
     /// Frames that reclaim would have to free if nothing was dropped.
-    owed: usize,
+    pub(crate) owed: usize,
 }
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
@@ -90,16 +90,34 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// The plan for blocks of the zone of `first`, before they are isolated: their own free frames count as free.
     pub(crate) fn plan(&self, first: Option<&BlockId>, purpose: Purpose) -> Plan {
-        let drops = self.drops(purpose);
-        let owed = match first {
-            Some(&block) if drops => self.lack(self.frames.zone_of_block(block), purpose.takes()),
-            _ => 0,
-        };
+        let owed = first.map_or(0, |&block| {
+            self.owed(self.frames.zone_of_block(block), purpose)
+        });
         Plan {
             purpose,
-            drops,
+            drops: self.drops(purpose),
             owed: owed as usize,
         }
+    }
+
+    /// Frames that reclaim owes a zone before blocks are emptied: so many are dropped instead of moved, if they can be.
+    #[inline(never)]
+    pub(crate) fn owed(&self, zone: ZoneId, purpose: Purpose) -> u64 {
+        match self.drops(purpose) {
+            true => self.lack(zone, purpose.takes()),
+            false => 0,
+        }
+    }
+
+    /// How many frames of a block would be dropped, if it has so many cold ones: what is owed, and for a request all where
+    /// there are no targets for a whole block.
+    #[inline(never)]
+    pub(crate) fn may_drop(&self, zone: ZoneId, purpose: Purpose) -> u64 {
+        let requested = self.drops(purpose) && purpose != Purpose::Reserve;
+        if requested && self.blocks_with_room(zone, purpose.leaves(), 1, 0) == 0 {
+            return FRAMES_PER_BLOCK as u64;
+        }
+        self.owed(zone, purpose)
     }
 
     /// Reserves targets for the isolated frames of a block that move, and drops the others. Gives how many pairs are

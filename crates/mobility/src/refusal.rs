@@ -16,6 +16,8 @@ use crate::{EvacuateError, Mobility};
 
 /// Refused blocks of each kind that one look at a zone examines.
 const EXAMINED: usize = 16;
+/// Blocks of which one look at a zone asks what they cost now.
+const PRICED: usize = 32;
 /// A lasting refusal that comes again at once lasts up to 2^this times as long.
 const MOST_DOUBLINGS: u32 = 3;
 
@@ -135,6 +137,23 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             (Refusal::Lasting, &mut state.lasting),
         ] {
             self.forgive_kind(zone, kind, start, now);
+        }
+        if self.config.drops_cold {
+            self.price(&mut state.priced);
+        }
+    }
+
+    /// Has the blocks from `next` on filed by what they cost now, and others the next time: blocks become cheap as their
+    /// frames grow old, which changes no ledger.
+    #[inline(never)]
+    fn price(&self, next: &mut BlockId) {
+        for _ in 0..PRICED {
+            let block = *next;
+            let after = (block.index() + 1) % self.frames.block_capacity();
+            *next = BlockId::new(after as u32);
+            if self.frames.has_block(block) {
+                self.frames.refile_block(block);
+            }
         }
     }
 

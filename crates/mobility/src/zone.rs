@@ -20,6 +20,8 @@ pub(crate) struct ZoneState {
     pub(crate) lasting: BlockId,
     /// Where the next retry of a block looks whose refusal is over.
     pub(crate) retry: BlockId,
+    /// Where the next look at what blocks cost goes on.
+    pub(crate) priced: BlockId,
 }
 
 impl ZoneState {
@@ -30,6 +32,7 @@ impl ZoneState {
             momentary: BlockId::new(0),
             lasting: BlockId::new(0),
             retry: BlockId::new(0),
+            priced: BlockId::new(0),
         }
     }
 }

@@ -12,7 +12,7 @@ use machine::{CPU, MARKS, Machine};
 const ZONE: ZoneId = ZoneId::new(0);
 
 /// A frame costs one, a cold one nothing; the tally is the number of cold frames.
-fn cost(ledger: Ledger, tally: u64) -> u32 {
+fn cost(ledger: Ledger, tally: u64, _: u32) -> u32 {
     u32::from(ledger.movable()).saturating_sub(tally as u32)
         + u32::from(ledger.balloon()).div_ceil(8)
 }
@@ -97,10 +97,30 @@ fn the_others_of_a_block_move() {
 #[test]
 fn pitfall_62_no_more_is_dropped_than_reclaim_owes() {
     for (free, expected) in [(642, 0), (641, 0), (640, 0), (639, 1), (638, 2), (600, 40)] {
-        let m = filled(config(), &[free - 440, 200, 140, 100], &[0, 0, 0, 412]);
+        let cold = 952 - free;
+        let m = filled(config(), &[150, 140, 150, free - 440], &[0, 0, 0, cold]);
         assert!(is_captured(m.direct(FrameClass::Movable)), "{free}");
         assert_eq!(dropped(&m), expected, "{free}");
-        assert_eq!(m.event(Event::PgmigrateSuccess), 412 - expected);
+        assert_eq!(m.event(Event::PgmigrateSuccess), cold - expected);
+        m.check_at_rest();
+    }
+}
+
+/// A block is cheap by what is dropped of it, and not by what is cold in it: with little owed the emptiest one goes.
+#[test]
+fn cold_frames_make_a_block_cheap_as_far_as_they_are_owed() {
+    // The high watermark is 128: with 640 free frames nothing is owed.
+    for (free, cold, moved, gone) in [
+        ([300, 200, 100, 40], 412, 212, 0),
+        ([300, 160, 100, 40], 412, 212, 0),
+        ([80, 30, 100, 30], 400, 12, 400),
+    ] {
+        let m = filled(config(), &free, &[0, 0, cold, 0]);
+        assert!(is_captured(m.direct(FrameClass::Movable)), "{free:?}");
+        assert_eq!(
+            (m.event(Event::PgmigrateSuccess), dropped(&m)),
+            (moved, gone)
+        );
         m.check_at_rest();
     }
 }

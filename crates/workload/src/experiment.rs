@@ -237,6 +237,7 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
             pages_moved,
             huge_pages,
             moved_per_huge_page: Tenths::ratio(pages_moved, huge_pages),
+            choice: parts.choice(),
             targets_hash: self.hash.lock().text(),
             balloon_mean_mib: Tenths::mib_of_frames(balloon_mean),
             balloon_target_mean_mib: Tenths::mib_of_frames(target_mean),

@@ -59,6 +59,7 @@ pub mod histogram;
 pub mod mover;
 pub mod operations;
 pub mod operator;
+pub mod oracle;
 pub mod params;
 pub mod passes;
 mod policy;

@@ -1,5 +1,6 @@
 //! What a run is asked to do.
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use dirigible_frames::FRAME_SIZE;
@@ -37,6 +38,8 @@ pub struct Params {
     pub schedule: Schedule,
     /// Where the balloon takes its frames in column `steered`.
     pub inflate: InflatePlacement,
+    /// What column `steered` does without.
+    pub without: Vec<Feature>,
     /// The files' part of the guest's disk, in bytes; 0 for [`default_disk`].
     #[serde(rename = "disk_bytes")]
     pub disk: u64,
@@ -95,6 +98,7 @@ impl Params {
             period_ms: profile.period_ms(),
             schedule: Schedule::Cycle,
             inflate: InflatePlacement::FillHoles,
+            without: Vec::new(),
             disk: 0,
             swap: None,
             disk_speed: 1000,
@@ -406,6 +410,18 @@ named! {
         FillHoles = "fill-holes",
         /// Whole free blocks first.
         WholeBlocks = "whole-blocks",
+    }
+}
+
+named! {
+    /// A policy of column `steered` that can be left out, to see what it is worth.
+    pub enum Feature {
+        /// One decision of reclaim and compaction: cold clean pages of a block are dropped, and such blocks are cheap.
+        Joint = "joint",
+        /// Movable requests go to the fullest blocks, the balloon takes its frames where it does no harm.
+        Placement = "placement",
+        /// Whole free blocks are kept.
+        Reserve = "reserve",
     }
 }
 

@@ -7,8 +7,8 @@ use dirigible_frames::{BlockState, Event, FRAMES_PER_BLOCK, FrameAllocator, Fram
 
 use crate::{
     report::{
-        AttemptHost, BlockCensus, FailureCauses, MOST_SHORTFALL, MemoryState, PassReport, Spread,
-        Tenths, TypeState, VmStat,
+        AttemptHost, BlockCensus, FailureCauses, MOST_SHORTFALL, MemoryState, OracleReport,
+        PassReport, Spread, Tenths, TypeState, VmStat,
     },
     timeline::{PassPlan, PassResult},
 };
@@ -123,6 +123,7 @@ struct Open {
     /// When it began, in nanoseconds.
     start: u64,
     events: [u64; Event::COUNT],
+    choice: OracleReport,
     costs: Vec<u64>,
     host_costs: Vec<u64>,
 }
@@ -139,6 +140,7 @@ impl PassBook {
             report: PassReport::default(),
             start: 0,
             events: [0; Event::COUNT],
+            choice: OracleReport::default(),
             costs: Vec::new(),
             host_costs: Vec::new(),
         };
@@ -221,13 +223,19 @@ impl PassBook {
         } += 1;
     }
 
-    /// Records the end of a pass, while its huge pages are still held.
+    /// What emptied blocks cost when the pass began.
+    pub fn watch(&mut self, choice: OracleReport) {
+        self.now.choice = choice;
+    }
+
+    /// Records the end of a pass, while its huge pages are still held, and when emptied blocks have cost `choice`.
     pub fn end(
         &mut self,
         pass: &PassPlan,
         result: &PassResult,
         frames: &FrameAllocator<'_>,
         sizes: Sizes,
+        choice: OracleReport,
     ) {
         let after = self.look(frames, sizes.balloon);
         let now = &mut self.now;
@@ -267,6 +275,7 @@ impl PassBook {
         report.balloon_frames_moved = of(Event::BalloonMigrate);
         report.moved_direct = moved.saturating_sub(report.moved_background);
         report.moved_per_huge_page = Tenths::ratio(moved, result.allocated);
+        report.choice = choice.since(&now.choice);
         self.host.push(host);
         self.reports.push(report);
     }

@@ -7,8 +7,10 @@ use dirigible::{
     kcompactd::KcompactdConfig,
 };
 use dirigible_balloon::{BalloonConfig, Deflate};
+use dirigible_frames::CostFn;
 use dirigible_mobility::CompactionConfig;
 use dirigible_paging::SlowPathConfig;
+use dirigible_reclaim::cost_by_age;
 
 use crate::{
     params::Params,
@@ -27,6 +29,7 @@ impl ColumnPolicy {
             reserve_blocks: Some(self.reserve_low),
             placement: self.placement,
             fallback: self.fallback,
+            cost: self.drops_cold.then_some(cost_by_age as CostFn),
             tables: Tables::Apart,
             ..BootConfig::default()
         }

@@ -16,6 +16,7 @@ mod attempts;
 mod host;
 mod load;
 mod numbers;
+mod oracle;
 mod stalls;
 
 use alloc::{string::String, vec::Vec};
@@ -26,6 +27,7 @@ pub use attempts::{Attempt, Attempts};
 pub use host::{AttemptHost, ColumnHost, HostFacts, HostReport, Residency};
 pub use load::{Compiled, DiskReport, LoadReport, ProgramFailure};
 pub use numbers::{Decimal, Spread, TenThousandths, Tenths, VmStat};
+pub use oracle::OracleReport;
 pub use stalls::{StallFigures, StallReport};
 
 use crate::params::Params;
@@ -98,6 +100,8 @@ pub struct ColumnReport {
     pub huge_pages: u64,
     /// `pages_moved / huge_pages`: the moves of the whole run.
     pub moved_per_huge_page: Tenths,
+    /// What the emptied blocks of the whole run cost, beside the best choice.
+    pub choice: OracleReport,
     /// FNV-1a over all (time, target) pairs that the balloon was set to, in hexadecimal: equal in all columns but
     /// `smaller`, whose balloon stays empty.
     pub targets_hash: String,
@@ -136,6 +140,8 @@ pub struct Policy {
     pub exchange_batch: u64,
     /// Whole free blocks kept from movable order-0 requests.
     pub reserve_blocks: u64,
+    /// Whether compaction drops cold clean pages instead of moving them.
+    pub drops_cold: bool,
 }
 
 /// One test of the probe in one pass.
@@ -201,6 +207,8 @@ pub struct PassReport {
     pub moved_background: u64,
     /// `(moved_direct + moved_background) / allocated`.
     pub moved_per_huge_page: Tenths,
+    /// What the blocks that were emptied in the pass cost, beside the best choice.
+    pub choice: OracleReport,
     /// Requests sent to the balloon device to move frames.
     pub host_messages: u64,
     /// Balloon frames moved.

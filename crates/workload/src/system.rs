@@ -16,8 +16,9 @@ use crate::{
     balloon::BalloonControl,
     content::{ContentLog, LINES, Pattern, When, Wrong},
     operator::{Check, NoMemory},
+    oracle::Oracle,
     passes::{Ended, PassBook, Sizes, kernel_frames},
-    report::{AttemptHost, PassReport},
+    report::{AttemptHost, OracleReport, PassReport},
     stalls::Stalls,
     timeline::{PassPlan, PassResult},
     user::UserMemory,
@@ -68,8 +69,17 @@ pub struct Parts<'a, P: PageTables> {
     pub contents: &'a ContentLog,
     /// How long requests stalled.
     pub stalls: &'a Stalls<'a, P>,
+    /// What the best choices of blocks would have been; `None` where nobody asks.
+    pub oracle: Option<&'a Oracle<'a, P>>,
     /// The host's clock.
     pub host_clock: &'a dyn HostClock,
+}
+
+impl<P: PageTables> Parts<'_, P> {
+    /// What emptied blocks cost so far.
+    pub(crate) fn choice(&self) -> OracleReport {
+        self.oracle.map(Oracle::report).unwrap_or_default()
+    }
 }
 
 /// The real machine.
@@ -329,6 +339,7 @@ impl<P: PageTables> System<'_, P> {
         let balloon = self.parts.balloon.actual();
         let mut passes = self.passes.lock();
         passes.begin(pass, self.parts.frames, balloon, now);
+        passes.watch(self.parts.choice());
     }
 
     pub(crate) fn sample_pass(&self, now: u64) {
@@ -343,6 +354,6 @@ impl<P: PageTables> System<'_, P> {
         let sizes = self.sizes();
         self.passes
             .lock()
-            .end(pass, result, self.parts.frames, sizes);
+            .end(pass, result, self.parts.frames, sizes, self.parts.choice());
     }
 }

@@ -6,7 +6,7 @@
 use dirigible_frames::{BalloonPlacement, Fallback, Placement, Watermarks};
 
 use crate::{
-    params::{Column, InflatePlacement, Params},
+    params::{Column, Feature, InflatePlacement, Params},
     report::Policy,
 };
 use dirigible::schedule::time::{MILLISECOND, SECOND};
@@ -217,7 +217,7 @@ impl ColumnPolicy {
                         .div_ceil(REFERENCE_FRAMES)
                         .max(1) as u32
                 };
-                Self {
+                let full = Self {
                     balloon_movable: true,
                     fallback: Fallback::Evacuate,
                     placement: Placement::FullestFirst,
@@ -231,8 +231,29 @@ impl ColumnPolicy {
                     reserve_high: scaled(STEERED_RESERVE.1),
                     deflate_on_oom: off.deflate_on_oom,
                     drops_cold: true,
-                }
+                };
+                params.without.iter().fold(full, Self::without)
             }
+        }
+    }
+
+    /// The same without one of the features, which is then as in column `movable`.
+    fn without(self, feature: &Feature) -> Self {
+        match feature {
+            Feature::Joint => Self {
+                drops_cold: false,
+                ..self
+            },
+            Feature::Placement => Self {
+                placement: Placement::LowestFirst,
+                inflate: BalloonPlacement::Ordinary,
+                ..self
+            },
+            Feature::Reserve => Self {
+                reserve_low: 0,
+                reserve_high: 0,
+                ..self
+            },
         }
     }
 
@@ -258,6 +279,7 @@ impl ColumnPolicy {
             deflate: name(if self.heal { "heal" } else { "newest-first" }),
             exchange_batch: self.exchange_batch as u64,
             reserve_blocks: u64::from(self.reserve_low),
+            drops_cold: self.drops_cold,
         }
     }
 }
@@ -279,6 +301,39 @@ mod tests {
         };
         assert_eq!(made_movable, movable);
         assert_ne!(pinned, movable);
+    }
+
+    #[test]
+    fn steered_without_its_features_is_nearly_movable() {
+        let full = Params::new(Profile::Paper);
+        let of = |without: &[Feature]| {
+            let without = without.to_vec();
+            ColumnPolicy::new(
+                Column::Steered,
+                &Params {
+                    without,
+                    ..full.clone()
+                },
+            )
+        };
+        let steered = ColumnPolicy::new(Column::Steered, &full);
+        let movable = ColumnPolicy::new(Column::Movable, &full);
+        let left = ColumnPolicy {
+            fallback: steered.fallback,
+            heal: steered.heal,
+            exchange_batch: steered.exchange_batch,
+            ..movable
+        };
+        assert_eq!(of(&Feature::ALL), left);
+        assert_eq!(of(&[]), steered);
+        let joint = of(&[Feature::Joint]);
+        assert!(!joint.drops_cold && joint.boot(&full, 1).cost.is_none());
+        assert!(steered.boot(&full, 1).cost.is_some());
+        let other = Params {
+            without: Feature::ALL.to_vec(),
+            ..full.clone()
+        };
+        assert_eq!(ColumnPolicy::new(Column::Movable, &other), movable);
     }
 
     #[test]

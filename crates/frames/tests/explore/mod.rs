@@ -57,8 +57,9 @@ impl Explore {
                 cpus: 2,
                 later: &[self.later],
                 cost: self.by_tally.then_some(
-                    (|ledger: Ledger, cold| u32::from(ledger.movable()).saturating_sub(cold as u32))
-                        as CostFn,
+                    (|ledger: Ledger, cold, epoch| {
+                        u32::from(ledger.movable()).saturating_sub(cold as u32 + epoch)
+                    }) as CostFn,
                 ),
                 ..Config::default()
             };

@@ -364,6 +364,7 @@ fn world(blocks: usize, by_hardware: bool) -> World {
         balloon: leak(Nothing),
         contents: leak(ContentLog::new()),
         stalls,
+        oracle: None,
         host_clock: leak(Nothing),
     };
     let system = leak(System::new(parts, marks));
