@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dirigible_frames::sync::{AtomicU32, Ordering};
 use dirigible_swap::Slots;
 use shuttle::rand::Rng;
-use shuttle::scheduler::RandomScheduler;
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::thread;
 
 const RUNS: usize = 1_000;
@@ -64,8 +64,10 @@ impl World {
     }
 }
 
-fn check(test: impl Fn() + Send + Sync + 'static) {
-    shuttle::Runner::new(RandomScheduler::new(RUNS), shuttle::Config::new()).run(test);
+/// Threads take turns at random; and few turns, in which one stands still while another does much.
+fn check(test: impl Fn() + Send + Sync + Clone + 'static) {
+    shuttle::Runner::new(RandomScheduler::new(RUNS), shuttle::Config::new()).run(test.clone());
+    shuttle::Runner::new(PctScheduler::new(2, RUNS), shuttle::Config::new()).run(test);
 }
 
 /// Runs `work` on `threads` threads at the same time, each with its number from 1 on.
@@ -114,6 +116,25 @@ fn what_is_free_all_the_time_can_be_taken() {
         // 40 are free whatever the other does, and nobody else takes any.
         let mine = world.take(2, 40);
         assert_eq!(mine.len(), 40);
+        freer.join().unwrap();
+        world.check();
+    });
+}
+
+/// Whoever takes alone gets as many as were said to be free before he looked.
+#[test]
+fn what_counts_as_free_can_be_taken() {
+    check(|| {
+        let world = World::new(66);
+        let held = world.take(1, 66);
+        let freer = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.free(1, held[60..].to_vec()))
+        };
+        for _ in 0..3 {
+            let free = world.slots.size() - world.slots.used();
+            assert!(world.take(2, 6).len() as u64 >= free);
+        }
         freer.join().unwrap();
         world.check();
     });
