@@ -148,6 +148,10 @@ fn probe() {
         &p,
         vec![bad(&p, DiskFault::Silent).on(DiskAccess::Read)],
     );
+    go("deaf", &p, vec![bad(&p, DiskFault::Deaf)]);
+    go("deaf writes", &p, vec![bad(&p, DiskFault::Deaf).on(DiskAccess::Write).after(5)]);
+    go("deaf reads", &p, vec![bad(&p, DiskFault::Deaf).on(DiskAccess::Read)]);
+    go("break", &p, vec![bad(&p, DiskFault::BreakDown).every(7)]);
     go("torn", &p, vec![bad(&p, DiskFault::Torn)]);
     go("late", &p, vec![bad(&p, DiskFault::Delay(500_000_000))]);
 }

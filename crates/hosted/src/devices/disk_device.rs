@@ -289,7 +289,8 @@ impl DiskDevice {
                 self.planned = true;
                 return Err(BrokenRing);
             }
-            Some(DiskFault::Silent) => {
+            Some(DiskFault::Silent | DiskFault::Deaf) => {
+                self.deaf |= job.fault == Some(DiskFault::Deaf);
                 self.recycle(job.pieces);
                 return Ok(());
             }

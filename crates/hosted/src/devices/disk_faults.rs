@@ -13,6 +13,8 @@ pub enum DiskFault {
     Delay(u64),
     /// Never answers, and does nothing.
     Silent,
+    /// The same, and takes no reset from then on.
+    Deaf,
     /// Answers without touching the status byte.
     NoStatus,
     /// Does the request and answers with this status.
