@@ -211,7 +211,7 @@ fn ages_move_along() {
 }
 
 #[test]
-fn a_space_is_kept_in_memory() {
+fn pitfall_69_a_space_kept_in_memory_stays_so_when_its_pages_move() {
     let w = world_with_swap(8, 10);
     let (space, other) = (w.space(), w.space());
     let frames = [w.map(space, 0), w.map_huge(space, 512), w.map(other, 0)];
