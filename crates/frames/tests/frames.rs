@@ -234,7 +234,7 @@ fn a_base_page_is_not_split() {
 }
 
 #[test]
-fn the_reserve_is_kept_from_movable_frames_alone() {
+fn pitfall_59_the_reserve_is_kept_from_movable_frames_alone() {
     with(|frames| {
         let mut out = vec![Pfn::default(); 2048];
         let count = frames.alloc_bulk(CPU, AllocRequest::movable(), &mut out);

@@ -44,6 +44,8 @@ pub struct PageCache<'a, P> {
     pub(crate) failed: BlockSet,
     /// How many these are.
     pub(crate) failed_pages: ByKind,
+    /// Writes to swap that have failed since the last that was done.
+    pub(crate) swap_refusals: AtomicU32,
     /// Writes that the disk had no room for, each counted before its pages are dirty again.
     pub(crate) refused: AtomicU64,
     /// Writes that have taken pages, perhaps, and that the disk has neither taken nor refused yet.
@@ -103,6 +105,7 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             aged: BlockSet::new(blocks),
             failed: BlockSet::new(blocks),
             failed_pages: ByKind::default(),
+            swap_refusals: AtomicU32::new(0),
             refused: AtomicU64::new(0),
             open_writes: AtomicU64::new(0),
             requests: Requests::new(places),

@@ -40,6 +40,9 @@ impl<P: FrameContents> Evictable for PageCache<'_, P> {
         if block >= self.block_count() || self.slot(block).frame() != Some(frame) {
             return 0;
         }
+        if self.is_left(block) {
+            return 0;
+        }
         match self.begin_write_of(block) {
             // What is written to swap is counted where the write ends: here it would count twice.
             Begun::Pages(_) if self.kind_of(block) == Kind::Anonymous => 0,
@@ -66,7 +69,8 @@ impl<P: FrameContents> Evictable for PageCache<'_, P> {
     }
 
     fn dirty_and_writeback(&self) -> (u64, u64) {
-        let counts = self.counts();
-        (counts.dirty, counts.writeback)
+        // Those that could not be written are not waited for.
+        let dirty = [Kind::File, Kind::Anonymous].map(|kind| self.writable_pages(kind));
+        (dirty.iter().sum(), self.writeback.sum())
     }
 }

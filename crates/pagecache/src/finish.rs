@@ -99,6 +99,7 @@ impl<P: FrameContents> PageCache<'_, P> {
         match result {
             Ok(()) => {
                 self.count(Event::PgPgOut, frames * FRAME_KIB);
+                self.write_done(self.kind_of(run.block));
                 match self.kind_of(run.block) {
                     Kind::File => self.count(Event::NrWritten, frames),
                     Kind::Anonymous => self.count_swapped_out(frames),
@@ -109,6 +110,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             }
             Err(error) => {
                 self.write_errors.fetch_add(frames, Ordering::Relaxed);
+                self.count_refusal(&run);
                 let mut marks = FrameFlags::DIRTY;
                 if error == DiskError::Abandoned {
                     marks = marks.union(FrameFlags::ABANDONED);

@@ -83,6 +83,7 @@ impl<'c, 'a, P: FrameContents> Flusher<'c, 'a, P> {
     }
 
     fn age(&mut self, now: u64) {
+        self.cache.try_swap_again();
         self.cache.aged.insert_all(&self.cache.unwritten);
         self.next_tick = now.saturating_add(self.cache.config.age_ns);
     }

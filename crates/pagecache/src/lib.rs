@@ -77,6 +77,7 @@ mod removing;
 mod requests;
 mod slot;
 mod streams;
+mod swap_room;
 mod swapped;
 mod throttle;
 mod writing;

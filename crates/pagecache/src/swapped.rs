@@ -15,7 +15,9 @@
 
 use core::ops::Range;
 
-use dirigible_frames::{Event, FrameContents, FrameFlags, FrameState, Marks, OwnerId, Pfn};
+use dirigible_frames::{
+    AllocRequest, Event, FrameContents, FrameFlags, FrameState, Marks, OwnerId, Pfn,
+};
 use dirigible_reclaim::{Age, Evictable, Kind};
 
 use crate::cache::PageCache;
@@ -141,7 +143,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     ///
     /// # Errors
     ///
-    /// There is no frame; or the contents cannot be read, or must stay where a device that cannot be stopped uses them.
+    /// There is no frame; or the contents cannot be read.
     pub fn fetch(&self, block: u64) -> Result<(), CacheError> {
         if !self.swap.contains(&block) {
             return Err(CacheError::Beyond { block });
@@ -156,7 +158,7 @@ impl<P: FrameContents> PageCache<'_, P> {
                 _ => match slot.frame() {
                     None => self.begin_read(block, |run| self.read_around(run))?,
                     Some(frame) if self.is_abandoned(block, frame) => {
-                        return Err(CacheError::Io { block });
+                        self.rescue(block, frame)?;
                     }
                     Some(frame) if self.is_at_rest(frame) => return Ok(()),
                     Some(_) => self.wait(),
@@ -167,9 +169,9 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Takes the contents of `block`, a block of swap, out of the cache: their frame, which is `Allocated`, has no owner
-    /// and no marks, and is the caller's; and whether reclaim had taken them not long ago. The block has no contents
-    /// afterwards. `None` if they are not in memory, or somebody has them in hand at this moment. Does not wait.
-    pub fn take(&self, block: u64) -> Option<(Pfn, bool)> {
+    /// and no marks, and is the caller's. The block has no contents afterwards. `None` if they are not in memory, or
+    /// somebody has them in hand at this moment. Does not wait.
+    pub fn take(&self, block: u64) -> Option<Pfn> {
         let frame = self.slot_of_swap(block).frame()?;
         // Isolated first, so that nobody else isolates the frame after it was taken off the books.
         self.frames.try_isolate(frame, self.owner).ok()?;
@@ -185,7 +187,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             .union(FrameFlags::LOCKED);
         self.frames.clear_flags(frame, ended);
         self.frames.set_owner(frame, OwnerId::NONE, 0);
-        Some((frame, flags.contains(FrameFlags::WORKINGSET)))
+        Some(frame)
     }
 
     /// Drops the contents of those of `blocks` that are swap: they are not wanted any more. Waits for what is being read
@@ -193,6 +195,29 @@ impl<P: FrameContents> PageCache<'_, P> {
     pub fn forget_swap(&self, blocks: Range<u64>) -> u64 {
         let (start, end) = (self.swap.start, self.swap.end);
         self.forget_range(blocks.start.max(start)..blocks.end.min(end))
+    }
+
+    /// A device that cannot be stopped was told to write `frame`, a page of swap, and may read it still: copies the contents
+    /// to another frame, which is the block's from now on. This one is nobody's.
+    fn rescue(&self, block: u64, frame: Pfn) -> Result<(), CacheError> {
+        let new = self.memory.alloc(AllocRequest::movable());
+        let new = new.map_err(|_| CacheError::OutOfMemory)?;
+        let Some(present) = Slot::present(new) else {
+            self.free(new);
+            return Err(CacheError::OutOfMemory);
+        };
+        let Some(flags) = self.lock(block, frame, FrameFlags::EMPTY, false) else {
+            // It is somebody else's at this moment, or another page's.
+            self.free(new);
+            self.wait();
+            return Ok(());
+        };
+        self.platform.copy_frames(frame, new, 1);
+        // From one frame to the other in one step, as if the other had been promised: who wants the block waits.
+        self.pages.add(Kind::Anonymous, 1);
+        self.remove_locked(block, frame, flags, present);
+        self.adopt(block, new);
+        Ok(())
     }
 
     fn slot_of_swap(&self, block: u64) -> Slot {

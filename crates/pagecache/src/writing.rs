@@ -100,6 +100,9 @@ impl<P: FrameContents> PageCache<'_, P> {
             // Before the pages are dirty again: see `begin_writes`.
             self.refused.fetch_add(1, Ordering::AcqRel);
         }
+        if failed {
+            self.count_refusal(&run);
+        }
         for (block, frame) in run.pages() {
             if failed {
                 self.add_failed(block);

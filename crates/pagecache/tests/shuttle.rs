@@ -354,7 +354,7 @@ impl World {
 
     /// Takes contents out of swap, for good, if they can be had at this moment.
     fn take(&self, block: u64) -> Option<[u64; 2]> {
-        let (frame, _) = self.cache.take(block)?;
+        let frame = self.cache.take(block)?;
         let info = self.frames.frame(frame).unwrap();
         assert_eq!(
             (info.state, info.owner, info.flags, info.generation),

@@ -152,4 +152,4 @@ pub use source::{
 };
 pub use space::{MAX_SPACES, SpaceId};
 pub use split::SplitError;
-pub use swap::{Returned, SwapError, SwapSpace};
+pub use swap::{SwapError, SwapSpace};

@@ -16,22 +16,13 @@ pub enum SwapError {
     },
 }
 
-/// A page that has come back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Returned {
-    /// Its frame: `Allocated`, with no owner, in no generation, not dirty. The caller's.
-    pub frame: Pfn,
-    /// Reclaim took it not long ago: it is in use.
-    pub in_use: bool,
-}
-
 /// Swap, as address spaces see it: slots with room for a page each. A slot's number has at most 40 bits.
 ///
 /// A page goes there in this order: a slot is taken; [`promise`](Self::promise) says that the slot's contents are in a
 /// frame; the mapping is replaced by an entry that names the slot, and shot down; [`adopt`](Self::adopt) gives the frame
 /// away. Who wants the slot between promise and adopt waits. So contents are never in two places, and never in none.
 pub trait SwapSpace: Sync {
-    /// Whether there is a free slot. A hint.
+    /// Whether there is a free slot, and what is given to swap gets onto the disk at the moment. A hint.
     fn has_room(&self) -> bool;
 
     /// Takes free slots, if possible such as follow each other, and writes their numbers to the front of `slots`. Gives how
@@ -62,8 +53,9 @@ pub trait SwapSpace: Sync {
     fn fetch(&self, slot: u64) -> Result<(), SwapError>;
 
     /// Takes the contents of `slot` out of swap, if they are in memory and nobody else has them in hand at this moment, and
-    /// frees the slot. Does not wait: the caller may hold the lock of a space.
-    fn take(&self, slot: u64) -> Option<Returned>;
+    /// frees the slot. Gives their frame, which is the caller's: `Allocated`, with no owner, in no generation, not dirty.
+    /// Does not wait: the caller may hold the lock of a space.
+    fn take(&self, slot: u64) -> Option<Pfn>;
 
     /// Frees slots whose contents are not wanted any more. Waits for what is being read or written, and between promise
     /// and adopt: the caller holds no lock. A slot that was taken and never promised, or whose promise was taken back, is

@@ -43,7 +43,7 @@ impl<P: PageTables> Paging<'_, P> {
         page: Page,
         place: &Place,
     ) -> Option<Fault> {
-        let frame = self.swap?.take(place.entry.slot())?.frame;
+        let frame = self.swap?.take(place.entry.slot())?;
         if self.frames.flags(frame).intersects(STALE) {
             self.frames.clear_flags(frame, STALE);
         }

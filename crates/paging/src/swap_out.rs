@@ -40,23 +40,19 @@ impl<P: PageTables> Paging<'_, P> {
             .filter(|&&frame| self.frames.order(frame) == Order::BASE)
             .count();
         let got = swap.take_slots(&mut numbers[..wanted]).min(wanted);
-        if got < wanted {
-            let missing = (wanted - got) as u64;
-            self.frames
-                .events()
-                .add(self.platform.cpu(), Event::SwapFull, missing);
-        }
         let mut free = numbers[..got].iter().copied();
         let mut unused = ArrayVec::<u64, BATCH>::new();
         let mut leaving = ArrayVec::<Pfn, BATCH>::new();
         let mut slots = ArrayVec::<u64, BATCH>::new();
         let mut hint = None;
+        let mut missing = 0;
         for &frame in frames {
             if self.frames.order(frame) != Order::BASE {
                 self.split_isolated(frame);
                 continue;
             }
             let Some(slot) = unused.pop().or_else(|| free.next()) else {
+                missing += 1;
                 self.putback(frame);
                 continue;
             };
@@ -71,6 +67,10 @@ impl<P: PageTables> Paging<'_, P> {
             }
         }
         unused.extend(free);
+        if missing > 0 {
+            let cpu = self.platform.cpu();
+            self.frames.events().add(cpu, Event::SwapFull, missing);
+        }
         if let Some(hint) = hint {
             self.platform
                 .shoot_down(hint.space().get(), hint.page().address());

@@ -9,7 +9,7 @@ use dirigible_frames::{AllocRequest, Event, FrameState, Order, OwnerId, PageTabl
 use dirigible_mobility::{MovableOwner, Outcome};
 use dirigible_paging::{
     CollapseConfig, CollapseCursor, CollapseError, Collapsed, FaultKind, OutOfMemory, Page,
-    PageSource, Paging, Returned, SpaceId, SwapError, SwapSpace,
+    PageSource, Paging, SpaceId, SwapError, SwapSpace,
 };
 use dirigible_reclaim::{Age, Generations};
 use support::{Rationed, World, world};
@@ -430,7 +430,7 @@ impl SwapSpace for NoSwap {
     fn fetch(&self, slot: u64) -> Result<(), SwapError> {
         Err(SwapError::Io { slot })
     }
-    fn take(&self, _: u64) -> Option<Returned> {
+    fn take(&self, _: u64) -> Option<Pfn> {
         None
     }
     fn free(&self, _: &[u64]) {}

@@ -101,6 +101,19 @@ fn a_full_swap_keeps_the_rest() {
     w.check_at_rest();
 }
 
+/// Slots that frames in use have left are another's: none is missing.
+#[test]
+fn swap_is_full_only_for_those_that_got_no_slot() {
+    let (w, space, frames) = old_pages(5, 8);
+    (0..3).for_each(|page| assert_eq!(w.read(space, page, 3), Some(page)));
+    assert_eq!(w.swap_out(&frames), 5);
+    assert_eq!(w.event(Event::SwapFull), 0);
+    w.harvest();
+    assert_eq!(w.swap_out(&frames[..3]), 0);
+    assert_eq!(w.event(Event::SwapFull), 3);
+    w.check_at_rest();
+}
+
 #[test]
 fn one_shoot_down_serves_a_batch() {
     let (w, _, frames) = old_pages(100, 64);
@@ -198,7 +211,7 @@ fn ages_move_along() {
 }
 
 #[test]
-fn a_space_is_kept_in_memory() {
+fn pitfall_69_a_space_kept_in_memory_stays_so_when_its_pages_move() {
     let w = world_with_swap(8, 10);
     let (space, other) = (w.space(), w.space());
     let frames = [w.map(space, 0), w.map_huge(space, 512), w.map(other, 0)];

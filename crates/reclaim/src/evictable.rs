@@ -76,7 +76,7 @@ pub trait Evictable: Sync {
     /// Reclaim has met dirty frames that it may not write: the flusher should begin.
     fn wake_flusher(&self);
 
-    /// Frames that are dirty, and frames that are being written.
+    /// Frames that are dirty, without those whose last write failed, and frames that are being written.
     fn dirty_and_writeback(&self) -> (u64, u64);
 
     /// Takes what the disk has finished, if the owner is not told of it otherwise: who waits for writes asks again and

@@ -348,7 +348,7 @@ impl Shrinker for Recursive {
 }
 
 #[test]
-fn reclaim_does_not_reclaim() {
+fn pitfall_63_reclaim_inside_of_reclaim_does_not_wait() {
     let w = world(4, NO_MARKS);
     let recursive = leak(Recursive(Default::default(), Default::default()));
     assert!(recursive.0.set(w.reclaimer).is_ok());

@@ -121,8 +121,8 @@ impl Slots {
         true
     }
 
-    /// Whether the counts agree with the bits: nobody takes or frees meanwhile.
-    pub(crate) fn agrees(&self) -> bool {
+    /// Whether the counts agree with the bits. For tests, and the end of a run: nobody takes or frees meanwhile.
+    pub fn agrees(&self) -> bool {
         let mut used = 0;
         let mut whole = 0;
         for (cluster, free) in self.free.iter().enumerate() {

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use dirigible_frames::{FrameContents, Pfn};
 use dirigible_pagecache::{CacheError, PageCache};
-use dirigible_paging::{Returned, SwapError, SwapSpace};
+use dirigible_paging::{SwapError, SwapSpace};
 
 use crate::slots::Slots;
 
@@ -47,7 +47,7 @@ impl<'c, 'a, P: FrameContents> Swap<'c, 'a, P> {
 
 impl<P: FrameContents> SwapSpace for Swap<'_, '_, P> {
     fn has_room(&self) -> bool {
-        self.used() < self.size()
+        self.used() < self.size() && self.cache.takes_swap()
     }
 
     fn take_slots(&self, slots: &mut [u64]) -> usize {
@@ -84,11 +84,11 @@ impl<P: FrameContents> SwapSpace for Swap<'_, '_, P> {
         })
     }
 
-    fn take(&self, slot: u64) -> Option<Returned> {
-        let (frame, in_use) = self.cache.take(self.block(slot)?)?;
+    fn take(&self, slot: u64) -> Option<Pfn> {
+        let frame = self.cache.take(self.block(slot)?)?;
         // After the cache has no contents for it.
         self.slots.free(slot);
-        Some(Returned { frame, in_use })
+        Some(frame)
     }
 
     fn free(&self, slots: &[u64]) {

@@ -59,7 +59,7 @@ fn pages_go_out_in_runs_and_come_back_with_their_neighbours() {
     assert_eq!(p.check().in_memory, 0);
 
     p.w.disk.set_auto(true);
-    assert_eq!(p.fault(10), Ok(([1_010, 10], true)));
+    assert_eq!(p.fault(10), Ok([1_010, 10]));
     assert_eq!(p.w.disk.log(), [(false, p.block(8), 8)]);
     let read = [
         (Event::PswpIn, 8),
@@ -72,9 +72,9 @@ fn pages_go_out_in_runs_and_come_back_with_their_neighbours() {
         assert_eq!(p.w.event(event), count, "{event:?}");
     }
     // The group's others are there; the next group is read up to where there are contents.
-    assert_eq!(p.fault(15).map(|(words, _)| words), Ok([1_015, 15]));
+    assert_eq!(p.fault(15), Ok([1_015, 15]));
     assert_eq!(p.w.disk.log(), []);
-    assert_eq!(p.fault(17).map(|(words, _)| words), Ok([1_017, 17]));
+    assert_eq!(p.fault(17), Ok([1_017, 17]));
     assert_eq!(p.w.disk.log(), [(false, p.block(16), 4)]);
     assert_eq!((p.swap.used(), p.check().in_memory), (17, 9));
     p.end(0);
@@ -89,7 +89,7 @@ fn a_read_stops_where_there_is_nothing_to_read() {
     assert!(p.fault(5).is_ok());
     p.w.disk.log();
     // 3, 4, 6 and 7 are in memory, 2 is free.
-    assert_eq!(p.fault(1), Ok(([1, 1], true)));
+    assert_eq!(p.fault(1), Ok([1, 1]));
     assert_eq!(p.w.disk.log(), [(false, p.block(0), 2)]);
     // What is gone is not read, and nobody waits for it.
     assert_eq!(p.swap.fetch(2), Ok(()));
@@ -102,7 +102,7 @@ fn a_read_stops_where_there_is_nothing_to_read() {
 fn a_page_that_is_not_written_yet_comes_back_without_the_disk() {
     let p = programs();
     p.fill(50, 3);
-    assert_eq!(p.fault(1), Ok(([51, 1], false)));
+    assert_eq!(p.fault(1), Ok([51, 1]));
     p.swap.free(&[0]);
     assert_eq!((p.w.disk.log(), p.swap.used()), (vec![], 1));
     p.end(0);
@@ -127,7 +127,7 @@ fn who_wants_what_was_promised_waits() {
     let slot = slots[0];
     p.w.machine.at_relax(move || p.adopt(slot, kept));
     assert_eq!(p.swap.fetch(slot), Ok(()));
-    assert_eq!(p.fault(slot), Ok(([7, 8], false)));
+    assert_eq!(p.fault(slot), Ok([7, 8]));
     p.end(0);
 }
 
@@ -145,7 +145,7 @@ fn a_page_that_moves_cannot_be_taken_meanwhile() {
         p.w.move_frame(frame),
         Some(dirigible_mobility::Outcome::Moved)
     );
-    assert_eq!(p.fault(0), Ok(([0, 0], false)));
+    assert_eq!(p.fault(0), Ok([0, 0]));
     p.end(0);
 }
 
@@ -175,7 +175,7 @@ fn pitfall_74_what_cannot_be_written_stays_in_memory() {
     assert_eq!(p.w.event(Event::VmscanWrite), 3);
     assert!(p.w.has(bad, FrameFlags::DIRTY.union(FrameFlags::RECLAIM)));
     p.check();
-    assert_eq!(p.fault(2), Ok(([2, 2], false)));
+    assert_eq!(p.fault(2), Ok([2, 2]));
     assert!(p.w.disk.log().iter().all(|&(write, ..)| write));
     p.end(0);
 }
@@ -188,17 +188,13 @@ fn a_failed_read_loses_one_slot() {
     let bad = p.block(3);
     p.w.disk.state.lock().unwrap().bad_reads.insert(bad);
     for slot in (0..8).filter(|&slot| slot != 3) {
-        assert_eq!(
-            p.fault(slot).map(|(words, _)| words),
-            Ok([slot, slot]),
-            "{slot}"
-        );
+        assert_eq!(p.fault(slot), Ok([slot, slot]), "{slot}");
     }
     assert_eq!(p.swap.fetch(3), Err(SwapError::Io { slot: 3 }));
     assert_eq!(p.swap.used(), 1);
     // It is not lost for good.
     p.w.disk.state.lock().unwrap().bad_reads.clear();
-    assert_eq!(p.fault(3).map(|(words, _)| words), Ok([3, 3]));
+    assert_eq!(p.fault(3), Ok([3, 3]));
     p.end(0);
 }
 
@@ -212,10 +208,194 @@ fn a_frame_of_a_device_that_cannot_be_stopped_is_nobodys() {
     p.w.cache.poll();
     p.w.disk.set_auto(true);
     assert!(p.swap.take(0).is_none());
-    assert_eq!(p.swap.fetch(0), Err(SwapError::Io { slot: 0 }));
+    p.w.disk.log();
     p.swap.write_out(&[0, 1]);
-    assert_eq!(p.w.disk.in_flight(), 0);
+    assert_eq!((p.w.disk.in_flight(), p.w.disk.log()), (0, vec![]));
+    // Their contents are not lost: they come back in other frames.
+    let old = p.w.frame(p.block(0)).unwrap();
+    p.w.source.empty.store(true, Ordering::Relaxed);
+    assert_eq!(p.swap.fetch(0), Err(SwapError::OutOfMemory));
+    p.w.source.empty.store(false, Ordering::Relaxed);
+    assert_eq!(p.swap.fetch(0), Ok(()));
+    assert_ne!(p.w.frame(p.block(0)), Some(old));
+    assert_eq!(
+        (p.w.cache.counts().abandoned, p.w.cache.counts().dirty),
+        (1, 2)
+    );
+    let info = p.w.frames.frame(old).unwrap();
+    assert!(info.state == FrameState::Allocated && info.flags.contains(FrameFlags::PINNED));
+    p.check();
+    assert_eq!((p.fault(0), p.fault(1)), (Ok([0, 0]), Ok([1, 1])));
+    assert_eq!((p.w.disk.log(), p.swap.used()), (vec![], 0));
     p.end(2);
+}
+
+/// Writes each of `slots` in a request of its own.
+fn write_alone(p: &Programs, slots: &[u64]) {
+    for &slot in slots {
+        p.swap.write_out(&[slot]);
+        p.w.settle();
+    }
+}
+
+fn set_bad(p: &Programs, slots: core::ops::Range<u64>) {
+    let mut state = p.w.disk.state.lock().unwrap();
+    state.bad_writes = slots.map(|slot| p.block(slot)).collect();
+}
+
+/// Lets the flusher work until what is dirty has aged and was tried again.
+fn let_age(p: &Programs, flusher: &mut Flusher<'_, '_, Machine>, now: &mut u64) {
+    let age = CacheConfig::default().age_ns;
+    let end = *now + 3 * age;
+    while *now < end {
+        *now = flusher.step(*now);
+        p.w.settle();
+    }
+}
+
+#[test]
+fn swap_that_cannot_be_written_is_given_no_more_until_it_can() {
+    let p = programs();
+    let mut flusher = Flusher::new(p.w.cache, 0);
+    let mut now = 1;
+    set_bad(&p, 0..SWAP);
+    // Every second one, so that none is another's neighbour.
+    let slots = p.fill(0, 40);
+    p.swap
+        .free(&slots.iter().map(|slot| slot | 1).collect::<Vec<_>>());
+    let even: Vec<u64> = (0..20).map(|n| n * 2).collect();
+    write_alone(&p, &even[..7]);
+    assert!(p.swap.has_room());
+    write_alone(&p, &even[7..8]);
+    assert!(!p.swap.has_room(), "eight in a row");
+    write_alone(&p, &even[8..]);
+    assert_eq!(p.w.cache.counts().write_errors, 20);
+    // Reclaim meets them again and again, and nothing is sent.
+    p.w.disk.log();
+    for _ in 0..3 {
+        even.iter().for_each(|&slot| {
+            let frame = p.w.frame(p.block(slot)).unwrap();
+            assert_eq!(p.w.write_out(frame), 0);
+        });
+    }
+    assert_eq!(p.w.disk.log(), []);
+    // Who waits until less is dirty does not wait for these.
+    assert_eq!(p.w.cache_as_evictable().dirty_and_writeback(), (0, 0));
+    assert_eq!(p.w.cache.counts().dirty, 20);
+    // The flusher tries each of them now and then, and no more than that.
+    let_age(&p, &mut flusher, &mut now);
+    let tried = p.w.disk.log().len();
+    assert!((20..=60).contains(&tried), "{tried}");
+    assert!(p.swap.has_room(), "one more may be tried");
+    write_alone(&p, &p.fill(100, 1));
+    assert!(!p.swap.has_room(), "it failed too");
+    p.check();
+    assert_eq!(p.fault(6), Ok([6, 6]));
+    set_bad(&p, 0..0);
+    let_age(&p, &mut flusher, &mut now);
+    assert!(p.swap.has_room());
+    assert_eq!(
+        (p.w.cache.counts().dirty, p.w.event(Event::PswpOut)),
+        (0, 20)
+    );
+    p.end(0);
+}
+
+/// A few bad blocks among good ones do not end swap.
+#[test]
+fn blocks_that_can_never_be_written_do_not_stop_the_others() {
+    let p = programs();
+    let mut flusher = Flusher::new(p.w.cache, 0);
+    let mut now = 1;
+    set_bad(&p, 0..10);
+    let slots = p.fill(0, 10);
+    write_alone(&p, &slots);
+    assert!(p.swap.has_room(), "they failed in one request");
+    write_alone(&p, &slots);
+    assert!(p.swap.has_room(), "nothing new");
+    for &slot in &slots {
+        // Freed, it is as good as any other.
+        p.swap.free(&[slot]);
+        let again = p.put(&[[slot, slot]]);
+        write_alone(&p, &again);
+    }
+    assert!(!p.swap.has_room());
+    let_age(&p, &mut flusher, &mut now);
+    assert!(p.swap.has_room());
+    let good = p.fill(20, 5);
+    p.swap.write_out(&good);
+    p.w.settle();
+    assert_eq!(p.w.event(Event::PswpOut), 5);
+    // So many may fail one after the other again.
+    write_alone(&p, &slots);
+    assert!(p.swap.has_room());
+    assert_eq!(p.fault(3), Ok([3, 3]));
+    p.end(0);
+}
+
+#[test]
+fn a_dead_disk_keeps_what_is_in_memory() {
+    let p = programs();
+    let mut slots = p.fill(0, 2);
+    p.write_and_evict(&slots);
+    p.w.disk.state.lock().unwrap().dead = true;
+    for slot in 2..12 {
+        assert_eq!(p.swap.has_room(), slot < 10, "{slot}");
+        slots.extend(p.put(&[[slot, slot]]));
+        p.swap.write_out(&slots[2..]);
+    }
+    for &slot in &slots[2..] {
+        assert_eq!(p.fault(slot), Ok([slot, slot]));
+    }
+    for &slot in &slots[..2] {
+        assert_eq!(p.fault(slot), Err(SwapError::Io { slot }));
+    }
+    assert_eq!(p.swap.used(), 2);
+    p.end(0);
+}
+
+/// While the disk does not answer, what it has waits, and all else can be taken.
+#[test]
+fn a_disk_that_never_answers_holds_only_what_it_has() {
+    let p = Programs::new(Build {
+        swap: SWAP,
+        depth: 2,
+        ..Build::default()
+    });
+    p.w.disk.set_auto(false);
+    let slots = p.fill(0, 200);
+    p.swap.write_out(&slots);
+    let (dirty, writeback) = p.w.cache_as_evictable().dirty_and_writeback();
+    assert_eq!((p.w.disk.in_flight(), dirty + writeback), (2, 200));
+    let mut flusher = Flusher::new(p.w.cache, 0);
+    let mut now = 1;
+    for _ in 0..50 {
+        let next = flusher.step(now);
+        assert!(next > now, "it rests");
+        now = next;
+    }
+    assert_eq!(p.w.disk.log().len(), 2, "nothing is sent again and again");
+    let there: Vec<u64> = slots
+        .iter()
+        .copied()
+        .filter(|&slot| {
+            p.swap.take(slot).is_some_and(|frame| {
+                assert_eq!(words_of(p.w.machine, frame), [slot, slot]);
+                p.w.free(frame);
+                true
+            })
+        })
+        .collect();
+    assert_eq!(there.len() as u64, dirty);
+    // The driver has given up and reset it: all comes back.
+    while p.w.disk.fail(DiskError::Io) {}
+    p.w.cache.poll();
+    for slot in slots.iter().copied().filter(|slot| !there.contains(slot)) {
+        assert_eq!(p.fault(slot), Ok([slot, slot]));
+    }
+    assert_eq!(p.swap.used(), 0);
+    p.w.disk.set_auto(true);
+    p.end(0);
 }
 
 #[test]
@@ -369,7 +549,7 @@ fn without_memory_a_page_stays_on_the_disk() {
     p.w.source.empty.store(true, Ordering::Relaxed);
     assert_eq!(p.fault(1), Err(SwapError::OutOfMemory));
     p.w.source.empty.store(false, Ordering::Relaxed);
-    assert_eq!(p.fault(1), Ok(([1, 1], true)));
+    assert_eq!(p.fault(1), Ok([1, 1]));
     p.end(0);
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use dirigible_disk::DiskError;
-use dirigible_frames::{FrameFlags, FrameState, Pfn};
+use dirigible_frames::{FrameState, Pfn};
 use dirigible_pagecache::{CacheConfig, Flusher};
 use dirigible_paging::{SwapError, SwapSpace};
 use programs::Programs;
@@ -181,9 +181,8 @@ impl Pair {
     }
 
     fn is_lost(&self, slot: u64) -> bool {
-        let abandoned = self.p.w.has(self.p.block(slot), FrameFlags::ABANDONED);
         let state = self.p.w.disk.state.lock().unwrap();
-        abandoned || state.bad_reads.contains(&self.p.block(slot))
+        state.bad_reads.contains(&self.p.block(slot))
     }
 
     /// What may keep a fault from its page.
@@ -196,7 +195,7 @@ impl Pair {
 
     fn fault(&mut self, slot: u64) {
         match self.p.fault(slot) {
-            Ok((words, _)) => assert_eq!(self.slots.remove(&slot), Some(words), "slot {slot}"),
+            Ok(words) => assert_eq!(self.slots.remove(&slot), Some(words), "slot {slot}"),
             Err(error) => self.expect(slot, error),
         }
     }
@@ -373,9 +372,7 @@ impl Pair {
             self.fault(slot);
         }
         self.check();
-        // What is left is in frames that are nobody's.
-        assert!(self.slots.keys().all(|&slot| self.is_lost(slot)));
-        self.p.swap.free(&self.slots_from(0, SLOTS as usize));
+        assert!(self.slots.is_empty(), "lost: {:?}", self.slots);
         dirigible_pagecache::BlockPages::forget(w.cache, 0..BLOCKS);
         self.p.end(w.cache.counts().abandoned);
     }

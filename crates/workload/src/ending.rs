@@ -46,7 +46,9 @@ pub(crate) fn give_all_back<P: PageTables>(
             stats.inflated, stats.deflated, stats.forgotten
         ));
     }
-    manager.shutdown(0).map_err(|error| format!("{error}"))?;
+    // Frames that a disk may still use that cannot be stopped: nobody's, but never free.
+    let lost = parts.cache.counts().abandoned;
+    manager.shutdown(lost).map_err(|error| format!("{error}"))?;
     if parts.cache.counts().pages != 0 {
         return Err(format!(
             "{} frames are left in the page cache",
@@ -54,10 +56,17 @@ pub(crate) fn give_all_back<P: PageTables>(
         ));
     }
     let free = manager.frames().free_frames();
-    if free != managed {
-        return Err(format!("allocator: {free} of {managed} frames are free"));
+    if free + lost != managed {
+        return Err(format!(
+            "allocator: {free} of {managed} frames are free, and {lost} lost"
+        ));
     }
     written.map_err(|error| format!("all books balance, but the disk failed: {error}"))?;
+    if lost != 0 {
+        return Err(format!(
+            "all books balance, but the disk failed: it cannot be stopped, and may still use {lost} frames"
+        ));
+    }
     // Of what a disk that fails did not let be read nothing is known. All else must be right on it too.
     match audited {
         Err(Problem::Inode {

@@ -4,7 +4,7 @@
 //! for them, lets the engine with the director [`lead`](Experiment::lead), and takes the report. What differs from
 //! machine to machine (devices, threads, what the host measures) stays with the machine.
 
-use alloc::string::String;
+use alloc::{format, string::String};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use dirigible_balloon::{BalloonDriver, BalloonStats};
@@ -271,7 +271,11 @@ impl<'e, 'a, 'm, P: PageTables> Experiment<'e, 'a, 'm, P> {
         let balanced = ending::give_all_back(self.on.manager, parts, balloon, managed);
         report.content_errors = parts.contents.errors();
         report.pages_checked = parts.contents.checked_whole();
-        balanced.and_then(|()| ending::content_verdict(parts.contents))
+        // A disk that fails excuses no wrong contents.
+        match (balanced, ending::content_verdict(parts.contents)) {
+            (Err(books), Err(contents)) => Err(format!("{contents}; {books}")),
+            (books, contents) => books.and(contents),
+        }
     }
 }
 

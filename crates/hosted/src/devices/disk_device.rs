@@ -277,9 +277,10 @@ impl DiskDevice {
             DiskAccess::Write => self.counters.writes += 1,
         }
         if job.refused.is_none() {
-            let access = job.access;
+            let (access, bytes) = (job.access, job.offset..job.offset + job.bytes);
             // All plans count the request.
-            let faults = self.faults.iter_mut().map(|plan| plan.next(access));
+            let plans = self.faults.iter_mut();
+            let faults = plans.map(|plan| plan.next(access, &bytes));
             job.fault = faults.fold(None, Option::or);
         }
         self.counters.faults += u64::from(job.fault.is_some());
@@ -288,7 +289,8 @@ impl DiskDevice {
                 self.planned = true;
                 return Err(BrokenRing);
             }
-            Some(DiskFault::Silent) => {
+            Some(DiskFault::Silent | DiskFault::Deaf) => {
+                self.deaf |= job.fault == Some(DiskFault::Deaf);
                 self.recycle(job.pieces);
                 return Ok(());
             }

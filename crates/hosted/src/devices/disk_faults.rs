@@ -1,5 +1,7 @@
 //! Ways in which a disk can be made to misbehave, for tests of drivers.
 
+use core::ops::Range;
+
 /// What the disk does instead of doing a request as it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskFault {
@@ -11,6 +13,8 @@ pub enum DiskFault {
     Delay(u64),
     /// Never answers, and does nothing.
     Silent,
+    /// The same, and takes no reset from then on.
+    Deaf,
     /// Answers without touching the status byte.
     NoStatus,
     /// Does the request and answers with this status.
@@ -41,6 +45,10 @@ pub struct DiskFaultPlan {
     pub fault: DiskFault,
     /// To which kind of requests; `None`: to both. Others are not counted.
     pub access: Option<DiskAccess>,
+    /// The first byte of the part of the disk that is bad: requests that touch none of it are not counted.
+    pub from: u64,
+    /// The first byte behind that part.
+    pub to: u64,
     /// Requests that are done well before it begins.
     pub skip: u64,
     /// After that, each request with a number that is a multiple of this gets it: with 1 all, with 3 the third, the
@@ -58,6 +66,8 @@ impl DiskFaultPlan {
         Self {
             fault,
             access: None,
+            from: 0,
+            to: u64::MAX,
             skip: 0,
             every: 1,
             count: u64::MAX,
@@ -78,6 +88,13 @@ impl DiskFaultPlan {
         self
     }
 
+    /// The same, on requests that touch one of the bytes `from..to` only.
+    pub const fn within(mut self, from: u64, to: u64) -> Self {
+        self.from = from;
+        self.to = to;
+        self
+    }
+
     /// The same, on every `every`th request.
     pub const fn every(mut self, every: u64) -> Self {
         self.every = every;
@@ -90,9 +107,12 @@ impl DiskFaultPlan {
         self
     }
 
-    /// What to do with the next request; moves the plan on.
-    pub(crate) fn next(&mut self, access: DiskAccess) -> Option<DiskFault> {
+    /// What to do with the next request, which touches `bytes`; moves the plan on.
+    pub(crate) fn next(&mut self, access: DiskAccess, bytes: &Range<u64>) -> Option<DiskFault> {
         if self.access.is_some_and(|planned| planned != access) {
+            return None;
+        }
+        if bytes.end <= self.from || self.to <= bytes.start {
             return None;
         }
         if self.skip > 0 {
@@ -117,13 +137,21 @@ mod tests {
         let plan = DiskFaultPlan::always(DiskFault::Error);
         let mut plan = plan.on(DiskAccess::Write).after(1).every(2);
         plan.count = 2;
-        assert_eq!(plan.next(DiskAccess::Read), None);
+        assert_eq!(plan.next(DiskAccess::Read, &(0..512)), None);
         let faults: Vec<_> = (0..8)
-            .map(|_| plan.next(DiskAccess::Write).is_some())
+            .map(|_| plan.next(DiskAccess::Write, &(0..512)).is_some())
             .collect();
         assert_eq!(
             faults,
             [false, false, true, false, true, false, false, false]
         );
+    }
+
+    #[test]
+    fn a_plan_for_a_part_of_the_disk_knows_its_borders() {
+        let mut plan = DiskFaultPlan::always(DiskFault::Error).within(4096, 8192);
+        let mut hits = |bytes| plan.next(DiskAccess::Read, &bytes).is_some();
+        assert!(!hits(0..4096) && !hits(8192..12288));
+        assert!(hits(0..4608) && hits(7680..12288) && hits(4096..8192) && hits(0..16384));
     }
 }

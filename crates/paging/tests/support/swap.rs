@@ -5,7 +5,7 @@ use dirigible_frames::{
     AllocRequest, FrameAllocator, FrameContents, FrameState, Order, OwnerId, Pfn, Platform,
     sync::{AtomicBool, Mutex, Ordering},
 };
-use dirigible_paging::{Returned, SwapError, SwapSpace};
+use dirigible_paging::{SwapError, SwapSpace};
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Place {
@@ -184,7 +184,7 @@ impl<P: FrameContents> SwapSpace for MockSwap<P> {
         }
     }
 
-    fn take(&self, slot: u64) -> Option<Returned> {
+    fn take(&self, slot: u64) -> Option<Pfn> {
         let place = &mut self.places.lock()[slot as usize];
         let Place::Cached(frame) = *place else {
             // A page whose entry names the slot has it: it cannot be free.
@@ -192,10 +192,7 @@ impl<P: FrameContents> SwapSpace for MockSwap<P> {
             return None;
         };
         *place = Place::Free;
-        Some(Returned {
-            frame,
-            in_use: false,
-        })
+        Some(frame)
     }
 
     fn free(&self, slots: &[u64]) {

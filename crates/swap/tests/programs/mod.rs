@@ -68,18 +68,18 @@ impl Programs {
     }
 
     /// What a fault does; the contents are gone from swap afterwards.
-    pub fn fault(&self, slot: u64) -> Result<(Words, bool), SwapError> {
+    pub fn fault(&self, slot: u64) -> Result<Words, SwapError> {
         loop {
-            if let Some(returned) = self.swap.take(slot) {
-                let info = self.w.frames.frame(returned.frame).unwrap();
+            if let Some(frame) = self.swap.take(slot) {
+                let info = self.w.frames.frame(frame).unwrap();
                 assert_eq!(
                     (info.state, info.owner, info.flags, info.refcount),
                     (FrameState::Allocated, OwnerId::NONE, FrameFlags::EMPTY, 0)
                 );
                 assert_eq!(info.generation, 0);
-                let words = words_of(self.w.machine, returned.frame);
-                self.w.free(returned.frame);
-                return Ok((words, returned.in_use));
+                let words = words_of(self.w.machine, frame);
+                self.w.free(frame);
+                return Ok(words);
             }
             self.swap.fetch(slot)?;
         }

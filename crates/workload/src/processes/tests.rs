@@ -7,6 +7,7 @@ use std::{
     boxed::Box,
     cell::RefCell,
     collections::BTreeSet,
+    ops::Range,
     string::String,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     vec,
@@ -14,16 +15,16 @@ use std::{
 };
 
 use dirigible::schedule::{Actor, Next, time::SECOND};
-use dirigible_disk::{BlockDevice, Completion, DiskRequest, SubmitError};
+use dirigible_disk::{BlockDevice, Completion, DiskError, DiskRequest, SubmitError};
 use dirigible_files::{FileStore, Parts as StoreParts, StoreConfig};
 use dirigible_frames::{
     AllocRequest, Config, CpuId, Event, FrameAllocator, FrameContents, Order, PageTables, Pfn,
-    Platform, Watermarks, ZoneConfig,
+    Platform, Reclaim, Watermarks, ZoneConfig,
 };
 use dirigible_mobility::{CompactionConfig, Mobility};
 use dirigible_pagecache::{BlockPages, CacheConfig, CacheParts, PageCache};
 use dirigible_paging::{Page, PageSource, Paging, SlowPath, SlowPathConfig, SpaceId};
-use dirigible_reclaim::{Generations, ReclaimConfig, Reclaimer};
+use dirigible_reclaim::{Evictable, Generations, ReclaimConfig, Reclaimer};
 use dirigible_swap::Swap;
 use spin::Mutex;
 
@@ -45,6 +46,8 @@ use crate::{
 const BASE: u64 = 1024;
 const WORDS: usize = 512;
 const MS: u64 = 1_000_000;
+/// Blocks of the disk that are swap. Reclaim takes no pages of programs by itself.
+const SWAP: Range<u64> = 256..320;
 /// No test names what its programs are: they are run by hand.
 const ANY: Program = Program::Walk;
 
@@ -142,6 +145,8 @@ struct Disk {
     machine: &'static Machine,
     blocks: Mutex<Vec<[u64; WORDS]>>,
     done: Mutex<Vec<Completion>>,
+    /// Blocks that cannot be read.
+    bad: Mutex<Vec<u64>>,
 }
 
 impl BlockDevice for Disk {
@@ -165,9 +170,19 @@ impl BlockDevice for Disk {
                 }
             }
         }
+        let end = request.block + request.frames.len() as u64;
+        let bad = self
+            .bad
+            .lock()
+            .iter()
+            .any(|block| (request.block..end).contains(block));
         done.push(Completion {
             token: request.token,
-            result: Ok(()),
+            result: if bad && !request.write {
+                Err(DiskError::Io)
+            } else {
+                Ok(())
+            },
         });
         Ok(())
     }
@@ -274,6 +289,7 @@ type One = Process<'static, 'static, 'static, Machine>;
 struct World {
     machine: &'static Machine,
     frames: &'static FrameAllocator<'static>,
+    disk: &'static Disk,
     system: &'static System<'static, Machine>,
     processes: &'static All,
     hardware: Option<&'static Hardware>,
@@ -305,8 +321,6 @@ fn world(blocks: usize, by_hardware: bool) -> World {
         planned: Mutex::default(),
     });
     let mobility = leak(Mobility::new(frames, machine, CompactionConfig::default()));
-    let paging = leak(Paging::new(frames, machine, PAGING, SPACES));
-    mobility.register(PAGING, paging).unwrap();
     let generations = leak(Generations::new(frames));
     let reclaim = leak(Reclaimer::new(
         generations,
@@ -316,8 +330,9 @@ fn world(blocks: usize, by_hardware: bool) -> World {
     let memory = leak(SlowPath::new(mobility, reclaim, SlowPathConfig::default()));
     let disk = leak(Disk {
         machine,
-        blocks: Mutex::new(vec![[0; WORDS]; 256]),
+        blocks: Mutex::new(vec![[0; WORDS]; SWAP.end as usize]),
         done: Mutex::default(),
+        bad: Mutex::default(),
     });
     let parts = CacheParts {
         frames,
@@ -326,9 +341,13 @@ fn world(blocks: usize, by_hardware: bool) -> World {
         disk,
         memory,
         generations,
-        swap: 0..0,
+        swap: SWAP,
     };
     let cache = leak(PageCache::new(parts, CacheConfig::default()));
+    let swap = leak(Swap::new(cache));
+    let paging = Paging::new(frames, machine, PAGING, SPACES).with_swap(generations, swap);
+    let paging = leak(paging);
+    mobility.register(PAGING, paging).unwrap();
     mobility.register(FILES, cache).unwrap();
     reclaim.register(FILES, cache).unwrap();
     let store = || StoreParts {
@@ -358,7 +377,7 @@ fn world(blocks: usize, by_hardware: bool) -> World {
         memory,
         cache,
         files,
-        swap: leak(Swap::new(cache)),
+        swap,
         reclaim,
         user: hardware.map(|hardware| hardware as &dyn UserMemory),
         balloon: leak(Nothing),
@@ -373,6 +392,7 @@ fn world(blocks: usize, by_hardware: bool) -> World {
     World {
         machine,
         frames,
+        disk,
         system,
         processes,
         hardware,
@@ -419,6 +439,30 @@ impl World {
         });
     }
 
+    /// Puts `pages` of the program into swap and out of memory; gives the block of the first.
+    fn swap_out(&self, process: &One, pages: Range<u64>) -> u64 {
+        let parts = self.system.parts();
+        Evictable::harvest(parts.paging);
+        let first = SWAP.start + parts.swap.used();
+        let count = pages.clone().count();
+        let frames: Vec<Pfn> = pages
+            .map(|page| {
+                parts
+                    .paging
+                    .translate(process.space, Page::new(page))
+                    .unwrap()
+            })
+            .collect();
+        for &frame in &frames {
+            self.frames.try_isolate(frame, PAGING).unwrap();
+        }
+        assert_eq!(parts.paging.swap_out(&frames), count);
+        parts.cache.poll();
+        parts.reclaim.reclaim(usize::MAX, Order::BASE);
+        assert_eq!(parts.cache.swap_pages(), 0);
+        first
+    }
+
     fn free(&self) -> u64 {
         self.frames.drain_cpu_caches();
         self.frames.free_frames()
@@ -434,7 +478,8 @@ impl World {
         assert_eq!(self.processes.alive(), 0);
         assert!(parts.contents.first_errors().is_empty());
         let audit = parts.paging.audit().unwrap();
-        assert_eq!((audit.frames(), audit.tables), (0, 0));
+        assert_eq!((audit.frames(), audit.tables, audit.swapped), (0, 0, 0));
+        assert_eq!(parts.swap.audit(), Ok(Default::default()));
         self.frames.verify().unwrap();
         parts.files.give_all_back().unwrap();
         parts.cache.forget(0..parts.cache.blocks());
@@ -919,4 +964,40 @@ fn a_time_that_never_comes_is_slept_for_in_naps() {
     assert_eq!(one.sleep_until(0), Ok(()), "it is past");
     world.end(one, Ended::Done);
     world.check(all(4));
+}
+
+/// A page that the disk cannot give back ends the program that wants it, as a bus error does, when it wants it. Nobody else
+/// ends, not even one whose pages were read in the same request.
+#[test]
+fn a_page_that_is_lost_ends_its_program_and_no_other() {
+    for by_hardware in [false, true] {
+        let world = world(4, by_hardware);
+        let [(_, one), (_, other)] = [world.begin(None, None), world.begin(None, None)];
+        let [mine, theirs] = [&one, &other].map(|program| {
+            let first = program.map(20, false).unwrap();
+            program.touch(first..first + 20).unwrap();
+            first
+        });
+        // Both have pages in the second group of eight.
+        let lost = world.swap_out(&one, mine..mine + 12) + 9;
+        world.swap_out(&other, theirs..theirs + 20);
+        world.disk.bad.lock().push(lost);
+        assert_eq!(other.check(theirs..theirs + 20, Check::Whole), Ok(()));
+        assert_eq!(one.check(mine..mine + 9, Check::Whole), Ok(()));
+        assert_eq!(one.check(mine + 10..mine + 20, Check::Whole), Ok(()));
+        let pages = mine + 9..mine + 10;
+        let wanted = match by_hardware {
+            true => one.touch(pages),
+            false => one.check(pages, Check::Whole),
+        };
+        assert_eq!(wanted, Err(Failure::Killed), "{by_hardware}");
+        assert_eq!((one.enter(), other.enter()), (Err(Failure::Killed), Ok(())));
+        assert_eq!(world.kills(), 0, "memory has not ended");
+        assert_eq!(world.system.parts().swap.used(), 1);
+        world.end(one, Ended::Failed);
+        assert_eq!(world.system.parts().swap.used(), 0);
+        assert_eq!(other.check(theirs..theirs + 20, Check::Whole), Ok(()));
+        world.end(other, Ended::Done);
+        world.check(all(4));
+    }
 }
