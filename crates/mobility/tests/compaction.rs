@@ -338,3 +338,35 @@ fn direct_and_background_are_counted_apart() {
     );
     m.check_at_rest();
 }
+
+/// Balloon frames that somebody else has isolated hold their blocks: compaction ends, leaves them alone, and goes on when
+/// they are back.
+#[test]
+fn pitfall_80_a_zone_with_isolated_balloon_frames_is_compacted_around_them() {
+    let m = blocks(8);
+    m.inflate_and_keep(|frame| frame.get() % 3 != 0);
+    let held: Vec<Pfn> = (0..8)
+        .filter_map(|block| {
+            let mut frames = m.balloon.frames().into_iter();
+            frames.find(|frame| block_number(*frame) == block)
+        })
+        .collect();
+    assert_eq!(held.len(), 8);
+    held.iter()
+        .for_each(|&frame| assert!(m.mobility.isolate(frame)));
+    for _ in 0..10 {
+        assert!(!matches!(direct(&m), CompactResult::Captured(_)));
+        assert_eq!(m.mobility.compact_background(CPU, 8).emptied, 0);
+    }
+    assert!(
+        held.iter()
+            .all(|&frame| m.frames.state(frame) == FrameState::Isolated)
+    );
+    assert_eq!(m.mobility.isolated_frames(), 8);
+    m.mobility.putback_movable_frames(&held);
+    m.platform
+        .clock
+        .fetch_add(10_000_000_000, Ordering::Relaxed);
+    assert!(!capture_all(&m).is_empty());
+    m.check_at_rest();
+}

@@ -432,3 +432,27 @@ fn faults_charge_what_they_do() {
     );
     assert!(w.map(space, 1) >= Pfn::new(BASE));
 }
+
+/// There is no page of zeroes that all share: what was only read is as private as what was written.
+#[test]
+fn pitfall_73_pages_that_were_only_read_share_no_frame() {
+    let w = world(4);
+    let (one, other) = (w.space(), w.space());
+    let read = |space, page| {
+        let fault = w
+            .paging
+            .fault(space, Page::new(page), FaultKind::Base, w.source);
+        assert_eq!(w.read(space, page, 7), Some(0));
+        fault.unwrap().frame
+    };
+    let frames = [read(one, 3), read(one, 4), read(other, 3)];
+    assert!(frames[0] != frames[1] && frames[0] != frames[2] && frames[1] != frames[2]);
+    w.write(one, 3, 7, 42);
+    let found = [w.read(one, 3, 7), w.read(one, 4, 7), w.read(other, 3, 7)];
+    assert_eq!(found, [Some(42), Some(0), Some(0)]);
+    assert_eq!(w.paging.translate(one, Page::new(3)), Some(frames[0]));
+    assert_eq!(
+        (w.paging.destroy_space(one), w.paging.destroy_space(other)),
+        (2, 1)
+    );
+}

@@ -323,3 +323,29 @@ fn pitfall_78_the_unusable_index_at_its_edges() {
         );
     });
 }
+
+/// The watermark is the same for requests of each order: what is left afterwards counts, and is not halved.
+#[test]
+fn pitfall_56_the_watermark_is_the_same_for_each_order() {
+    for size in 0..=9 {
+        let frames_wanted = 1 << size;
+        for lacking in [0, 1] {
+            let mut machine = Machine::of_blocks(2);
+            let min = 2 * FRAMES_PER_BLOCK as u64 - frames_wanted + lacking;
+            machine.marks = dirigible_frames::Watermarks {
+                min,
+                low: min,
+                high: min,
+            };
+            machine.run(|frames| {
+                let request = AllocRequest::new(order(size), FrameClass::Movable);
+                let found = frames.alloc(A, request).map(|_| ());
+                let expected = match lacking {
+                    0 => Ok(()),
+                    _ => Err(AllocError::BelowWatermark),
+                };
+                assert_eq!(found, expected, "order {size}, {lacking} too few");
+            });
+        }
+    }
+}
