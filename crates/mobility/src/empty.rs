@@ -117,7 +117,15 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         // middle of, has a few turns.
         while let Some(attempt) = attempts.get_mut(emptying.over) {
             let hopes = attempt.is_alive() && emptying.moments < MOMENTS;
-            let whole = hopes && self.is_whole(attempt.block);
+            let mut whole = hopes && self.is_whole(attempt.block);
+            if hopes && !whole && attempt.writes {
+                let waits = self.drop_written(cpu, attempt);
+                if waits && self.platform.now() < emptying.deadline {
+                    return Turn::Nothing;
+                }
+                attempt.writes = false;
+                whole = self.is_whole(attempt.block);
+            }
             if hopes && !whole {
                 emptying.moments += 1;
                 return Turn::Nothing;

@@ -93,7 +93,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
                     owner = (info.owner, self.registry.enter(info.owner));
                 }
                 let fate = owner.1.as_ref().map(|owner| owner.plan(frame));
-                dropped += u32::from(fate == Some(Fate::Drop));
+                dropped += u32::from(fate.is_some_and(|fate| fate != Fate::Move));
             }
         }
         Some(all - dropped.min(most_dropped))

@@ -69,7 +69,7 @@ impl MovePair {
 ///
 /// The owner's number stands in the descriptor of each of its frames (`FrameAllocator::set_owner`); that is how the
 /// core finds the owner of a frame. All calls come from any CPU, several at once; `isolate` and `putback` perhaps with
-/// the lock of a zone's compaction held (`plan` and `drop_frame` too), `migrate`, `poll` and `take_settled` with no
+/// the lock of a zone's compaction held (`plan`, `drop_frame` and `write_frames` too), `migrate`, `poll` and `take_settled` with no
 /// lock at all. An owner may take its own books' lock in each of them.
 ///
 /// An owner does not know the core: it never calls it. What it has to report later it keeps until it is asked.
@@ -112,6 +112,15 @@ pub trait MovableOwner: Sync {
     fn drop_frame(&self, frame: Pfn) -> bool {
         let _ = frame;
         false
+    }
+
+    /// Begins to write isolated base frames that were planned so ([`Fate::Write`]). None is isolated afterwards: each was
+    /// put back, or has become another owner's, which drops it when it is asked after the write. Gives how many are being
+    /// written: they carry the mark `WRITEBACK` until that is over, and whoever owns them then is
+    /// [polled](Self::poll) meanwhile.
+    fn write_frames(&self, frames: &[Pfn]) -> usize {
+        frames.iter().for_each(|&frame| self.putback(frame));
+        0
     }
 
     /// Lets pending pairs make progress: one step of a device that is driven by polling, or a wait that ends at

@@ -9,13 +9,18 @@
 //! No more is dropped than reclaim owes, or than a request has no targets for: old and clean frames only, never what
 //! merely lies beside them.
 
+use arrayvec::ArrayVec;
 use dirigible_frames::{
-    BlockId, CpuId, FRAMES_PER_BLOCK, FrameClass, Order, Pfn, Platform, Watermark, ZoneId,
+    BlockId, CpuId, FRAMES_PER_BLOCK, FrameClass, FrameFlags, Order, OwnerId, Pfn, Platform,
+    Watermark, ZoneId,
 };
 
 use crate::evacuate::Attempt;
 use crate::migrate::{Freed, gather};
 use crate::{EvacuateError, Mobility, MovePair};
+
+/// Frames that an owner writes at a time, at most.
+const WRITTEN_TOGETHER: usize = 32;
 
 /// What is to become of an isolated frame of a block that is emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +29,8 @@ pub enum Fate {
     Move,
     /// Its contents are given up: they are somewhere else, and reclaim would take the frame soon.
     Drop,
+    /// Reclaim would take the frame soon, but its contents must be written first.
+    Write,
 }
 
 /// Why blocks are emptied.
@@ -49,13 +56,6 @@ impl Purpose {
         }
     }
 
-    /// Frames that are not free any more in the end.
-    const fn takes(self) -> u64 {
-        match self {
-            Self::HugePage => FRAMES_PER_BLOCK as u64,
-            _ => 0,
-        }
-    }
 }
 
 /// How much of some blocks may be dropped.
@@ -67,7 +67,37 @@ pub(crate) struct Plan {
     pub(crate) owed: usize,
 }
 
+/// Isolated frames of one owner that are written together.
+struct Writing {
+    batch: ArrayVec<Pfn, WRITTEN_TOGETHER>,
+    owner: Option<OwnerId>,
+    /// Frames that are being written.
+    frames: usize,
+}
+
+impl Writing {
+    const fn new() -> Self {
+        Self {
+            batch: ArrayVec::new_const(),
+            owner: None,
+            frames: 0,
+        }
+    }
+}
+
 impl<P: Platform + ?Sized> Mobility<'_, P> {
+    /// Frames that are not free any more in the end. A reserve is there to be taken.
+    const fn takes(&self, purpose: Purpose) -> u64 {
+        match purpose {
+            Purpose::HugePage => FRAMES_PER_BLOCK as u64,
+            Purpose::Reserve => self
+                .config
+                .reserve_high
+                .saturating_mul(FRAMES_PER_BLOCK as u64),
+            _ => 0,
+        }
+    }
+
     fn drops(&self, purpose: Purpose) -> bool {
         self.config.drops_cold && !matches!(purpose, Purpose::Named(_))
     }
@@ -83,7 +113,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     pub(crate) fn most_drops(&self, zone: ZoneId, purpose: Purpose) -> u64 {
         match purpose {
             _ if !self.drops(purpose) => 0,
-            Purpose::Reserve => self.lack(zone, 0),
+            Purpose::Reserve => self.owed(zone, purpose).min(FRAMES_PER_BLOCK as u64),
             _ => FRAMES_PER_BLOCK as u64,
         }
     }
@@ -104,7 +134,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     #[inline(never)]
     pub(crate) fn owed(&self, zone: ZoneId, purpose: Purpose) -> u64 {
         match self.drops(purpose) {
-            true => self.lack(zone, purpose.takes()),
+            true => self.lack(zone, self.takes(purpose)),
             false => 0,
         }
     }
@@ -132,7 +162,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     ) -> usize {
         let watermark = plan.purpose.leaves();
         let all = pairs.len();
-        let movers = gather(pairs, &|pair| !self.give_up_frame(cpu, pair.from, false));
+        let movers = gather(pairs, &|pair| self.fate(pair.from) == Fate::Move);
         // What reclaim owes goes. What a request has no targets for goes as well; the reserve does without.
         let moves = all - (all - movers).min(plan.owed);
         let least = match plan.purpose {
@@ -145,10 +175,22 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return all;
         }
         let mut left = all;
+        let mut dropped = 0;
+        let mut writing = Writing::new();
         while left > ready {
-            if self.give_up_frame(cpu, pairs[left - 1].from, true) {
-                left -= 1;
-                continue;
+            let from = pairs[left - 1].from;
+            match self.fate(from) {
+                Fate::Write => {
+                    self.write_first(cpu, &mut writing, from);
+                    left -= 1;
+                    continue;
+                }
+                Fate::Drop if self.drop_frame(cpu, from) => {
+                    dropped += 1;
+                    left -= 1;
+                    continue;
+                }
+                _ => {}
             }
             // It has changed: it moves after all.
             pairs.swap(left - 1, ready);
@@ -159,32 +201,102 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             }
             ready += 1;
         }
-        let dropped = all - left;
-        plan.owed = plan.owed.saturating_sub(dropped);
+        self.write_all(cpu, &mut writing);
+        attempt.writes = writing.frames > 0;
+        plan.owed = plan.owed.saturating_sub(all - left);
         let background = plan.purpose == Purpose::Reserve;
         self.accounts
-            .dropped(self.frames.events(), cpu, dropped as u64, background);
+            .dropped(self.frames.events(), cpu, dropped, background);
         left
     }
 
-    /// Whether the owner of an isolated frame would rather drop it; `really`: drops it, if that is still possible.
+    /// What the owner of an isolated frame would rather have become of it.
     #[inline(never)]
-    fn give_up_frame(&self, cpu: CpuId, frame: Pfn, really: bool) -> bool {
+    fn fate(&self, frame: Pfn) -> Fate {
         let kind = self.isolated_kind(frame);
-        let Some(kind) = kind.filter(|kind| kind.class == FrameClass::Movable) else {
+        kind.filter(|kind| kind.class == FrameClass::Movable)
+            .and_then(|kind| self.registry.enter(kind.owner))
+            .map_or(Fate::Move, |owner| owner.plan(frame))
+    }
+
+    /// Drops an isolated frame, if that is still possible.
+    #[inline(never)]
+    fn drop_frame(&self, cpu: CpuId, frame: Pfn) -> bool {
+        let Some(kind) = self.isolated_kind(frame) else {
             return false;
         };
         let Some(owner) = self.registry.enter(kind.owner) else {
             return false;
         };
-        if !really {
-            return owner.plan(frame) == Fate::Drop;
-        }
         let dropped = owner.drop_frame(frame);
         if dropped {
             Freed::new(self.frames, cpu).push(frame, Order::BASE);
             self.registry.let_go(kind.owner, 1);
         }
         dropped
+    }
+
+    /// Has an isolated frame written, together with others of the same owner.
+    #[inline(never)]
+    fn write_first(&self, cpu: CpuId, writing: &mut Writing, frame: Pfn) {
+        let owner = self.isolated_kind(frame).map(|kind| kind.owner);
+        if writing.batch.is_full() || writing.owner != owner {
+            self.write_all(cpu, writing);
+        }
+        writing.owner = owner;
+        writing.batch.push(frame);
+    }
+
+    fn write_all(&self, cpu: CpuId, writing: &mut Writing) {
+        let owner = writing.owner.take();
+        let Some(id) = owner.filter(|_| !writing.batch.is_empty()) else {
+            return;
+        };
+        let count = writing.batch.len() as u64;
+        match self.registry.enter(id) {
+            Some(owner) => writing.frames += owner.write_frames(&writing.batch),
+            None => debug_assert!(false, "an isolated frame keeps its owner registered"),
+        }
+        writing.batch.clear();
+        self.registry.let_go(id, count);
+        self.accounts
+            .put_back(self.frames.events(), cpu, FrameClass::Movable, count);
+    }
+
+    /// Looks at a block whose frames were to be written before they are dropped. Drops them when all writes are over.
+    /// Gives whether some are still under way; who writes them has been polled.
+    #[inline(never)]
+    pub(crate) fn drop_written(&self, cpu: CpuId, attempt: &Attempt) -> bool {
+        let mut owners = 0;
+        for frame in self.frames.used_frames(attempt.block) {
+            let info = self.frames.frame(frame);
+            if let Some(info) = info.filter(|info| info.flags.contains(FrameFlags::WRITEBACK)) {
+                owners |= 1 << info.owner.get();
+            }
+        }
+        if owners != 0 {
+            self.poll_owners(owners, self.platform.now());
+            return true;
+        }
+        let mut dropped = 0;
+        for frame in self.frames.used_frames(attempt.block) {
+            let Some((kind, order)) = self.isolate_frame(frame) else {
+                continue;
+            };
+            self.accounts.isolated(
+                self.frames.events(),
+                cpu,
+                kind.class,
+                order.frames() as u64,
+            );
+            if self.fate(frame) == Fate::Drop && self.drop_frame(cpu, frame) {
+                dropped += 1;
+            } else {
+                self.putback_frame(cpu, frame);
+            }
+        }
+        self.accounts
+            .dropped(self.frames.events(), cpu, dropped, false);
+        false
     }
 }

@@ -37,6 +37,11 @@ impl<P: FrameContents> MovableOwner for PageCache<'_, P> {
         self.drop_cold(frame)
     }
 
+    /// Takes what the disk has finished: frames that were written before they are dropped.
+    fn poll(&self, _deadline: u64) -> bool {
+        PageCache::poll(self)
+    }
+
     fn putback(&self, frame: Pfn) {
         self.put_back_frame(frame);
     }

@@ -8,11 +8,26 @@ use crate::{
     tables::Place,
 };
 use dirigible_frames::{Cost, FrameFlags, FrameState, Order, PageTables, Pfn, sync::MutexGuard};
-use dirigible_mobility::{MovableOwner, MovePair, Outcome};
+use dirigible_mobility::{Fate, MovableOwner, MovePair, Outcome};
+use dirigible_reclaim::Evictable;
 
 impl<P: PageTables> MovableOwner for Paging<'_, P> {
     fn isolate(&self, frame: Pfn) -> bool {
         self.frames.try_isolate(frame, self.owner).is_ok()
+    }
+
+    /// Old pages go into swap, if there is room.
+    fn plan(&self, frame: Pfn) -> Fate {
+        let old = self.generations.is_some_and(|g| g.is_old(frame));
+        if old && self.has_swap() && !self.is_in_use(frame) {
+            Fate::Write
+        } else {
+            Fate::Move
+        }
+    }
+
+    fn write_frames(&self, frames: &[Pfn]) -> usize {
+        self.swap_out(frames)
     }
 
     fn migrate(&self, pairs: &mut [MovePair]) {

@@ -114,7 +114,6 @@ impl<'a, P: PageTables> Paging<'a, P> {
     /// Lets reclaim put pages into `swap`, the oldest first; `generations` has their ages. Register it with reclaim as an
     /// [`Evictable`](dirigible_reclaim::Evictable) under its owner id.
     pub fn with_swap(mut self, generations: &'a Generations<'a>, swap: &'a dyn SwapSpace) -> Self {
-        generations.only_copies(self.owner);
         self.generations = Some(generations);
         self.swap = Some(swap);
         self

@@ -122,6 +122,14 @@ impl<P: PageTables> Paging<'_, P> {
         Fate::Stays
     }
 
+    /// Whether an isolated base frame was used since its accessed bit was cleared, or cannot go. A hint.
+    pub(crate) fn is_in_use(&self, frame: Pfn) -> bool {
+        self.lock_mapper(frame).is_none_or(|(state, page)| {
+            let place = self.peek(&state, page);
+            state.kept || place.kind() != Kind::Leaf || place.entry.is_accessed()
+        })
+    }
+
     /// `frame` was used: it becomes young, and its accessed bit is cleared, so that the next look finds out whether it
     /// was used again. There is no shoot-down, as in Linux: while a processor has the translation cached it sets no bit,
     /// which is a mistake about an age only.
