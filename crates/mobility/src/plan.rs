@@ -55,7 +55,6 @@ impl Purpose {
             Self::Room | Self::Reserve => Watermark::Low,
         }
     }
-
 }
 
 /// How much of some blocks may be dropped.
@@ -283,12 +282,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             let Some((kind, order)) = self.isolate_frame(frame) else {
                 continue;
             };
-            self.accounts.isolated(
-                self.frames.events(),
-                cpu,
-                kind.class,
-                order.frames() as u64,
-            );
+            self.accounts
+                .isolated(self.frames.events(), cpu, kind.class, order.frames() as u64);
             if self.fate(frame) == Fate::Drop && self.drop_frame(cpu, frame) {
                 dropped += 1;
             } else {

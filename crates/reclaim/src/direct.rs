@@ -32,6 +32,8 @@ struct Request {
     /// Until when it waits for writes, once it has begun to.
     until: Option<u64>,
     waits: u32,
+    /// Nothing more can be had but what is being written: small passes collect that.
+    collects: bool,
 }
 
 impl Request {
@@ -45,6 +47,7 @@ impl Request {
             vain: 0,
             until: None,
             waits: 0,
+            collects: false,
         }
     }
 
@@ -58,7 +61,15 @@ impl Request {
 
     /// How many frames it may still give to swap.
     fn swaps(&self) -> u64 {
-        self.goal.saturating_sub(self.swapped).min(self.lacks())
+        match self.collects {
+            true => 0,
+            false => self.goal.saturating_sub(self.swapped).min(self.lacks()),
+        }
+    }
+
+    /// Whether it only waits for what it has given to swap.
+    fn has_given_enough(&self) -> bool {
+        self.swapped > self.freed && self.swaps() == 0
     }
 
     fn add(&mut self, pass: &Pass, objects: u64) {
@@ -80,10 +91,8 @@ impl Request {
         let met = pass.scanned - pass.spared;
         let unwritten = pass.writeback + pass.immediate + pass.swapped;
         match self.until {
-            Some(until) => self.swapped > 0 && self.swaps() == 0 && now < until,
-            None => {
-                self.freed == 0 && (self.swapped > 0 && self.swaps() == 0 || unwritten * 2 > met)
-            }
+            Some(until) => self.has_given_enough() && now < until,
+            None => self.has_given_enough() || self.freed == 0 && unwritten * 2 > met,
         }
     }
 
@@ -93,13 +102,18 @@ impl Request {
     }
 
     /// The next pass looks at more. If all frames (`size`) have been looked at in vain, it is the last one, in which
-    /// both kinds are taken.
+    /// both kinds are taken; after that only writes can help that are under way.
     fn lower(&mut self, pass: &Pass, size: u64) {
         match self.priority {
-            0 => self.ended = true,
-            _ if self.vain > size => self.priority = 0,
             // What is on its way makes room without a look at more.
             _ if self.swaps() == 0 && pass.freed > 0 => {}
+            _ if self.collects => self.ended = true,
+            0 if self.swapped > self.freed => {
+                self.collects = true;
+                self.priority = FIRST_PRIORITY;
+            }
+            0 => self.ended = true,
+            _ if self.vain > size => self.priority = 0,
             _ => self.priority -= 1,
         }
     }

@@ -1,7 +1,7 @@
 //! Generations: which frames are old.
 
 use dirigible_frames::{
-    BlockId, CpuId, Event, FrameAllocator, FrameFlags, FrameInfo, Marks, OwnerId, Pfn,
+    BlockId, CpuId, Event, FrameAllocator, FrameFlags, FrameInfo, Marks, Pfn,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -59,8 +59,6 @@ pub struct Generations<'a> {
     written: AtomicU32,
     /// By [`Kind`].
     costs: [AtomicU64; Kind::COUNT],
-    /// By owner number: owners whose frames are the only copy of their contents. Relaxed: set before they have frames.
-    only_copies: AtomicU32,
 }
 
 /// The number of sequence `sequence`.
@@ -80,20 +78,7 @@ impl<'a> Generations<'a> {
             evictions: EvictionClock::default(),
             written: AtomicU32::new(0),
             costs: Default::default(),
-            only_copies: AtomicU32::new(0),
         }
-    }
-
-    /// The contents of `owner`'s frames are nowhere else, so that no frame of it can be dropped: they are counted apart in
-    /// the tallies. To be said before the first of its frames is added; all of its frames leave before they change their
-    /// owner.
-    pub fn only_copies(&self, owner: OwnerId) {
-        let bit = 1 << owner.get();
-        self.only_copies.fetch_or(bit, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_only_copy(&self, owner: OwnerId) -> bool {
-        self.only_copies.load(Ordering::Relaxed) >> owner.get() & 1 == 1
     }
 
     /// The allocator.
@@ -363,18 +348,14 @@ impl<'a> Generations<'a> {
         if before.generation != to
             && let Some(block) = self.frames.block_of(frame)
         {
-            self.recount(block, &before, to);
+            self.recount(block, before.generation, to);
         }
         Some(before)
     }
 
-    fn recount(&self, block: BlockId, before: &FrameInfo, to: u8) {
-        let from = before.generation;
-        let mut change = Tally::change(from, to);
-        if self.is_only_copy(before.owner) {
-            change = change.wrapping_add(Tally::change_of_unsaved(from, to));
-        }
-        self.frames.add_to_block_tally(block, change);
+    fn recount(&self, block: BlockId, from: u8, to: u8) {
+        self.frames
+            .add_to_block_tally(block, Tally::change(from, to));
         // Relaxed: numbers on their own. They wrap, so that both orders of two additions come to the same.
         if from != 0 {
             self.counts[from as usize - 1].fetch_sub(1, Ordering::Relaxed);

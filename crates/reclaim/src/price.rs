@@ -4,17 +4,17 @@ use dirigible_frames::Ledger;
 
 use crate::tally::Tally;
 
-/// Frames that are dropped, or a balloon's, for each that is copied: one is a read of the disk that perhaps nobody wants,
-/// the other a share of a message to the host.
+/// Frames that are dropped, or a balloon's, for each that is copied: one is a transfer of the disk that reclaim would have
+/// had next anyhow, the other a share of a message to the host.
 const DROPS: u32 = 16;
 const BALLOON_FRAMES: u32 = 8;
 
 /// What emptying a block costs, in copied frames: a cost function for
 /// [`Config::cost`](dirigible_frames::Config::cost), where compaction drops cold frames instead of moving them.
 ///
-/// A frame of the two oldest generations that is clean costs a sixteenth, since it can be dropped; a balloon frame an
-/// eighth; every other movable frame is copied and costs 1, those that would have to be written first among them. How many
-/// there are of each the [`Tally`] says, in the epoch that [`Generations`](crate::Generations) keeps: an estimate. What is
+/// A frame of the two oldest generations costs a sixteenth, since it can be dropped, or go into swap first; a balloon
+/// frame an eighth; every other movable frame is copied and costs 1, dirty pages of files among them. How many there are of
+/// each the [`Tally`] says, in the epoch that [`Generations`](crate::Generations) keeps: an estimate. What is
 /// really dropped is decided frame by frame when the block is isolated.
 pub fn cost_by_age(ledger: Ledger, tally: u64, epoch: u32) -> u32 {
     let movable = u32::from(ledger.movable());
@@ -38,7 +38,7 @@ mod tests {
 
     const A: CpuId = CpuId::new(0);
     const FILES: OwnerId = OwnerId::new(3).unwrap();
-    const PROGRAMS: OwnerId = OwnerId::new(1).unwrap();
+    const IN_USE: OwnerId = OwnerId::new(1).unwrap();
 
     fn with_blocks(count: u64, test: impl FnOnce(&FrameAllocator<'_>)) {
         let ranges = [Pfn::new(0)..Pfn::new(count * 512)];
@@ -77,9 +77,8 @@ mod tests {
     fn blocks_become_cheap_with_age_and_dear_with_what_must_be_kept() {
         with_blocks(3, |frames| {
             let g = Generations::new(frames);
-            g.only_copies(PROGRAMS);
             take(&g, 0, 320, FILES, Age::Young);
-            take(&g, 512, 320, PROGRAMS, Age::Young);
+            take(&g, 512, 320, IN_USE, Age::Young);
             let balloon = AllocRequest::new(Order::BASE, FrameClass::Balloon);
             frames.alloc_at(A, Pfn::new(1024), 320, balloon).unwrap();
             let costs = || [0, 1, 2].map(|block| frames.evacuation_cost(BlockId::new(block)));
@@ -93,6 +92,9 @@ mod tests {
             // They begin in the youngest generation of four.
             for sequence in 0..2 {
                 g.age(A, sequence);
+            }
+            for frame in 512..832 {
+                g.add(Pfn::new(frame), Age::Young);
             }
             assert_eq!(frames.tally_epoch(), 2);
             assert_eq!(costs(), [20, 320, 40]);

@@ -1,5 +1,4 @@
-//! What the tally word of a block says: how many of its frames are in each generation, how many are dirty, and how many
-//! are the only copy of their contents.
+//! What the tally word of a block says: how many of its frames are in each generation, and how many are dirty.
 
 use crate::generations::generation;
 
@@ -15,8 +14,7 @@ use crate::generations::generation;
 /// | bits | what |
 /// |---|---|
 /// | 0 to 39 | frames in generations 1 to 4, ten bits each |
-/// | 40 to 51 | frames in a generation that are unsaved |
-/// | 52 to 63 | dirty frames, signed |
+/// | 40 to 63 | dirty frames, signed |
 ///
 /// It is only added to, so it is exact when nothing is under way. In between one field may show one too few and borrow
 /// from the field above it for a moment: a hint.
@@ -25,9 +23,7 @@ pub struct Tally(u64);
 
 const FIELD: u32 = 10;
 const FIELD_MASK: u64 = (1 << FIELD) - 1;
-const UNSAVED: u32 = 4 * FIELD;
-const UNSAVED_MASK: u64 = (1 << 12) - 1;
-const DIRTY: u32 = UNSAVED + 12;
+const DIRTY: u32 = 4 * FIELD;
 
 impl Tally {
     /// The tally with these bits.
@@ -53,19 +49,12 @@ impl Tally {
         self.generation(generation(epoch)) + self.generation(generation(epoch.wrapping_add(1)))
     }
 
-    /// Frames in a generation whose owner has their contents nowhere else: those of programs.
-    pub const fn unsaved(self) -> u32 {
-        (self.0 >> UNSAVED & UNSAVED_MASK) as u32
-    }
-
-    /// Frames that reclaim would take next and that cost nothing but the loss of their contents: those of the two oldest
-    /// generations but the dirty and the unsaved ones. An estimate: of what age these are the tally does not say, so they
-    /// are taken to be as old as all.
+    /// Frames that reclaim would take next: those of the two oldest generations but the dirty ones. An estimate: of what
+    /// age these are the tally does not say, so they are taken to be as old as all.
     pub const fn droppable(self, epoch: u32) -> u32 {
-        let kept = self.dirty() + self.unsaved();
         match self.all() {
             0 => 0,
-            all => self.old(epoch) * all.saturating_sub(kept) / all,
+            all => self.old(epoch) * all.saturating_sub(self.dirty()) / all,
         }
     }
 
@@ -87,16 +76,6 @@ impl Tally {
             1 << DIRTY
         } else {
             (1u64 << DIRTY).wrapping_neg()
-        }
-    }
-
-    /// What is added for a frame that is unsaved when it goes from generation `from` to `to`; 0 is none.
-    pub(crate) const fn change_of_unsaved(from: u8, to: u8) -> u64 {
-        let one = 1 << UNSAVED;
-        match (from, to) {
-            (0, 1..) => one,
-            (1.., 0) => one.wrapping_neg(),
-            _ => 0,
         }
     }
 
@@ -123,11 +102,7 @@ mod tests {
         for _ in 0..512 {
             bits = bits.wrapping_add(Tally::dirtied(true));
         }
-        for _ in 0..512 {
-            bits = bits.wrapping_add(Tally::change_of_unsaved(0, 3));
-        }
         let tally = Tally::from_bits(bits);
-        assert_eq!(tally.unsaved(), 512);
         assert!((1..=4).all(|generation| tally.generation(generation) == 512));
         assert_eq!((tally.all(), tally.dirty()), (2048, 512));
         assert_eq!((tally.generation(0), tally.generation(5)), (0, 0));
@@ -141,18 +116,6 @@ mod tests {
         let both = late.wrapping_add(Tally::change(0, 1));
         assert_eq!(both, Tally::change(0, 4));
         assert_eq!(Tally::from_bits(both).generation(4), 1);
-    }
-
-    #[test]
-    fn unsaved_frames_are_counted_while_they_have_an_age() {
-        let steps = [(0, 2), (2, 4), (4, 1), (1, 0), (0, 0)];
-        let counts = steps.map(|(from, to)| Tally::change_of_unsaved(from, to));
-        let mut bits = 0u64;
-        let after = counts.map(|change| {
-            bits = bits.wrapping_add(change);
-            Tally::from_bits(bits).unsaved()
-        });
-        assert_eq!((after, bits), ([1, 1, 1, 0, 0], 0));
     }
 
     #[test]
@@ -171,11 +134,7 @@ mod tests {
         assert_eq!(tally.droppable(0), 140);
         let dirty = Tally::from_bits(bits.wrapping_add(17 * Tally::dirtied(true)));
         assert_eq!(dirty.droppable(0), 126, "one in ten is dirty");
-        let unsaved = Tally::from_bits(bits.wrapping_add(170 * Tally::change_of_unsaved(0, 1)));
-        assert_eq!(
-            (unsaved.droppable(0), Tally::default().droppable(0)),
-            (0, 0)
-        );
+        assert_eq!(Tally::default().droppable(0), 0);
     }
 
     #[test]

@@ -41,16 +41,6 @@ pub enum VerifyError {
         /// What was found.
         found: u32,
     },
-    /// A block's tally is wrong about frames that are the only copy of their contents.
-    #[error("{block:?} counts {counted} unsaved frames and has {found}")]
-    Unsaved {
-        /// The block.
-        block: BlockId,
-        /// What is counted.
-        counted: u32,
-        /// What was found.
-        found: u32,
-    },
     /// A block has frames of a generation, and no bit: they would never be reclaimed.
     #[error("{block:?} has frames of generation {generation} and is not in its index")]
     Lost {
@@ -82,7 +72,7 @@ impl Generations<'_> {
         let mut audit = Audit::default();
         for block in frames.blocks() {
             let first = frames.block_start(block);
-            let (mut here, mut unsaved) = ([0u32; 4], 0);
+            let mut here = [0u32; 4];
             for at in 0..FRAMES_PER_BLOCK as u64 {
                 let frame = first.plus(at);
                 let generation = frames.generation(frame);
@@ -97,18 +87,10 @@ impl Generations<'_> {
                     return Err(VerifyError::Stray { block, state });
                 }
                 here[generation as usize - 1] += 1;
-                unsaved += u32::from(self.is_only_copy(info.owner));
                 audit.dirty += u64::from(info.flags.contains(FrameFlags::DIRTY));
                 audit.writeback += u64::from(info.flags.contains(FrameFlags::WRITEBACK));
             }
             let tally = Tally::from_bits(frames.block_tally(block));
-            if tally.unsaved() != unsaved {
-                return Err(VerifyError::Unsaved {
-                    block,
-                    counted: tally.unsaved(),
-                    found: unsaved,
-                });
-            }
             for (generation, &found) in (1..).zip(&here) {
                 let counted = tally.generation(generation);
                 if counted != found {

@@ -16,8 +16,8 @@ use crate::report::OracleReport;
 /// Compares the frames that compaction copies to empty blocks with what the best choice would have copied.
 ///
 /// At each choice it looks at all blocks of the zone, as they are at that moment, and does nothing: it takes the one with
-/// the fewest frames that have to be copied. Not counted are a balloon's frames, which the host exchanges, and cold, clean
-/// pages as far as compaction drops such. It counts choices that led to an empty block for a huge page; several blocks that
+/// the fewest frames that have to be copied. Not counted are a balloon's frames, which the host exchanges, and cold pages as
+/// far as compaction drops such, or writes and then drops them. It counts choices that led to an empty block for a huge page; several blocks that
 /// are emptied together are compared with as many best ones.
 pub struct Oracle<'a, P: Platform> {
     mobility: &'a Mobility<'a, P>,
@@ -55,7 +55,7 @@ impl<'a, P: Platform> Oracle<'a, P> {
             return movable;
         }
         let tally = Tally::from_bits(frames.block_tally(block));
-        let clean = tally.all().saturating_sub(tally.dirty() + tally.unsaved());
+        let clean = tally.all().saturating_sub(tally.dirty());
         let dropped = tally.old(frames.tally_epoch()).min(clean);
         movable.saturating_sub(dropped.min(most_dropped))
     }
