@@ -6,7 +6,7 @@ mod machine;
 use std::sync::atomic::Ordering;
 
 use dirigible_frames::{Event, Fallback, FrameClass, Ledger, Pfn, Watermarks, ZoneId};
-use dirigible_mobility::{CompactResult, CompactionConfig, ContiguousRequest};
+use dirigible_mobility::{CompactResult, CompactionConfig, ContiguousRequest, MovableOwner};
 use machine::{CPU, MARKS, Machine};
 
 const ZONE: ZoneId = ZoneId::new(0);
@@ -207,13 +207,14 @@ fn an_unmovable_request_drops_what_it_has_no_targets_for() {
     m.check_at_rest();
 }
 
-/// The reserve is no reason to reclaim: only what kswapd owes is dropped, in however many blocks at once.
+/// A reserve is there to be taken: what is missing to the high watermark when its blocks are gone is owed, and no more,
+/// in however many blocks at once.
 #[test]
-fn pitfall_62_the_reserve_drops_no_more_than_kswapd_owes() {
-    for (high, most) in [(400, 0), (401, 1), (900, 500), (2000, 1600)] {
+fn pitfall_62_the_reserve_drops_no_more_than_its_blocks_will_lack() {
+    for (high, most) in [(128, 240), (400, 512), (401, 513), (900, 1012)] {
         let config = CompactionConfig {
-            reserve_low: 4,
-            reserve_high: 4,
+            reserve_low: 1,
+            reserve_high: 1,
             ..config()
         };
         let m = filled(config, &[100; 4], &[412; 4]);
@@ -228,6 +229,66 @@ fn pitfall_62_the_reserve_drops_no_more_than_kswapd_owes() {
             assert!(dropped(&m) > 0 && m.frames.free_blocks() > 0, "{high}");
         }
     }
+}
+
+/// Lets all but the first frames of block 2 be written before they are dropped.
+fn unsaved(free: &[u64], others: u64) -> Machine {
+    let m = filled(config(), free, &[0; 4]);
+    let all = m.user.frames();
+    let of_block = all.iter().filter(|frame| frame.get() / 512 == 2);
+    let unsaved = of_block.filter(|frame| frame.get() % 512 >= others);
+    m.user.unsaved.lock().unwrap().extend(unsaved);
+    m.frames.set_block_tally(m.block(2), 512 - free[2] - others);
+    m
+}
+
+#[test]
+fn what_must_be_written_first_is_dropped_when_it_is_written() {
+    for polls in [1, 5] {
+        let m = unsaved(&[60, 60, 40, 30], 72);
+        m.user.writes_last.store(polls, Ordering::Relaxed);
+        let result = m.direct(FrameClass::Movable);
+        assert_eq!(result, CompactResult::Captured(Pfn::new(2 * 512)));
+        assert_eq!((dropped(&m), m.event(Event::PgmigrateSuccess)), (400, 72));
+        assert_eq!(m.user.writes_last.load(Ordering::Relaxed), 0);
+        m.check_at_rest();
+    }
+}
+
+/// The request ends in time; what is written later is dropped by another.
+#[test]
+fn writes_that_do_not_end_leave_the_block_as_it_is() {
+    let m = unsaved(&[60, 60, 40, 30], 72);
+    m.user.writes_last.store(usize::MAX, Ordering::Relaxed);
+    assert_eq!(m.direct(FrameClass::Movable), CompactResult::Failed);
+    assert_eq!(
+        (dropped(&m), m.user.writing.lock().unwrap().len()),
+        (0, 400)
+    );
+    assert_eq!(m.event(Event::CompactBlockAborted), 1);
+    m.check_at_rest();
+    m.user.writes_last.store(1, Ordering::Relaxed);
+    m.user.poll(0);
+    let config = CompactionConfig::default();
+    m.platform
+        .clock
+        .fetch_add(config.refusal_memory_ns, Ordering::Relaxed);
+    // The failure defers the first of them.
+    assert!((0..3).any(|_| is_captured(m.direct(FrameClass::Movable))));
+    assert_eq!(dropped(&m), 400);
+    m.check_at_rest();
+}
+
+/// One frame is used when it is to be written: the block stays in use, and nothing else is lost.
+#[test]
+fn a_frame_that_is_used_is_not_written() {
+    let m = unsaved(&[60, 60, 40, 30], 72);
+    let used = Pfn::new(2 * 512 + 100);
+    m.user.used.lock().unwrap().insert(used);
+    let _ = m.direct(FrameClass::Movable);
+    assert!(m.user.frames().contains(&used));
+    assert!(dropped(&m) <= 399);
+    m.check_at_rest();
 }
 
 #[test]

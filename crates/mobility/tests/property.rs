@@ -39,6 +39,8 @@ enum Step {
     FreeHuge,
     /// Every n-th frame of the user is cold.
     Cool(u16),
+    /// Every n-th frame is written before it is dropped.
+    Unsave(u16),
     /// Every n-th cold frame is used as it is dropped.
     Use(u16),
 }
@@ -67,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<u16>().prop_map(Step::MoveByHand),
         2 => Just(Step::FreeHuge),
         2 => (1u16..4).prop_map(Step::Cool),
+        2 => (1u16..4).prop_map(Step::Unsave),
         1 => (2u16..9).prop_map(Step::Use),
     ]
 }
@@ -87,6 +90,8 @@ fn settled(kind: u8) -> Outcome {
 
 #[derive(Default)]
 struct Held {
+    /// Blocks that background compaction keeps.
+    reserve: u64,
     unmovable: Vec<Pfn>,
     huge: Vec<Pfn>,
     pinned: Vec<Pfn>,
@@ -189,7 +194,7 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
         }
         Step::Background(most) => {
             let high = frames.watermarks(ZoneId::new(0)).high;
-            let owed = high.saturating_sub(frames.free_frames());
+            let owed = (high + 512 * held.reserve).saturating_sub(frames.free_frames());
             let before = m.event(Event::CompactDropped);
             let result = m.mobility.compact_background(CPU, most.into());
             assert!(result.emptied <= most.into());
@@ -231,9 +236,13 @@ fn take(m: &Machine, step: Step, held: &mut Held) {
             let cold = m.user.frames().into_iter().step_by(nth.into());
             m.user.cold.lock().unwrap().extend(cold);
         }
+        Step::Unsave(nth) => {
+            let unsaved = m.user.frames().into_iter().step_by(nth.into());
+            m.user.unsaved.lock().unwrap().extend(unsaved);
+        }
         Step::Use(nth) => {
-            let cold = m.user.cold.lock().unwrap();
-            let used = cold.iter().copied().step_by(nth.into());
+            let [cold, unsaved] = [&m.user.cold, &m.user.unsaved].map(|set| set.lock().unwrap());
+            let used = cold.union(&unsaved).copied().step_by(nth.into());
             m.user.used.lock().unwrap().extend(used);
         }
     }
@@ -273,7 +282,10 @@ proptest! {
         }
         let m = machine::zoned(&[&ranges], config);
         m.frames.set_watermarks(ZoneId::new(0), Watermarks { high, ..machine::MARKS });
-        let mut held = Held::default();
+        let mut held = Held {
+            reserve: config.reserve_high,
+            ..Held::default()
+        };
         for step in [Step::Fill(turn), Step::Thin(thin), Step::Unmovable] {
             take(&m, step, &mut held);
         }

@@ -96,6 +96,12 @@ pub struct MockOwner {
     pub cold: Mutex<BTreeSet<Pfn>>,
     /// Cold frames that are used just before they are dropped.
     pub used: Mutex<BTreeSet<Pfn>>,
+    /// Frames that it would rather write first. When they are written they are cold.
+    pub unsaved: Mutex<BTreeSet<Pfn>>,
+    /// Frames that are being written.
+    pub writing: Mutex<Vec<Pfn>>,
+    /// Calls of `poll` until writes end.
+    pub writes_last: AtomicUsize,
     /// Frames that it dropped.
     pub dropped: AtomicUsize,
 }
@@ -127,6 +133,9 @@ impl MockOwner {
             released: AtomicUsize::new(0),
             cold: Mutex::default(),
             used: Mutex::default(),
+            unsaved: Mutex::default(),
+            writing: Mutex::default(),
+            writes_last: AtomicUsize::new(1),
             dropped: AtomicUsize::new(0),
         }))
     }
@@ -159,6 +168,11 @@ impl MockOwner {
 
     fn leave(&self, frame: Pfn, from: FrameState) {
         self.cold.lock().unwrap().remove(&frame);
+        self.unsaved.lock().unwrap().remove(&frame);
+        self.writing
+            .lock()
+            .unwrap()
+            .retain(|written| *written != frame);
         self.used.lock().unwrap().remove(&frame);
         if self.of == FrameClass::Balloon {
             self.step(frame, from, FrameState::Leaving);
@@ -304,10 +318,27 @@ impl MovableOwner for MockOwner {
 
     fn plan(&self, frame: Pfn) -> Fate {
         assert_eq!(self.frames.state(frame), FrameState::Isolated);
-        match self.cold.lock().unwrap().contains(&frame) {
-            true => Fate::Drop,
-            false => Fate::Move,
+        if self.cold.lock().unwrap().contains(&frame) {
+            Fate::Drop
+        } else if self.unsaved.lock().unwrap().contains(&frame) {
+            Fate::Write
+        } else {
+            Fate::Move
         }
+    }
+
+    fn write_frames(&self, frames: &[Pfn]) -> usize {
+        let mut writing = self.writing.lock().unwrap();
+        let before = writing.len();
+        for &frame in frames {
+            assert!(self.unsaved.lock().unwrap().contains(&frame), "planned so");
+            self.putback(frame);
+            if !self.used.lock().unwrap().contains(&frame) {
+                assert!(self.frames.set_flags(frame, FrameFlags::WRITEBACK));
+                writing.push(frame);
+            }
+        }
+        writing.len() - before
     }
 
     fn drop_frame(&self, frame: Pfn) -> bool {
@@ -332,6 +363,19 @@ impl MovableOwner for MockOwner {
         if let Some(hook) = &*self.poll_hook.lock().unwrap() {
             hook();
         }
+        let mut writing = self.writing.lock().unwrap();
+        let last = self.writes_last.load(Ordering::Relaxed);
+        self.writes_last
+            .store(last.saturating_sub(1), Ordering::Relaxed);
+        if last <= 1 && !writing.is_empty() {
+            for frame in writing.drain(..) {
+                self.frames.clear_flags(frame, FrameFlags::WRITEBACK);
+                self.unsaved.lock().unwrap().remove(&frame);
+                self.cold.lock().unwrap().insert(frame);
+            }
+            return true;
+        }
+        drop(writing);
         let outcome = match *self.answer.lock().unwrap() {
             Answer::Never => return false,
             Answer::Moved => Outcome::Moved,
