@@ -110,7 +110,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             }
             Err(error) => {
                 self.write_errors.fetch_add(frames, Ordering::Relaxed);
-                self.count_refusal(&run);
+                self.count_refusal(run);
                 let mut marks = FrameFlags::DIRTY;
                 if error == DiskError::Abandoned {
                     marks = marks.union(FrameFlags::ABANDONED);

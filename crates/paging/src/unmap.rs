@@ -232,10 +232,11 @@ impl<P: PageTables> Paging<'_, P> {
             .frames
             .transition(frame, FrameState::Listed, FrameState::Allocated)
             .is_ok();
+        self.forget_age(frame);
         if !free {
+            // From here on whoever has it isolated may free it.
             self.frames.set_owner_word(frame, OwnerWord::DETACHED.0);
         }
-        self.forget_age(frame);
         free
     }
 }
