@@ -25,7 +25,8 @@ enum Fate {
 }
 
 impl<P: PageTables> Paging<'_, P> {
-    /// Gives isolated frames to `swap`, and gives how many. The others are put back. No lock is held.
+    /// Gives isolated frames to `swap`, and gives how many. The others are put back. No lock is held, or a zone's
+    /// compaction.
     pub(crate) fn swap_out_all(&self, frames: &[Pfn], swap: &dyn SwapSpace) -> usize {
         frames
             .chunks(BATCH)
