@@ -43,6 +43,26 @@ fn pitfall_12_a_zone_of_balloon_frames_and_holes_yields_its_huge_pages() {
     m.check_at_rest();
 }
 
+/// Emptying a whole zone isolates each frame a few times at most, however many blocks there are, and looks at few blocks
+/// for each that it empties.
+#[test]
+fn pitfall_44_the_work_of_a_whole_zone_grows_with_its_size() {
+    for count in [8, 32, 64] {
+        let m = blocks(count);
+        m.fill_and_keep(|frame| frame.get() % 2 == 0);
+        let heads = capture_all(&m);
+        assert!(
+            heads.len() as u64 >= count * 3 / 8,
+            "{} of {count}",
+            heads.len()
+        );
+        let isolated = m.platform.isolated.load(Ordering::Relaxed);
+        assert!(isolated <= 4 * count * 512, "{isolated} frames isolated");
+        let examined = m.platform.examined.load(Ordering::Relaxed);
+        assert!(examined <= 4 * count, "{examined} blocks looked at");
+    }
+}
+
 #[test]
 fn pitfall_48_a_captured_page_is_the_callers_and_only_the_callers() {
     let m = blocks(8);

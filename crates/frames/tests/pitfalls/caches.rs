@@ -45,6 +45,25 @@ fn pitfall_55_caches_do_not_reach_below_the_watermark() {
     });
 }
 
+/// A processor is given what it freed last, which is still in its cache of memory.
+#[test]
+fn pitfall_54_what_was_freed_last_is_handed_out_first() {
+    let machine = Machine::of_blocks(4);
+    machine.run(|frames| {
+        let mut random = Random::new(54);
+        let request = AllocRequest::movable();
+        let mut held: Vec<Pfn> = (0..600)
+            .map(|_| frames.alloc(A, request).unwrap())
+            .collect();
+        for _ in 0..200 {
+            let frame = held.swap_remove(random.below(held.len()));
+            frames.free(A, frame, Order::BASE).expect("ours");
+            assert_eq!(frames.alloc(A, request), Ok(frame));
+            held.push(frame);
+        }
+    });
+}
+
 #[test]
 fn pitfall_57_cached_frames_hold_no_block() {
     let mut machine = Machine::of_blocks(1);
