@@ -40,6 +40,7 @@ struct Ring<H: Hal> {
 }
 
 impl<H: Hal> Ring<H> {
+    #[inline(never)]
     fn new<T: Transport>(
         transport: &mut T,
         queue: Queue,
@@ -64,6 +65,7 @@ impl<H: Hal> Ring<H> {
     }
 
     /// Gives `len` bytes of a buffer to the device, which is still to be notified.
+    #[inline(never)]
     fn send<const N: usize>(
         &mut self,
         buffers: &mut Buffers<H, N>,
@@ -85,6 +87,7 @@ impl<H: Hal> Ring<H> {
     }
 
     /// The buffer that the device has returned next. The length is not looked at: the device had nothing to write.
+    #[inline(never)]
     fn pop<const N: usize>(&mut self, buffers: &mut Buffers<H, N>) -> Result<Option<usize>, Bogus> {
         if self.bogus {
             return Ok(None);
