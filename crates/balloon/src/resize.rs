@@ -104,6 +104,7 @@ impl<B: Books + ?Sized, const N: usize, M: BorrowMut<RequestMemory<N>>> Balloon<
     }
 
     /// How many frames were taken, and the slot that has them.
+    #[inline(never)]
     fn take_back(&mut self, role: Role, want: usize, preferred: &[Pfn]) -> Option<(usize, usize)> {
         if self.fault().is_some() {
             return None;

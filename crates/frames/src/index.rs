@@ -241,6 +241,7 @@ impl<'m> Index<'m> {
     }
 
     /// For `verify()`: whether the bitmaps have the block where `expected` says and nowhere else.
+    #[inline(never)]
     pub fn check(&self, block: BlockId, expected: Place) -> bool {
         let (group, mask) = self.position(block);
         (0..self.buckets).all(|bucket| {

@@ -21,6 +21,7 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     /// The zone's first block in the tables, and how many it may have.
+    #[inline(never)]
     pub fn zone(&self, zone: ZoneId) -> (BlockId, u32) {
         let all = |(now, later): &(u32, u32)| now + later;
         let first = self.zones[..zone.index()].iter().map(all).sum();

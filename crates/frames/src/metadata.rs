@@ -84,6 +84,7 @@ impl Sizes {
     }
 
     /// Bytes of all tables, with room to align the first.
+    #[inline(never)]
     pub fn bytes(&self) -> usize {
         64 + self.cpus * size_of::<CpuSlot>()
             + self.blocks() * (size_of::<Field>() + size_of::<Record>())

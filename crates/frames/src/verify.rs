@@ -163,6 +163,7 @@ impl FrameAllocator<'_> {
     }
 
     /// The parts of the sums that CPUs keep, and what their caches hold.
+    #[inline(never)]
     fn verify_cpus(&self) -> Result<(), VerifyError> {
         for (cpu, slot) in self.cpus.iter().enumerate() {
             for zone in self.zones() {
@@ -195,6 +196,7 @@ impl FrameAllocator<'_> {
     }
 
     /// How many CPUs keep `block` as a spare one.
+    #[inline(never)]
     fn keepers(&self, block: BlockId) -> usize {
         let mut count = 0;
         for slot in self.cpus {
@@ -205,6 +207,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Frames of `block` in CPU caches by class, as bits.
+    #[inline(never)]
     fn cached_in(&self, block: BlockId) -> Result<[[u64; WORDS]; 4], VerifyError> {
         let mut masks = [[0u64; WORDS]; 4];
         let mut twice = None;
@@ -234,6 +237,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Counts the frames of a block that is no huge page.
+    #[inline(never)]
     fn verify_frames(&self, block: BlockId) -> Result<(), VerifyError> {
         let ledger = self.ledger(block);
         let cached = self.cached_in(block)?;
@@ -315,6 +319,7 @@ impl FrameAllocator<'_> {
         Ok(())
     }
 
+    #[inline(never)]
     fn verify_huge(&self, block: BlockId) -> Result<(), VerifyError> {
         let wrong = Err(VerifyError::Huge(block));
         let (ledger, start) = (self.ledger(block), self.block_start(block));

@@ -49,6 +49,7 @@ pub(crate) struct Zone<'m> {
 const HIGHEST_MARK: u64 = i64::MAX as u64 / 4;
 
 impl<'m> Zone<'m> {
+    #[inline(never)]
     pub fn new(
         config: &ZoneConfig<'_>,
         first: BlockId,

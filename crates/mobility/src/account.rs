@@ -117,6 +117,7 @@ impl Accounts {
     }
 
     /// `n` isolated base frames left their place and were given back to the allocator.
+    #[inline(never)]
     pub(crate) fn moved(&self, events: Events<'_>, cpu: CpuId, class: FrameClass, n: u64) {
         self.now.sub(class, n);
         self.moved.add(class, n);
@@ -128,6 +129,7 @@ impl Accounts {
     }
 
     /// `n` isolated base frames went back onto their owner's books.
+    #[inline(never)]
     pub(crate) fn put_back(&self, events: Events<'_>, cpu: CpuId, class: FrameClass, n: u64) {
         self.now.sub(class, n);
         self.put_back.add(class, n);

@@ -326,6 +326,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .put_back(self.frames.events(), cpu, kind.class, n);
     }
 
+    #[inline(never)]
     fn hand_back(&self, kind: Kind, frame: Pfn) {
         match self.registry.enter(kind.owner) {
             Some(owner) => owner.putback(frame),

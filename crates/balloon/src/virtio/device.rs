@@ -40,13 +40,16 @@ struct Ring<H: Hal> {
 }
 
 impl<H: Hal> Ring<H> {
-    fn new<T: Transport>(
+    /// Sets a queue up in `place`, if the device has it. Out of line, as the compiler unrolls the caller's loop.
+    #[inline(never)]
+    fn set_up<T: Transport>(
+        place: &mut Option<Self>,
         transport: &mut T,
         queue: Queue,
         features: Features,
-    ) -> Result<Option<Self>, DeviceError> {
+    ) -> Result<(), DeviceError> {
         let Some(dense) = queue.number(features, QueueNumbering::Dense) else {
-            return Ok(None);
+            return Ok(());
         };
         let number = match queue.number(features, QueueNumbering::Fixed) {
             // Nothing at the dense number: the device follows the specification's numbers.
@@ -55,15 +58,17 @@ impl<H: Hal> Ring<H> {
         };
         let error = |error| DeviceError::Queue { queue, error };
         let queue = VirtQueue::new(transport, number, false, false).map_err(error)?;
-        Ok(Some(Self {
+        *place = Some(Self {
             queue,
             number,
             outstanding: [None; QUEUE_SIZE],
             bogus: false,
-        }))
+        });
+        Ok(())
     }
 
     /// Gives `len` bytes of a buffer to the device, which is still to be notified.
+    #[inline(never)]
     fn send<const N: usize>(
         &mut self,
         buffers: &mut Buffers<H, N>,
@@ -85,6 +90,7 @@ impl<H: Hal> Ring<H> {
     }
 
     /// The buffer that the device has returned next. The length is not looked at: the device had nothing to write.
+    #[inline(never)]
     fn pop<const N: usize>(&mut self, buffers: &mut Buffers<H, N>) -> Result<Option<usize>, Bogus> {
         if self.bogus {
             return Ok(None);
@@ -187,7 +193,7 @@ impl<H: Hal, const N: usize> Queues<H, N> {
         .into_iter()
         .enumerate()
         {
-            *place = Ring::new(transport, queue, features)?;
+            Ring::set_up(place, transport, queue, features)?;
             if let (Some(bell), Some(ring)) = (bells.get_mut(which), place) {
                 *bell = ring.number;
             }

@@ -11,6 +11,7 @@ impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H,
     /// Brings the ledger up to date after a fault has begun or ended: a block with frames that cannot be moved is no
     /// candidate of compaction. Walks all blocks then, and costs one look at the state otherwise. Not for `isolate`,
     /// which others wait for.
+    #[inline(never)]
     pub(super) fn keep_ledger(&self) {
         let (unmovable, adrift) = {
             let mut state = self.state.lock();

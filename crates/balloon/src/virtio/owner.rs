@@ -33,6 +33,7 @@ impl<H: Hal, T: Transport + Send, P: Platform, const N: usize> VirtioBalloon<'_,
 
 impl<'a, H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'a, H, T, P, N> {
     /// Takes an isolated frame back: onto the list, or to the allocator if the device was reset meanwhile.
+    #[inline(never)]
     pub(super) fn take_back(&self, frame: Pfn) {
         let is_listed = {
             let mut state = self.state.lock();

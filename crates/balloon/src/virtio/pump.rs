@@ -119,6 +119,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     }
 
     /// Gives frames to the allocator that were the balloon's and count as `returning`.
+    #[inline(never)]
     pub(super) fn give_back(&self, frames: &[Pfn]) {
         self.count_as_balloon(frames);
         let freed = self.frames.free_bulk(self.platform.cpu(), frames);
@@ -240,6 +241,7 @@ impl<H: Hal, T: Transport, P: Platform, const N: usize> VirtioBalloon<'_, H, T, 
     }
 
     /// Raises the vm events by what has happened since the last call.
+    #[inline(never)]
     pub(super) fn publish(&self) {
         let mut state = self.state.lock();
         let (new, old) = (state.balloon.stats(), state.published);
