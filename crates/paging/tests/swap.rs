@@ -6,7 +6,7 @@ mod support;
 use std::sync::atomic::Ordering::Relaxed;
 
 use dirigible_frames::{AllocRequest, Event, FrameClass, FrameState, Order, Pfn};
-use dirigible_mobility::{MovableOwner, Outcome};
+use dirigible_mobility::{Fate, MovableOwner, Outcome};
 use dirigible_paging::{FaultError, FaultKind, Page, PageSource, SpaceId};
 use dirigible_reclaim::{Age, Evictable, Kept, Kind, Stamp};
 use support::{Rationed, World, world, world_with_swap};
@@ -68,6 +68,45 @@ fn a_used_page_stays_and_is_young() {
     assert_eq!(w.read(space, 0, 3), Some(0));
     assert_eq!(w.check_at_rest().swapped, 1);
     assert_eq!(w.event(Event::SwapFull), 0);
+}
+
+/// Each look takes the accessed bit away.
+#[test]
+fn a_page_that_was_used_once_goes_at_the_second_look() {
+    let (w, space, frames) = old_pages(10, 1);
+    assert_eq!(w.read(space, 0, 3), Some(0));
+    assert_eq!((w.swap_out(&frames), w.swap_out(&frames)), (0, 1));
+    assert_eq!(w.check_at_rest().swapped, 1);
+}
+
+#[test]
+fn compaction_is_told_of_old_pages_while_swap_has_room() {
+    let (w, space, frames) = old_pages(3, 5);
+    let ages = w.swap().generations;
+    frames[..4]
+        .iter()
+        .for_each(|&frame| ages.add(frame, Age::New));
+    assert_eq!(w.read(space, 1, 3), Some(1));
+    let owner = w.paging.owner_id();
+    let isolate = |frame: &Pfn| w.frames.try_isolate(*frame, owner).unwrap();
+    frames.iter().for_each(isolate);
+    let fates = || frames[..4].iter().map(|&frame| w.paging.plan(frame));
+    let expected = [Fate::Write, Fate::Move, Fate::Write, Fate::Write];
+    assert!(fates().eq(expected));
+    assert_eq!(w.paging.plan(frames[4]), Fate::Move, "young");
+    assert_eq!(w.paging.write_frames(&[frames[0], frames[2]]), 2);
+    assert_eq!(w.paging.write_frames(&frames[3..4]), 1);
+    [1, 4]
+        .into_iter()
+        .for_each(|at| w.paging.putback(frames[at]));
+    assert_eq!(w.check_at_rest().swapped, 3);
+    // Swap is full, and the page that was used once is old again.
+    w.harvest();
+    ages.add(frames[1], Age::New);
+    isolate(&frames[1]);
+    assert_eq!(w.paging.plan(frames[1]), Fate::Move);
+    w.paging.putback(frames[1]);
+    w.check_at_rest();
 }
 
 #[test]
