@@ -118,12 +118,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         while let Some(attempt) = attempts.get_mut(emptying.over) {
             let hopes = attempt.is_alive() && emptying.moments < MOMENTS;
             let mut whole = hopes && self.is_whole(attempt.block);
-            if hopes && !whole && attempt.writes {
-                let waits = self.drop_written(cpu, attempt);
+            if let Some(purpose) = attempt.writes.filter(|_| hopes && !whole) {
+                let waits = self.drop_written(cpu, attempt.block, purpose);
                 if waits && self.platform.now() < emptying.deadline {
                     return Turn::Nothing;
                 }
-                attempt.writes = false;
+                attempt.writes = None;
                 whole = self.is_whole(attempt.block);
             }
             if hopes && !whole {

@@ -76,8 +76,8 @@ pub(crate) struct Attempt {
     pub(crate) breaks_whole: bool,
     /// One past the last of its pairs, as collected.
     end: usize,
-    /// Whether frames of it are being written, to be dropped afterwards.
-    pub(crate) writes: bool,
+    /// For what frames of it are being written, to be dropped afterwards.
+    pub(crate) writes: Option<Purpose>,
     /// Frames of it that are copied, of class movable.
     pub(crate) copies: u16,
     /// What an observer has said of it.
@@ -94,7 +94,7 @@ impl Attempt {
             worked_on: false,
             breaks_whole: true,
             end: 0,
-            writes: false,
+            writes: None,
             copies: 0,
             least: None,
         }
@@ -214,7 +214,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 worked_on: false,
                 breaks_whole: false,
                 end: 0,
-                writes: false,
+                writes: None,
                 copies: 0,
                 least: None,
             });

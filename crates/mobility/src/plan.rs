@@ -6,8 +6,11 @@
 //! block itself. So with [`drops_cold`](crate::CompactionConfig::drops_cold) the frames of a block are isolated first,
 //! then each owner says which of them it would rather drop, and only the others need targets.
 //!
-//! No more is dropped than reclaim owes, or than a request has no targets for: old and clean frames only, never what
-//! merely lies beside them.
+//! Contents that are nowhere else are written before they are dropped; the block stays isolated meanwhile, so that nobody
+//! takes the frames that became free.
+//!
+//! No more goes than reclaim owes, or than a request has no targets for: old frames only, never what merely lies beside
+//! them.
 
 use arrayvec::ArrayVec;
 use dirigible_frames::{
@@ -149,8 +152,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         self.owed(zone, purpose)
     }
 
-    /// Reserves targets for the isolated frames of a block that move, and drops the others. Gives how many pairs are
-    /// left, which stand first: all with a target, unless the attempt failed.
+    /// Reserves targets for the isolated frames of a block that move. Drops the others, or has them written:
+    /// [`drop_written`](Self::drop_written) drops these. Gives how many pairs are left, which stand first: all with a
+    /// target, unless the attempt failed.
     #[inline(never)]
     pub(crate) fn decide(
         &self,
@@ -201,11 +205,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             ready += 1;
         }
         self.write_all(cpu, &mut writing);
-        attempt.writes = writing.frames > 0;
+        attempt.writes = (writing.frames > 0).then_some(plan.purpose);
         plan.owed = plan.owed.saturating_sub(all - left);
-        let background = plan.purpose == Purpose::Reserve;
-        self.accounts
-            .dropped(self.frames.events(), cpu, dropped, background);
+        self.account_dropped(cpu, dropped, plan.purpose);
         left
     }
 
@@ -265,9 +267,9 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Looks at a block whose frames were to be written before they are dropped. Drops them when all writes are over.
     /// Gives whether some are still under way; who writes them has been polled.
     #[inline(never)]
-    pub(crate) fn drop_written(&self, cpu: CpuId, attempt: &Attempt) -> bool {
+    pub(crate) fn drop_written(&self, cpu: CpuId, block: BlockId, purpose: Purpose) -> bool {
         let mut owners = 0;
-        for frame in self.frames.used_frames(attempt.block) {
+        for frame in self.frames.used_frames(block) {
             let info = self.frames.frame(frame);
             if let Some(info) = info.filter(|info| info.flags.contains(FrameFlags::WRITEBACK)) {
                 owners |= 1 << info.owner.get();
@@ -278,7 +280,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             return true;
         }
         let mut dropped = 0;
-        for frame in self.frames.used_frames(attempt.block) {
+        for frame in self.frames.used_frames(block) {
             let Some((kind, order)) = self.isolate_frame(frame) else {
                 continue;
             };
@@ -290,8 +292,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.putback_frame(cpu, frame);
             }
         }
-        self.accounts
-            .dropped(self.frames.events(), cpu, dropped, false);
+        self.account_dropped(cpu, dropped, purpose);
         false
+    }
+
+    fn account_dropped(&self, cpu: CpuId, frames: u64, purpose: Purpose) {
+        let background = purpose == Purpose::Reserve;
+        self.accounts
+            .dropped(self.frames.events(), cpu, frames, background);
     }
 }
