@@ -73,7 +73,7 @@ pub fn inflate() -> impl TypedValueParser<Value = InflatePlacement> {
 pub fn feature() -> impl TypedValueParser<Value = Feature> {
     one_of(&Feature::ALL, Feature::name, |feature| match feature {
         Feature::Joint => {
-            "The joint decision of reclaim and compaction: cold clean pages of a block are moved like others"
+            "The joint decision of reclaim and compaction: cold pages of a block are moved like others"
         }
         Feature::Placement => {
             "Placement: movable requests and the balloon go where they go in `movable`"

@@ -416,7 +416,7 @@ named! {
 named! {
     /// A policy of column `steered` that can be left out, to see what it is worth.
     pub enum Feature {
-        /// One decision of reclaim and compaction: cold clean pages of a block are dropped, and such blocks are cheap.
+        /// One decision of reclaim and compaction: cold pages of a block are dropped, and such blocks are cheap.
         Joint = "joint",
         /// Movable requests go to the fullest blocks, the balloon takes its frames where it does no harm.
         Placement = "placement",
