@@ -25,11 +25,13 @@ pub struct AllocRequest {
     pub class: FrameClass,
     /// What it must leave. Tested when frames leave their blocks; frames from a CPU's cache were tested before.
     pub watermark: Watermark,
-    /// Whether a movable request may take blocks of the whole-block reserve, and any request from blocks of other types
-    /// though the policy is [`Fallback::Evacuate`](crate::Fallback::Evacuate): the last means, before it fails.
+    /// Whether a movable request may take blocks of the whole-block reserve.
     pub break_reserve: bool,
-    /// Whether it may take from blocks of other types at all.
+    /// Whether it may take from blocks of other types (under [`Fallback::Steal`](crate::Fallback::Steal)).
     pub fall_back: bool,
+    /// Whether it may take from blocks of other types though the policy is [`Fallback::Evacuate`](crate::Fallback::Evacuate):
+    /// the last means, since it leaves hybrid blocks.
+    pub any_block: bool,
 }
 
 impl AllocRequest {
@@ -41,6 +43,7 @@ impl AllocRequest {
             watermark: Watermark::Min,
             break_reserve: false,
             fall_back: true,
+            any_block: false,
         }
     }
 
@@ -75,7 +78,13 @@ impl AllocRequest {
         self
     }
 
-    /// The same, allowed to take blocks of the whole-block reserve, and from blocks of other types.
+    /// The same, allowed to take from blocks of other types whatever the policy.
+    pub const fn from_any_block(mut self) -> Self {
+        self.any_block = true;
+        self
+    }
+
+    /// The same, allowed to take blocks of the whole-block reserve.
     pub const fn breaking_reserve(mut self) -> Self {
         self.break_reserve = true;
         self

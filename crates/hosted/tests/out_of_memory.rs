@@ -138,6 +138,8 @@ fn tight(deflate_on_oom: bool) -> ColumnReport {
         balloon: 96 << 20,
         step: 32 << 20,
         time_scale: 200,
+        // With swap all of it goes there.
+        swap: Some(0),
         // Pages of files make room first: it takes memory that only the balloon can give.
         load_scale: 4000,
         schedule: Schedule::Held,

@@ -47,6 +47,7 @@ impl ColumnPolicy {
             },
             slow_path: SlowPathConfig {
                 fallback: self.fallback,
+                any_block_at_last: true,
                 ..SlowPathConfig::default()
             },
             kcompactd: KcompactdConfig {
