@@ -2,7 +2,7 @@
 
 use crate::{
     AllocError, AllocRequest, BlockId, BlockState, CpuId, FRAMES_PER_BLOCK, FrameAllocator,
-    FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, ZoneId, cpu::CpuGuard,
+    FrameClass, FrameState, Ledger, Migratetype, Order, Pfn, Watermark, ZoneId, cpu::CpuGuard,
     descriptor::Word, index::Place, place::WHOLE_BUCKET, position::FrameIndex, sums::Booking,
     sync::Ordering,
 };
@@ -17,6 +17,7 @@ impl FrameAllocator<'_> {
         let booking = Booking::all(request.order.frames(), request.watermark);
         let block = self.try_zones(|zone| {
             let mut found = None;
+            let booking = booking.without(self.stranded_for(zone, request));
             self.search_booked(zone, None, booking, &mut |booked| {
                 found = self.find_blocks(cpu, zone, request);
                 found.map_or(0, |_| booked)
@@ -25,6 +26,19 @@ impl FrameAllocator<'_> {
         })?;
         self.own_blocks(block, Word::owned(request.class, request.order));
         Ok(block.first_frame())
+    }
+
+    /// Free frames that do not count for a request of whole blocks. Whole blocks are not among them, so they need not be
+    /// counted while enough blocks are whole.
+    fn stranded_for(&self, zone: ZoneId, request: AllocRequest) -> u64 {
+        if !request.class.is_movable() || request.watermark == Watermark::None {
+            return 0;
+        }
+        let left = self.whole_in(zone) * FRAMES_PER_BLOCK as i64 - request.order.frames() as i64;
+        if left >= self.zone(zone).mark(request.watermark) {
+            return 0;
+        }
+        self.stranded_frames(zone)
     }
 
     /// Claims one block or two of a zone; gives the first.

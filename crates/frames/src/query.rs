@@ -2,7 +2,13 @@
 
 use crate::{
     BlockId, BlockState, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Order, Pfn, Watermarks,
-    ZoneId, bits::count_runs, config::MAX_ZONES, cpu::CpuSlot, sync::Ordering,
+    ZoneId,
+    bits::count_runs,
+    config::MAX_ZONES,
+    cpu::CpuSlot,
+    place::kind,
+    search::{Search, SearchOrder},
+    sync::Ordering,
 };
 
 /// Frames by class over all blocks.
@@ -77,6 +83,30 @@ impl FrameAllocator<'_> {
     #[inline(never)]
     pub fn zone_free_blocks(&self, zone: ZoneId) -> u64 {
         self.whole_in(zone).max(0) as u64
+    }
+
+    /// Free frames of a zone in blocks from which movable requests do not take, as under
+    /// [`Fallback::Evacuate`](crate::Fallback::Evacuate): those that hold immovable memory. Looks at all of these blocks that have
+    /// room.
+    ///
+    /// A movable request for whole blocks leaves its watermark of others: what it leaves is for small requests, and few of
+    /// these are immovable.
+    #[inline(never)]
+    pub fn stranded_frames(&self, zone: ZoneId) -> u64 {
+        if self.fallback == Fallback::Steal {
+            return 0;
+        }
+        let search = Search {
+            kinds: &[kind::UNMOVABLE, kind::RECLAIMABLE],
+            order: SearchOrder::Emptiest,
+            room: 1,
+        };
+        let mut sum = 0;
+        self.search(zone, &search, &mut |block| {
+            sum += u64::from(self.ledger(block).free());
+            false
+        });
+        sum
     }
 
     /// Frames that the guest has: present, not reserved, not taken off by [`adjust_managed`](Self::adjust_managed).

@@ -36,6 +36,8 @@ pub(crate) struct Booking {
     fewer: bool,
     /// What the zone must keep.
     watermark: Watermark,
+    /// Free frames that do not count.
+    stranded: i64,
 }
 
 impl Booking {
@@ -44,6 +46,7 @@ impl Booking {
             frames,
             fewer: false,
             watermark,
+            stranded: 0,
         }
     }
 
@@ -53,6 +56,15 @@ impl Booking {
             frames,
             fewer: true,
             watermark,
+            stranded: 0,
+        }
+    }
+
+    /// The same, as if `frames` of the free ones were not there.
+    pub const fn without(self, frames: u64) -> Self {
+        Self {
+            stranded: frames as i64,
+            ..self
         }
     }
 }
@@ -72,7 +84,7 @@ impl FrameAllocator<'_> {
         let Ok(want) = i64::try_from(want) else {
             return 0;
         };
-        let mark = zone.mark(booking.watermark);
+        let mark = zone.mark(booking.watermark).saturating_add(booking.stranded);
         let amount = |free: i64| {
             let above = (free - mark).clamp(0, want);
             let enough = booking.fewer || above == want;

@@ -146,17 +146,14 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
             .any(|zone| self.can_lose_block(zone, cached))
     }
 
-    /// Whether the zone keeps its min watermark without 512 frames, if `more` were free: all of them free ones, or some
-    /// of them dropped.
+    /// Whether the zone keeps its min watermark without 512 frames and without those that are stranded, if `more` were
+    /// free: all of them free ones, or some of them dropped.
     #[inline(never)]
     fn can_lose_block(&self, zone: ZoneId, more: u64) -> bool {
-        let floor = self
-            .frames
-            .watermarks(zone)
-            .min
-            .saturating_add(FRAMES_PER_BLOCK as u64);
+        let min = self.frames.watermarks(zone).min;
+        let lost = FRAMES_PER_BLOCK as u64 + self.frames.stranded_frames(zone);
         let drops = self.most_drops(zone, Purpose::HugePage);
-        self.frames.zone_free_frames(zone) + more + drops >= floor
+        self.frames.zone_free_frames(zone) + more + drops >= min.saturating_add(lost)
     }
 
     fn search(&self, cpu: CpuId, zone: ZoneId, purpose: Purpose, deadline: u64) -> Search {

@@ -136,7 +136,13 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     #[inline(never)]
     pub(crate) fn owed(&self, zone: ZoneId, purpose: Purpose) -> u64 {
         match self.drops(purpose) {
-            true => self.lack(zone, self.takes(purpose)),
+            true => {
+                let stranded = match purpose {
+                    Purpose::HugePage => self.frames.stranded_frames(zone),
+                    _ => 0,
+                };
+                self.lack(zone, self.takes(purpose) + stranded)
+            }
             false => 0,
         }
     }

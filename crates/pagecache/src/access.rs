@@ -96,14 +96,13 @@ impl<P: FrameContents> PageCache<'_, P> {
                 }
                 Found::Busy => self.wait(),
                 // It failed while we waited for it.
-                Found::Absent(Slot::FAILED_ALONE) if waited => {
+                Found::Absent(Slot::UNREADABLE) if waited => {
                     return Err(CacheError::Io { block });
                 }
-                // A run failed: perhaps for another block of it.
-                Found::Absent(Slot::FAILED) => self.begin_read(block, |_| {})?,
-                Found::Absent(_) => {
-                    self.begin_read(block, |run| self.read_ahead(run, ahead.clone()))?;
-                }
+                Found::Absent(slot) => match slot.attempts() {
+                    Some(attempts) => self.begin_read_again(block, attempts)?,
+                    None => self.begin_read(block, |run| self.read_ahead(run, ahead.clone()))?,
+                },
             }
             waited = true;
         }

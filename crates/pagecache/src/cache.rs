@@ -18,6 +18,7 @@ use crate::pages::CacheError;
 use crate::requests::Requests;
 use crate::slot::Slot;
 use crate::streams::Streams;
+use crate::swap_window::SwapWindow;
 
 /// Most references of a frame.
 const MAX_REFS: u8 = 31;
@@ -52,6 +53,7 @@ pub struct PageCache<'a, P> {
     pub(crate) open_writes: AtomicU64,
     pub(crate) requests: Requests,
     pub(crate) streams: Streams,
+    pub(crate) swap_window: SwapWindow,
     pub(crate) pages: ByKind,
     pub(crate) dirty: ByKind,
     pub(crate) writeback: ByKind,
@@ -110,6 +112,7 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             open_writes: AtomicU64::new(0),
             requests: Requests::new(places),
             streams: Streams::new(),
+            swap_window: SwapWindow::new(),
             pages: ByKind::default(),
             dirty: ByKind::default(),
             writeback: ByKind::default(),

@@ -14,6 +14,21 @@ const FRAME_KIB: u64 = 4;
 /// Completions that are taken at once.
 const BATCH: usize = 16;
 
+/// Reads of a block, alone, that may be lost one after the other before it counts as unreadable. A device that is reset
+/// loses all that it has in hand, whoever was at fault.
+const MOST_LOST: u8 = 3;
+
+/// What the slots of a read that failed say of the next attempt.
+fn failed_slot(run: &Run, error: DiskError) -> Slot {
+    let attempts = run.attempts + 1;
+    match error {
+        // Perhaps for another block of the run.
+        _ if run.count > 1 => Slot::failed(0),
+        DiskError::Lost if attempts < MOST_LOST => Slot::failed(attempts),
+        _ => Slot::UNREADABLE,
+    }
+}
+
 impl<P: FrameContents> PageCache<'_, P> {
     /// Takes requests that have ended and finishes them; gives whether there were any. Does not wait. Costs one load
     /// while none is in flight. Everybody who waits for a page calls it; so should the disk's interrupt, or whoever is
@@ -70,11 +85,7 @@ impl<P: FrameContents> PageCache<'_, P> {
             return;
         };
         self.read_errors.fetch_add(frames, Ordering::Relaxed);
-        let failed = if run.count == 1 {
-            Slot::FAILED_ALONE
-        } else {
-            Slot::FAILED
-        };
+        let failed = failed_slot(run, error);
         for (block, frame) in run.pages() {
             self.set_slot(block, failed);
             self.pages.sub(self.kind_of(block), 1);

@@ -78,6 +78,7 @@ mod requests;
 mod slot;
 mod streams;
 mod swap_room;
+mod swap_window;
 mod swapped;
 mod throttle;
 mod writing;

@@ -39,6 +39,15 @@ impl<P: FrameContents> PageCache<'_, P> {
         Ok(())
     }
 
+    /// Begins to read `block` alone, after `attempts` that have failed alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_read`](Self::begin_read).
+    pub(crate) fn begin_read_again(&self, block: u64, attempts: u8) -> Result<(), CacheError> {
+        self.begin_read(block, |run| run.attempts = attempts)
+    }
+
     /// A frame for `block`, after all that can be done to get one; `None` if the block has one by now.
     pub(crate) fn new_frame(&self, block: u64) -> Result<Option<Pfn>, CacheError> {
         match self.memory.alloc(AllocRequest::movable()) {

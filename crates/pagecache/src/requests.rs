@@ -10,6 +10,8 @@ use dirigible_frames::sync::{AtomicU64, Mutex, Ordering};
 #[derive(Clone, Copy)]
 pub(crate) struct Run {
     pub write: bool,
+    /// A read: how many have failed before, alone.
+    pub attempts: u8,
     pub block: u64,
     pub count: usize,
     pub frames: [Pfn; MAX_REQUEST_FRAMES],
@@ -21,6 +23,7 @@ impl Run {
         frames[0] = frame;
         Self {
             write,
+            attempts: 0,
             block,
             count: 1,
             frames,

@@ -14,10 +14,22 @@ impl Slot {
 
     /// Nothing.
     pub const ABSENT: Self = Self(0);
-    /// Nothing: the last read of it failed, in one request with others.
-    pub const FAILED: Self = Self(1);
-    /// Nothing: the last read of it failed, alone.
-    pub const FAILED_ALONE: Self = Self(2);
+    /// Nothing: it cannot be read.
+    pub const UNREADABLE: Self = Self(1);
+
+    /// Nothing: the last read of it failed, and may do better when it is tried again, alone; `attempts` have failed alone
+    /// so far.
+    pub const fn failed(attempts: u8) -> Self {
+        Self(2 + attempts as u32)
+    }
+
+    /// The attempts, if the last read failed and may do better.
+    pub const fn attempts(self) -> Option<u8> {
+        match self.0 {
+            2..=257 => Some((self.0 - 2) as u8),
+            _ => None,
+        }
+    }
 
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
@@ -68,6 +80,7 @@ mod tests {
         for number in [0, 1, 2, 77, (1 << 28) - 1] {
             let slot = Slot::present(Pfn::new(number)).unwrap();
             assert_eq!((slot.frame(), slot.stamp()), (Some(Pfn::new(number)), None));
+            assert_eq!(slot.attempts(), None);
         }
         assert_eq!(Slot::present(Pfn::new(1 << 28)), None);
         for bits in [0, 1, 2, (1 << 30) - 1, 1 << 29] {
@@ -75,8 +88,14 @@ mod tests {
             assert_eq!(slot.stamp().map(Stamp::bits), Some(bits));
             assert_eq!(slot.frame(), None);
         }
-        for slot in [Slot::ABSENT, Slot::FAILED, Slot::FAILED_ALONE] {
+        for slot in [Slot::ABSENT, Slot::UNREADABLE] {
             assert_eq!((slot.frame(), slot.stamp()), (None, None));
+            assert_eq!(slot.attempts(), None);
+        }
+        for attempts in [0, 1, 255] {
+            let slot = Slot::failed(attempts);
+            assert_eq!((slot.frame(), slot.stamp()), (None, None));
+            assert_eq!(slot.attempts(), Some(attempts));
         }
     }
 }

@@ -26,9 +26,6 @@ use crate::requests::Run;
 use crate::slot::Slot;
 use crate::writing::Begun;
 
-/// Slots that are read together: an aligned group of so many.
-const WINDOW: u64 = 8;
-
 /// The marks that a page of swap has for its use or its place, and that say nothing to whoever takes its frame.
 const USE: FrameFlags = FrameFlags::REFERENCED
     .union(FrameFlags::ACTIVE)
@@ -138,7 +135,7 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Brings the contents of `block`, if it has any, into memory, with those of its neighbours that are on the disk:
-    /// as far as they lie in its aligned group of 8 blocks, and in one row with it. Waits until they can be
+    /// as far as they lie in its aligned group of 8 blocks, or fewer while what was read so is not used, and in one row with it. Waits until they can be
     /// [taken](Self::take); by then somebody else may have taken them. Waits for the disk and for memory.
     ///
     /// # Errors
@@ -153,14 +150,22 @@ impl<P: FrameContents> PageCache<'_, P> {
             let slot = self.slot(block);
             match slot {
                 Slot::ABSENT => return Ok(()),
-                Slot::FAILED_ALONE if waited => return Err(CacheError::Io { block }),
-                Slot::FAILED | Slot::FAILED_ALONE => self.begin_read(block, |_| {})?,
+                Slot::UNREADABLE if waited => return Err(CacheError::Io { block }),
+                Slot::UNREADABLE => self.begin_read_again(block, 0)?,
                 _ => match slot.frame() {
-                    None => self.begin_read(block, |run| self.read_around(run))?,
+                    None => match slot.attempts() {
+                        Some(attempts) => self.begin_read_again(block, attempts)?,
+                        None => self.begin_read(block, |run| self.read_around(run))?,
+                    },
                     Some(frame) if self.is_abandoned(block, frame) => {
                         self.rescue(block, frame)?;
                     }
-                    Some(frame) if self.is_at_rest(frame) => return Ok(()),
+                    Some(frame) if self.is_at_rest(frame) => {
+                        if !waited {
+                            self.swap_window.hit();
+                        }
+                        return Ok(());
+                    }
                     Some(_) => self.wait(),
                 },
             }
@@ -247,9 +252,10 @@ impl<P: FrameContents> PageCache<'_, P> {
 
     /// Adds to a run of one block those around it that have contents on the disk only.
     fn read_around(&self, run: &mut Run) {
+        let window = self.swap_window.next(run.block);
         let offset = run.block - self.swap.start;
-        let first = self.swap.start + (offset - offset % WINDOW);
-        let end = (first + WINDOW).min(self.swap.end);
+        let first = self.swap.start + (offset - offset % window);
+        let end = (first + window).min(self.swap.end);
         // Those that could not be read once would spoil the request.
         let claim = |block: u64| {
             self.slot(block).stamp()?;

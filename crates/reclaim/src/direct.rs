@@ -187,7 +187,7 @@ impl<P: Platform> Reclaimer<'_, P> {
         order.get() > COSTLY
             && frames.zones().any(|zone| {
                 let enough = frames.watermarks(zone).low + 2 * order.frames() as u64;
-                frames.zone_free_frames(zone) >= enough
+                frames.zone_free_frames(zone) >= enough + frames.stranded_frames(zone)
             })
     }
 

@@ -2,11 +2,16 @@
 
 use core::ops::Range;
 
+use dirigible_frames::sync::{AtomicBool, Ordering};
 use dirigible_frames::{FrameContents, Pfn};
 use dirigible_pagecache::{CacheError, PageCache};
 use dirigible_paging::{SwapError, SwapSpace};
 
 use crate::slots::Slots;
+
+/// Free slots with which swap that was full has room again, unless half of it is less: pages come in batches, and one
+/// that finds a few slots goes back for the most part.
+const ROOM_AGAIN: u64 = 32;
 
 /// Swap on the blocks of a page cache that are [swap](PageCache::swap_blocks): slot `n` is the `n`th of them. Without
 /// such blocks it never has room.
@@ -16,6 +21,8 @@ pub struct Swap<'c, 'a, P> {
     pub(crate) cache: &'c PageCache<'a, P>,
     pub(crate) slots: Slots,
     blocks: Range<u64>,
+    /// Whether the last batch found too few slots. Relaxed throughout: a hint.
+    full: AtomicBool,
 }
 
 impl<'c, 'a, P: FrameContents> Swap<'c, 'a, P> {
@@ -26,6 +33,7 @@ impl<'c, 'a, P: FrameContents> Swap<'c, 'a, P> {
             cache,
             slots: Slots::new(blocks.end.saturating_sub(blocks.start)),
             blocks,
+            full: AtomicBool::new(false),
         }
     }
 
@@ -47,11 +55,22 @@ impl<'c, 'a, P: FrameContents> Swap<'c, 'a, P> {
 
 impl<P: FrameContents> SwapSpace for Swap<'_, '_, P> {
     fn has_room(&self) -> bool {
-        self.used() < self.size() && self.cache.takes_swap()
+        let size = self.size();
+        let free = size.saturating_sub(self.used());
+        let enough = match self.full.load(Ordering::Relaxed) {
+            true => ROOM_AGAIN.min(size.div_ceil(2)),
+            false => 1,
+        };
+        free >= enough.max(1) && self.cache.takes_swap()
     }
 
     fn take_slots(&self, slots: &mut [u64]) -> usize {
-        self.slots.take(slots)
+        let taken = self.slots.take(slots);
+        let full = taken < slots.len();
+        if full != self.full.load(Ordering::Relaxed) {
+            self.full.store(full, Ordering::Relaxed);
+        }
+        taken
     }
 
     fn promise(&self, slot: u64, frame: Pfn) -> bool {

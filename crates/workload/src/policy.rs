@@ -47,7 +47,6 @@ impl ColumnPolicy {
             },
             slow_path: SlowPathConfig {
                 fallback: self.fallback,
-                any_block_at_last: true,
                 ..SlowPathConfig::default()
             },
             kcompactd: KcompactdConfig {

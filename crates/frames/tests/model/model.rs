@@ -248,6 +248,8 @@ impl<'a> Model<'a> {
                 self.check_marks(before, Some(request.watermark));
                 if request.order < Order::HUGE {
                     self.check_reserve(before, request);
+                } else {
+                    self.check_stranded(before, request);
                 }
             }
         }
@@ -326,6 +328,18 @@ impl<'a> Model<'a> {
             assert!(
                 free >= free_before || free >= mark,
                 "{free} frames are left of {mark}"
+            );
+        }
+    }
+
+    /// Demands that a request of whole blocks has left its watermark apart from what is stranded.
+    fn check_stranded(&self, before: &Before, request: AllocRequest) {
+        for (zone, &free_before) in self.frames.zones().zip(&before.zone_free) {
+            let (free, oracle) = (self.frames.zone_free_frames(zone), self.oracle());
+            assert!(
+                free >= free_before
+                    || oracle.above(zone, request.watermark) >= oracle.stranded(zone, request),
+                "{free} frames are left, too many of them stranded"
             );
         }
     }

@@ -41,6 +41,23 @@ impl<'a> Oracle<'a> {
         self.frames.zone_free_frames(zone).saturating_sub(mark)
     }
 
+    /// Free frames that do not count for `request`: for whole movable blocks, under this policy, those in blocks that hold
+    /// immovable memory.
+    pub fn stranded(&self, zone: ZoneId, request: AllocRequest) -> u64 {
+        let counts = self.geometry.fallback == Fallback::Evacuate
+            && request.order >= Order::HUGE
+            && request.class.is_movable()
+            && request.watermark != Watermark::None;
+        if !counts {
+            return 0;
+        }
+        self.open(zone)
+            .map(|block| self.frames.ledger(block))
+            .filter(|ledger| !ledger.is_whole() && ledger.migratetype() != Migratetype::Movable)
+            .map(|ledger| u64::from(ledger.free()))
+            .sum()
+    }
+
     fn of_block(&self, block: BlockId) -> &[bool] {
         let first = block.index() * FRAMES_PER_BLOCK;
         &self.free[first..first + FRAMES_PER_BLOCK]
@@ -89,8 +106,7 @@ impl<'a> Oracle<'a> {
             && mine != Migratetype::Movable
             && type_of != Migratetype::Movable;
         let foreign = type_of != mine && !shared;
-        let steals =
-            request.any_block || request.fall_back && self.geometry.fallback == Fallback::Steal;
+        let steals = request.fall_back && self.geometry.fallback == Fallback::Steal;
         request.order < Order::HUGE && self.has_run(block, request.order) && (!foreign || steals)
     }
 
@@ -99,7 +115,7 @@ impl<'a> Oracle<'a> {
         let needed = request.order.frames() as u64;
         let mut fragmented = false;
         for zone in self.frames.zones() {
-            if self.above(zone, request.watermark) < needed {
+            if self.above(zone, request.watermark) < needed + self.stranded(zone, request) {
                 continue;
             }
             fragmented = true;
