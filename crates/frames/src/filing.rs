@@ -22,6 +22,12 @@ impl FrameAllocator<'_> {
         self.cost_with(ledger, self.priced(block))
     }
 
+    /// The same as if nothing was known of its frames.
+    pub(crate) fn cost_by_ledger(&self, block: BlockId) -> usize {
+        let epoch = self.tally_epoch();
+        self.cost_with(self.ledger(block), Priced { tally: 0, epoch })
+    }
+
     #[inline]
     fn cost_with(&self, ledger: Ledger, Priced { tally, epoch }: Priced) -> usize {
         match self.cost {

@@ -241,6 +241,11 @@ impl FrameAllocator<'_> {
         self.cost_of(block, self.ledger(block))
     }
 
+    /// What emptying `block` costs if nothing is known of its frames: by its ledger alone, as if its tally were 0.
+    pub fn cost_without_tally(&self, block: BlockId) -> usize {
+        self.cost_by_ledger(block)
+    }
+
     /// Fills `out` with blocks that hold balloon frames, first those with the fewest frames of others; gives how
     /// many, at most 64.
     pub fn healing_blocks(&self, out: &mut [BlockId]) -> usize {

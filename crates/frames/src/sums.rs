@@ -84,7 +84,9 @@ impl FrameAllocator<'_> {
         let Ok(want) = i64::try_from(want) else {
             return 0;
         };
-        let mark = zone.mark(booking.watermark).saturating_add(booking.stranded);
+        let mark = zone
+            .mark(booking.watermark)
+            .saturating_add(booking.stranded);
         let amount = |free: i64| {
             let above = (free - mark).clamp(0, want);
             let enough = booking.fewer || above == want;

@@ -45,8 +45,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// What emptying `block` costs if all that is cold is dropped, and what that saves of the copies.
     fn cost_and_saved(&self, block: BlockId) -> (u64, u64) {
-        let ledger = self.frames.ledger(block);
-        let all = u64::from(ledger.movable()) + u64::from(ledger.balloon()).div_ceil(8);
+        let all = self.frames.cost_without_tally(block) as u64;
         let cost = self.frames.evacuation_cost(block) as u64;
         (cost, all.saturating_sub(cost))
     }

@@ -78,8 +78,8 @@ pub(crate) struct Attempt {
     end: usize,
     /// For what frames of it are being written, to be dropped afterwards.
     pub(crate) writes: Option<Purpose>,
-    /// Frames of it that are copied, of class movable.
-    pub(crate) copies: u16,
+    /// Frames of it that are moved.
+    pub(crate) moves: u16,
     /// What an observer has said of it.
     pub(crate) least: Option<u16>,
 }
@@ -95,7 +95,7 @@ impl Attempt {
             breaks_whole: true,
             end: 0,
             writes: None,
-            copies: 0,
+            moves: 0,
             least: None,
         }
     }
@@ -215,7 +215,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 breaks_whole: false,
                 end: 0,
                 writes: None,
-                copies: 0,
+                moves: 0,
                 least: None,
             });
         }
@@ -433,11 +433,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
                 self.accounts.isolated(self.frames.events(), cpu, class, n);
             }
         }
-        let isolated = *used;
         if plan.drops && attempt.error.is_none() {
             *used = start + self.decide(cpu, attempt, &mut pairs[start..*used], plan);
         }
-        attempt.copies = (counts[0] as usize).saturating_sub(isolated - *used) as u16;
+        attempt.moves = (*used - start) as u16;
         if attempt.error.is_some() {
             for pair in &pairs[start..*used] {
                 self.putback_frame(cpu, pair.from);

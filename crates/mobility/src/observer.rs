@@ -12,16 +12,16 @@ use crate::registry::Use;
 /// Hears of the blocks that are emptied for a huge page: for a request that takes one, or for the reserve of whole blocks.
 /// It compares the blocks that compaction chose with those that it might have chosen.
 ///
-/// Called with the zone's compaction locked: it may look ([`Mobility::copies`]), and neither allocates frames nor
+/// Called with the zone's compaction locked: it may look ([`Mobility::moves`]), and neither allocates frames nor
 /// compacts.
 pub trait EmptyingObserver: Sync {
     /// Blocks of `zone` have been chosen and are about to be isolated. Writes into `least` how many frames have to be
-    /// copied in the best block, in the second best, and so on. No more than `most_dropped` frames of a block would be
+    /// moved in the best block, in the second best, and so on. No more than `most_dropped` frames of a block would be
     /// dropped.
     fn chosen(&self, zone: ZoneId, most_dropped: u32, least: &mut [u16]);
 
-    /// One of them was emptied: `copied` of its frames were copied, where `least` would have had to be.
-    fn emptied(&self, copied: u16, least: u16);
+    /// One of them was emptied: `moved` of its frames were moved, where `least` would have had to be.
+    fn emptied(&self, moved: u16, least: u16);
 }
 
 impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
@@ -61,17 +61,16 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         let mut best = attempts.iter().filter_map(|attempt| attempt.least);
         for emptied in attempts.iter().filter(|attempt| attempt.is_alive()) {
             if let Some(least) = best.next() {
-                observer.emptied(emptied.copies, least);
+                observer.emptied(emptied.moves, least);
             }
         }
     }
 
-    /// How many frames of `block` have to be copied to empty it: those that are used and movable, but the balloons', which
-    /// the host exchanges, and but up to `most_dropped` that their owners would rather drop. `None`: it cannot be
-    /// emptied, or not now, as far as can be seen without touching it.
+    /// How many frames of `block` have to be moved to empty it: those that are used, but up to `most_dropped` that their
+    /// owners would rather drop. `None`: it cannot be emptied, or not now, as far as can be seen without touching it.
     ///
     /// For observers; looks at each used frame.
-    pub fn copies(&self, block: BlockId, most_dropped: u32) -> Option<u32> {
+    pub fn moves(&self, block: BlockId, most_dropped: u32) -> Option<u32> {
         if !self.could_be_emptied(block) {
             return None;
         }
@@ -84,11 +83,8 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             let Some(info) = self.frames.frame(frame) else {
                 continue;
             };
-            if info.class != FrameClass::Movable {
-                continue;
-            }
             all += 1;
-            if most_dropped > 0 {
+            if most_dropped > 0 && info.class == FrameClass::Movable {
                 if owner.0 != info.owner {
                     owner = (info.owner, self.registry.enter(info.owner));
                 }

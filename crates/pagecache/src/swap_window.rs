@@ -71,6 +71,9 @@ mod tests {
     fn neighbours_are_read_together_without_a_hit() {
         let window = SwapWindow::new();
         (0..5).for_each(|turn| _ = window.next(turn * 10));
-        assert_eq!([41, 42, 41, 50].map(|block| window.next(block)), [2, 2, 2, 1]);
+        assert_eq!(
+            [41, 42, 41, 50].map(|block| window.next(block)),
+            [2, 2, 2, 1]
+        );
     }
 }

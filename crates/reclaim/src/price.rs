@@ -1,27 +1,34 @@
 //! What it costs to empty a block when compaction may drop what reclaim would take next.
 
-use dirigible_frames::Ledger;
+use dirigible_frames::{FRAMES_PER_BLOCK, Ledger};
 
 use crate::tally::Tally;
 
-/// Frames that are dropped, or a balloon's, for each that is copied: one is a transfer of the disk that reclaim would have
-/// had next anyhow, the other a share of a message to the host.
+/// Frames that are dropped for each that is copied: a transfer of the disk that reclaim would have had next anyhow.
 const DROPS: u32 = 16;
-const BALLOON_FRAMES: u32 = 8;
+/// Balloon frames of a block in which each costs as much as a copied one: a full block.
+const ALL: u32 = FRAMES_PER_BLOCK as u32;
 
 /// What emptying a block costs, in copied frames: a cost function for
 /// [`Config::cost`](dirigible_frames::Config::cost), where compaction drops cold frames instead of moving them.
 ///
-/// A frame of the two oldest generations costs a sixteenth, since it can be dropped, or go into swap first; a balloon
-/// frame an eighth; every other movable frame is copied and costs 1, dirty pages of files among them. How many there are of
+/// A frame of the two oldest generations costs a sixteenth, since it can be dropped, or go into swap first. Every other
+/// movable frame is copied and costs 1, dirty pages of files among them. A balloon frame is not copied, but it needs a
+/// target, which reclaim must free where memory is full, and the host has to back it anew: it costs as much of a copy as the
+/// balloon has of the block, next to nothing in a block with few of them, and 1 in a block full of them. So balloon frames
+/// gather, and where they have gathered they stay; at a fixed part, such as an eighth, blocks full of them are the
+/// cheapest, and the same frames move again and again. How many there are of
 /// each the [`Tally`] says, in the epoch that [`Generations`](crate::Generations) keeps: an estimate. What is
 /// really dropped is decided frame by frame when the block is isolated.
 pub fn cost_by_age(ledger: Ledger, tally: u64, epoch: u32) -> u32 {
     let movable = u32::from(ledger.movable());
     let dropped = Tally::from_bits(tally).droppable(epoch).min(movable);
-    movable - dropped
-        + dropped.div_ceil(DROPS)
-        + u32::from(ledger.balloon()).div_ceil(BALLOON_FRAMES)
+    movable - dropped + dropped.div_ceil(DROPS) + balloon_cost(ledger.balloon())
+}
+
+fn balloon_cost(frames: u16) -> u32 {
+    let frames = u32::from(frames);
+    (frames * frames).div_ceil(ALL)
 }
 
 #[cfg(all(test, not(shuttle)))]
@@ -80,7 +87,7 @@ mod tests {
             take(&g, 0, 320, FILES, Age::Young);
             take(&g, 512, 320, IN_USE, Age::Young);
             let balloon = AllocRequest::new(Order::BASE, FrameClass::Balloon);
-            frames.alloc_at(A, Pfn::new(1024), 320, balloon).unwrap();
+            frames.alloc_at(A, Pfn::new(1024), 128, balloon).unwrap();
             let costs = || [0, 1, 2].map(|block| frames.evacuation_cost(BlockId::new(block)));
             let cheapest = || {
                 let mut found = [BlockId::new(9); 3];
@@ -88,7 +95,7 @@ mod tests {
                 frames.verify().expect("filed where they are found");
                 found.map(BlockId::index)
             };
-            assert_eq!((costs(), cheapest()), ([320, 320, 40], [2, 0, 1]));
+            assert_eq!((costs(), cheapest()), ([320, 320, 32], [2, 0, 1]));
             // They begin in the youngest generation of four.
             for sequence in 0..2 {
                 g.age(A, sequence);
@@ -97,7 +104,7 @@ mod tests {
                 g.add(Pfn::new(frame), Age::Young);
             }
             assert_eq!(frames.tally_epoch(), 2);
-            assert_eq!(costs(), [20, 320, 40]);
+            assert_eq!(costs(), [20, 320, 32]);
             // What was filed in another epoch is found there until it is filed anew.
             frames.verify().expect("where it was");
             frames.refile_block(BlockId::new(0));
@@ -106,13 +113,20 @@ mod tests {
             for frame in 0..80 {
                 g.dirtied(Pfn::new(frame), true);
             }
-            assert_eq!(costs(), [80 + 15, 320, 40]);
+            assert_eq!(costs(), [80 + 15, 320, 32]);
             assert_eq!(cheapest(), [2, 0, 1]);
+            // A block full of the balloon is the last that is emptied.
+            frames
+                .alloc_at(A, Pfn::new(1024 + 128), 383, balloon)
+                .unwrap();
+            assert_eq!((costs()[2], cheapest()), (511, [0, 1, 2]));
+            frames.free_range(A, Pfn::new(1024 + 128), 383).unwrap();
+            frames.drain_cpu_caches();
             // All that was old is used again.
             for frame in 0..320 {
                 g.add(Pfn::new(frame), Age::Young);
             }
-            assert_eq!(costs(), [320, 320, 40]);
+            assert_eq!(costs(), [320, 320, 32]);
             g.verify().expect("the books of ages");
         });
     }

@@ -13,17 +13,17 @@ use spin::Mutex;
 
 use crate::report::OracleReport;
 
-/// Compares the frames that compaction copies to empty blocks with what the best choice would have copied.
+/// Compares the frames that compaction moves to empty blocks with what the best choice would have moved.
 ///
 /// At each choice it looks at all blocks of the zone, as they are at that moment, and does nothing: it takes the one with
-/// the fewest frames that have to be copied. Not counted are a balloon's frames, which the host exchanges, and cold pages as
-/// far as compaction drops such, or writes and then drops them. It counts choices that led to an empty block for a huge page; several blocks that
+/// the fewest frames that have to be moved, a balloon's among them. Not counted are cold pages as far as compaction drops
+/// such, or writes and then drops them. It counts choices that led to an empty block for a huge page; several blocks that
 /// are emptied together are compared with as many best ones.
 pub struct Oracle<'a, P: Platform> {
     mobility: &'a Mobility<'a, P>,
     // Relaxed, all of them: sums for the report.
     blocks: AtomicU64,
-    copied: AtomicU64,
+    moved: AtomicU64,
     least: AtomicU64,
     /// Room for a choice: blocks by the fewest frames that they can come to. Whoever compacts waits for another zone's.
     room: Mutex<Vec<Reverse<(u32, BlockId)>>>,
@@ -35,7 +35,7 @@ impl<'a, P: Platform> Oracle<'a, P> {
         Self {
             mobility,
             blocks: AtomicU64::new(0),
-            copied: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             least: AtomicU64::new(0),
             room: Mutex::new(Vec::with_capacity(mobility.frames().block_capacity())),
         }
@@ -44,20 +44,20 @@ impl<'a, P: Platform> Oracle<'a, P> {
     /// All figures so far.
     pub fn report(&self) -> OracleReport {
         let of = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
-        OracleReport::new(of(&self.blocks), of(&self.copied), of(&self.least))
+        OracleReport::new(of(&self.blocks), of(&self.moved), of(&self.least))
     }
 
-    /// No fewer frames of `block` have to be copied, by its ledger and its tally.
+    /// No fewer frames of `block` have to be moved, by its ledger and its tally.
     fn at_least(&self, block: BlockId, most_dropped: u32) -> u32 {
         let frames = self.mobility.frames();
-        let movable = u32::from(frames.ledger(block).movable());
+        let used = u32::from(frames.ledger(block).used());
         if most_dropped == 0 {
-            return movable;
+            return used;
         }
         let tally = Tally::from_bits(frames.block_tally(block));
         let clean = tally.all().saturating_sub(tally.dirty());
         let dropped = tally.old(frames.tally_epoch()).min(clean);
-        movable.saturating_sub(dropped.min(most_dropped))
+        used.saturating_sub(dropped.min(most_dropped))
     }
 }
 
@@ -79,20 +79,20 @@ impl<P: Platform> EmptyingObserver for Oracle<'_, P> {
             && let Some(worst) = least.last_mut()
             && bound < u32::from(*worst)
         {
-            let copies = mobility.copies(block, most_dropped);
-            if let Some(copies) = copies.filter(|&copies| copies < u32::from(*worst)) {
-                *worst = copies as u16;
+            let moves = mobility.moves(block, most_dropped);
+            if let Some(moves) = moves.filter(|&moves| moves < u32::from(*worst)) {
+                *worst = moves as u16;
                 least.sort_unstable();
             }
         }
         *room = blocks.into_vec();
     }
 
-    fn emptied(&self, copied: u16, least: u16) {
+    fn emptied(&self, moved: u16, least: u16) {
         self.blocks.fetch_add(1, Ordering::Relaxed);
-        self.copied.fetch_add(u64::from(copied), Ordering::Relaxed);
+        self.moved.fetch_add(u64::from(moved), Ordering::Relaxed);
         // The block that was emptied was a candidate: there is none only where another CPU changed it meanwhile.
-        let least = if least == u16::MAX { copied } else { least };
+        let least = if least == u16::MAX { moved } else { least };
         self.least.fetch_add(u64::from(least), Ordering::Relaxed);
     }
 }
