@@ -7,8 +7,38 @@ use crate::Mobility;
 use crate::config::{MAX_BATCH_BLOCKS, MAX_LOOK};
 use crate::defer::Prospect;
 
+/// How many candidates are looked at frame by frame before one is chosen, at most.
+const CLOSE_LOOKS: usize = 8;
+
 /// Candidates of one look at the index.
-pub(crate) type Candidates = ArrayVec<BlockId, MAX_LOOK>;
+pub(crate) type Candidates = ArrayVec<Candidate, MAX_LOOK>;
+
+/// A block that may be emptied.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate {
+    block: BlockId,
+    /// Whether its frames were looked at.
+    looked_at: bool,
+    /// What emptying it costs if all that is cold is dropped, and what that saves: by its books, or by its frames.
+    cost: u64,
+    saved: u64,
+}
+
+impl Candidate {
+    pub(crate) const fn block(&self) -> BlockId {
+        self.block
+    }
+
+    /// How many of its frames are dropped then, roughly.
+    pub(crate) fn saved(&self, owed: u64) -> u64 {
+        self.saved.min(owed)
+    }
+
+    /// What emptying it costs if no more than `owed` of its frames are dropped.
+    pub(crate) fn cost(&self, owed: u64) -> u64 {
+        self.cost + self.saved.saturating_sub(owed)
+    }
+}
 
 impl<P: Platform + ?Sized> Mobility<'_, P> {
     /// Blocks of a zone of which one should be emptied: the cheapest. Where compaction drops cold frames these are cheap by
@@ -22,32 +52,48 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// Takes the best candidate out, the cheapest if no more than `owed` frames are dropped. Without drops they are in
     /// order.
+    ///
+    /// With drops a block's books are an estimate, and the least of many estimates is most likely one of those that are too
+    /// low. So the frames of the best few are looked at, until one that was is the best.
     #[inline(never)]
-    pub(crate) fn take_best(&self, candidates: &mut Candidates, owed: u64) -> Option<BlockId> {
+    pub(crate) fn take_best(&self, candidates: &mut Candidates, owed: u64) -> Option<Candidate> {
         if !self.config.drops_cold {
             return candidates.pop_at(0);
         }
-        let costs = candidates.iter().map(|&block| self.cost(block, owed));
-        let (at, _) = costs.enumerate().min_by_key(|&(_, cost)| cost)?;
-        candidates.pop_at(at)
+        let mut looks = 0;
+        loop {
+            let costs = candidates.iter().map(|candidate| candidate.cost(owed));
+            let (at, _) = costs.enumerate().min_by_key(|&(_, cost)| cost)?;
+            if candidates[at].looked_at || looks == CLOSE_LOOKS {
+                return candidates.pop_at(at);
+            }
+            looks += 1;
+            self.look_closely(&mut candidates[at]);
+        }
     }
 
-    /// What emptying `block` costs if no more than `owed` of its frames are dropped.
-    pub(crate) fn cost(&self, block: BlockId, owed: u64) -> u64 {
-        let (cost, saved) = self.cost_and_saved(block);
-        cost + saved.saturating_sub(owed)
+    fn look_closely(&self, candidate: &mut Candidate) {
+        candidate.looked_at = true;
+        let used = self.used(candidate.block);
+        self.platform.charge(Cost::Scan(used));
+        // One that cannot be emptied stays what it was: the attempt refuses it for a time.
+        if let Some(cold) = self.cold_frames(candidate.block) {
+            let all = self.frames.cost_without_tally(candidate.block) as u64;
+            candidate.saved = u64::from(cold).min(all);
+            candidate.cost = all - candidate.saved;
+        }
     }
 
-    /// How many frames of `block` are dropped then, roughly.
-    pub(crate) fn saved(&self, block: BlockId, owed: u64) -> u64 {
-        self.cost_and_saved(block).1.min(owed)
-    }
-
-    /// What emptying `block` costs if all that is cold is dropped, and what that saves of the copies.
-    fn cost_and_saved(&self, block: BlockId) -> (u64, u64) {
+    /// A candidate by its books: what emptying `block` costs if all that is cold is dropped, and what that saves.
+    pub(crate) fn candidate(&self, block: BlockId) -> Candidate {
         let all = self.frames.cost_without_tally(block) as u64;
         let cost = self.frames.evacuation_cost(block) as u64;
-        (cost, all.saturating_sub(cost))
+        Candidate {
+            block,
+            looked_at: false,
+            cost,
+            saved: all.saturating_sub(cost),
+        }
     }
 
     /// What the cheapest candidate of a zone costs, in copied frames; the most there is where it has none.
@@ -102,7 +148,10 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     fn candidates(&self, look: &dyn Fn(&mut [BlockId]) -> usize) -> Candidates {
         let mut found = [BlockId::new(0); MAX_LOOK];
         let count = look(&mut found[..self.config.look]);
-        found[..count].iter().copied().collect()
+        found[..count]
+            .iter()
+            .map(|&block| self.candidate(block))
+            .collect()
     }
 
     /// Looks at a candidate: how many frames would have to move.

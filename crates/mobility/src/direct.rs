@@ -274,14 +274,15 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         if search.retries == RETRIES {
             search.retries -= 1;
             let retry = self.on_probation(search.zone, state);
-            let cost = |block| self.cost(block, owed);
-            let as_cheap = |&block: &BlockId| fresh.is_none_or(|fresh| cost(block) <= cost(fresh));
+            let as_cheap = |&block: &BlockId| {
+                fresh.is_none_or(|fresh| self.candidate(block).cost(owed) <= fresh.cost(owed))
+            };
             if let Some(retry) = retry.filter(as_cheap) {
                 return Some(retry);
             }
         }
-        if fresh.is_some() {
-            return fresh;
+        if let Some(fresh) = fresh {
+            return Some(fresh.block());
         }
         search.retries = search.retries.checked_sub(1)?;
         self.on_probation(search.zone, state)

@@ -74,8 +74,18 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
         if !self.could_be_emptied(block) {
             return None;
         }
+        let cold = match most_dropped {
+            0 => 0,
+            most => self.cold_frames(block)?.min(most),
+        };
+        Some(u32::from(self.frames.ledger(block).used()).saturating_sub(cold))
+    }
+
+    /// How many frames of `block` their owners would rather drop, or write first and then drop. `None`: one cannot be
+    /// moved now, as far as can be seen without touching it.
+    pub(crate) fn cold_frames(&self, block: BlockId) -> Option<u32> {
         let mut owner: (OwnerId, Option<Use<'_, 'a>>) = (OwnerId::NONE, None);
-        let (mut all, mut dropped) = (0, 0);
+        let mut cold = 0;
         for frame in self.frames.used_frames(block) {
             if self.obvious_refusal(frame).is_some() {
                 return None;
@@ -83,16 +93,16 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             let Some(info) = self.frames.frame(frame) else {
                 continue;
             };
-            all += 1;
-            if most_dropped > 0 && info.class == FrameClass::Movable {
-                if owner.0 != info.owner {
-                    owner = (info.owner, self.registry.enter(info.owner));
-                }
-                let fate = owner.1.as_ref().map(|owner| owner.plan(frame));
-                dropped += u32::from(fate.is_some_and(|fate| fate != Fate::Move));
+            if info.class != FrameClass::Movable {
+                continue;
             }
+            if owner.0 != info.owner {
+                owner = (info.owner, self.registry.enter(info.owner));
+            }
+            let fate = owner.1.as_ref().map(|owner| owner.plan(frame));
+            cold += u32::from(fate.is_some_and(|fate| fate != Fate::Move));
         }
-        Some(all - dropped.min(most_dropped))
+        Some(cold)
     }
 
     /// Whether `block` is one that compaction may empty: open, of movable type, in use, with nothing that cannot move,

@@ -250,11 +250,12 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let wanted = usize::from(self.config.background_max_used);
         let mut owed = self.owed(zone, Purpose::Reserve);
         let mut candidates = self.cheapest_and_emptiest(zone);
-        while let Some(block) = self.take_best(&mut candidates, owed) {
+        while let Some(candidate) = self.take_best(&mut candidates, owed) {
+            let block = candidate.block();
             let used = self.examine(block);
             if used <= room && used <= wanted {
                 room -= used;
-                owed -= self.saved(block, owed);
+                owed -= candidate.saved(owed);
                 chosen.push(block);
             }
             if chosen.len() == most {
