@@ -11,6 +11,10 @@ const CPU: CpuId = CpuId::new(0);
 
 /// Runs `test` on an allocator of `blocks` blocks in which block n keeps `used[n]` movable frames.
 fn with_blocks(used: &[usize], test: impl FnOnce(&FrameAllocator<'_>)) {
+    with_blocks_under(Fallback::Evacuate, used, test);
+}
+
+fn with_blocks_under(fallback: Fallback, used: &[usize], test: impl FnOnce(&FrameAllocator<'_>)) {
     let ranges = [Pfn::new(0)..Pfn::new((used.len() * FRAMES_PER_BLOCK) as u64)];
     let zone = ZoneConfig {
         name: "Normal",
@@ -23,7 +27,7 @@ fn with_blocks(used: &[usize], test: impl FnOnce(&FrameAllocator<'_>)) {
         reserved: &[],
         cpus: 1,
         placement: Placement::FullestFirst,
-        fallback: Fallback::Evacuate,
+        fallback,
         ..Config::default()
     };
     let mut metadata = vec![0; FrameAllocator::metadata_bytes(&config).unwrap()];
@@ -219,4 +223,47 @@ fn a_pinned_frame_takes_its_block_out_of_the_candidates() {
         frames.set_flags(huge, FrameFlags::PINNED);
         assert_eq!(frames.flags(huge), FrameFlags::EMPTY);
     });
+}
+
+/// What a huge page leaves is what small movable requests can take: free frames in blocks of kernel memory do not count,
+/// however many there are.
+#[test]
+fn a_huge_page_leaves_its_watermark_apart_from_what_is_stranded() {
+    for fallback in [Fallback::Evacuate, Fallback::Steal] {
+        with_blocks_under(fallback, &[500, 512, 0, 0, 0], |frames| {
+            let zone = ZoneId::new(0);
+            let kernel = frames.alloc(CPU, AllocRequest::unmovable()).unwrap();
+            frames.drain_cpu_caches();
+            let stranded = if fallback == Fallback::Evacuate {
+                511
+            } else {
+                0
+            };
+            assert_eq!(frames.stranded_frames(zone), stranded);
+            // Two blocks are whole, and 12 + 511 frames are free beside them.
+            let marks = |min| Watermarks {
+                min,
+                low: min,
+                high: min,
+            };
+            let usable = 2 * 512 + 12 + 511 - stranded;
+            for (min, gets) in [(usable - 512, 1), (usable - 511, 0), (0, 2)] {
+                frames.set_watermarks(zone, marks(min));
+                let huge: Vec<Pfn> =
+                    core::iter::from_fn(|| frames.alloc(CPU, AllocRequest::huge()).ok()).collect();
+                assert_eq!(huge.len(), gets, "{fallback:?}, {min}");
+                for frame in huge {
+                    frames.free(CPU, frame, Order::HUGE).unwrap();
+                }
+                frames.drain_cpu_caches();
+            }
+            // Small requests leave the mark as they always did, and kernel memory takes what is stranded.
+            frames.set_watermarks(zone, marks(2 * 512 + 12 + 500));
+            assert!(frames.alloc(CPU, AllocRequest::movable()).is_ok());
+            frames.set_watermarks(zone, marks(0));
+            frames.free(CPU, kernel, Order::BASE).unwrap();
+            frames.drain_cpu_caches();
+            assert_eq!(frames.stranded_frames(zone), 0);
+        });
+    }
 }

@@ -1,7 +1,7 @@
 //! Watching which blocks compaction empties, and what the best choice would have been.
 
 use dirigible_frames::{
-    BlockId, BlockState, FrameClass, Migratetype, OwnerId, Platform, Refusal, ZoneId,
+    BlockId, BlockState, FrameClass, FrameState, Migratetype, OwnerId, Platform, Refusal, ZoneId,
 };
 
 use crate::Mobility;
@@ -93,7 +93,7 @@ impl<'a, P: Platform + ?Sized> Mobility<'a, P> {
             let Some(info) = self.frames.frame(frame) else {
                 continue;
             };
-            if info.class != FrameClass::Movable {
+            if info.class != FrameClass::Movable || info.state != FrameState::Listed {
                 continue;
             }
             if owner.0 != info.owner {

@@ -96,11 +96,13 @@ pub trait MovableOwner: Sync {
     /// Takes an isolated frame back onto the books: `Isolated` to `Listed`. Cannot fail.
     fn putback(&self, frame: Pfn);
 
-    /// Whether this isolated base frame should rather be dropped than moved, because its contents are somewhere else
-    /// too and are of an age that reclaim takes next. A hint: it costs a look at the frame's marks, and the frame may
-    /// change until [`drop_frame`](Self::drop_frame). Asked only with
-    /// [`drops_cold`](crate::CompactionConfig::drops_cold), and of no balloon. Owners of frames whose contents are
-    /// nowhere else keep this default.
+    /// Whether this base frame should rather be dropped than moved, because its contents are somewhere else too and are
+    /// of an age that reclaim takes next. A hint: it costs a look at the frame's marks, and the frame may change until
+    /// [`drop_frame`](Self::drop_frame). Asked only with [`drops_cold`](crate::CompactionConfig::drops_cold), and of no
+    /// balloon. Owners of frames whose contents are nowhere else keep this default.
+    ///
+    /// The frame is isolated, or compaction looks at it before it chooses a block: then it was `Listed` and the owner's a
+    /// moment ago, and may be anybody's by now. Whatever the answer is then, it must not rely on that.
     fn plan(&self, frame: Pfn) -> Fate {
         let _ = frame;
         Fate::Move

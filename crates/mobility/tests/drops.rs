@@ -152,6 +152,40 @@ fn pitfall_62_at_the_min_watermark_a_block_is_dropped_or_left() {
     }
 }
 
+/// The books say that the last block is all cold; its frames say otherwise. The best few are looked at before one is
+/// emptied.
+#[test]
+fn a_block_whose_books_are_wrong_is_found_out() {
+    for (wrong, chosen) in [(false, 3), (true, 2)] {
+        let m = filled(config(), &[100, 100, 40, 30], &[0, 0, 380, 482]);
+        if wrong {
+            m.user
+                .cold
+                .lock()
+                .unwrap()
+                .retain(|frame| frame.get() < 3 * 512);
+        }
+        let result = m.direct(FrameClass::Movable);
+        assert_eq!(result, CompactResult::Captured(Pfn::new(chosen * 512)));
+        // 128 + 512 - 270 are owed.
+        let left = if wrong { 472 - 370 } else { 482 - 370 };
+        assert_eq!(m.event(Event::PgmigrateSuccess), left);
+        m.check_at_rest();
+    }
+}
+
+/// However many candidates there are, the frames of no more than eight are looked at for one choice.
+#[test]
+fn few_candidates_are_looked_at() {
+    let m = filled(config(), &[60; 24], &[100; 24]);
+    m.user.cold.lock().unwrap().clear();
+    let before = m.platform.scanned.load(Ordering::Relaxed);
+    assert!(is_captured(m.direct(FrameClass::Movable)));
+    let scanned = m.platform.scanned.load(Ordering::Relaxed) - before;
+    assert!((452..=8 * 452).contains(&scanned), "{scanned}");
+    m.check_at_rest();
+}
+
 #[test]
 fn a_frame_that_was_used_moves_after_all() {
     let m = filled(config(), &[40, 30, 30, 30], &[0, 0, 0, 482]);

@@ -20,7 +20,8 @@ impl SwapWindow {
     pub fn new() -> Self {
         Self {
             hits: AtomicU64::new(0),
-            last: AtomicU64::new(MOST),
+            // So that the first is the largest.
+            last: AtomicU64::new(2 * MOST),
             block: AtomicU64::new(0),
         }
     }
@@ -62,7 +63,7 @@ mod tests {
             at += 100;
             window.next(at)
         };
-        assert_eq!([0; 5].map(&mut next), [4, 2, 1, 1, 1]);
+        assert_eq!([0; 5].map(&mut next), [8, 4, 2, 1, 1]);
         assert_eq!([1, 2, 3, 6, 50].map(&mut next), [4, 4, 8, 8, 8]);
         assert_eq!([0, 0, 1].map(&mut next), [4, 2, 4]);
     }

@@ -102,8 +102,11 @@ impl<P: PageTables> Paging<'_, P> {
             return None;
         }
         let state = self.slot(word.space())?.state.lock();
-        // Only an unmap changes the word of such a frame: to `DETACHED`, under this lock.
-        (self.frames.owner_word(frame) == word.0).then(|| (state, word.page()))
+        // Only an unmap changes the word of such a frame: to `DETACHED`, under this lock. Any other frame may have become
+        // somebody else's, and the word name a space that is gone.
+        let exists = state.id != 0 && state.space() == word.space();
+        let same = exists && self.frames.owner_word(frame) == word.0;
+        same.then(|| (state, word.page()))
     }
 
     /// Replaces the mapping of an isolated frame by a migration entry.

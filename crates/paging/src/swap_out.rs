@@ -123,11 +123,15 @@ impl<P: PageTables> Paging<'_, P> {
         Fate::Stays
     }
 
-    /// Whether an isolated base frame was used since its accessed bit was cleared, or cannot go. A hint.
+    /// Whether a base frame was used since its accessed bit was cleared, or cannot go. A hint: one that is not isolated may
+    /// be somebody else's by now.
     pub(crate) fn is_in_use(&self, frame: Pfn) -> bool {
         self.lock_mapper(frame).is_none_or(|(state, page)| {
+            if state.kept || !self.may_map(page) {
+                return true;
+            }
             let place = self.peek(&state, page);
-            state.kept || place.kind() != Kind::Leaf || place.entry.is_accessed()
+            place.kind() != Kind::Leaf || place.entry.frame() != frame || place.entry.is_accessed()
         })
     }
 

@@ -524,6 +524,54 @@ fn swap_that_is_full_or_absent_says_so() {
     none.end(0);
 }
 
+/// Pages come in batches: swap that was full is not offered the next one when a slot or two are free.
+#[test]
+fn swap_that_was_full_has_room_again_for_a_batch() {
+    for (size, enough) in [(1, 1), (5, 3), (200, 32)] {
+        let p = Programs::new(Build {
+            swap: size,
+            ..Build::default()
+        });
+        assert_eq!(p.fill(0, size - 1).len() as u64, size - 1);
+        assert!(p.swap.has_room(), "it was never full");
+        assert_eq!(p.fill(0, 2).len(), 1);
+        for slot in 0..enough {
+            assert!(!p.swap.has_room(), "{slot} of {size}");
+            p.swap.free(&[slot]);
+        }
+        assert!(p.swap.has_room());
+        // Whoever asks gets what there is.
+        assert_eq!(p.fill(0, size).len() as u64, enough);
+        assert!(!p.swap.has_room());
+        p.end(0);
+    }
+}
+
+/// Where what is read around the wanted pages is not used less of it is read, and more again where it is.
+#[test]
+fn pages_around_are_read_as_far_as_it_is_worth_it() {
+    let p = programs();
+    let slots = p.fill(0, 160);
+    p.write_and_evict(&slots);
+    let mut read = |slot: u64| {
+        p.w.disk.log();
+        assert_eq!(p.swap.fetch(slot), Ok(()));
+        assert_eq!(p.fault(slot), Ok([slot, slot]));
+        p.w.disk
+            .log()
+            .iter()
+            .map(|&(_, _, count)| count)
+            .sum::<usize>()
+    };
+    // The window halves, and doubles.
+    assert_eq!([3, 19, 35, 51, 67].map(&mut read), [8, 4, 2, 1, 1]);
+    assert_eq!(
+        [0, 1, 83, 82, 81, 80, 96].map(&mut read),
+        [0, 0, 4, 0, 0, 0, 8]
+    );
+    p.end(0);
+}
+
 #[test]
 fn a_slot_that_does_not_exist_is_no_disaster() {
     let p = programs();

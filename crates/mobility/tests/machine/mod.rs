@@ -26,6 +26,8 @@ pub struct MockPlatform {
     pub clock: AtomicU64,
     pub examined: AtomicU64,
     pub isolated: AtomicU64,
+    /// Frames of candidates that were looked at.
+    pub scanned: AtomicU64,
     /// Calls of `relax`.
     pub relaxed: AtomicU64,
 }
@@ -41,6 +43,7 @@ impl Platform for MockPlatform {
         match cost {
             Cost::ExamineBlock => self.examined.fetch_add(1, Ordering::Relaxed),
             Cost::Isolate(n) => self.isolated.fetch_add(n.into(), Ordering::Relaxed),
+            Cost::Scan(n) => self.scanned.fetch_add(n.into(), Ordering::Relaxed),
             other => panic!("mobility does not charge {other:?}"),
         };
         self.clock.fetch_add(100, Ordering::Relaxed);
@@ -317,7 +320,8 @@ impl MovableOwner for MockOwner {
     }
 
     fn plan(&self, frame: Pfn) -> Fate {
-        assert_eq!(self.frames.state(frame), FrameState::Isolated);
+        let state = self.frames.state(frame);
+        assert!(matches!(state, FrameState::Isolated | FrameState::Listed));
         if self.cold.lock().unwrap().contains(&frame) {
             Fate::Drop
         } else if self.unsaved.lock().unwrap().contains(&frame) {

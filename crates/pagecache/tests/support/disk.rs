@@ -48,6 +48,8 @@ pub struct State {
     pub bad_writes: BTreeSet<u64>,
     /// Which of the next writes fail, whatever they write; those after them do not.
     pub write_faults: VecDeque<bool>,
+    /// So many of the next reads are lost.
+    pub lost_reads: usize,
     pub dead: bool,
     /// Requests that were sent, with their blocks: (write, block, count).
     pub log: Vec<(bool, u64, usize)>,
@@ -101,6 +103,10 @@ impl MockDisk {
         let mut result = error.map_or(Ok(()), Err);
         if blocks.clone().any(|block| bad.contains(&block)) {
             result = Err(DiskError::Io);
+        }
+        if !job.write && state.lost_reads > 0 {
+            state.lost_reads -= 1;
+            result = Err(DiskError::Lost);
         }
         if job.write && state.write_faults.pop_front() == Some(true) {
             result = Err(DiskError::Io);
