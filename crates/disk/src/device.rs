@@ -42,6 +42,10 @@ pub enum DiskError {
     /// The device did not answer in time and was reset: whether the request was done is not known.
     #[error("the disk did not answer")]
     Lost,
+    /// The device was reset before the request was overdue, for the sake of another, or because it had failed: whether it
+    /// was done is not known. Worth another try.
+    #[error("the disk was reset")]
+    Interrupted,
     /// The same, but the device has not confirmed the reset either: it may still read or write the frames. They must
     /// never be used again.
     #[error("the disk did not answer and cannot be stopped")]

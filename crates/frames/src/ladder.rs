@@ -5,7 +5,7 @@
 //! 1. partly used blocks of its own type, in the order of the placement;
 //! 2. under [`Fallback::Evacuate`], if it is immovable: partly used blocks of the other immovable type;
 //! 3. wholly free blocks, which take its type, unless the reserve is kept for others;
-//! 4. under [`Fallback::Steal`]: partly used blocks of other types, those with most free frames first.
+//! 4. under [`Fallback::Steal`], or if it may use any block: partly used blocks of other types, those with most free frames first.
 
 use crate::{
     AllocRequest, BlockId, CpuId, Event, FRAMES_PER_BLOCK, Fallback, FrameAllocator, Migratetype,
@@ -264,7 +264,7 @@ impl FrameAllocator<'_> {
 
     /// Whether `request` may take frames from blocks of any type.
     pub(crate) fn steals(&self, request: &AllocRequest) -> bool {
-        request.fall_back && self.fallback == Fallback::Steal
+        request.any_block || request.fall_back && self.fallback == Fallback::Steal
     }
 
     /// The order in which requests look at partly used blocks of their own type.

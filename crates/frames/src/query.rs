@@ -86,7 +86,7 @@ impl FrameAllocator<'_> {
     }
 
     /// Free frames of a zone in blocks from which movable requests do not take, as under
-    /// [`Fallback::Evacuate`](crate::Fallback::Evacuate): those that hold immovable memory. Looks at all of these blocks that have
+    /// [`Fallback::Evacuate`]: those that hold immovable memory. Looks at all of these blocks that have
     /// room.
     ///
     /// A movable request for whole blocks leaves its watermark of others: what it leaves is for small requests, and few of

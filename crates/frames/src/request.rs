@@ -29,6 +29,9 @@ pub struct AllocRequest {
     pub break_reserve: bool,
     /// Whether it may take from blocks of other types (under [`Fallback::Steal`](crate::Fallback::Steal)).
     pub fall_back: bool,
+    /// Whether it may take from blocks of other types though the policy is [`Fallback::Evacuate`](crate::Fallback::Evacuate):
+    /// the last means, since it leaves hybrid blocks.
+    pub any_block: bool,
 }
 
 impl AllocRequest {
@@ -40,6 +43,7 @@ impl AllocRequest {
             watermark: Watermark::Min,
             break_reserve: false,
             fall_back: true,
+            any_block: false,
         }
     }
 
@@ -71,6 +75,12 @@ impl AllocRequest {
     /// The same, leaving `watermark`.
     pub const fn with_watermark(mut self, watermark: Watermark) -> Self {
         self.watermark = watermark;
+        self
+    }
+
+    /// The same, allowed to take from blocks of other types whatever the policy.
+    pub const fn from_any_block(mut self) -> Self {
+        self.any_block = true;
         self
     }
 

@@ -15,7 +15,7 @@ use dirigible_workload::{
 fn tight() -> Params {
     Params {
         memory: 128 << 20,
-        balloon: 32 << 20,
+        balloon: 24 << 20,
         step: 8 << 20,
         load_scale: 2000,
         time_scale: 200,

@@ -467,7 +467,14 @@ fn a_silent_device_is_reset_and_set_up_anew() {
             assert!(rig.now() - began >= 20_000_000);
             done.sort_by_key(|done| done.token);
             assert!(done.iter().map(|done| done.token).eq(0..10));
-            assert!(done.iter().all(|done| done.result == Err(DiskError::Lost)));
+            // The first is overdue; the others are not to blame.
+            let (lost, others) = done.split_at(1);
+            assert_eq!(lost[0].result, Err(DiskError::Lost));
+            let interrupted = |done: &Completion| {
+                let result = done.result;
+                matches!(result, Err(DiskError::Lost | DiskError::Interrupted))
+            };
+            assert!(others.iter().all(interrupted));
             assert_eq!(rig.disk.state(), DiskState::Live);
             rig.idle();
             rig.host().set_faults(Vec::new());
@@ -476,6 +483,25 @@ fn a_silent_device_is_reset_and_set_up_anew() {
         }
         assert_eq!(rig.disk.stats().lost, 40);
     }
+}
+
+/// A request that never comes back takes others with it: they are told apart, so that whoever sent them tries again.
+#[test]
+fn a_reset_interrupts_the_requests_that_are_not_overdue() {
+    let machine = machine_of(Mode::Deterministic, options());
+    let rig = Rig::new(&machine, hasty());
+    let (frame, other) = ([rig.frame(1)], [rig.frame(2)]);
+    rig.host()
+        .set_faults(vec![DiskFaultPlan::always(DiskFault::Silent)]);
+    rig.submit(0, true, 0, &frame).unwrap();
+    machine.platform().advance_to(rig.now() + 5_000_000);
+    rig.submit(1, true, 1, &other).unwrap();
+    let mut done = rig.wait_for(2);
+    done.sort_by_key(|done| done.token);
+    let results: Vec<_> = done.iter().map(|done| done.result).collect();
+    assert_eq!(results, [Err(DiskError::Lost), Err(DiskError::Interrupted)]);
+    rig.host().set_faults(Vec::new());
+    assert_eq!(rig.transfer(true, 1, &other), Ok(()));
 }
 
 #[test]
@@ -515,7 +541,7 @@ fn a_device_that_says_that_it_failed_is_reset_soon() {
         rig.host().set_faults(vec![broken]);
         let frame = [rig.frame(1)];
         let began = rig.now();
-        assert_eq!(rig.transfer(true, 0, &frame), Err(DiskError::Lost));
+        assert_eq!(rig.transfer(true, 0, &frame), Err(DiskError::Interrupted));
         assert!(rig.now() - began < SECOND);
         assert_eq!(rig.transfer(true, 0, &frame), Ok(()));
         assert_eq!(rig.host().counters().broken_rings, 0);

@@ -20,8 +20,8 @@ pub(crate) struct Candidate {
     /// Whether its frames were looked at.
     looked_at: bool,
     /// What emptying it costs if all that is cold is dropped, and what that saves: by its books, or by its frames.
-    cost: u64,
-    saved: u64,
+    cost: u16,
+    saved: u16,
 }
 
 impl Candidate {
@@ -29,14 +29,20 @@ impl Candidate {
         self.block
     }
 
+    /// It costs `cost` where `all` is what it costs without drops. What is above 65,535 counts as that.
+    fn set(&mut self, all: usize, cost: usize) {
+        self.cost = cost.min(u16::MAX.into()) as u16;
+        self.saved = all.saturating_sub(cost).min(u16::MAX.into()) as u16;
+    }
+
     /// How many of its frames are dropped then, roughly.
     pub(crate) fn saved(&self, owed: u64) -> u64 {
-        self.saved.min(owed)
+        u64::from(self.saved).min(owed)
     }
 
     /// What emptying it costs if no more than `owed` of its frames are dropped.
     pub(crate) fn cost(&self, owed: u64) -> u64 {
-        self.cost + self.saved.saturating_sub(owed)
+        u64::from(self.cost) + u64::from(self.saved).saturating_sub(owed)
     }
 }
 
@@ -74,26 +80,26 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     fn look_closely(&self, candidate: &mut Candidate) {
         candidate.looked_at = true;
-        let used = self.used(candidate.block);
-        self.platform.charge(Cost::Scan(used));
+        let block = candidate.block;
+        self.platform.charge(Cost::Scan(self.used(block)));
         // One that cannot be emptied stays what it was: the attempt refuses it for a time.
-        if let Some(cold) = self.cold_frames(candidate.block) {
-            let all = self.frames.cost_without_tally(candidate.block) as u64;
-            candidate.saved = u64::from(cold).min(all);
-            candidate.cost = all - candidate.saved;
+        if let Some(cold) = self.cold_frames(block) {
+            let all = self.frames.cost_without_tally(block);
+            candidate.set(all, all.saturating_sub(cold as usize));
         }
     }
 
     /// A candidate by its books: what emptying `block` costs if all that is cold is dropped, and what that saves.
     pub(crate) fn candidate(&self, block: BlockId) -> Candidate {
-        let all = self.frames.cost_without_tally(block) as u64;
-        let cost = self.frames.evacuation_cost(block) as u64;
-        Candidate {
+        let mut candidate = Candidate {
             block,
             looked_at: false,
-            cost,
-            saved: all.saturating_sub(cost),
-        }
+            cost: 0,
+            saved: 0,
+        };
+        let all = self.frames.cost_without_tally(block);
+        candidate.set(all, self.frames.evacuation_cost(block));
+        candidate
     }
 
     /// What the cheapest candidate of a zone costs, in copied frames; the most there is where it has none.

@@ -49,6 +49,8 @@ pub struct PageCache<'a, P> {
     pub(crate) swap_refusals: AtomicU32,
     /// Writes that the disk had no room for, each counted before its pages are dirty again.
     pub(crate) refused: AtomicU64,
+    /// Writes that a reset of the disk has interrupted.
+    pub(crate) interrupted_writes: AtomicU64,
     /// Writes that have taken pages, perhaps, and that the disk has neither taken nor refused yet.
     pub(crate) open_writes: AtomicU64,
     pub(crate) requests: Requests,
@@ -109,6 +111,7 @@ impl<'a, P: FrameContents> PageCache<'a, P> {
             failed_pages: ByKind::default(),
             swap_refusals: AtomicU32::new(0),
             refused: AtomicU64::new(0),
+            interrupted_writes: AtomicU64::new(0),
             open_writes: AtomicU64::new(0),
             requests: Requests::new(places),
             streams: Streams::new(),

@@ -14,9 +14,9 @@ const FRAME_KIB: u64 = 4;
 /// Completions that are taken at once.
 const BATCH: usize = 16;
 
-/// Reads of a block, alone, that may be lost one after the other before it counts as unreadable. A device that is reset
-/// loses all that it has in hand, whoever was at fault.
-const MOST_LOST: u8 = 3;
+/// Requests for a block, alone, that may be interrupted one after the other before they count as failed: the first and five more,
+/// as Linux's disks have it (`SD_MAX_RETRIES`). A device that is reset loses all that it has in hand, whoever was at fault.
+pub(crate) const MOST_INTERRUPTED: u8 = 6;
 
 /// What the slots of a read that failed say of the next attempt.
 fn failed_slot(run: &Run, error: DiskError) -> Slot {
@@ -24,7 +24,7 @@ fn failed_slot(run: &Run, error: DiskError) -> Slot {
     match error {
         // Perhaps for another block of the run.
         _ if run.count > 1 => Slot::failed(0),
-        DiskError::Lost if attempts < MOST_LOST => Slot::failed(attempts),
+        DiskError::Interrupted if attempts < MOST_INTERRUPTED => Slot::failed(attempts),
         _ => Slot::UNREADABLE,
     }
 }
@@ -121,6 +121,10 @@ impl<P: FrameContents> PageCache<'_, P> {
             }
             Err(error) => {
                 self.write_errors.fetch_add(frames, Ordering::Relaxed);
+                if error == DiskError::Interrupted {
+                    // Before the pages are dirty again: pairs with the acquire of `sync_range`.
+                    self.interrupted_writes.fetch_add(1, Ordering::Release);
+                }
                 self.count_refusal(run);
                 let mut marks = FrameFlags::DIRTY;
                 if error == DiskError::Abandoned {

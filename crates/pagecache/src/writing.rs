@@ -8,6 +8,7 @@ use dirigible_frames::{Event, FrameContents, FrameFlags, Marks, Pfn};
 use dirigible_reclaim::Kind;
 
 use crate::cache::{PageCache, Seize};
+use crate::finish::MOST_INTERRUPTED;
 use crate::pages::CacheError;
 use crate::requests::Run;
 
@@ -169,19 +170,25 @@ impl<P: FrameContents> PageCache<'_, P> {
     }
 
     /// Writes all pages of files in the range that are dirty now and waits for them. Those that failed it tries again, alone,
-    /// and again as long as fewer of them fail each time.
+    /// and again as long as fewer of them fail each time, or, a few times, as the disk was reset for the sake of others meanwhile.
     pub(crate) fn sync_range(&self, blocks: Range<u64>) -> Result<(), CacheError> {
         let end = blocks.end.min(self.file_blocks());
         self.begin_writes(blocks.start, end);
         self.wait_for_writes(blocks.start, end);
         let mut failed_before = u64::MAX;
+        let mut vain_rounds = 0;
         loop {
+            let interrupted = self.interrupted_writes.load(Ordering::Acquire);
             let (failed, first) = self.write_failed(blocks.start, end);
             let Some(block) = first else {
                 return Ok(());
             };
             if failed >= failed_before {
-                return Err(CacheError::Io { block });
+                vain_rounds += 1;
+                let interrupted = self.interrupted_writes.load(Ordering::Acquire) != interrupted;
+                if !interrupted || vain_rounds == MOST_INTERRUPTED {
+                    return Err(CacheError::Io { block });
+                }
             }
             failed_before = failed;
         }

@@ -445,27 +445,27 @@ fn a_failed_read_is_an_error_of_its_own_block() {
     w.end(0);
 }
 
-/// A device that is reset loses all that it has in hand: who was not at fault tries again. Not for ever.
+/// A device that is reset drops all that it has in hand: who was not at fault tries again. Not for ever.
 #[test]
-fn a_lost_read_is_tried_again_a_few_times() {
-    for (lost, comes) in [(1, true), (2, true), (3, false), (9, false)] {
+fn a_read_that_is_interrupted_is_tried_again_a_few_times() {
+    for (times, comes) in [(1, true), (5, true), (6, false), (9, false)] {
         let w = world();
-        w.disk.state.lock().unwrap().lost_reads = lost;
+        w.disk.state.lock().unwrap().interrupted_reads = times;
         let read = w.read(20);
         let expected = if comes {
             Ok(factory(20))
         } else {
             Err(CacheError::Io { block: 20 })
         };
-        assert_eq!(read, expected, "{lost}");
-        assert_eq!(w.disk.log().len(), if comes { lost + 1 } else { 3 });
-        w.disk.state.lock().unwrap().lost_reads = 0;
+        assert_eq!(read, expected, "{times}");
+        assert_eq!(w.disk.log().len(), if comes { times + 1 } else { 6 });
+        w.disk.state.lock().unwrap().interrupted_reads = 0;
         assert_eq!(w.read(20), Ok(factory(20)));
         w.end(0);
     }
-    // One that was lost with others is alone afterwards, and then counts.
+    // One that was interrupted with others is alone afterwards, and then counts.
     let w = world();
-    w.disk.state.lock().unwrap().lost_reads = 3;
+    w.disk.state.lock().unwrap().interrupted_reads = 6;
     assert_eq!(w.read_ahead(20, 10), Ok(factory(20)));
     w.end(0);
 }

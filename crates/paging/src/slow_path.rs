@@ -37,6 +37,9 @@ pub struct SlowPathConfig {
     /// Evacuate for unmovable and reclaimable requests that find no room in blocks of their type: set it where the
     /// allocator's fallback policy is [`Fallback::Evacuate`].
     pub fallback: Fallback,
+    /// Whether a base request takes frames from blocks of other types before it fails, though that leaves hybrid blocks.
+    /// Default yes: a program is worth more than a block.
+    pub any_block_at_last: bool,
     /// The watermark below which the balloon does not allocate.
     pub balloon_watermark: Watermark,
     /// How long a base request that would fail waits for frames that compaction holds, in nanoseconds.
@@ -57,6 +60,7 @@ impl Default for SlowPathConfig {
             costly_rounds: 2,
             evacuations: 2,
             fallback: Fallback::Evacuate,
+            any_block_at_last: true,
             balloon_watermark: Watermark::Min,
             settle_ns: 200_000_000,
             release_batch: 256,
@@ -188,7 +192,18 @@ impl<'a, P: Platform> SlowPath<'a, P> {
             .or_else(|OutOfMemory| self.break_reserve(request))
             .or_else(|_| self.await_compaction(request, &mut effort))
             .or_else(|OutOfMemory| self.release(request, &mut effort))
+            .or_else(|OutOfMemory| self.take_from_any_block(request))
             .or_else(|OutOfMemory| self.failed())
+    }
+
+    /// Free frames in blocks of other types, if they may be used: the request would fail else.
+    fn take_from_any_block(&self, request: AllocRequest) -> Result<Pfn, OutOfMemory> {
+        if !self.config.any_block_at_last {
+            return Err(OutOfMemory);
+        }
+        let cpu = self.platform.cpu();
+        let request = request.breaking_reserve().from_any_block();
+        self.frames.alloc(cpu, request).map_err(|_| OutOfMemory)
     }
 
     fn break_reserve(&self, request: AllocRequest) -> Result<Pfn, AllocError> {

@@ -328,6 +328,30 @@ fn out_of_memory_is_counted_and_bounded() {
     filler.w.check_at_rest();
 }
 
+/// Where it may, a request takes what is free in a block of another type before it fails: all of it, and no more.
+#[test]
+fn blocks_of_other_types_are_the_last_means() {
+    let filler = filled(4, Fallback::Evacuate, 0);
+    let w = &filler.w;
+    let config = SlowPathConfig {
+        any_block_at_last: true,
+        ..config(Fallback::Evacuate)
+    };
+    let slow = filler.slow_path(config);
+    w.frames.drain_cpu_caches();
+    let free = w.frames.free_frames();
+    assert!(free > 0 && w.frames.hybrid_blocks() == 0);
+    let taken: Vec<_> = std::iter::from_fn(|| slow.alloc(AllocRequest::movable()).ok()).collect();
+    assert_eq!(taken.len() as u64, free);
+    assert!(w.frames.hybrid_blocks() > 0);
+    taken
+        .into_iter()
+        .for_each(|frame| slow.free(frame, Order::BASE));
+    w.frames.drain_cpu_caches();
+    assert_eq!(w.frames.hybrid_blocks(), 0);
+    w.check_at_rest();
+}
+
 #[test]
 fn a_large_run_does_not_empty_the_reclaimer() {
     let filler = filled(16, Fallback::Steal, usize::MAX);

@@ -47,6 +47,8 @@ impl ColumnPolicy {
             },
             slow_path: SlowPathConfig {
                 fallback: self.fallback,
+                // A program that finds no memory waits here, and the hybrid blocks are to be those that policies make.
+                any_block_at_last: false,
                 ..SlowPathConfig::default()
             },
             kcompactd: KcompactdConfig {

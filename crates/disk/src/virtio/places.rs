@@ -110,11 +110,14 @@ impl Places {
         sent.min().unwrap_or(u64::MAX)
     }
 
-    /// Ends all requests that the device has; gives how many.
-    pub(super) fn end_all(&mut self, error: DiskError) -> u32 {
+    /// Ends all requests that the device has, each as `error` says of its deadline; gives how many.
+    pub(super) fn end_all(&mut self, error: impl Fn(u64) -> DiskError) -> u32 {
         for place in &mut self.places {
-            if let Place::Sent(Sent { token, .. }) = *place {
-                let result = Err(error);
+            if let Place::Sent(Sent {
+                token, deadline, ..
+            }) = *place
+            {
+                let result = Err(error(deadline));
                 *place = Place::Ended(Completion { token, result });
             }
         }

@@ -98,10 +98,11 @@ impl<H: Hal, T: Transport, P: Platform> VirtioDisk<'_, H, T, P> {
         // All requests have ended, and nobody sends one: the rings are ours.
         let restarted = is_quiet && !last && self.restart(wire);
         let mut core = self.core.lock();
-        let error = if is_quiet {
-            DiskError::Lost
-        } else {
-            DiskError::Abandoned
+        let begun = until.saturating_sub(self.config.reset_timeout_ns);
+        let error = |deadline| match is_quiet {
+            false => DiskError::Abandoned,
+            true if deadline <= begun || !restarted => DiskError::Lost,
+            true => DiskError::Interrupted,
         };
         core.stats.lost += u64::from(core.places.end_all(error));
         core.condition = match (is_quiet, restarted) {

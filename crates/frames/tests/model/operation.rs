@@ -93,6 +93,7 @@ prop_compose! {
         watermark in watermark(),
         break_reserve in any::<bool>(),
         fall_back in any::<bool>(),
+        any_block in prop_oneof![3 => Just(false), 1 => Just(true)],
     ) -> AllocRequest {
         AllocRequest {
             order: Order::new(order).expect("0 to 10"),
@@ -100,6 +101,7 @@ prop_compose! {
             watermark,
             break_reserve,
             fall_back,
+            any_block,
         }
     }
 }

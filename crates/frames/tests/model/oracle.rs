@@ -106,7 +106,8 @@ impl<'a> Oracle<'a> {
             && mine != Migratetype::Movable
             && type_of != Migratetype::Movable;
         let foreign = type_of != mine && !shared;
-        let steals = request.fall_back && self.geometry.fallback == Fallback::Steal;
+        let steals =
+            request.any_block || request.fall_back && self.geometry.fallback == Fallback::Steal;
         request.order < Order::HUGE && self.has_run(block, request.order) && (!foreign || steals)
     }
 

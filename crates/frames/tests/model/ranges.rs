@@ -92,7 +92,7 @@ impl Model<'_> {
                 let shared = fallback == Fallback::Evacuate
                     && mine != Migratetype::Movable
                     && theirs != Migratetype::Movable;
-                let steals = request.fall_back && fallback == Fallback::Steal;
+                let steals = request.any_block || request.fall_back && fallback == Fallback::Steal;
                 let kept = frames.reserve_blocks(zone);
                 let spares = request.class.is_movable()
                     && !request.break_reserve

@@ -48,8 +48,8 @@ pub struct State {
     pub bad_writes: BTreeSet<u64>,
     /// Which of the next writes fail, whatever they write; those after them do not.
     pub write_faults: VecDeque<bool>,
-    /// So many of the next reads are lost.
-    pub lost_reads: usize,
+    /// So many of the next reads are interrupted by a reset.
+    pub interrupted_reads: usize,
     pub dead: bool,
     /// Requests that were sent, with their blocks: (write, block, count).
     pub log: Vec<(bool, u64, usize)>,
@@ -104,9 +104,9 @@ impl MockDisk {
         if blocks.clone().any(|block| bad.contains(&block)) {
             result = Err(DiskError::Io);
         }
-        if !job.write && state.lost_reads > 0 {
-            state.lost_reads -= 1;
-            result = Err(DiskError::Lost);
+        if !job.write && state.interrupted_reads > 0 {
+            state.interrupted_reads -= 1;
+            result = Err(DiskError::Interrupted);
         }
         if job.write && state.write_faults.pop_front() == Some(true) {
             result = Err(DiskError::Io);
