@@ -96,6 +96,8 @@ impl Reclaim for Filler {
 fn config(fallback: Fallback) -> SlowPathConfig {
     SlowPathConfig {
         fallback,
+        // All other means are tested without it.
+        any_block_at_last: false,
         ..SlowPathConfig::default()
     }
 }
