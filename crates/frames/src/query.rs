@@ -85,12 +85,11 @@ impl FrameAllocator<'_> {
         self.whole_in(zone).max(0) as u64
     }
 
-    /// Free frames of a zone in blocks from which movable requests do not take, as under
-    /// [`Fallback::Evacuate`]: those that hold immovable memory. Looks at all of these blocks that have
-    /// room.
+    /// Free frames of a zone in blocks from which movable requests do not take under [`Fallback::Evacuate`]: those that
+    /// hold immovable memory. 0 under [`Fallback::Steal`]. Looks at all of these blocks that have room.
     ///
-    /// A movable request for whole blocks leaves its watermark of others: what it leaves is for small requests, and few of
-    /// these are immovable.
+    /// A movable request for whole blocks leaves its watermark without them: what it leaves is for small requests, and
+    /// few of these are immovable.
     #[inline(never)]
     pub fn stranded_frames(&self, zone: ZoneId) -> u64 {
         if self.fallback == Fallback::Steal {

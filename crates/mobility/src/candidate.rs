@@ -25,6 +25,15 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
+    const fn unpriced(block: BlockId) -> Self {
+        Self {
+            block,
+            looked_at: false,
+            cost: 0,
+            saved: 0,
+        }
+    }
+
     pub(crate) const fn block(&self) -> BlockId {
         self.block
     }
@@ -64,7 +73,8 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
     #[inline(never)]
     pub(crate) fn take_best(&self, candidates: &mut Candidates, owed: u64) -> Option<Candidate> {
         if !self.config.drops_cold {
-            return candidates.pop_at(0);
+            let first = candidates.pop_at(0)?;
+            return Some(self.candidate(first.block));
         }
         let mut looks = 0;
         loop {
@@ -91,12 +101,7 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
 
     /// A candidate by its books: what emptying `block` costs if all that is cold is dropped, and what that saves.
     pub(crate) fn candidate(&self, block: BlockId) -> Candidate {
-        let mut candidate = Candidate {
-            block,
-            looked_at: false,
-            cost: 0,
-            saved: 0,
-        };
+        let mut candidate = Candidate::unpriced(block);
         let all = self.frames.cost_without_tally(block);
         candidate.set(all, self.frames.evacuation_cost(block));
         candidate
@@ -156,7 +161,11 @@ impl<P: Platform + ?Sized> Mobility<'_, P> {
         let count = look(&mut found[..self.config.look]);
         found[..count]
             .iter()
-            .map(|&block| self.candidate(block))
+            .map(|&block| match self.config.drops_cold {
+                true => self.candidate(block),
+                // They are in order; what the first costs is asked when it is taken.
+                false => Candidate::unpriced(block),
+            })
             .collect()
     }
 

@@ -55,8 +55,8 @@
 //! `Mobility` raises `compact_*` and `pgmigrate_*` (the owners raise their own, such as `balloon_migrate`). A frame
 //! that its owner released instead of moving it ([`Outcome::Released`]) counts as moved, as in Linux.
 //! [`Mobility::verify`] checks the identities between them. `compact_refused_*` say why blocks were given up.
-//! `Mobility` charges the platform for looking at blocks and their frames, and for isolating frames; the owner who copies or sends
-//! charges for that.
+//! `Mobility` charges the platform for looking at blocks and their frames, and for isolating frames; the owner who
+//! copies or sends charges for that.
 //!
 //! # Locks
 //!

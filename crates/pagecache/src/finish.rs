@@ -14,8 +14,9 @@ const FRAME_KIB: u64 = 4;
 /// Completions that are taken at once.
 const BATCH: usize = 16;
 
-/// Requests for a block, alone, that may be interrupted one after the other before they count as failed: the first and five more,
-/// as Linux's disks have it (`SD_MAX_RETRIES`). A device that is reset loses all that it has in hand, whoever was at fault.
+/// Requests for a block, alone, that may be interrupted one after the other before they count as failed: the first and
+/// five more, as Linux's disks have it (`SD_MAX_RETRIES`). A device that is reset loses all that it has in hand,
+/// whoever was at fault.
 pub(crate) const MOST_INTERRUPTED: u8 = 6;
 
 /// What the slots of a read that failed say of the next attempt.

@@ -134,9 +134,10 @@ impl<P: FrameContents> PageCache<'_, P> {
         }
     }
 
-    /// Brings the contents of `block`, if it has any, into memory, with those of its neighbours that are on the disk:
-    /// as far as they lie in its aligned group of 8 blocks, or fewer while what was read so is not used, and in one row with it. Waits until they can be
-    /// [taken](Self::take); by then somebody else may have taken them. Waits for the disk and for memory.
+    /// Brings the contents of `block`, if it has any, into memory, with those of its neighbours that are on the disk: as
+    /// far as they lie in its aligned group of 8 blocks, or fewer while what was read so is not used, and in one row
+    /// with it. Waits until they can be [taken](Self::take); by then somebody else may have taken them. Waits for the
+    /// disk and for memory.
     ///
     /// # Errors
     ///

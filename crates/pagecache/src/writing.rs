@@ -169,8 +169,9 @@ impl<P: FrameContents> PageCache<'_, P> {
         frame.is_some_and(|frame| self.frames.flags(frame).contains(FrameFlags::WRITEBACK))
     }
 
-    /// Writes all pages of files in the range that are dirty now and waits for them. Those that failed it tries again, alone,
-    /// and again as long as fewer of them fail each time, or, a few times, as the disk was reset for the sake of others meanwhile.
+    /// Writes all pages of files in the range that are dirty now and waits for them. Those that failed it tries again,
+    /// alone, and again as long as fewer of them fail each time, or, a few times, if a reset of the disk interrupted
+    /// them.
     pub(crate) fn sync_range(&self, blocks: Range<u64>) -> Result<(), CacheError> {
         let end = blocks.end.min(self.file_blocks());
         self.begin_writes(blocks.start, end);

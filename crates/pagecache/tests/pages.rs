@@ -470,6 +470,27 @@ fn a_read_that_is_interrupted_is_tried_again_a_few_times() {
     w.end(0);
 }
 
+/// A sync does not fail for a reset that another's request was the cause of, and does not go on for ever either.
+#[test]
+fn a_sync_tries_again_what_a_reset_interrupted() {
+    // The first write, the first that is alone, and six more in vain.
+    for (times, done) in [(1, true), (7, true), (8, false), (20, false)] {
+        let w = world();
+        w.write(10, [10, 5]).unwrap();
+        w.disk.state.lock().unwrap().interrupted_writes = times;
+        let expected = if done {
+            Ok(())
+        } else {
+            Err(CacheError::Io { block: 10 })
+        };
+        assert_eq!(w.cache.sync(0..100), expected, "{times}");
+        w.disk.state.lock().unwrap().interrupted_writes = 0;
+        assert_eq!(w.cache.sync(0..100), Ok(()));
+        assert_eq!(w.disk.contents(10), [10, 5]);
+        w.end(0);
+    }
+}
+
 #[test]
 fn a_sync_tries_again_as_long_as_fewer_writes_fail() {
     let w = world();

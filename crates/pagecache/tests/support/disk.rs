@@ -50,6 +50,8 @@ pub struct State {
     pub write_faults: VecDeque<bool>,
     /// So many of the next reads are interrupted by a reset.
     pub interrupted_reads: usize,
+    /// The same of writes.
+    pub interrupted_writes: usize,
     pub dead: bool,
     /// Requests that were sent, with their blocks: (write, block, count).
     pub log: Vec<(bool, u64, usize)>,
@@ -106,6 +108,10 @@ impl MockDisk {
         }
         if !job.write && state.interrupted_reads > 0 {
             state.interrupted_reads -= 1;
+            result = Err(DiskError::Interrupted);
+        }
+        if job.write && state.interrupted_writes > 0 {
+            state.interrupted_writes -= 1;
             result = Err(DiskError::Interrupted);
         }
         if job.write && state.write_faults.pop_front() == Some(true) {
